@@ -1,0 +1,43 @@
+"""The typed, frozen config tree and its strict YAML; needs neither torch nor ray."""
+
+from bft_ray.config.load import flatten, load_config, make_config, make_loss_config, schema, to_yaml
+from bft_ray.config.loss import METHODS, LossConfig
+from bft_ray.config.tree import (
+    CheckpointConfig,
+    ChoiceTask,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    DeepSpeedConfig,
+    EvaluationConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SourceConfig,
+    TrackingConfig,
+)
+
+__all__ = [
+    "METHODS",
+    "CheckpointConfig",
+    "ChoiceTask",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "DeepSpeedConfig",
+    "EvaluationConfig",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "SourceConfig",
+    "TrackingConfig",
+    "flatten",
+    "load_config",
+    "make_config",
+    "make_loss_config",
+    "schema",
+    "to_yaml",
+]

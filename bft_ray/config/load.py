@@ -1,0 +1,221 @@
+"""YAML file and dotted overrides -> Config, with every problem told as field, value, rule, remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bft_ray.config.loss import LossConfig
+from bft_ray.config.tree import Config
+from bft_ray.errors import BadConfig, BadInput
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    "while reading a mapping", node.start_mark, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a config file, or a bundled recipe by its name, with overrides such as `loss.window=64`.
+
+    Raises:
+        BadInput: no such file or recipe, or text that is no YAML mapping.
+        BadConfig: every unknown key, wrong type and broken rule, at once.
+    """
+    path = find_config(source)
+    tree = read_yaml(path)
+    for override in overrides:
+        apply_override(tree, override)
+    return make_config(tree, str(source))
+
+
+def find_config(source: str | Path) -> Path:
+    """The path of a config: a file, or the name of a recipe that comes with the package."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    recipe = recipes().get(str(source).removesuffix(".yaml"))
+    if recipe is None:
+        near = difflib.get_close_matches(str(source), list(recipes()), 1)
+        hint = f"Did you mean `{near[0]}`?" if near else f"Recipes: {', '.join(sorted(recipes()))}."
+        raise BadInput("config", str(source), "a YAML file or the name of a recipe", hint)
+    return recipe
+
+
+def recipes() -> dict[str, Path]:
+    """Bundled configs by name."""
+    folder = Path(str(resources.files("bft_ray") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file; BadInput names the line of a syntax error."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # _Loader is a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise BadInput(where, getattr(error, "problem", None) or "not UTF-8 text", "valid YAML") from None
+    if not isinstance(tree, dict):
+        raise BadInput(str(path), tree, "a YAML mapping of config sections", "`bft-ray config --schema` lists them.")
+    return tree
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one dotted field of the tree in place: `loss.window=64`, `data.train.0.limit=100`."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise BadInput("override", override, "of the form section.field=value", "For example loss.window=64.")
+    try:
+        value = yaml.load(text, Loader=_Loader) if text else None
+    except yaml.YAMLError:
+        raise BadInput(name, text, "a YAML value", "Quote it twice if it has special characters.") from None
+    *parents, last = name.split(".")
+    place: Any = tree
+    for key in parents:
+        place = _descend(place, key, name)
+    if isinstance(place, list):
+        place[_index(place, last, name)] = value
+    else:
+        place[last] = value
+
+
+def _descend(place: Any, key: str, name: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, key, name)]
+    if not isinstance(place, dict):
+        raise BadInput(name, place, "but its parent is a value, not a section", "Look at `bft-ray config --schema`.")
+    if place.get(key) is None:
+        place[key] = {}
+    return place[key]
+
+
+def _index(place: list[Any], key: str, name: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise BadInput(name, key, f"an index below {len(place)}, because it names an entry of a list")
+    return int(key)
+
+
+def make_config(tree: dict[str, Any], source: str = "the config") -> Config:
+    """Validate a plain tree; raises BadConfig with every problem."""
+    return _validate(Config, tree, source)
+
+
+def make_loss_config(tree: dict[str, Any], source: str = "the loss config") -> LossConfig:
+    """Validate the loss section alone; raises BadConfig with every problem."""
+    return _validate(LossConfig, tree, source)
+
+
+def _validate(model: type, tree: dict[str, Any], source: str) -> Any:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(problem, model) for problem in error.errors(include_url=False)]
+        raise BadConfig(source, list(dict.fromkeys(problems))) from None
+
+
+def _explain(problem: Any, model: type) -> str:
+    # a union puts its branch ("list[str]", "literal[...]") into the place: users know fields only
+    loc = [str(key) for key in problem["loc"] if not re.search(r"[\[\]'()]", str(key))]
+    name = ".".join(loc)
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, loc[:-1])
+        near = difflib.get_close_matches(loc[-1], known, 1, cutoff=0.5)
+        hint = f"Did you mean `{'.'.join([*loc[:-1], near[0]])}`?" if near else f"Known: {', '.join(known)}."
+        return f"`{name}` is not a known key. {hint}"
+    if problem["type"] == "missing":
+        return f"`{name}` is missing: {_help_of(model, loc)}."
+    if problem["type"] == "bft_rule":
+        context = problem["ctx"]
+        field = ".".join([*loc, context["field"]]) if not context["field"].startswith(name + ".") else context["field"]
+        return f"`{field}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
+    must_be = re.sub(r"^Input should be ", "", problem["msg"])
+    return f"`{name}` is {_shorten(problem['input'])}, but must be {must_be}."
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The config section inside an annotation such as `Section | None` or `list[Section]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
+        return next(filter(None, map(_section_in, typing.get_args(annotation))), None)
+    return None
+
+
+def _section_at(model: type[BaseModel], loc: list[str]) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = model
+    for key in loc:
+        if section is None or key.isdigit():
+            continue
+        section = _section_in(section.model_fields[key].annotation) if key in section.model_fields else None
+    return section
+
+
+def _fields_at(model: type[BaseModel], loc: list[str]) -> list[str]:
+    section = _section_at(model, loc)
+    return list(section.model_fields) if section else []
+
+
+def _help_of(model: type[BaseModel], loc: list[str]) -> str:
+    section = _section_at(model, loc[:-1])
+    field = section.model_fields.get(loc[-1]) if section else None
+    return (field.description if field else None) or "give it in the config"
+
+
+def schema() -> str:
+    """The JSON schema of the config, as text (for editors: `# yaml-language-server: $schema=...`)."""
+    return json.dumps(Config.model_json_schema(), indent=2)
+
+
+def to_yaml(config: BaseModel) -> str:
+    """A config, resolved, as YAML that loads to the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(config: BaseModel) -> dict[str, Any]:
+    """Dotted field -> value, lists and mappings of values as JSON text: what MLflow stores as params."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+            for index, inner in enumerate(value):
+                walk(f"{prefix}.{index}", inner)
+        else:
+            flat[prefix] = json.dumps(value) if isinstance(value, (list, dict)) else value
+
+    walk("", config.model_dump(mode="json"))
+    return flat

@@ -1,0 +1,100 @@
+"""The loss settings and the named methods: every method is a set of defaults over the same fields."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from bft_ray.config.base import Section, rule
+
+Method = Literal["sft", "dft", "bft_no_sample", "bft_no_token", "bft", "bft_group", "bft_inverse"]
+
+#: What each named method stands for. "bft" equals the official code of arXiv 2511.21075 (weight 1 - c),
+#: "bft_inverse" the paper's text (weights inverse to the confidence), "bft_group" its third version.
+METHODS: dict[str, dict[str, Any]] = {
+    "sft": dict(token_weight="none", sample_weight="none", aggregate="token"),
+    "dft": dict(token_weight="exp_nll", sample_weight="none", aggregate="token"),
+    "bft_no_sample": dict(token_weight="exp_nll", sample_weight="none", aggregate="sample"),
+    "bft_no_token": dict(token_weight="none", sample_weight="complement", aggregate="sample"),
+    "bft": dict(token_weight="exp_nll", sample_weight="complement", aggregate="sample"),
+    "bft_group": dict(
+        token_weight="group", sample_weight="complement", confidence="arithmetic", aggregate="sample"
+    ),
+    "bft_inverse": dict(token_weight="exp_nll", sample_weight="inverse", aggregate="sample"),
+}
+
+
+class LossConfig(Section):
+    """Which loss, and its settings. Fields that are not given take the defaults of `method`.
+
+    Formulas: `bft_ray.loss` (arXiv 2511.21075; official code; DFT is arXiv 2508.05629).
+    Raises BadConfig/ValidationError for values out of range and for settings that could never act.
+    """
+
+    method: Method = Field("bft", description="named set of defaults over the fields below")
+    token_weight: Literal["none", "prob", "exp_nll", "group"] = Field(
+        "exp_nll", description="weight of each token's loss: 1, its probability (two roundings), or relative to its group"
+    )
+    token_epsilon: float = Field(1e-6, gt=0, description="added to the group mean in the `group` token weight")
+    token_cap: float = Field(1.0, gt=0, description="largest `group` token weight")
+    confidence: Literal["geometric", "arithmetic"] = Field(
+        "geometric", description="mean of a window: of log-probabilities (official code) or of probabilities (paper)"
+    )
+    window: int = Field(256, ge=1, description="tokens in the sliding window of the confidence, and in a group")
+    window_alignment: Literal["trailing", "centered"] = Field(
+        "trailing", description="where the group of the `group` token weight lies around its token"
+    )
+    sample_weight: Literal["none", "complement", "inverse"] = Field(
+        "complement", description="weight of each sample: 1, 1 - c^gamma, or 1 / (c^gamma + epsilon)"
+    )
+    gamma: float = Field(1.0, gt=0, description="exponent of the confidence")
+    epsilon: float = Field(0.05, gt=0, description="added to the confidence in the `inverse` weight")
+    weight_cap: float | None = Field(None, gt=0, description="largest sample weight before normalising; null: none (default: 8 for `inverse`)")
+    normalise: bool = Field(
+        False, description="divide sample weights by their mean over the global batch (default: on for `inverse`)"
+    )
+    aggregate: Literal["sample", "token"] = Field(
+        "sample", description="mean over samples of per-sample means, or mean over all supervised tokens"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_method(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        filled = dict(METHODS.get(given.get("method", "bft"), {})) if isinstance(given.get("method", "bft"), str) else {}
+        filled.update(given)
+        inverse = filled.get("sample_weight") == "inverse"
+        filled.setdefault("normalise", inverse)
+        filled.setdefault("weight_cap", 8.0 if inverse else None)
+        return filled
+
+    @model_validator(mode="after")
+    def _cap_can_bind(self) -> "LossConfig":
+        if self.sample_weight == "complement" and self.weight_cap is not None and self.weight_cap >= 1:
+            raise rule(
+                "weight_cap",
+                self.weight_cap,
+                "below 1 with `sample_weight: complement`, whose weights 1 - c^gamma never reach 1",
+                "Leave it out, or use `sample_weight: inverse`.",
+            )
+        return self
+
+    @property
+    def uses_confidence(self) -> bool:
+        """Whether the sample weight depends on the window confidence."""
+        return self.sample_weight != "none"
+
+    def unused_fields(self) -> list[str]:
+        """Names of the fields that have no effect under these settings (for a notice, and to merge equal trials)."""
+        unused = []
+        if self.token_weight != "group":
+            unused += ["token_epsilon", "token_cap", "window_alignment"]
+        if self.sample_weight == "none":
+            unused += ["confidence", "gamma", "weight_cap", "normalise"]
+        if self.sample_weight != "inverse":
+            unused += ["epsilon"]
+        if self.sample_weight == "none" and self.token_weight != "group":
+            unused += ["window"]
+        return unused

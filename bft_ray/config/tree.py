@@ -1,0 +1,250 @@
+"""The typed config tree: one section a subject, every field with its unit and one line of help."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from bft_ray.config.base import Section, rule
+from bft_ray.config.loss import LossConfig
+
+
+class ModelConfig(Section):
+    """The base model: any causal LM that transformers loads."""
+
+    path: str = Field("starter", description="folder, hub id, or `starter` (the bundled model)")
+    revision: str | None = Field(None, description="hub revision (commit, tag or branch)")
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="dtype of the weights and of the computation")
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        "sdpa", description="attention implementation of transformers"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in backward to save memory")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model: only if you read it")
+    adapter: str | None = Field(None, description="folder of a LoRA adapter to start from")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft). Leave `lora` null for full fine-tuning."""
+
+    rank: int = Field(16, ge=1, description="rank of the adapters")
+    alpha: float = Field(32.0, gt=0, description="scale of the adapters (times 1/rank)")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input; above 0 layout-invariance ends")
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="names (suffixes) of the modules that get an adapter, or all-linear"
+    )
+
+
+class SourceConfig(Section):
+    """One source of rows."""
+
+    path: str = Field(description="JSONL, JSON, CSV or Parquet file, saved datasets folder, hub id, or starter:DOMAIN/SPLIT")
+    split: str | None = Field(None, description="split of a hub dataset or saved DatasetDict")
+    name: str | None = Field(None, description="configuration name of a hub dataset")
+    revision: str | None = Field(None, description="hub revision of the dataset")
+    ratio: float = Field(1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="names in the file of id, prompt, completion, messages, text"
+    )
+    limit: int | None = Field(None, ge=1, description="read at most this many rows")
+
+
+class DataConfig(Section):
+    """The rows, how they become tokens, and how a global batch is cut into micro-batches."""
+
+    train: list[SourceConfig] = Field(min_length=1, description="training sources")
+    validation: list[SourceConfig] = Field(default_factory=list, description="sources of the validation NLL")
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="chat: the tokenizer's template; plain: prompt, newline, completion; auto: chat if there is one"
+    )
+    max_length: int = Field(2048, ge=2, description="longest sample, in tokens")
+    too_long: Literal["truncate", "drop", "error"] = Field("truncate", description="what to do with longer samples")
+    global_batch_size: int = Field(16, ge=1, description="samples a step, over all workers")
+    micro_batch_tokens: int = Field(8192, ge=2, description="token budget of a micro-batch (memory); results do not depend on it")
+    micro_batch_size: int | None = Field(None, ge=1, description="at most this many samples a micro-batch; null: no limit")
+    packing: bool = Field(True, description="lay samples end to end in one row without padding")
+    shuffle: bool = Field(True, description="draw a new order each epoch, from `seed`")
+    cache_dir: str | None = Field(None, description="folder of the tokenised data; null: ~/.cache/bft_ray")
+
+    @model_validator(mode="after")
+    def _budget_holds_a_sample(self) -> "DataConfig":
+        if self.micro_batch_tokens < self.max_length:
+            raise rule(
+                "micro_batch_tokens",
+                self.micro_batch_tokens,
+                f"at least data.max_length ({self.max_length}), so that the longest sample fits into a micro-batch",
+                "Raise it, or lower data.max_length.",
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW and gradient clipping."""
+
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="decay of the moments")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (matrices only)")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; null: no clipping")
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> "OptimizerConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise rule("betas", self.betas, "two numbers in [0, 1)")
+        return self
+
+
+class ScheduleConfig(Section):
+    """How long, and the course of the learning rate."""
+
+    epochs: float = Field(3.0, gt=0, description="passes over the training data; not used when `steps` is given")
+    steps: int | None = Field(None, ge=1, description="optimizer steps")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
+    shape: Literal["cosine", "linear", "constant"] = Field("cosine", description="course after the warm-up")
+    min_ratio: float = Field(0.0, ge=0, le=1, description="final rate as a share of the peak")
+
+
+class DeepSpeedConfig(Section):
+    """The DeepSpeed engine: a named preset and, where you must, raw settings on top."""
+
+    preset: Literal["zero0", "zero1", "zero2", "zero3"] = Field("zero2", description="ZeRO stage")
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="keep optimizer states (zero1-3) or also parameters (zero3) in CPU memory"
+    )
+    overlay: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed settings merged over the preset")
+
+    @model_validator(mode="after")
+    def _rules(self) -> "DeepSpeedConfig":
+        if self.offload == "optimizer" and self.preset == "zero0":
+            raise rule("offload", self.offload, "none with zero0", "Use preset zero2 or zero3.")
+        if self.offload == "all" and self.preset != "zero3":
+            raise rule("offload", self.offload, "none or optimizer below zero3", "Use preset zero3.")
+        owned = {
+            "train_batch_size": "data.global_batch_size",
+            "train_micro_batch_size_per_gpu": "data.micro_batch_tokens",
+            "gradient_accumulation_steps": "data.micro_batch_tokens",
+            "gradient_clipping": "optimizer.max_grad_norm",
+            "optimizer": "the optimizer section",
+            "scheduler": "the schedule section",
+            "bf16": "model.dtype",
+            "fp16": "model.dtype",
+            "torch_autocast": "model.dtype",
+        }
+        for key in self.overlay:
+            if key in owned:
+                raise rule(f"overlay.{key}", self.overlay[key], "left out: bft-ray sets it", f"Use {owned[key]} instead.")
+        if isinstance(zero := self.overlay.get("zero_optimization"), dict) and "stage" in zero:
+            raise rule(
+                "overlay.zero_optimization.stage", zero["stage"], "left out: the preset sets it", "Use deepspeed.preset."
+            )
+        return self
+
+
+class ClusterConfig(Section):
+    """Ray: where, how many workers, what each gets, where results go, and what happens on failure."""
+
+    address: str | None = Field(None, description="Ray address (auto, host:port, ray://host:port); null: a local Ray")
+    num_workers: int = Field(1, ge=1, description="training workers (ranks)")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores reserved for each worker; also its threads on CPU")
+    gpus_per_worker: float | None = Field(None, ge=0, le=1, description="GPUs a worker; null: 1 where the cluster has GPUs, else 0")
+    resources_per_worker: dict[str, float] = Field(default_factory=dict, description="further Ray resources a worker")
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field("PACK", description="Ray placement strategy")
+    storage_path: str = Field("bft_results", description="folder or URI (s3://, gs://) of results; shared by all nodes of a cluster")
+    max_failures: int = Field(3, ge=0, description="restarts from the last checkpoint before the run fails")
+    start_timeout_s: float = Field(300.0, gt=0, description="longest wait for resources and for workers to start")
+    collective_timeout_s: float = Field(600.0, gt=0, description="longest wait of a rank for the others")
+
+
+class CheckpointConfig(Section):
+    """When to save, and what to keep."""
+
+    every_steps: int | None = Field(None, ge=1, description="save every n steps; null: at each evaluation and at the end")
+    metric: str = Field("validation/nll", description="metric that decides which checkpoint is best")
+    keep: int = Field(1, ge=1, description="best checkpoints kept, beside the last one")
+    export: Literal["best", "last"] = Field("best", description="which of them is exported")
+    merge_lora: bool = Field(False, description="export the merged model instead of the adapter")
+
+
+class ChoiceTask(Section):
+    """A multiple-choice set: rows of question, choices, answer (index), optional context."""
+
+    name: str = Field("choices", pattern=r"^[a-z0-9_]+$", description="prefix of its metrics")
+    path: str = Field(description="JSONL, JSON, CSV or Parquet file, or starter:DOMAIN/SPLIT")
+    limit: int | None = Field(None, ge=1, description="use at most this many items")
+
+
+class EvaluationConfig(Section):
+    """What is measured, and when."""
+
+    every_steps: int | None = Field(None, ge=1, description="evaluate every n steps; null: ten times a run")
+    choices: list[ChoiceTask] = Field(default_factory=list, description="multiple-choice sets, measured at start and end")
+    batch_tokens: int = Field(8192, ge=2, description="token budget of an evaluation batch")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "EvaluationConfig":
+        names = [task.name for task in self.choices]
+        if len(set(names)) < len(names):
+            raise rule("choices", names, "sets with different names", "Give each its own `name`.")
+        return self
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str = Field("sqlite:///mlflow.db", description="tracking server or database")
+    experiment: str | None = Field(None, description="experiment; null: bft/<domain>")
+    tags: dict[str, str] = Field(default_factory=dict, description="further tags of the run")
+    timeout_s: float = Field(20.0, gt=0, description="longest wait for the server before the run is refused")
+    log_model: bool = Field(True, description="log the exported model as an MLflow logged model")
+    system_metrics: bool = Field(False, description="log CPU, memory and GPU use")
+
+
+class Config(Section):
+    """One fine-tuning run, whole."""
+
+    domain: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="biomedical sub-domain, e.g. gene_interaction")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="run name; the same name resumes a run")
+    seed: int = Field(0, ge=0, description="of the batch order, LoRA initialisation and dropout")
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig | None = None
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _rules(self) -> "Config":
+        if self.model.adapter and self.lora:
+            raise rule("lora", "set", "null when model.adapter is given", "The adapter brings its own LoRA settings.")
+        if self.evaluation.batch_tokens < self.data.max_length:
+            raise rule(
+                "evaluation.batch_tokens",
+                self.evaluation.batch_tokens,
+                f"at least data.max_length ({self.data.max_length})",
+                "Raise it, or lower data.max_length.",
+            )
+        if self.cluster.num_workers > self.data.global_batch_size:
+            raise rule(
+                "cluster.num_workers",
+                self.cluster.num_workers,
+                f"at most data.global_batch_size ({self.data.global_batch_size}): every rank needs a sample",
+                "Use fewer workers or a larger global batch.",
+            )
+        if not self.data.validation and self.checkpoint.metric.startswith("validation/") and self.checkpoint.export == "best":
+            raise rule(
+                "checkpoint.export",
+                "best",
+                f"`last` without validation data, because `{self.checkpoint.metric}` is not measured",
+                "Add data.validation, or set checkpoint.export=last.",
+            )
+        return self
+
+    @property
+    def experiment(self) -> str:
+        """Name of the MLflow experiment."""
+        return self.tracking.experiment or f"bft/{self.domain}"
