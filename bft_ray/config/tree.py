@@ -177,7 +177,8 @@ class EvaluationConfig(Section):
     """What is measured, and when."""
 
     every_steps: int | None = Field(None, ge=1, description="evaluate every n steps; null: ten times a run")
-    choices: list[ChoiceTask] = Field(default_factory=list, description="multiple-choice sets, measured at start and end")
+    choices: list[ChoiceTask] = Field(default_factory=list, description="multiple-choice sets, measured with the trained model")
+    before: bool = Field(True, description="measure the base model on them as well")
     batch_tokens: int = Field(8192, ge=2, description="token budget of an evaluation batch")
 
     @model_validator(mode="after")
@@ -219,6 +220,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> "Config":
+        if self.deepspeed.preset == "zero0" and self.model.dtype == "bf16":
+            raise rule(
+                "deepspeed.preset",
+                "zero0",
+                "zero1 to zero3 with model.dtype=bf16, because zero0 keeps no fp32 master weights",
+                "Use zero1 (it needs no more memory on one GPU), or model.dtype=fp32.",
+            )
         if self.model.adapter and self.lora:
             raise rule("lora", "set", "null when model.adapter is given", "The adapter brings its own LoRA settings.")
         if self.evaluation.batch_tokens < self.data.max_length:

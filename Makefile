@@ -1,0 +1,34 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Each sets up what it needs, once.
+PYTHON ?= python3.11
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: help setup quickstart test lint clean
+help:
+	@echo "make quickstart   fine-tune the bundled starter model with sft and bft, and compare (CPU, minutes)"
+	@echo "make test         run the tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make setup        make the virtual environment $(VENV) alone"
+	@echo "make clean        remove the environment and the results of the quickstart"
+
+setup: $(READY)
+
+# torch first and by its exact version: an open range would fetch the newest build
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+quickstart: $(READY)
+	$(VENV)/bin/python -m jobs.quickstart
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy bft_ray jobs
+
+clean:
+	rm -rf $(VENV) bft_results mlflow.db mlruns build *.egg-info

@@ -1,0 +1,184 @@
+"""The commands. Heavy libraries are imported by the command that needs them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bft_ray import __version__
+from bft_ray.errors import BadConfig, BadInput, BftError
+
+_OVERRIDES = "overrides such as loss.window=64 or data.train.0.limit=100"
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 2
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return options.run(options)
+    except (BadInput, BadConfig) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint if the run has a name", file=sys.stderr)
+        return 130
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt  # a polite end: runs get their true status, workers stop
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="bft-ray", description="Balanced Fine-Tuning of language models on biomedical data, on Ray."
+    )
+    parser.add_argument("--version", action="version", version=f"bft-ray {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    train = _command(commands, "train", _train, "fine-tune: Ray Train workers, DeepSpeed, one MLflow run")
+    _config_arguments(train)
+
+    evaluate = _command(commands, "evaluate", _evaluate, "measure a base model, an adapter or a merged model")
+    _config_arguments(evaluate)
+    evaluate.add_argument("--model", metavar="PATH", help="folder or hub id to measure instead of model.path")
+    evaluate.add_argument("--out", metavar="FOLDER", help="write metrics.json and a record per item (ids, no text)")
+
+    config = _command(commands, "config", _config, "show the resolved config or its JSON schema")
+    config.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or recipe")
+    config.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
+    what = config.add_mutually_exclusive_group()
+    what.add_argument("--show", action="store_true", help="print the resolved config as YAML (the default)")
+    what.add_argument("--schema", action="store_true", help="print the JSON schema of the config")
+    what.add_argument("--recipes", action="store_true", help="list the configs that come with the package")
+
+    doctor = _command(commands, "doctor", _doctor, "say what is wrong with this machine, cluster, server or config")
+    doctor.add_argument("config", nargs="?", metavar="CONFIG", help="also check what this config asks for")
+    doctor.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
+
+    init = _command(commands, "init", _init, "write a config for your own file")
+    init.add_argument("data", metavar="DATA", help="JSONL, JSON, CSV or Parquet file")
+    init.add_argument("--domain", help="sub-domain name (default: from the file name)")
+    init.add_argument("--model", default="starter", help="folder or hub id of the base model (default: the starter)")
+    init.add_argument("--out", default="bft.yaml", metavar="FILE", help="config to write (default: bft.yaml)")
+    init.add_argument("--force", action="store_true", help="overwrite it")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, or recipe (bft-ray config --recipes lists them)")
+    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    from bft_ray.train.launch import train  # after the config: a typo is told at once
+
+    result = train(config)
+    print(f"run       {result.name} (MLflow run {result.run_id})")
+    print(f"exported  {result.export} (weights of step {result.step})")
+    print_metrics(result.before, result.after)
+    print(f"look      {mlflow_command(config)}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    if options.model:
+        model = config.model.model_copy(update={"path": options.model, "adapter": None})
+        config = config.model_copy(update={"model": model})
+    from bft_ray.evaluate.run import evaluate_model
+
+    result = evaluate_model(config, out=Path(options.out) if options.out else None)
+    print_metrics({}, result.metrics)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config, schema, to_yaml
+    from bft_ray.config.load import recipes
+
+    if options.schema:
+        print(schema())
+    elif options.recipes:
+        for name, path in recipes().items():
+            first = path.read_text().splitlines()[0].lstrip("# ")
+            print(f"{name:<28}{first}")
+    elif not options.config:
+        raise BadInput("config", None, "a YAML file or a recipe", "Or ask for --schema or --recipes.")
+    else:
+        print(to_yaml(load_config(options.config, options.overrides)), end="")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+    from bft_ray.operate.doctor import diagnose, exit_code, render
+
+    findings = diagnose(load_config(options.config, options.overrides) if options.config else None)
+    print(render(findings))
+    return exit_code(findings)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from bft_ray.operate.init import write_config
+
+    out = write_config(Path(options.data), Path(options.out), options.domain, options.model, options.force)
+    print(f"wrote {out}\ncheck it with   bft-ray doctor {out}\nthen            bft-ray train {out}")
+    return 0
+
+
+def print_metrics(before: dict[str, float], after: dict[str, float]) -> None:
+    """A small table: metric, before (where measured), after."""
+    from bft_ray.metrics import describe, format_value
+
+    names = [name for name in after if describe(name).direction != "none"]
+    if not names:
+        return
+    width = max(map(len, names))
+    if before:
+        print(f"{'metric':<{width}}  {'before':>10}  {'after':>10}")
+    for name in names:
+        old = f"  {format_value(name, before[name]) if name in before else '':>10}" if before else ""
+        print(f"{name:<{width}}{old}  {format_value(name, after[name]):>10}")
+
+
+def mlflow_command(config: Any) -> str:
+    """The command that opens the MLflow page of a config, or the address of its server."""
+    from bft_ray.tracking.server import absolute_uri, redact
+
+    uri = absolute_uri(config.tracking.uri)
+    if uri.startswith("http"):
+        return f"open {redact(uri)}"
+    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {redact(uri)} --port 5000   then open http://127.0.0.1:5000"
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,1 @@
+"""Rows -> tokens -> a deterministic plan of global batches -> packed micro-batches."""

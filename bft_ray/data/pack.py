@@ -1,0 +1,74 @@
+"""Samples -> one micro-batch of tensors, packed end to end in one row or padded to the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from bft_ray.data.dataset import IGNORED, TokenDataset
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors of one forward pass, all int64 [B, T]; packed: B is 1.
+
+    Attributes:
+        input_ids: tokens; `pad_id` at padding.
+        labels: not shifted; -100 where masked, at padding and at the first position of every sample.
+        position_ids: restart at 0 with every sample, which is how transformers tells packed samples apart (it
+            does so with `use_cache=False` only).
+        sample_index: 0 .. num_samples-1 within this micro-batch, -1 at padding.
+        attention_mask: 1 for tokens, 0 for padding; None when packed.
+        sample_ids: ids of the samples, by sample_index.
+        num_samples: samples with a supervised token, which are all of them; 0 for the stand-in of an empty
+            micro-batch.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    sample_index: torch.Tensor
+    attention_mask: torch.Tensor | None
+    sample_ids: list[str]
+    num_samples: int
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same micro-batch with its tensors on a device."""
+        moved: dict[str, Any] = {
+            item.name: value.to(device, non_blocking=True)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+def collate(dataset: TokenDataset, indices: Sequence[int], packing: bool, pad_id: int) -> MicroBatch:
+    """The samples `indices` of a dataset as one micro-batch.
+
+    No indices give a stand-in of two tokens without labels: a rank that has run out of samples still takes
+    part in every forward pass.
+    """
+    samples = [torch.from_numpy(dataset.tokens(i).astype("int64")) for i in indices]
+    labels = [torch.from_numpy(dataset.labels(i).astype("int64")) for i in indices]
+    if not samples:
+        samples, labels = [torch.full((2,), pad_id)], [torch.full((2,), IGNORED)]
+    positions = [torch.arange(len(sample)) for sample in samples]
+    numbers = [torch.full_like(sample, n if len(indices) else -1) for n, sample in enumerate(samples)]
+
+    def lay(parts: list[torch.Tensor], padding: int) -> torch.Tensor:
+        if packing:
+            return torch.cat(parts)[None]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=padding)
+
+    return MicroBatch(
+        input_ids=lay(samples, pad_id),
+        labels=lay(labels, IGNORED),
+        position_ids=lay(positions, 0),
+        sample_index=lay(numbers, -1),
+        attention_mask=None if packing else lay([torch.ones_like(sample) for sample in samples], 0),
+        sample_ids=[dataset.ids[i] for i in indices],
+        num_samples=len(indices),
+    )

@@ -1,0 +1,101 @@
+"""Biomedical sub-domains: what each is judged by, what it may forget, its starter data; needs neither torch
+nor ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+FORGETTING = ("general/bits_per_byte", "mmlu/accuracy", "cmmlu/accuracy")
+STARTER_SPLITS = (
+    "train",
+    "validation",
+    "confirmation",
+    "test",
+    "choices_validation",
+    "choices_confirmation",
+    "choices_test",
+)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A sub-domain.
+
+    Args:
+        name: as in configs and MLflow experiments (`bft/<name>`).
+        title: for people.
+        headline: name of the metric that decides (see `bft_ray.metrics`).
+        metrics: names of the further metrics of its evaluation.
+        forgetting: names of the metrics of what fine-tuning on it may cost.
+        starter: split -> `starter:<name>/<split>`, the bundled data; empty where there is none.
+    """
+
+    name: str
+    title: str
+    headline: str
+    metrics: tuple[str, ...] = ()
+    forgetting: tuple[str, ...] = FORGETTING
+    starter: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def domain(name: str) -> Domain:
+    """The domain of this name; for a user's own one a generic domain, judged by its validation token
+    accuracy.
+    """
+    if name in DOMAINS:
+        return DOMAINS[name]
+    return Domain(
+        name=name,
+        title=name.replace("_", " "),
+        headline="validation/token_accuracy",
+        metrics=("validation/nll", "validation/bits_per_byte"),
+    )
+
+
+def _starter(name: str) -> Mapping[str, str]:
+    return MappingProxyType({split: f"starter:{name}/{split}" for split in STARTER_SPLITS})
+
+
+DOMAINS: Mapping[str, Domain] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            Domain(
+                name="medical_qa",
+                title="medical question answering",
+                headline="choices/probability",
+                metrics=("choices/accuracy", "validation/token_accuracy", "validation/nll"),
+                starter=_starter("medical_qa"),
+            ),
+            Domain(
+                name="gene_interaction",
+                title="gene functions and interactions",
+                headline="pairs/auroc",
+                metrics=("pairs/embedding_auroc", "validation/token_accuracy"),
+                starter=_starter("gene_interaction"),
+            ),
+            Domain(
+                name="biological_process",
+                title="naming the process of a gene set",
+                headline="names/probability",
+                metrics=("names/name_similarity", "validation/token_accuracy"),
+                starter=_starter("biological_process"),
+            ),
+            Domain(
+                name="cell_type",
+                title="cell type annotation",
+                headline="cell_types/probability",
+                metrics=("validation/token_accuracy", "cells/knn_accuracy"),
+            ),
+            Domain(
+                name="math",
+                title="mathematics word problems",
+                headline="validation/token_accuracy",
+                metrics=("validation/exact_match", "validation/nll"),
+            ),
+        )
+    }
+)

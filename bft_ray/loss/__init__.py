@@ -1,0 +1,24 @@
+"""The loss: window confidence, weights, their readable definition, and doors for other people's trainers.
+
+    from bft_ray.loss import LossConfig, bft_loss
+    result = bft_loss(logits, labels, LossConfig(method="bft", window=256))
+"""
+
+from bft_ray.config import LossConfig
+from bft_ray.loss.batch import BftLoss, bft_loss
+from bft_ray.loss.confidence import window_confidence
+from bft_ray.loss.reference import LossSums, combine, loss_sums, normalisation
+from bft_ray.loss.trainer import CountSamplesMixin, compute_loss_func
+
+__all__ = [
+    "BftLoss",
+    "CountSamplesMixin",
+    "LossConfig",
+    "LossSums",
+    "bft_loss",
+    "combine",
+    "compute_loss_func",
+    "loss_sums",
+    "normalisation",
+    "window_confidence",
+]

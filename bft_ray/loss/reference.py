@@ -1,0 +1,125 @@
+"""The loss as its definition reads: the reference that faster paths are compared with.
+
+Losses return sums and counts. `combine` divides, by counts of the *global* batch, and is the one place that
+does: so how a batch is cut into micro-batches, packed, padded or spread over ranks cannot change the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bft_ray.config import LossConfig
+from bft_ray.loss.weights import weigh
+
+#: The label of a position that is not supervised.
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over one micro-batch (S samples). Only `loss_sum` carries a gradient; add up, then `combine`."""
+
+    loss_sum: Tensor  # []   sum_t row_t (-logp_t), see `loss_sums`
+    weight_sum: Tensor  # []   sum of r_s over the samples with a supervised token, float64
+    num_samples: Tensor  # []   samples with a supervised token, int64
+    num_tokens: Tensor  # []   supervised tokens, int64
+    nll_sum: Tensor  # []   sum of -logp_t, unweighted, float64
+    num_correct: Tensor  # []   supervised tokens whose argmax is the target, int64
+    token_weight_sum: Tensor  # []   sum of w_t, float64
+    num_capped: Tensor  # []   samples whose weight the cap lowered, int64
+    confidence: Tensor  # [S]  c_s; NaN without a supervised token
+    sample_weight: Tensor  # [S]  r_s, capped, not normalised; NaN without a supervised token
+    num_supervised: Tensor  # [S]  L_s, int64
+
+
+def loss_sums(
+    logits: Tensor, labels: Tensor, sample_index: Tensor, num_samples: int, config: LossConfig
+) -> LossSums:
+    """Balanced Fine-Tuning (arXiv 2511.21075) over one micro-batch, as sums.
+
+        aggregate sample   loss_sum = sum_s r_s 1/L_s sum_t w_t (-logp_t)
+        aggregate token    loss_sum = sum_s r_s       sum_t w_t (-logp_t)
+
+    with `logp_t` in fp32 (fp64 for fp64 logits), token weights `w_t` and sample weights `r_s` (capped,
+    not normalised) of `bft_ray.loss.weights`, both constants to the gradient. `w_t` of `prob` comes from
+    a softmax in the dtype of the logits. Without any supervised token the sum is a zero that is attached
+    to the graph.
+
+    Args:
+        logits: [B, T, V], any floating dtype.
+        labels: [B, T] int64, not yet shifted: position t is predicted by `logits[:, t - 1]`; -100 is not
+            supervised, nor is the first position of a row. In a packed row the first label of every
+            sample must be -100.
+        sample_index: [B, T] int64, sample of each position in 0..S-1; read at supervised positions only.
+        num_samples: S.
+        config: the loss settings.
+    """
+    supervised = labels != IGNORE
+    supervised[:, 0] = False
+    position = supervised.flatten().nonzero().squeeze(1)  # [N]; the only wait for the device
+    sample, order = sample_index.flatten()[position].sort(stable=True)
+    position = position[order]
+
+    target = labels.flatten()[position].long()  # [N]
+    rows = logits.flatten(0, 1)[position - 1]  # [N, V]
+    nll = F.cross_entropy(rows if rows.dtype == torch.float64 else rows.float(), target, reduction="none")
+
+    prob = None
+    if config.token_weight == "prob":
+        prob = rows.detach().softmax(-1).gather(1, target[:, None]).squeeze(1)
+    weights = weigh(-nll, sample, num_samples, config, prob)
+    has_token = weights.num_supervised > 0
+    return LossSums(
+        loss_sum=(weights.row * nll).sum(),
+        weight_sum=weights.sample.double().masked_fill(~has_token, 0).sum(),
+        num_samples=has_token.sum(),
+        num_tokens=weights.num_supervised.sum(),
+        nll_sum=nll.detach().double().sum(),
+        num_correct=(rows.detach().argmax(-1) == target).sum(),
+        token_weight_sum=weights.token.double().sum(),
+        num_capped=weights.num_capped,
+        confidence=weights.confidence,
+        sample_weight=weights.sample,
+        num_supervised=weights.num_supervised,
+    )
+
+
+def normalisation(weight_sum: Tensor, num_samples: Tensor, config: LossConfig) -> Tensor:
+    """Factor that makes the mean sample weight of the global batch 1: `num_samples / weight_sum`, [] float64.
+
+    1 when `normalise` is off, and when all weights are 0 (they are left as they are).
+    """
+    if not config.normalise:
+        return torch.ones((), dtype=torch.float64, device=weight_sum.device)
+    weight_sum = weight_sum.double()
+    return torch.where(weight_sum > 0, num_samples / weight_sum, 1.0)
+
+
+def combine(
+    loss_sum: Tensor, weight_sum: Tensor | None, num_samples: Tensor, num_tokens: Tensor, config: LossConfig
+) -> Tensor:
+    """The loss from its sums: the one place that divides.
+
+        aggregate sample   loss = loss_sum / num_samples * normalisation
+        aggregate token    loss = loss_sum / num_tokens  * normalisation
+
+    Args:
+        loss_sum: [] of a micro-batch or of all; the losses of micro-batches add up. weight_sum: [] of the
+        *global* batch, or None where it is not known yet: then nothing is normalised, and
+            the caller multiplies by `normalisation` when it is.
+        num_samples: [] of the *global* batch.
+        num_tokens: [] of the *global* batch.
+        config: the loss settings.
+
+    Returns:
+        [] in the dtype of `loss_sum`; 0 for a global batch without a supervised token.
+    """
+    count = num_samples if config.aggregate == "sample" else num_tokens
+    scale = 1 / count.double().clamp(min=1)
+    if weight_sum is not None:
+        scale = scale * normalisation(weight_sum, num_samples, config)
+    return loss_sum * scale.to(loss_sum.dtype)

@@ -1,0 +1,127 @@
+"""Token and sample weights, all constants to the gradient (`sg[...]`, stop-gradient).
+
+They depend on the log-probabilities of the supervised tokens alone, so that a loss which never holds the
+[tokens, vocabulary] matrix can use them as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bft_ray.config import LossConfig
+from bft_ray.loss.confidence import prefix_sums, span_means, spans, window_confidence
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What multiplies the loss of each of N supervised tokens, and the pieces it is made of (S samples).
+
+    `row[t] = r_s w_t / L_s` with `aggregate: sample`, `r_s w_t` with `aggregate: token`: the loss sum is
+    `sum_t row[t] * (-logp_t)`. `sample` is capped and not yet normalised. `confidence` and `sample` are
+    NaN where a sample has no supervised token.
+    """
+
+    row: Tensor  # [N]
+    token: Tensor  # [N]  w_t
+    sample: Tensor  # [S]  r_s
+    confidence: Tensor  # [S]  c_s
+    num_supervised: Tensor  # [S]  L_s, int64
+    num_capped: Tensor  # []   samples whose weight the cap lowered, int64
+
+
+@torch.no_grad()
+def weigh(
+    logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, prob: Tensor | None = None
+) -> Weights:
+    """All weights of the supervised tokens of one micro-batch.
+
+    Args:
+        logp: [N] natural log-probabilities (fp32; fp64 is kept), in order within each sample.
+        sample: [N] their samples, sorted, in 0..S-1.
+        num_samples: S.
+        config: the loss settings.
+        prob: [N] probabilities from a softmax in the dtype of the logits; only `token_weight: prob` reads it.
+    """
+    _, length = spans(sample, num_samples)
+    token = token_weights(logp, sample, num_samples, config, prob)
+    confidence = window_confidence(logp, sample, num_samples, config.window, config.confidence)
+    weight, capped = sample_weights(confidence, config)
+    row = weight[sample] * token
+    if config.aggregate == "sample":
+        row = row / length[sample]
+    dtype = logp.dtype
+    return Weights(row.to(dtype), token, weight.to(dtype), confidence.to(dtype), length, capped.sum())
+
+
+def token_weights(
+    logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, prob: Tensor | None = None
+) -> Tensor:
+    """Weight `w_t` of each supervised token: [N], in the dtype of `logp`; arguments as for `weigh`.
+
+        none      1
+        prob      p_t, as given                          arXiv 2508.05629 and 2511.21075, their code
+        exp_nll   exp(logp_t)                            the same from the fp32 log-probability
+        group     min(p_t / (C_t(g) + token_epsilon), token_cap)       `group_weights`
+
+    Raises:
+        ValueError: `token_weight: prob` without `prob`.
+    """
+    if config.token_weight == "none":
+        return torch.ones_like(logp)
+    if config.token_weight == "exp_nll":
+        return logp.exp()
+    if config.token_weight == "group":
+        return group_weights(logp, sample, num_samples, config).to(logp.dtype)
+    if prob is None:
+        raise ValueError("`token_weight: prob` needs the probabilities of the targets")
+    return prob.to(logp.dtype)
+
+
+def group_weights(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig) -> Tensor:
+    """Weight of a token relative to its group of up to g neighbours in the same sample: [N] float64.
+
+        w_t = min( p_t / (C_t(g) + token_epsilon), token_cap ),   C_t(g) = mean of p over the group of t
+
+    The group is the last g supervised tokens up to and with t (`trailing`), or `t - g//2 .. t + (g-1)//2`
+    (`centered`); at the ends of a sample it is what is left of that. So an isolated unsure token counts
+    little, while a token within an unsure stretch keeps its signal.
+
+    This is meant to be the third version of the paper (arXiv 2511.21075, May 2026), **known here only
+    from a secondary source**, which reports it as "proportional to c / (C_loc + eps), clipped to [0,1],
+    detached, g=256". Its text was not seen; alignment, epsilon and the treatment of the ends are this
+    project's reading.
+    """
+    p = logp.double().exp()
+    here = torch.arange(len(p), device=p.device)
+    start, length = spans(sample, num_samples)
+    ahead = (config.window - 1) // 2 if config.window_alignment == "centered" else 0
+    first = torch.maximum(here - (config.window - 1 - ahead), start[sample])
+    stop = torch.minimum(here + ahead + 1, (start + length)[sample])
+    group = span_means(prefix_sums(p), first, stop)
+    return (p / (group + config.token_epsilon)).clamp(max=config.token_cap)
+
+
+def sample_weights(confidence: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Weight `r_s` of each sample from its confidence `c_s`, capped and not normalised.
+
+        none        1
+        complement  1 - c_s^gamma                  official code of arXiv 2511.21075 (gamma 1)
+        inverse     1 / (c_s^gamma + epsilon)      its text: weights inverse to "minimum group confidence"
+
+    then `min(r_s, weight_cap)`.
+
+    Returns:
+        [S] weights in the dtype of `confidence` (NaN stays NaN) and [S] whether the cap lowered them.
+    """
+    if config.sample_weight == "complement":
+        weight = 1 - confidence**config.gamma
+    elif config.sample_weight == "inverse":
+        weight = 1 / (confidence**config.gamma + config.epsilon)
+    else:
+        weight = torch.ones_like(confidence).masked_fill(confidence.isnan(), torch.nan)
+    if config.weight_cap is None:
+        return weight, torch.zeros_like(weight, dtype=torch.bool)
+    return weight.clamp(max=config.weight_cap), weight > config.weight_cap

@@ -1,0 +1,108 @@
+"""The model card of a run: what it is, how it was made, what was measured, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bft_ray.config import Config, to_yaml
+from bft_ray.metrics import describe, format_value
+
+_LOAD = {
+    "adapter": """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
+    "model": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
+}
+
+
+def model_card(
+    config: Config,
+    *,
+    kind: str,
+    folder: str,
+    fingerprints: Mapping[str, str],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    run_id: str,
+    step: int,
+) -> str:
+    """Markdown with the front matter that the hub reads.
+
+    Args:
+        config: the resolved config of the run.
+        kind: `adapter` or `model`.
+        folder: name to show in the loading example.
+        fingerprints: SHA-256 of the tokenised data by use (`train`, `validation`).
+        before: metrics of the base model, where they were measured.
+        after: metrics of the exported model.
+        run_id: MLflow run.
+        step: optimizer step of the exported weights.
+    """
+    adapter = kind == "adapter"
+    front = [
+        "---",
+        f"base_model: {config.model.path}",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        "pipeline_tag: text-generation",
+        f"tags: [bft, {config.loss.method}, {config.domain}{', lora' if adapter else ''}]",
+        "---",
+    ]
+    loss = config.loss
+    shown = f"`{loss.method}`" + ("" if "window" in loss.unused_fields() else f", window {loss.window}")
+    return "\n".join(
+        [
+            *front,
+            "",
+            f"# {config.name or config.domain}: {config.domain}, {shown}",
+            "",
+            f"A LoRA adapter for `{config.model.path}`." if adapter else f"`{config.model.path}`, fine-tuned.",
+            f"Trained with `{loss.method}` of Balanced Fine-Tuning (arXiv 2511.21075) by bft-ray. "
+            f"Weights of step {step}; MLflow run `{run_id}`.",
+            "",
+            "## Measured",
+            "",
+            *_table(before, after),
+            "",
+            "## Data",
+            "",
+            "| use | source | SHA-256 of the tokenised rows |",
+            "|---|---|---|",
+            *[
+                f"| {use} | {', '.join(source.path for source in getattr(config.data, use))} | `{digest[:16]}` |"
+                for use, digest in fingerprints.items()
+            ],
+            "",
+            "## Load",
+            "",
+            "```python",
+            _LOAD[kind].format(folder=folder),
+            "```",
+            "",
+            "## Limits",
+            "",
+            "Evaluated on the sets named above alone. Not a medical device; not for clinical decisions.",
+            "",
+            "## Configuration",
+            "",
+            "```yaml",
+            to_yaml(config).rstrip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def _table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    names = [name for name in after if describe(name).direction != "none"]
+    if not names:
+        return ["Nothing was measured: the run had no validation data and no choice set."]
+    rows = ["| metric | before | after |", "|---|---|---|"]
+    for name in names:
+        old = format_value(name, before[name]) if name in before else ""
+        rows.append(f"| {name} | {old} | {format_value(name, after[name])} |")
+    return rows

@@ -1,0 +1,110 @@
+"""A causal language model and its tokenizer, from a folder, the hub or the package; with LoRA where asked."""
+
+from __future__ import annotations
+
+import json
+import logging
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bft_ray.config import LoraConfig, ModelConfig
+from bft_ray.errors import BadInput
+from bft_ray.model.lora import add_lora
+
+if TYPE_CHECKING:
+    import torch
+
+STARTER = "starter"
+
+
+def resolve_model(path: str) -> str:
+    """`starter` -> the folder of the bundled model; anything else as it is."""
+    return str(resources.files("bft_ray") / "model" / "starter") if path == STARTER else path
+
+
+def adapter_of(config: ModelConfig) -> tuple[str, str | None]:
+    """(base model, adapter folder or None): `path` may itself be an adapter folder that names its base."""
+    path = resolve_model(config.path)
+    described = Path(path) / "adapter_config.json"
+    if config.adapter is None and described.is_file():
+        base = json.loads(described.read_text())["base_model_name_or_path"]
+        return resolve_model(base), path
+    return path, config.adapter
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The fast tokenizer of the model, with a pad token (the end-of-text token where it has none of its own).
+
+    Raises:
+        BadInput: no tokenizer can be read from `model.path`, or it has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    base, adapter = adapter_of(config)
+    source = adapter if adapter and (Path(adapter) / "tokenizer_config.json").is_file() else base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source,
+            revision=config.revision if source == base else None,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise _unreadable(config, "tokenizer", error) from None
+    if tokenizer.eos_token_id is None:
+        raise BadInput("model.path", config.path, "a model whose tokenizer has an end-of-text token", "Set its eos_token.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig, lora: LoraConfig | None = None, seed: int = 0) -> torch.nn.Module:
+    """The model in `config.dtype`, key-value cache off, ready to train.
+
+    With `lora` only the adapters require gradients. An adapter folder (as `path` or `adapter`) is attached to its
+    base and trainable. Under ZeRO-3 the caller keeps a `HfDeepSpeedConfig` alive, and the weights load partitioned.
+
+    Raises:
+        BadInput: weights that cannot be read, no safetensors, or a LoRA target that matches nothing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base, adapter = adapter_of(config)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            revision=config.revision,
+            dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[config.dtype],
+            attn_implementation=config.attention,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(config, "model", error) from None
+    model.config.use_cache = False  # with a cache, packed neighbours leak into each other
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if adapter:
+        return _attach_adapter(model, adapter, config)
+    return add_lora(model, lora, seed) if lora else model
+
+
+def _attach_adapter(model: Any, adapter: str, config: ModelConfig) -> Any:
+    from peft import PeftModel
+
+    if not (Path(adapter) / "adapter_model.safetensors").is_file():
+        raise BadInput("model.adapter", adapter, "a folder with adapter_config.json and adapter_model.safetensors")
+    model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
+    return model.to(model.get_base_model().dtype)
+
+
+def _unreadable(config: ModelConfig, what: str, error: Exception) -> BadInput:
+    logging.getLogger(__name__).debug("reading the %s failed", what, exc_info=error)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return BadInput(
+        "model.path",
+        config.path,
+        f"a folder or hub id with a readable {what} (safetensors): {reason}",
+        "Check the name and the network, or download the model and give its folder.",
+    )

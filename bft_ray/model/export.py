@@ -1,0 +1,64 @@
+"""A trained model or adapter as a folder that plain transformers and peft load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bft_ray.config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+def export_model(
+    model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, config: ModelConfig, folder: Path, merge: bool = False
+) -> None:
+    """Write weights (safetensors), configuration and tokenizer.
+
+    Args:
+        model: the module that was trained; its own parameters may be partitioned and are not read.
+        weights: the trained parameters by name, on CPU: all of them, or the adapters alone.
+        tokenizer: written beside the weights.
+        config: where the base model came from.
+        folder: made; holds a LoRA adapter, or with `merge` (or full fine-tuning) a whole model.
+        merge: add the adapter into the base weights.
+    """
+    from peft import PeftModel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), state_dict=weights)
+        if merge:
+            _merge_in_place(folder, config)
+    else:
+        model.config.use_cache = True  # off while training only
+        model.save_pretrained(str(folder), state_dict=weights)
+        model.config.use_cache = False
+    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # peft writes a template; the run's own card comes later
+
+
+def _merge_in_place(folder: Path, config: ModelConfig) -> None:
+    """Turn an adapter folder into the folder of the merged model: W + alpha/rank * B A, in the base's dtype."""
+    from bft_ray.model.causal_lm import load_model
+
+    merged = load_model(config.model_copy(update={"path": str(folder), "adapter": None})).merge_and_unload()
+    merged.config.use_cache = True
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).unlink()
+    merged.save_pretrained(str(folder))
+
+
+def exported_kind(folder: Path) -> str:
+    """`adapter` or `model`: what a folder holds."""
+    return "adapter" if (folder / "adapter_config.json").is_file() else "model"
+
+
+def describe_weights(folder: Path) -> dict[str, Any]:
+    """Format and size of the weights in an exported folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    shards = len(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else len(files)
+    return {"kind": exported_kind(folder), "num_files": shards, "num_bytes": sum(file.stat().st_size for file in files)}

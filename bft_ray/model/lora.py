@@ -1,0 +1,54 @@
+"""Low-rank adapters on a model, with targets that are known to exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bft_ray.config import LoraConfig
+from bft_ray.errors import BadInput
+
+
+def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
+    """`W x + alpha/rank * B A x` on the targeted linear modules (Hu et al., arXiv 2106.09685); B starts at 0.
+
+    Only A and B require gradients afterwards. The same seed gives the same A on every rank.
+
+    Raises:
+        BadInput: a target that names no linear module; the text lists those that exist.
+    """
+    import torch
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    check_targets(model, config)
+    settings = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.targets,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(enabled=True):
+        torch.manual_seed(seed)
+        return get_peft_model(model, settings, autocast_adapter_dtype=False)
+
+
+def check_targets(model: Any, config: LoraConfig) -> None:
+    """Every named target must match the end of a module's name."""
+    if config.targets == "all-linear":
+        return
+    names = linear_names(model)
+    for target in config.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            exists = sorted({name.rsplit(".", 1)[-1] for name in names})
+            raise BadInput(
+                "lora.targets", target, "the name of a linear module of the model", f"It has: {', '.join(exists)}."
+            )
+
+
+def linear_names(model: Any) -> list[str]:
+    """Full names of the modules that can carry an adapter."""
+    import torch
+
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds)]

@@ -1,0 +1,233 @@
+"""Where runs are recorded: addresses without their secrets, a client, and a check that ends in time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bft_ray.config import TrackingConfig
+from bft_ray.errors import BadInput
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+T = TypeVar("T")
+
+FIELD = "tracking.uri"
+RULE = "a tracking server that answers"
+_DATABASES = ("postgresql", "mysql", "mssql")
+_SECRETS = (
+    (re.compile(r"(://[^:/\s@]*):[^/\s]*@"), r"\1:***@"),  # scheme://user:password@host
+    (re.compile(r"(https?://)[^:/\s@]+@"), r"\1***@"),  # https://token@host
+    (
+        re.compile(
+            r"(?i)([?&;](?:[\w-]*password|passwd|pwd|[\w-]*token|[\w-]*secret|sig|[\w-]*signature|[\w-]*key)=)[^&;\s]+"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
+)
+
+
+def redact(text: str) -> str:
+    """The text with the passwords, tokens and keys of its URIs replaced by ***."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def absolute_uri(uri: str) -> str:
+    """The URI with an SQLite path made absolute: Ray workers have another working directory."""
+    path = sqlite_path(uri)
+    return uri if path is None else f"sqlite:///{path}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The absolute path of an SQLite database, or None for any other address."""
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", uri)
+    return Path(os.path.abspath(match[1])) if match and match[1] != ":memory:" else None
+
+
+def artifact_root(uri: str) -> str | None:
+    """Where artifacts go: beside an SQLite database; None where the server decides.
+
+    A database that is used without a server has no artifact store of its own, and MLflow would take ./mlruns of
+    whichever process came first: then it is the `mlartifacts` folder of the present working directory.
+    """
+    path = sqlite_path(uri)
+    if path is not None:
+        return str(path.parent / "mlartifacts")
+    return None if uri.startswith("http") else os.path.abspath("mlartifacts")
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the tracking server or database; creates the tables of a new database, one process at a time.
+
+    Raises:
+        BadInput: the database belongs to another version of MLflow.
+    """
+    import mlflow.environment_variables as settings
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    # Only the defaults of this process: the environment, where a user sets it, still wins. MLflow would retry each
+    # call for four minutes (callers here retry themselves) and print the run's URL with its password.
+    settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = 1
+    settings.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.default = True
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    path = sqlite_path(uri)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(path.parent) if path else contextlib.nullcontext():
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except MlflowException as error:
+        if "out-of-date database schema" not in str(error):
+            raise
+        remedy = "Back it up, then run `mlflow db upgrade` on it, or give another database."
+        raise BadInput(FIELD, redact(uri), "a database of the installed version of MLflow", remedy) from None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder: MLflow does not lock the creation of its tables, and two processes at once break it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks on folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def bounded(timeout_s: float, function: Callable[..., T], *args: Any) -> T:
+    """Call the function in a thread of its own; TimeoutError when it takes longer (the thread is left behind)."""
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["value"] = function(*args)
+        except BaseException as error:  # handed to the caller below
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if "error" in outcome:
+        raise outcome["error"]
+    if "value" not in outcome:
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    return outcome["value"]
+
+
+def check_server(tracking: TrackingConfig) -> None:
+    """Make sure that runs can be recorded, within `tracking.timeout_s` (DNS, hanging servers and locks included).
+
+    Raises:
+        BadInput: unreachable or refusing server, unwritable or foreign SQLite file, missing driver, unknown scheme.
+    """
+    uri = absolute_uri(tracking.uri)
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if sqlite_path(uri) is not None:
+        probe: Callable[[str, float], None] = _check_sqlite
+    elif scheme in ("http", "https"):
+        probe = _check_http
+    elif scheme in _DATABASES:
+        probe = _check_database
+    else:
+        remedy = "MLflow refuses the file store. Use sqlite:///mlflow.db or the address of an `mlflow server`."
+        rule = "an address that begins with sqlite:///, http://, https://, postgresql:// or mysql://"
+        raise BadInput(FIELD, redact(tracking.uri), rule, remedy)
+    try:
+        bounded(tracking.timeout_s, probe, uri, tracking.timeout_s)
+    except TimeoutError:
+        remedy = f"It did not within {tracking.timeout_s:g} s. Look at its log, or raise tracking.timeout_s."
+        raise BadInput(FIELD, redact(uri), RULE, remedy) from None
+
+
+def _check_sqlite(uri: str, timeout_s: float) -> None:
+    path = sqlite_path(uri)
+    assert path is not None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # SQLite writes its journal beside the file
+            pass
+        if path.exists():
+            with contextlib.closing(sqlite3.connect(path, timeout=timeout_s, isolation_level=None)) as database:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("CREATE TABLE bft_probe (x)")  # rolled back: a read-only file fails here
+                database.execute("ROLLBACK")
+    except (OSError, sqlite3.Error) as error:
+        remedy = f"{first_line(error)}. Choose a path that can be written, e.g. tracking.uri=sqlite:///mlflow.db."
+        raise BadInput(FIELD, uri, "an SQLite file that can be written", remedy) from None
+
+
+def _check_http(uri: str, timeout_s: float) -> None:
+    import requests
+
+    address = uri.rstrip("/") + "/api/2.0/mlflow/experiments/search"
+    auth, headers = _credentials(uri)
+    verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or (
+        os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
+    )
+    try:
+        answer = requests.post(
+            address, json={"max_results": 1}, auth=auth, headers=headers, verify=verify, timeout=timeout_s
+        )
+    except requests.exceptions.SSLError:
+        remedy = "Its certificate is not trusted: set MLFLOW_TRACKING_SERVER_CERT_PATH to that of its authority."
+        raise BadInput(FIELD, redact(uri), RULE, remedy) from None
+    except (requests.exceptions.RequestException, ValueError) as error:
+        remedy = f"{type(error).__name__}: start it (`mlflow server`), mend the address, or use sqlite:///mlflow.db."
+        raise BadInput(FIELD, redact(uri), RULE, remedy) from None
+    if answer.ok and "json" in answer.headers.get("content-type", ""):
+        return
+    remedies = {
+        401: "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+        403: "It refuses: check the credentials, or start it with --allowed-hosts naming this host.",
+        404: "Something else listens there: check host, port and path.",
+    }
+    remedy = remedies.get(answer.status_code, "Look at its log.")
+    raise BadInput(FIELD, redact(uri), RULE, f"It answers {answer.status_code}. {remedy}")
+
+
+def _credentials(uri: str) -> tuple[tuple[str, str] | None, dict[str, str]]:
+    """Those that MLflow's client would use; user and password in the URI are taken by requests itself."""
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    if user and password:
+        return (user, password), {}
+    return None, {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _check_database(uri: str, timeout_s: float) -> None:
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(uri)
+        with engine.connect():
+            pass
+        engine.dispose()
+    except ImportError as error:
+        package = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(str(error.name), error.name)
+        remedy = f"Install it: pip install {package}."
+        raise BadInput(FIELD, redact(uri), "a database whose Python driver is installed", remedy) from None
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        cause = redact(first_line(getattr(error, "orig", None) or error))
+        remedy = f"{cause}. Check address, user and password, and that the database exists."
+        raise BadInput(FIELD, redact(uri), "a database that answers", remedy) from None
+
+
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """The first line of an error, or its type when it says nothing."""
+    return (str(error).strip().partition("\n")[0][:limit] or type(error).__name__).rstrip(".")

@@ -1,0 +1,81 @@
+"""What makes a checkpoint whole: a manifest with checksums from every rank, and the state of the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bft_ray.errors import BadInput
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """Where a run stands: steps done, and the best value of the checkpoint metric so far (None: not measured)."""
+
+    step: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        return asdict(self)
+
+
+def write_manifest(folder: Path, rank: int, world_size: int) -> None:
+    """`manifest-<rank>.json`: the SHA-256 of every file that this rank wrote below `folder`."""
+    files = {
+        str(path.relative_to(folder)): checksum(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith("manifest-")
+    }
+    text = json.dumps({"world_size": world_size, "files": files}, indent=1)
+    (folder / f"manifest-{rank:05d}.json").write_text(text)
+
+
+def verify_manifest(folder: Path, rank: int, world_size: int) -> None:
+    """Check what `rank` needs: all manifests present, the same number of ranks, its files unchanged.
+
+    Raises:
+        BadInput: a missing shard, a changed file, or a checkpoint of another number of workers.
+    """
+    manifests = sorted(folder.glob("manifest-*.json"))
+    remedy = "Delete this checkpoint folder: the run then goes on from an earlier one."
+    if not manifests:
+        raise BadInput("checkpoint", str(folder), "a folder with a manifest of every rank", remedy)
+    saved = json.loads(manifests[0].read_text())["world_size"]
+    if saved != world_size:
+        raise BadInput(
+            "cluster.num_workers",
+            world_size,
+            f"{saved}, the number of workers that wrote the checkpoint {folder.name}",
+            f"Resume with cluster.num_workers={saved}, or start a run with another name.",
+        )
+    if len(manifests) != world_size:
+        raise BadInput("checkpoint", str(folder), f"whole, but has shards of {len(manifests)} of {saved} ranks", remedy)
+    for manifest in manifests if rank == 0 else [folder / f"manifest-{rank:05d}.json"]:
+        for name, expected in json.loads(manifest.read_text())["files"].items():
+            path = folder / name
+            if not path.is_file() or checksum(path) != expected:
+                raise BadInput("checkpoint", str(path), "unchanged since it was written (its checksum differs)", remedy)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def improves(value: float | None, best: float | None, higher: bool) -> bool:
+    """Whether `value` is measured and better than `best`."""
+    if value is None or value != value:
+        return False
+    return best is None or (value > best if higher else value < best)
+
+
+def to_delete(scores: list[float | None], keep: int, higher: bool) -> list[int]:
+    """Indices of the checkpoints, oldest first, that are neither the last nor among the `keep` best. Pure."""
+    measured = [index for index, score in enumerate(scores) if score is not None]
+    measured.sort(key=lambda index: scores[index] if higher else -scores[index], reverse=True)  # type: ignore[operator]
+    kept = {*measured[:keep], len(scores) - 1}
+    return [index for index in range(len(scores)) if index not in kept]

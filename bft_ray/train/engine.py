@@ -1,0 +1,201 @@
+"""The DeepSpeed engine behind a few verbs: forward, backward, step, save, load, weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bft_ray.config import Config
+from bft_ray.data.pack import MicroBatch
+from bft_ray.errors import NonFinite
+from bft_ray.model.causal_lm import load_model
+from bft_ray.train.settings import deepspeed_settings
+
+
+def join_alone(timeout_s: float = 600.0) -> None:
+    """A process group of one, for a run without Ray: no port is opened."""
+    if not dist.is_initialized():
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            os.environ.setdefault(name, value)
+        meeting = tempfile.NamedTemporaryFile(prefix="bft_ray_group_", delete=False)  # noqa: SIM115
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend, init_method=f"file://{meeting.name}", rank=0, world_size=1, timeout=timedelta(seconds=timeout_s)
+        )
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, without the CPU communication op that it would otherwise compile for a minute at start."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+class Engine:
+    """One rank's model, optimizer and gradients under DeepSpeed.
+
+    Args:
+        config: the run's config.
+        device: where this rank computes.
+
+    A process group must exist (`join_alone`, or Ray Train's).
+    """
+
+    def __init__(self, config: Config, device: torch.device):
+        deepspeed = import_deepspeed()
+        settings = deepspeed_settings(config)
+        self.stage: int = settings["zero_optimization"]["stage"]
+        self.device = device
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._max_grad_norm = config.optimizer.max_grad_norm
+        model = _load(config, settings)
+        model.train()
+        self.num_trainable = sum(_numel(p) for p in model.parameters() if p.requires_grad)
+        self.num_parameters = sum(map(_numel, model.parameters()))
+        self._deepspeed = deepspeed
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=_adamw(model, config, device), config=settings, dist_init_required=False
+        )
+        self._only_trainable = self.num_trainable < self.num_parameters
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model without DeepSpeed's wrapper (its parameters are partitioned under ZeRO-3)."""
+        return self._engine.module
+
+    def logits(self, micro: MicroBatch) -> torch.Tensor:
+        """Logits [B, T, V] of a micro-batch that lies on the device."""
+        return self._engine(
+            input_ids=micro.input_ids,
+            attention_mask=micro.attention_mask,
+            position_ids=micro.position_ids,
+            use_cache=False,
+        ).logits
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Accumulate gradients. DeepSpeed averages over ranks after the `last` one: pass a loss times world size."""
+        self._engine.backward(loss)
+
+    def before_forward(self, first: bool, last: bool) -> None:
+        """Tell DeepSpeed, before a forward pass, whether its backward pass completes the step."""
+        if first and self.stage:
+            self._engine.optimizer.override_loss_scale(1.0)  # it stays as the last step left it
+        self._engine.set_gradient_accumulation_boundary(last)
+
+    def step(self, step: int, learning_rate: float, gradient_scale: float) -> float:
+        """Scale, clip and apply the accumulated gradients; the norm [] before clipping is returned.
+
+        Args:
+            step: number of the step, for the error.
+            learning_rate: of this step.
+            gradient_scale: a factor that all samples of the step share (the normalisation of the sample weights).
+
+        Raises:
+            NonFinite: on every rank, when a gradient was NaN or infinite; the weights have not moved.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.stage:
+            self._engine.optimizer.override_loss_scale(1.0 / gradient_scale)  # ZeRO divides by it before clipping
+            self._engine.step()
+            norm = float(self._engine.get_global_grad_norm() or 0.0)
+            applied = self._engine.was_step_applied() and math.isfinite(norm)
+        else:
+            norm = self._scale_and_clip(gradient_scale)
+            applied = math.isfinite(norm)
+            if applied:
+                self._engine.step()
+        if not applied:
+            raise NonFinite(step, "gradient", [])
+        return norm
+
+    def _scale_and_clip(self, gradient_scale: float) -> float:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if gradient_scale != 1.0:
+            torch._foreach_mul_(gradients, gradient_scale)
+        limit = self._max_grad_norm or math.inf
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """Write this rank's shards below `folder`; every rank calls it. Frozen weights are left out."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "engine").mkdir(exist_ok=True)
+        self._engine.save_checkpoint(
+            str(folder),
+            tag="engine",
+            client_state=state,
+            save_latest=False,
+            exclude_frozen_parameters=self._only_trainable,
+        )
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore weights, optimizer and the state given to `save`."""
+        where, state = self._engine.load_checkpoint(
+            str(folder), tag="engine", load_module_strict=not self._only_trainable, load_lr_scheduler_states=False
+        )
+        if where is None:
+            raise FileNotFoundError(f"no DeepSpeed checkpoint in {folder}")
+        return state
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The trained parameters (all of them, or the adapters) on CPU, on rank 0; None elsewhere. A collective."""
+        gathered: dict[str, torch.Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            if self._only_trainable and not parameter.requires_grad:
+                continue
+            with self._deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                if self.rank == 0:
+                    gathered[name] = parameter.detach().cpu().clone()
+        return gathered if self.rank == 0 else None
+
+    def close(self) -> None:
+        """Free what DeepSpeed holds."""
+        self._engine.destroy()
+
+
+def _load(config: Config, settings: dict[str, Any]) -> torch.nn.Module:
+    """The model; under ZeRO-3 each rank keeps only its part of every weight as soon as it is read."""
+    if settings["zero_optimization"]["stage"] < 3:
+        return load_model(config.model, config.lora, config.seed)
+    from transformers.integrations import HfDeepSpeedConfig
+
+    partition = HfDeepSpeedConfig(settings)  # transformers looks for a living one while it loads
+    try:
+        return load_model(config.model, config.lora, config.seed)
+    finally:
+        del partition
+
+
+def _numel(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _adamw(model: torch.nn.Module, config: Config, device: torch.device) -> Any:
+    """AdamW with weight decay on matrices only."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    dims = [len(getattr(p, "ds_shape", p.shape)) for p in trainable]
+    groups = [
+        {"params": [p for p, d in zip(trainable, dims, strict=True) if d >= 2], "weight_decay": config.optimizer.weight_decay},
+        {"params": [p for p, d in zip(trainable, dims, strict=True) if d < 2], "weight_decay": 0.0},
+    ]
+    settings = config.optimizer
+    common: dict[str, Any] = dict(lr=settings.learning_rate, betas=tuple(settings.betas), eps=settings.eps)
+    groups = [group for group in groups if group["params"]]
+    if config.deepspeed.offload != "none" and device.type == "cuda":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam  # the step runs on the CPU, vectorised
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
+    return torch.optim.AdamW(groups, fused=device.type == "cuda", **common)

@@ -1,0 +1,68 @@
+"""What the training loop needs from where it runs: a rank, a place for checkpoints, somebody who listens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from bft_ray.train.checkpoint import to_delete
+
+#: name of an event ("start", "step", "validation", "checkpoint", "resume", "end") and its values
+Listener = Callable[[str, dict[str, Any]], None]
+
+
+class Host(Protocol):
+    """Ray Train's worker (`bft_ray.train.worker`), or a folder of this machine (`LocalHost`)."""
+
+    device: torch.device
+
+    def last_checkpoint(self) -> Path | None:
+        """Folder of the last complete checkpoint of this run, if it goes on."""
+
+    def best_checkpoint(self) -> Path | None:
+        """Folder of the checkpoint with the best score."""
+
+    def keep(self, folder: Path, step: int, score: float | None) -> None:
+        """Take over a checkpoint that every rank wrote into its own `folder`; higher score is better or None."""
+
+    def tell(self, event: str, values: dict[str, Any]) -> None:
+        """Metrics and events, for people and for tracking; called on rank 0 alone."""
+
+
+class LocalHost:
+    """One process and a folder: the loop without Ray and without a network."""
+
+    def __init__(self, folder: Path, device: torch.device | None = None, keep: int = 1, listen: Listener | None = None):
+        self.folder, self._keep, self._listen = folder, keep, listen
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _saved(self) -> list[tuple[Path, float | None]]:
+        folders = sorted(path for path in self.folder.glob("step-*") if (path / "score.json").is_file())
+        return [(path, json.loads((path / "score.json").read_text())) for path in folders]
+
+    def last_checkpoint(self) -> Path | None:
+        saved = self._saved()
+        return saved[-1][0] if saved else None
+
+    def best_checkpoint(self) -> Path | None:
+        measured = [(score, path) for path, score in self._saved() if score is not None]
+        return max(measured)[1] if measured else None
+
+    def keep(self, folder: Path, step: int, score: float | None) -> None:
+        target = self.folder / f"step-{step:08d}"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target)
+        (target / "score.json").write_text(json.dumps(score))  # last: a folder without it is not complete
+        saved = self._saved()
+        for index in to_delete([score for _, score in saved], self._keep, higher=True):
+            shutil.rmtree(saved[index][0])
+
+    def tell(self, event: str, values: dict[str, Any]) -> None:
+        if self._listen:
+            self._listen(event, values)

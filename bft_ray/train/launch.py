@@ -1,0 +1,282 @@
+"""One fine-tuning run from the driver: check everything, train on Ray workers, evaluate, record."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bft_ray.config import Config, SourceConfig, flatten, make_config, to_yaml
+from bft_ray.data.dataset import TokenDataset, prepare
+from bft_ray.errors import BadConfig, BadInput, BftError
+from bft_ray.evaluate.run import evaluate_model
+from bft_ray.model.card import model_card
+from bft_ray.model.causal_lm import adapter_of, load_tokenizer
+from bft_ray.model.export import describe_weights
+from bft_ray.model.lora import check_targets
+from bft_ray.spread import connect, num_gpus_per_worker, require_resources
+from bft_ray.tracking.run import Tracker
+from bft_ray.tracking.server import absolute_uri, check_server
+from bft_ray.train import storage
+from bft_ray.train.progress import Board, Display, Watcher
+
+# sections that may change when a run goes on: where it runs and who watches, never what it computes
+_MAY_CHANGE = ("cluster.", "tracking.", "data.cache_dir")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    name: str
+    run_id: str
+    folder: str  # results of the run
+    export: str  # the exported model or adapter
+    step: int  # that the exported weights are of
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def train(config: Config, display: Display | None = None) -> TrainResult:
+    """Fine-tune as `config` says; the same name and storage path go on with an unfinished run.
+
+    Raises:
+        BadConfig, BadInput: before any worker starts, for everything that can be known by then.
+        NonFinite: a loss or gradient was not finite.
+        BftError: the workers failed more often than `cluster.max_failures`.
+    """
+    display = display or Display()
+    config = pin(config)
+    storage.check_writable(config.cluster.storage_path)
+    folder = storage.join(config.cluster.storage_path, str(config.name))
+    record = _record_of(folder, config)
+    check_server(config.tracking)
+    tokenizer = load_tokenizer(config.model)
+    check_lora(config)
+    datasets = load_datasets(config, tokenizer, display)
+    for field in config.loss.unused_fields():
+        if field in config.loss.model_fields_set and field != "normalise":
+            display.line(f"note: loss.{field} has no effect with these loss settings")
+    if config.lora and config.lora.dropout > 0:
+        display.line("note: lora.dropout > 0: results now depend on how batches are laid out over workers")
+
+    with connect(config.cluster):
+        require_resources(config.cluster)
+        with Tracker.start(
+            config.tracking,
+            experiment=config.experiment,
+            run_name=str(config.name),
+            run_id=record.get("run_id"),
+            params=flatten(config),
+            tags={"bft.domain": config.domain, "bft.method": config.loss.method, "bft.kind": "train"} | config.tracking.tags,
+        ) as tracker:
+            display.line(f"MLflow run {tracker.run_id} in experiment {config.experiment}")
+            storage.write_text(storage.join(folder, "run.json"), _record_text(config, tracker.run_id))
+            _log_inputs(tracker, config, datasets)
+            before = _before(config, tracker, record, folder, display)
+            step = _fit(config, tracker, folder, display)
+            return _finish(config, tracker, folder, datasets, before, step, display)
+
+
+def pin(config: Config) -> Config:
+    """The config with a name, and with paths that mean the same on every worker of this machine."""
+    tree = config.model_dump()
+    tree["name"] = config.name or f"{config.loss.method}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    tree["cluster"]["storage_path"] = storage.absolute(config.cluster.storage_path)
+    tree["tracking"]["uri"] = absolute_uri(config.tracking.uri)
+    for source in [*tree["data"]["train"], *tree["data"]["validation"], *tree["evaluation"]["choices"]]:
+        source["path"] = _pin_path(source["path"])
+    for key in ("path", "adapter"):
+        tree["model"][key] = _pin_path(tree["model"][key])
+    return make_config(tree)
+
+
+def _pin_path(path: str | None) -> str | None:
+    return str(Path(path).resolve()) if path and Path(path).exists() and path != "starter" else path
+
+
+def check_lora(config: Config) -> None:
+    """LoRA targets against the architecture alone, without the weights."""
+    if not config.lora or config.lora.targets == "all-linear":
+        return
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    base, _ = adapter_of(config.model)
+    trust = config.model.trust_remote_code
+    described = AutoConfig.from_pretrained(base, revision=config.model.revision, trust_remote_code=trust)
+    with torch.device("meta"):
+        check_targets(AutoModelForCausalLM.from_config(described, trust_remote_code=trust), config.lora)
+
+
+def load_datasets(config: Config, tokenizer: Any, display: Display) -> dict[str, TokenDataset]:
+    """Tokenise (or find in the cache) what the run reads, and say what was kept and dropped."""
+    wanted: dict[str, list[SourceConfig]] = {"train": config.data.train, "validation": config.data.validation}
+    datasets = {}
+    for use, sources in wanted.items():
+        if sources:
+            datasets[use] = prepare(sources, tokenizer, config.data, f"data.{use}")
+            display.line(f"{use} data: {datasets[use].report.to_text()}")
+    return datasets
+
+
+def _record_of(folder: str, config: Config) -> dict[str, Any]:
+    """What an earlier start of this run left; BadConfig if it was another run under the same name."""
+    text = storage.read_text(storage.join(folder, "run.json"))
+    if text is None:
+        return {}
+    record = json.loads(text)
+    new = json.loads(json.dumps(flatten(config)))
+    changed = [
+        f"`{field}` was {record['config'].get(field)!r}, and is now {new.get(field)!r}"
+        for field in sorted({*record["config"], *new})
+        if record["config"].get(field) != new.get(field) and not field.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        raise BadConfig(f"the run `{config.name}` exists with other settings; choose another name. It", changed)
+    return record
+
+
+def _record_text(config: Config, run_id: str, **more: Any) -> str:
+    return json.dumps({"run_id": run_id, "config": flatten(config)} | more, indent=1)
+
+
+def _log_inputs(tracker: Tracker, config: Config, datasets: dict[str, TokenDataset]) -> None:
+    tracker.log_text(to_yaml(config), "config.yaml")
+    for use, dataset in datasets.items():
+        paths = ", ".join(source.path for source in getattr(config.data, use))
+        tracker.log_dataset(use, source=paths, fingerprint=dataset.fingerprint, num_rows=len(dataset), context=use)
+        tracker.log_text(json.dumps(dataset.report.to_dict(), indent=1), f"data/{use}.json")
+
+
+def _before(
+    config: Config, tracker: Tracker, record: dict[str, Any], folder: str, display: Display
+) -> dict[str, float]:
+    """Choice sets with the base model; measured once, also when the run is resumed."""
+    if not config.evaluation.choices or not config.evaluation.before:
+        return {}
+    if "before" in record:
+        return record["before"]
+    display.line("evaluating the base model")
+    before = evaluate_model(config).metrics
+    tracker.log_metrics(before, step=0)
+    storage.write_text(storage.join(folder, "run.json"), _record_text(config, tracker.run_id, before=before))
+    return before
+
+
+def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int:
+    """Run the workers; returns the step of the exported weights."""
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from bft_ray.train.worker import SCORE, train_worker
+
+    cluster = config.cluster
+    gpus = num_gpus_per_worker(cluster)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_s)
+    board = ray.remote(num_cpus=0)(Board).remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(),
+            "run_id": tracker.run_id,
+            "board": board,
+            "export": storage.join(folder, "export"),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cluster.cpus_per_worker}
+            | ({"GPU": gpus} if gpus else {})
+            | cluster.resources_per_worker,
+            placement_strategy=cluster.placement,
+        ),
+        run_config=RunConfig(
+            name=str(config.name),
+            storage_path=cluster.storage_path,
+            failure_config=FailureConfig(
+                max_failures=cluster.max_failures,
+                controller_failure_limit=cluster.max_failures,  # also bounds the wait for a lost node
+            ),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.checkpoint.keep, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
+            ),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(cluster.collective_timeout_s)),
+    )
+    with Watcher(board, display):
+        try:
+            outcome = trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise _cause(error) from error
+    if "error" in outcome:
+        raise outcome["error"]
+    return int(outcome["step"])
+
+
+def _cause(error: Exception) -> BftError:
+    """The worker's own error where it raised one of ours; else a summary that names what happened."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        inner = getattr(failure, "cause", None) or failure
+        if isinstance(inner, BftError):
+            return inner
+    first = str(error).strip().splitlines()
+    return BftError(
+        f"training failed: {first[0] if first else type(error).__name__}\n"
+        "The workers' logs are in the Ray session's log folder (ray logs, or the dashboard); "
+        "the same command goes on from the last checkpoint."
+    )
+
+
+def _finish(
+    config: Config,
+    tracker: Tracker,
+    folder: str,
+    datasets: dict[str, TokenDataset],
+    before: dict[str, float],
+    step: int,
+    display: Display,
+) -> TrainResult:
+    """Measure the exported model, write its card, and record both."""
+    exported = storage.join(folder, "export")
+    local = storage.fetch_folder(exported)
+    after: dict[str, float] = {}
+    if datasets.get("validation") or config.evaluation.choices:
+        display.line("evaluating the trained model")
+        model = config.model.model_copy(update={"path": str(local), "adapter": None})
+        after = evaluate_model(config.model_copy(update={"model": model})).metrics
+        tracker.log_metrics({f"final/{name}": value for name, value in after.items()}, step=step)
+    card = model_card(
+        config,
+        kind=describe_weights(local)["kind"],
+        folder=exported,
+        fingerprints={use: dataset.fingerprint for use, dataset in datasets.items()},
+        before=before,
+        after=after,
+        run_id=tracker.run_id,
+        step=step,
+    )
+    (local / "README.md").write_text(card)
+    if storage.is_remote(exported):
+        with tempfile.TemporaryDirectory() as temporary:
+            (Path(temporary) / "README.md").write_text(card)
+            storage.put_folder(Path(temporary), exported)
+    tracker.log_text(card, "model_card.md")
+    tracker.set_tags({"bft.step": str(step), "bft.export": exported})
+    if config.tracking.log_model:
+        tracker.log_model(local, name=f"bft-{config.domain}", metrics=after, step=step)
+    storage.write_text(
+        storage.join(folder, "run.json"), _record_text(config, tracker.run_id, before=before, after=after, step=step)
+    )
+    if not after:
+        display.line("nothing was evaluated: the config has neither validation data nor choice sets")
+    return TrainResult(str(config.name), tracker.run_id, folder, exported, step, before, after)
+
+
+

@@ -1,0 +1,174 @@
+"""The training loop, top to bottom. Needs neither Ray nor a network."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from bft_ray.config import Config
+from bft_ray.data.dataset import TokenDataset
+from bft_ray.data.pack import MicroBatch, collate
+from bft_ray.data.plan import BatchPlan, layout
+from bft_ray.evaluate.likelihood import LikelihoodSums, score_micro_batches
+from bft_ray.metrics import describe
+from bft_ray.train.checkpoint import LoopState, improves, verify_manifest, write_manifest
+from bft_ray.train.engine import Engine
+from bft_ray.train.host import Host
+from bft_ray.train.schedule import learning_rate
+from bft_ray.train.step import GlobalCounts, train_step
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on and validates with."""
+
+    train: TokenDataset
+    validation: TokenDataset | None
+    pad_id: int
+
+
+def make_plan(config: Config, train: TokenDataset) -> tuple[BatchPlan, int]:
+    """The plan of global batches and the number of steps."""
+    plan = BatchPlan(
+        len(train),
+        config.data.global_batch_size,
+        config.seed,
+        shuffle=config.data.shuffle,
+        source_index=train.source_index,
+        ratios=[source.ratio for source in config.data.train],
+    )
+    return plan, config.schedule.steps or max(1, math.ceil(config.schedule.epochs * plan.steps_per_epoch))
+
+
+def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
+    """Train from the last checkpoint of `host`, or from the start, to the last step.
+
+    Every rank calls it. Evaluates and saves every so many steps and at the end; the best and the last checkpoint stay.
+
+    Raises:
+        NonFinite: on every rank, for a loss or gradient that is not finite.
+        BadInput: a checkpoint that is broken or of another number of workers.
+    """
+    plan, num_steps = make_plan(config, data.train)
+    evaluate_every = config.evaluation.every_steps or max(1, num_steps // 10)
+    save_every = config.checkpoint.every_steps or evaluate_every
+    higher = describe(config.checkpoint.metric).direction == "higher"
+    rank0 = engine.rank == 0
+    state = _resume(engine, host)
+    if rank0:
+        host.tell("resume" if state.step else "start", _arithmetic(engine, config, data, num_steps) | {"step": state.step})
+    if state.step == 0 and data.validation:
+        measured = validate(engine, data, config)
+        if rank0:
+            host.tell("validation", {"step": 0} | measured)
+
+    for step in range(state.step, num_steps):
+        began = time.perf_counter()
+        indices = plan.batch(step)
+        micro_batches, places, counts = share_of(engine, config, data, indices)
+        metrics = train_step(
+            engine,
+            micro_batches,
+            places,
+            counts,
+            config.loss,
+            step=step,
+            learning_rate=learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule),
+            seed=config.seed,
+        )
+        elapsed = time.perf_counter() - began
+        metrics["train/supervised_tokens_per_s"] = counts.num_tokens / elapsed
+        metrics["train/step_s"] = elapsed
+        metrics["train/epoch"] = (step + 1) / plan.steps_per_epoch
+        done = step + 1
+        if rank0:
+            host.tell("step", {"step": done, "num_steps": num_steps} | metrics)
+
+        measured = {}
+        if data.validation and (done % evaluate_every == 0 or done == num_steps):
+            measured = validate(engine, data, config)
+            if rank0:
+                host.tell("validation", {"step": done} | measured)
+        if done % save_every == 0 or done == num_steps or measured:
+            value = measured.get(config.checkpoint.metric)
+            better = improves(value, state.best_value, higher)
+            state = LoopState(done, value if better else state.best_value, done if better else state.best_step)
+            _save(engine, host, state, None if value is None else (value if higher else -value))
+    if rank0:
+        host.tell("end", {"step": num_steps})
+    return state
+
+
+def share_of(
+    engine: Engine, config: Config, data: Data, indices: np.ndarray
+) -> tuple[list[MicroBatch], list[list[int]], GlobalCounts]:
+    """This rank's micro-batches of a global batch, the places of their samples in it, and the global counts."""
+    lengths = data.train.lengths[indices]
+    supervised = data.train.num_supervised[indices]
+    shares = layout(
+        lengths.tolist(),
+        engine.world_size,
+        config.data.micro_batch_tokens,
+        config.data.micro_batch_size,
+        config.data.packing,
+    )
+    places = shares[engine.rank]
+    micro_batches = [collate(data.train, indices[place], config.data.packing, data.pad_id) for place in places]
+    return micro_batches, places, GlobalCounts(len(indices), int((supervised > 0).sum()), int(supervised.sum()))
+
+
+def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
+    """Likelihood of the validation set, shared out over the ranks; the same metrics on every rank."""
+    assert data.validation is not None
+    dataset = data.validation
+    shares = layout(dataset.lengths.tolist(), engine.world_size, config.evaluation.batch_tokens, None, config.data.packing)
+    micro_batches = (
+        collate(dataset, np.asarray(place, dtype=np.int64), config.data.packing, data.pad_id)
+        for place in shares[engine.rank]
+    )
+    engine.module.eval()
+    sums = score_micro_batches(engine.logits, micro_batches, engine.device)
+    engine.module.train()
+    if engine.world_size > 1:
+        dist.all_reduce(sums)
+    return LikelihoodSums.from_tensor(sums).metrics("validation")
+
+
+def _resume(engine: Engine, host: Host) -> LoopState:
+    folder = host.last_checkpoint()
+    if folder is None:
+        return LoopState()
+    verify_manifest(folder, engine.rank, engine.world_size)
+    return LoopState(**engine.load(folder)["loop"])
+
+
+def _save(engine: Engine, host: Host, state: LoopState, score: float | None) -> None:
+    with tempfile.TemporaryDirectory(prefix="bft_ray_checkpoint_") as temporary:
+        folder = Path(temporary)
+        engine.save(folder, {"loop": state.to_dict()})
+        write_manifest(folder, engine.rank, engine.world_size)
+        host.keep(folder, state.step, score)
+    if engine.rank == 0:
+        host.tell("checkpoint", {"step": state.step, "best_step": state.best_step})
+
+
+def _arithmetic(engine: Engine, config: Config, data: Data, num_steps: int) -> dict[str, Any]:
+    """What the run will do, in numbers."""
+    return {
+        "num_steps": num_steps,
+        "num_samples": len(data.train),
+        "num_tokens": int(data.train.lengths.sum()),
+        "num_supervised_tokens": int(data.train.num_supervised.sum()),
+        "global_batch_size": config.data.global_batch_size,
+        "num_workers": engine.world_size,
+        "num_parameters": engine.num_parameters,
+        "num_trainable": engine.num_trainable,
+        "device": str(engine.device),
+    }

@@ -1,0 +1,124 @@
+"""What people see while a run goes on: a bar on a terminal, one line an event elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from typing import Any, TextIO
+
+from bft_ray.metrics import format_value
+
+Event = tuple[str, dict[str, Any]]
+
+
+class Board:
+    """A Ray actor between rank 0, which posts, and the driver, which reads. Bounded: old steps fall off."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque(maxlen=10_000)
+
+    def post(self, event: str, values: dict[str, Any]) -> None:
+        """Add an event."""
+        self._events.append((event, values))
+
+    def take(self) -> list[Event]:
+        """All events since the last call."""
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
+
+class Display:
+    """Shows events on a stream; a progress bar when that is a terminal."""
+
+    def __init__(self, stream: TextIO | None = None, every: int | None = None):
+        self._stream = stream or sys.stderr
+        self._every = every
+        self._bar: Any = None
+
+    def show(self, event: str, values: dict[str, Any]) -> None:
+        """One event of the training loop."""
+        if event == "step":
+            self._step(values)
+        elif text := describe_event(event, values):
+            self.line(text)
+        if event == "end" and self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def line(self, text: str) -> None:
+        """One line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _step(self, values: dict[str, Any]) -> None:
+        done, total = values["step"], values["num_steps"]
+        if self._stream.isatty():
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=total, initial=done - 1, unit="step", file=self._stream, dynamic_ncols=True)
+            self._bar.update(done - self._bar.n)
+            self._bar.set_postfix_str(f"nll {values['train/nll']:.3f}", refresh=False)
+        elif done % (self._every or max(1, total // 10)) == 0 or done == total:
+            self.line(describe_event("step", values))
+
+
+def describe_event(event: str, values: dict[str, Any]) -> str:
+    """One line for people; empty for events that need none."""
+    if event in ("start", "resume"):
+        begin = "resumes after step {step}" if event == "resume" else "starts"
+        return (
+            f"{begin}: {{num_steps}} steps of {{global_batch_size}} samples from {{num_samples}} "
+            "({num_supervised_tokens:,} supervised of {num_tokens:,} tokens), {num_workers} workers on {device}, "
+            "{num_trainable:,} of {num_parameters:,} parameters train"
+        ).format(**values)
+    if event == "step":
+        shown = ("train/loss", "train/nll", "train/grad_norm", "train/supervised_tokens_per_s")
+        figures = ", ".join(f"{name.removeprefix('train/')} {format_value(name, values[name])}" for name in shown)
+        return f"step {values['step']}/{values['num_steps']}: {figures}"
+    if event == "validation":
+        figures = ", ".join(
+            f"{name.removeprefix('validation/')} {format_value(name, value)}"
+            for name, value in values.items()
+            if name.startswith("validation/")
+        )
+        return f"validation after step {values['step']}: {figures}"
+    if event == "checkpoint":
+        best = values["best_step"]
+        return f"checkpoint of step {values['step']} saved" + (f" (best so far: step {best})" if best else "")
+    return ""
+
+
+class Watcher:
+    """Moves events from the board to the display in a thread of the driver."""
+
+    def __init__(self, board: Any, display: Display, interval_s: float = 0.5):
+        self._board, self._display, self._interval_s = board, display, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="bft-ray-progress", daemon=True)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        import ray
+
+        while True:
+            stopping = self._stop.wait(self._interval_s)
+            try:
+                events = ray.get(self._board.take.remote(), timeout=5)
+            except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+                events = []  # a picture of the run, never a reason to end it
+            for event, values in events:
+                self._display.show(event, values)
+            if stopping:
+                return

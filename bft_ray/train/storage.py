@@ -1,0 +1,101 @@
+"""The results folder of a run, on a disk or in an object store, by path or URI."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from bft_ray.errors import BadInput
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is a URI of an object store rather than a folder."""
+    return "://" in path and not path.startswith("file://")
+
+
+def absolute(path: str) -> str:
+    """A local folder as an absolute path, so that workers with another working directory find it; a URI as it is."""
+    return path if is_remote(path) else str(Path(path.removeprefix("file://")).expanduser().resolve())
+
+
+def join(path: str, *parts: str) -> str:
+    """Path of something below a folder or URI."""
+    return "/".join([path.rstrip("/"), *parts])
+
+
+def check_writable(path: str) -> None:
+    """Write and delete a small file.
+
+    Raises:
+        BadInput: the place cannot be written.
+    """
+    probe = join(path, ".bft_ray_writable")
+    try:
+        write_text(probe, "")
+        filesystem, place = _at(probe)
+        filesystem.delete_file(place)
+    except Exception as error:  # pyarrow raises a different type for each store
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(
+            "cluster.storage_path", path, f"a folder or URI that can be written: {reason}", "Choose another place, or mend its rights."
+        ) from None
+
+
+def read_text(path: str) -> str | None:
+    """Content of a small file, or None where there is none."""
+    filesystem, place = _at(path)
+    try:
+        with filesystem.open_input_stream(place) as stream:
+            return stream.read().decode()
+    except FileNotFoundError:
+        return None
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a small file, whole or not at all on a disk; folders are made."""
+    if not is_remote(path):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", delete=False) as file:
+            file.write(text)
+        Path(file.name).replace(target)
+        return
+    filesystem, place = _at(path)
+    with filesystem.open_output_stream(place) as stream:
+        stream.write(text.encode())
+
+
+def put_folder(folder: Path, path: str) -> None:
+    """Replace what lies at `path` by the content of a local folder."""
+    if not is_remote(path):
+        beside = Path(path + ".new")
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(folder, beside)
+        shutil.rmtree(path, ignore_errors=True)
+        beside.rename(path)
+        return
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    pyarrow.fs.copy_files(str(folder), place, destination_filesystem=filesystem)
+
+
+def fetch_folder(path: str) -> Path:
+    """A local folder with what lies at `path`: the folder itself, or a copy of what the store holds."""
+    if not is_remote(path):
+        return Path(path)
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    local = Path(tempfile.mkdtemp(prefix="bft_ray_fetch_"))
+    pyarrow.fs.copy_files(place, str(local), source_filesystem=filesystem)
+    return local
+
+
+def _at(path: str):
+    import pyarrow.fs
+
+    if is_remote(path):
+        return pyarrow.fs.FileSystem.from_uri(path)
+    return pyarrow.fs.LocalFileSystem(), path

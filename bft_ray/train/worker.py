@@ -1,0 +1,136 @@
+"""What each Ray Train worker runs, and the training loop's host there."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from bft_ray.config import Config, make_config
+from bft_ray.data.dataset import prepare
+from bft_ray.errors import NonFinite
+from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.export import export_model
+from bft_ray.tracking.run import Tracker
+from bft_ray.train.checkpoint import LoopState, verify_manifest
+from bft_ray.train.engine import Engine
+from bft_ray.train.loop import Data, fit
+from bft_ray.train.storage import join, put_folder
+
+SCORE = "bft_score"  # Ray Train keeps the checkpoints with the largest
+NOT_MEASURED = -sys.float_info.max
+
+
+class RayHost:
+    """A worker of Ray Train: checkpoints go through `ray.train.report`, news to MLflow and to the driver."""
+
+    def __init__(self, tracker: Tracker | None, board: Any):
+        self.device = ray.train.torch.get_device()
+        self._tracker, self._board = tracker, board
+
+    def last_checkpoint(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else _local(checkpoint)
+
+    def best_checkpoint(self) -> Path | None:
+        reported = [item for item in ray.train.get_all_reported_checkpoints() if item.metrics[SCORE] > NOT_MEASURED]
+        return _local(max(reported, key=lambda item: item.metrics[SCORE]).checkpoint) if reported else None
+
+    def keep(self, folder: Path, step: int, score: float | None) -> None:
+        ray.train.report(
+            {SCORE: NOT_MEASURED if score is None else score, "step": step},
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint_dir_name=f"step-{step:08d}",
+        )
+
+    def tell(self, event: str, values: dict[str, Any]) -> None:
+        if self._tracker is not None and event in ("step", "validation"):
+            metrics = {name: value for name, value in values.items() if "/" in name}
+            self._tracker.log_metrics(metrics, step=values["step"])
+        if self._board is not None:
+            self._board.post.remote(event, values)
+
+
+def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
+    """Train, then export from rank 0.
+
+    A loss that is not finite comes back as a value rather than as an exception: every rank has it, and starting the
+    workers again would only repeat it.
+
+    Args:
+        payload: `config` (plain tree), `run_id` of MLflow, `board` (actor that shows progress), `export` (target).
+    """
+    config = make_config(payload["config"])
+    pin_threads(config)
+    context = ray.train.get_context()
+    tracker = Tracker.attach(config.tracking, payload["run_id"]) if context.get_world_rank() == 0 else None
+    host = RayHost(tracker, payload["board"])
+    engine = None
+    try:
+        tokenizer = load_tokenizer(config.model)
+        data = load_data(config, tokenizer, context.get_local_rank())
+        engine = Engine(config, host.device)
+        state = fit(engine, config, data, host)
+        step = export(engine, config, tokenizer, host, state, payload["export"])
+        return {"step": step, "best_value": state.best_value, "best_step": state.best_step}
+    except NonFinite as error:
+        return {"error": error}
+    finally:
+        if tracker is not None:
+            tracker.close()
+
+
+def pin_threads(config: Config) -> None:
+    """Use the CPU cores that the config reserves, no more: results on CPU depend on the number of threads."""
+    threads = max(1, int(config.cluster.cpus_per_worker))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
+def load_data(config: Config, tokenizer: Any, local_rank: int) -> Data:
+    """The tokenised data: one rank of each node makes it where it is not in the cache yet, the others wait."""
+    if local_rank != 0:
+        dist.barrier()
+    train = prepare(config.data.train, tokenizer, config.data, "data.train")
+    validation = (
+        prepare(config.data.validation, tokenizer, config.data, "data.validation") if config.data.validation else None
+    )
+    if local_rank == 0:
+        dist.barrier()
+    return Data(train, validation, tokenizer.pad_token_id)
+
+
+def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state: LoopState, target: str) -> int:
+    """Write the best (or last) weights to `target`; returns the step that they are of. Every rank calls it."""
+    step = state.step
+    if config.checkpoint.export == "best" and state.best_step not in (None, state.step):
+        folder = host.best_checkpoint()
+        assert folder is not None and state.best_step is not None
+        verify_manifest(folder, engine.rank, engine.world_size)
+        engine.load(folder)
+        step = state.best_step
+    weights = engine.weights()
+    if weights is not None:
+        with tempfile.TemporaryDirectory(prefix="bft_ray_export_") as temporary:
+            folder = Path(temporary) / "export"
+            export_model(engine.module, weights, tokenizer, config.model, folder, config.checkpoint.merge_lora)
+            put_folder(folder, join(target))
+    dist.barrier()
+    return step
+
+
+def _local(checkpoint: Any) -> Path:
+    """A folder with the checkpoint: itself on a disk, a copy from an object store."""
+    import pyarrow.fs
+
+    if isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem):
+        return Path(checkpoint.path)
+    return Path(checkpoint.to_directory())

@@ -1,0 +1,118 @@
+"""What tests share: a tiny model with its tokenizer, a small data file, and the rule on skips."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a network
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    """With BFT_RAY_NO_SKIPS set, a skipped test fails the run, unless it is marked `gpu`."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("BFT_RAY_NO_SKIPS") or reporter is None:
+        return
+    skipped = [report for report in reporter.stats.get("skipped", []) if "gpu" not in report.keywords]
+    if skipped:
+        reporter.write_line("skipped, and none but `gpu` tests may be:", red=True)
+        for report in skipped:
+            reporter.write_line(f"  {report.nodeid}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A Llama of two layers with random fp32 weights, and a word tokenizer without a chat template."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny_model")
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "\n", *[f"w{i}" for i in range(91)]]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """48 rows whose completions hold 1 to 60 words."""
+    path = tmp_path_factory.mktemp("tiny_data") / "rows.jsonl"
+    draw = random.Random(0)
+
+    def text(n: int) -> str:
+        return " ".join(f"w{draw.randrange(91)}" for _ in range(n))
+
+    rows = [
+        {"id": f"row-{i}", "prompt": text(draw.randint(1, 12)), "completion": text(draw.choice([1, 3, 9, 20, 40, 60]))}
+        for i in range(48)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def make_tree(tiny_model, tiny_data, tmp_path):
+    """A function that makes the plain tree of a config that trains the tiny model on the tiny data."""
+
+    def make(**sections) -> dict:
+        tree = {
+            "domain": "test",
+            "name": "run",
+            "model": {"path": str(tiny_model), "dtype": "fp32"},
+            "data": {
+                "train": [{"path": str(tiny_data)}],
+                "validation": [{"path": str(tiny_data), "limit": 12}],
+                "max_length": 128,
+                "micro_batch_tokens": 256,
+                "global_batch_size": 8,
+                "cache_dir": str(tmp_path / "cache"),
+            },
+            "schedule": {"steps": 6},
+            "evaluation": {"every_steps": 2},
+            "deepspeed": {"preset": "zero2"},
+            "cluster": {"storage_path": str(tmp_path / "results")},
+            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        }
+        for name, values in sections.items():
+            tree[name] = {**tree[name], **values} if isinstance(tree.get(name), dict) else values
+        return tree
+
+    return make

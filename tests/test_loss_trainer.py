@@ -1,0 +1,308 @@
+"""The loss in transformers' Trainer: however a step is cut up, it is the step of the one whole batch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bft_ray.errors import BadInput
+from bft_ray.loss import CountSamplesMixin, LossConfig, bft_loss, compute_loss_func
+
+transformers = pytest.importorskip("transformers")
+from transformers import Trainer  # noqa: E402
+
+#: Supervised tokens of the 8 samples, of 16 positions each, of the one step; two samples have none.
+NUM_SUPERVISED = (15, 1, 0, 9, 4, 0, 12, 7)
+LEARNING_RATE, MAX_GRAD_NORM = 0.5, 0.05  # the gradient is longer than that: clipping acts
+
+CONFIGS = {
+    "bft": LossConfig(method="bft", window=4),
+    "bft_inverse": LossConfig(method="bft_inverse", window=4, weight_cap=None),
+    "bft_inverse, token aggregate": LossConfig(method="bft_inverse", window=4, aggregate="token"),
+    "bft_group": LossConfig(method="bft_group", window=4),
+    "sft": LossConfig(method="sft"),
+}
+
+
+class BftTrainer(CountSamplesMixin, Trainer):
+    pass
+
+
+@functools.cache
+def _model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=128,
+        )
+    )
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)  # sure of something
+    return model.double()  # so that what differs is a difference and no rounding
+
+
+def make_model() -> torch.nn.Module:
+    return copy.deepcopy(_model())
+
+
+@functools.cache
+def _rows() -> list[dict]:
+    """Half of the samples have for labels what the model expects, so that confidences and weights differ."""
+    torch.manual_seed(0)
+    input_ids = torch.randint(64, (8, 16))
+    labels = torch.randint(64, (8, 16))
+    with torch.no_grad():
+        labels[::2, 1:] = _model()(input_ids).logits[::2, :-1].argmax(-1)
+    for row, n in enumerate(NUM_SUPERVISED):
+        labels[row, : 16 - n] = -100
+    return [{"input_ids": i, "labels": label} for i, label in zip(input_ids, labels, strict=True)]
+
+
+def make_rows() -> list[dict]:
+    return copy.deepcopy(_rows())
+
+
+def sgd_step(model: torch.nn.Module) -> None:
+    torch.optim.SGD(model.parameters(), LEARNING_RATE).step()
+
+
+def whole_step(config: LossConfig) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss of the whole batch, and the parameters after one clipped step of SGD, without a trainer."""
+    model, rows = make_model(), make_rows()
+    inputs, labels = (torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels"))
+    result = bft_loss(model(inputs).logits, labels, config)
+    result.loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+    assert norm > 2 * MAX_GRAD_NORM
+    if config.sample_weight != "none":
+        weights = result.sample_weight[result.sample_weight.isfinite()]
+        assert weights.max() > 1.05 * weights.min()
+    sgd_step(model)
+    return result.loss.item(), dict(model.named_parameters())
+
+
+def make_trainer(folder, config, micro_batch, accumulation, cls=BftTrainer, rows=None, **arguments):
+    arguments = {"max_steps": 1, "lr_scheduler_type": "constant", "logging_steps": 1} | arguments
+    return cls(
+        model=make_model(),
+        args=transformers.TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=accumulation,
+            learning_rate=LEARNING_RATE,
+            optim="sgd",
+            max_grad_norm=MAX_GRAD_NORM,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            **arguments,
+        ),
+        train_dataset=rows or make_rows(),
+        compute_loss_func=compute_loss_func(config),
+    )
+
+
+def logged_loss(trainer) -> float:
+    return next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+
+
+def assert_same_step(trainer, config: LossConfig) -> None:
+    """Parameters and logged loss are those of the whole batch."""
+    loss, expected = whole_step(config)
+    before = dict(make_model().named_parameters())
+    trained = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    moved = max((expected[name] - before[name]).abs().max() for name in before)
+    wrong = max((expected[name] - trained[name]).abs().max() for name in before)
+    assert moved > 1e-3
+    assert wrong <= 1e-6 * moved
+    assert logged_loss(trainer) == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("micro_batch, accumulation", [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path, name, micro_batch, accumulation):
+    trainer = make_trainer(tmp_path, CONFIGS[name], micro_batch, accumulation)
+    trainer.train()
+    assert_same_step(trainer, CONFIGS[name])
+
+
+def test_without_clipping_too(tmp_path):
+    config = CONFIGS["bft_inverse"]
+    trainer = make_trainer(tmp_path, config, 2, 4)
+    trainer.args.max_grad_norm = 0
+    trainer.train()
+    model, rows = make_model(), make_rows()
+    inputs, labels = (torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels"))
+    bft_loss(model(inputs).logits, labels, config).loss.backward()
+    sgd_step(model)
+    trained = dict(trainer.model.named_parameters())
+    for name, expected in model.named_parameters():
+        assert (trained[name] - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_several_steps_and_a_shorter_last_one(tmp_path):
+    """Two epochs of 8 rows by 3 micro-batches of 2: steps of 6 and 2 rows, each normalised by itself."""
+    config = CONFIGS["bft_inverse"]
+    trainer = make_trainer(tmp_path, config, 2, 3, max_steps=-1, num_train_epochs=2)
+    seen: list[list[dict]] = []
+    original = trainer.get_batch_samples
+
+    def record(*args, **kwargs):
+        batches, num_items = original(*args, **kwargs)
+        seen.append([{name: value.clone() for name, value in batch.items()} for batch in batches])
+        return batches, num_items
+
+    trainer.get_batch_samples = record
+    trainer.train()
+    assert [len(batches) for batches in seen] == [3, 1, 3, 1]
+    model = make_model()
+    losses = []
+    for batches in seen:
+        inputs, labels = (torch.cat([batch[name] for batch in batches]) for name in ("input_ids", "labels"))
+        model.zero_grad()
+        loss = bft_loss(model(inputs).logits, labels, config).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        sgd_step(model)
+        losses.append(loss.item())
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == pytest.approx(losses, rel=1e-6)
+    trained = dict(trainer.model.named_parameters())
+    for name, expected in model.named_parameters():
+        assert (trained[name] - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_packed_rows_are_told_apart_by_their_positions(tmp_path):
+    config = CONFIGS["bft_inverse"]
+    rows = [{name: value.tolist() for name, value in row.items()} for row in make_rows()]
+    collate = transformers.DataCollatorWithFlattening()
+    trainer = make_trainer(tmp_path, config, 4, 2, rows=rows)
+    trainer.data_collator = collate
+    trainer.train()
+    assert_same_step(trainer, config)
+
+
+def test_a_step_without_any_supervised_token_moves_nothing(tmp_path):
+    rows = make_rows()
+    for row in rows:
+        row["labels"][:] = -100
+    trainer = make_trainer(tmp_path, CONFIGS["bft_inverse"], 2, 4, rows=rows)
+    trainer.train()
+    assert logged_loss(trainer) == 0.0
+    before = dict(make_model().named_parameters())
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_evaluation_gives_the_loss_of_the_batch(tmp_path):
+    config = CONFIGS["bft"]
+    trainer = make_trainer(tmp_path, config, 2, 4, per_device_eval_batch_size=8)
+    loss = trainer.evaluate(make_rows())["eval_loss"]
+    assert loss == pytest.approx(whole_step(config)[0], rel=1e-6)
+
+
+# ---- without the mixin ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_plain_trainer_is_right_where_the_batch_is_the_step(tmp_path, name):
+    trainer = make_trainer(tmp_path, CONFIGS[name], 8, 1, cls=Trainer)
+    trainer.train()
+    assert_same_step(trainer, CONFIGS[name])
+
+
+def test_a_plain_trainer_is_right_for_sft_under_accumulation(tmp_path):
+    trainer = make_trainer(tmp_path, CONFIGS["sft"], 2, 4, cls=Trainer)
+    trainer.train()
+    assert_same_step(trainer, CONFIGS["sft"])
+
+
+@pytest.mark.parametrize(
+    "name, field",
+    [("bft", "aggregate"), ("bft_inverse", "normalise"), ("bft_inverse, token aggregate", "normalise")],
+)
+def test_a_plain_trainer_refuses_what_it_cannot_know(tmp_path, name, field):
+    trainer = make_trainer(tmp_path, CONFIGS[name], 2, 4, cls=Trainer)
+    with pytest.raises(BadInput, match="Mix `CountSamplesMixin` into the trainer") as error:
+        trainer.train()
+    assert error.value.field == f"loss.{field}"
+    before = dict(make_model().named_parameters())
+    assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
+
+
+def test_the_mixin_refuses_another_loss_function(tmp_path):
+    with pytest.raises(BadInput, match="compute_loss_func=bft_ray.loss.compute_loss_func"):
+        BftTrainer(
+            model=make_model(),
+            args=transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+            compute_loss_func=lambda outputs, labels, num_items_in_batch=None: outputs.logits.sum(),
+        )
+
+
+def test_the_mixin_refuses_batches_without_labels(tmp_path):
+    rows = [{"input_ids": row["input_ids"]} for row in make_rows()]
+    with pytest.raises(BadInput, match="`labels` is None"):
+        make_trainer(tmp_path, CONFIGS["bft"], 2, 4, rows=rows).train()
+
+
+# ---- several ranks -------------------------------------------------------------------------------------
+
+
+def _rank(rank: int, folder: str, port: int) -> None:
+    """One of two ranks: one step for each setting, compared with that of the whole batch."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    passed = []
+    for name in ("bft", "bft_inverse", "sft"):
+        config = CONFIGS[name]
+        for micro_batch, accumulation in ((4, 1), (1, 4)):
+            trainer = make_trainer(folder, config, micro_batch, accumulation)
+            trainer.train()
+            assert trainer.accelerator.num_processes == 2
+            if rank == 0:
+                assert_same_step(trainer, config)
+                passed.append([name, micro_batch])
+    uncounted = make_trainer(folder, CONFIGS["bft"], 2, 2, average_tokens_across_devices=False)
+    uncounted.train()
+    sft = make_trainer(folder, CONFIGS["sft"], 2, 2, cls=Trainer)
+    sft.train()
+    with pytest.raises(BadInput, match="CountSamplesMixin"):
+        make_trainer(folder, CONFIGS["bft"], 4, 1, cls=Trainer).train()
+    if rank == 0:
+        assert_same_step(uncounted, CONFIGS["bft"])
+        assert_same_step(sft, CONFIGS["sft"])
+        Path(folder, "passed.json").write_text(json.dumps(passed))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over loopback is tested on Unix")
+def test_two_ranks_give_the_step_of_the_whole_batch(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, args=(str(tmp_path), port), nprocs=2)
+    passed = json.loads((tmp_path / "passed.json").read_text())
+    assert len(passed) == 6

@@ -1,0 +1,93 @@
+"""The first promise: one loss and one gradient, however a global batch is laid out."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from bft_ray.config import make_config
+from tests.ranks import run_ranks
+
+LOSSES = {
+    "sft": {"method": "sft"},
+    "bft": {"method": "bft", "window": 8},
+    "inverse": {"method": "bft_inverse", "window": 8, "weight_cap": 6.0},  # normalised
+    "group": {"method": "bft_group", "window": 4},
+}
+RATE = 1000.0
+LAYOUTS = [(1, False), (2, False), (8, False), (2, True), (4, True), (8, True)]  # micro-batch size, packing
+
+
+def one_steps(tree: dict, cases: list[tuple[str, str, int, bool]]) -> list[tuple[float, np.ndarray]]:
+    """Loss and gradient of step 0 for each case (loss, preset, micro-batch size, packing), through the real engine.
+
+    AdamW is replaced by plain gradient descent, so that the parameters move by the very gradient that DeepSpeed would
+    hand to the optimizer: after accumulation, reduction over ranks and the common scale. The rate is large, for the
+    gradient to be read off the difference of two fp32 parameters without losing digits.
+    """
+    import bft_ray.train.engine as engine_module
+    from bft_ray.model.causal_lm import load_tokenizer
+    from bft_ray.train.engine import Engine
+    from bft_ray.train.loop import Data, make_plan, share_of
+    from bft_ray.train.step import train_step
+
+    engine_module._adamw = lambda model, *_: torch.optim.SGD(model.parameters(), lr=RATE)
+    from bft_ray.data.dataset import prepare
+
+    results = []
+    for loss, preset, size, packing in cases:
+        config = make_config(
+            tree
+            | {
+                "loss": LOSSES[loss],
+                "deepspeed": {"preset": preset},
+                "optimizer": {"max_grad_norm": None},
+                "data": tree["data"] | {"micro_batch_size": size, "packing": packing, "micro_batch_tokens": 1024},
+            }
+        )
+        tokenizer = load_tokenizer(config.model)
+        data = Data(prepare(config.data.train, tokenizer, config.data), None, tokenizer.pad_token_id)
+        plan, _ = make_plan(config, data.train)
+        engine = Engine(config, torch.device("cpu"))
+        before = engine.weights()
+        micro, places, counts = share_of(engine, config, data, plan.batch(0))
+        metrics = train_step(
+            engine, micro, places, counts, config.loss, step=0, learning_rate=RATE, seed=config.seed
+        )
+        after = engine.weights()
+        if engine.rank == 0:
+            gradient = np.concatenate([(before[name] - after[name]).flatten().numpy() / RATE for name in before])
+            norm = metrics["train/grad_norm"]
+            assert abs(norm - np.linalg.norm(gradient)) <= 1e-4 * norm  # the logged norm is the gradient's
+            results.append((metrics["train/loss"], gradient))
+        engine.close()
+    return results
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return {}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_loss_and_gradient_do_not_depend_on_the_layout(make_tree, world_size, reference):
+    cases = [(loss, "zero0", 8, False) for loss in LOSSES]
+    cases += [(loss, "zero2", size, packing) for loss, (size, packing) in itertools.product(LOSSES, LAYOUTS)]
+    cases += [
+        (loss, preset, size, packing)
+        for loss, preset, (size, packing) in itertools.product(
+            ["bft", "inverse"], ["zero0", "zero1", "zero3"], [(1, True), (4, True), (2, False)]
+        )
+    ]
+    results = run_ranks(one_steps, world_size, make_tree(), cases)[0]
+    assert len(results) == len(cases)
+    for case, result in zip(cases, results, strict=True):
+        loss, gradient = result
+        reference.setdefault(case[0], result)  # the first case of each loss: one process, zero0, padded, one micro-batch
+        expected_loss, expected = reference[case[0]]
+        assert abs(loss - expected_loss) <= 1e-5 * abs(expected_loss), case
+        assert np.abs(gradient - expected).max() <= 1e-5 * np.abs(expected).max(), case
+        assert np.abs(expected).max() > 1e-4

@@ -1,0 +1,178 @@
+"""A real `mlflow server` that goes away and comes back while a run writes to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from bft_ray.config import TrackingConfig
+from bft_ray.errors import BadInput
+from bft_ray.tracking.run import Tracker
+from bft_ray.tracking.server import check_server, connect
+
+START_S = 120.0
+
+
+class Server:
+    """`mlflow server` on a free port of 127.0.0.1, over an SQLite file."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with open(self.folder / "server.log", "ab") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                assert self.process.poll() is None, (self.folder / "server.log").read_text()[-3000:]
+                time.sleep(0.2)
+        raise AssertionError((self.folder / "server.log").read_text()[-3000:])
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # the session that `start` made: the server and its worker
+            self.process.wait(timeout=30)
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in connect(uri).get_metric_history(run_id, metric)]
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_or_stored_twice_when_the_server_restarts(server, tmp_path, caplog):
+    tracking = TrackingConfig(uri=server.uri, timeout_s=60.0)
+    check_server(tracking)
+    spool, export = tmp_path / "spool", tmp_path / "export"
+    export.mkdir()
+    (export / "model.safetensors").write_bytes(os.urandom(300_000))
+    tracker = Tracker.start(tracking, "bft/test", "restarts", {"seed": 1}, {}, spool=spool)
+    slowest_s = 0.0
+    with tracker:
+        for step in range(300):
+            if step == 100:
+                server.stop()
+            if step == 200:
+                worker = Tracker.attach(tracking, tracker.run_id, spool)  # Ray restarts a worker meanwhile
+                worker.log_metrics({"validation/nll": 2.0}, step)
+            begun = time.perf_counter()
+            tracker.log_metrics({"train/loss": step / 7, "train/nll": float(step)}, step)
+            slowest_s = max(slowest_s, time.perf_counter() - begun)
+            time.sleep(0.01)
+        tracker.set_tags({"while": "away"})
+        tracker.log_text("a: 1", "config.yaml")
+        time.sleep(3.0)
+        server.start()
+        model_id = tracker.log_model(export, "bft-test")
+        assert worker.close()
+    assert slowest_s < 1.0  # training does not wait
+
+    client = connect(server.uri)
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["while"] == "away"
+    assert history(server.uri, tracker.run_id, "train/loss") == [(n, n / 7) for n in range(300)]
+    assert history(server.uri, tracker.run_id, "train/nll") == [(n, float(n)) for n in range(300)]
+    assert history(server.uri, tracker.run_id, "validation/nll") == [(200, 2.0)]
+    assert [file.path for file in client.list_artifacts(tracker.run_id)] == ["config.yaml"]
+    [file] = client.list_logged_model_artifacts(model_id)
+    assert (file.path, file.file_size) == ("model.safetensors", 300_000)
+    assert not list(spool.iterdir())
+    assert caplog.text.count("does not answer") >= 1 and "is back" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_while_the_server_is_away_is_ended_by_the_keeper(server, tmp_path):
+    tracking = TrackingConfig(uri=server.uri, timeout_s=2.0)
+    tracker = Tracker.start(tracking, "bft/test", "ends alone", {}, {}, spool=tmp_path / "spool")
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    assert tracker.flush(30)
+    server.stop()
+    tracker.log_metrics({"train/loss": 2.0}, 2)
+    begun = time.monotonic()
+    assert tracker.finish("FAILED", "NonFinite: the loss of step 2 is not finite") is False
+    assert time.monotonic() - begun < 20  # bounded
+    assert len(list((tmp_path / "spool").iterdir())) == 1
+    server.start()
+    client = connect(server.uri)
+    deadline = time.monotonic() + 90
+    while client.get_run(tracker.run_id).info.status == "RUNNING" and time.monotonic() < deadline:
+        time.sleep(0.5)
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FAILED" and run.data.tags["bft.reason"].startswith("NonFinite")
+    assert history(server.uri, tracker.run_id, "train/loss") == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.slow
+def test_a_password_in_the_address_is_stored_and_shown_nowhere(server, tmp_path, capfd):
+    uri = server.uri.replace("http://", "http://ann:s3cr3t-pw@")
+    tracking = TrackingConfig(uri=uri, timeout_s=30.0)
+    check_server(tracking)
+    params = {"tracking.uri": uri}
+    tracker = Tracker.start(tracking, "bft/test", "secret", params, {}, spool=tmp_path / "spool")
+    tracker.log_metrics({"train/loss": 1.0}, 1)
+    assert tracker.finish("FINISHED")
+    run = connect(server.uri).get_run(tracker.run_id)
+    assert run.data.params["tracking.uri"] == server.uri.replace("http://", "http://ann:***@")
+    assert "s3cr3t-pw" not in json.dumps(run.to_dictionary()) + tracker.open_command()
+    assert b"s3cr3t-pw" not in (server.folder / "mlflow.db").read_bytes()
+    assert "s3cr3t-pw" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+def test_check_tells_another_web_server_from_a_tracking_server(server):
+    with pytest.raises(BadInput, match="It answers 404"):
+        check_server(TrackingConfig(uri=f"{server.uri}/elsewhere", timeout_s=10.0))
+
+
+@pytest.mark.slow
+def test_a_server_over_the_local_database_shows_its_artifacts(tmp_path):
+    """What `mlflow ui --backend-store-uri sqlite:////abs/mlflow.db` serves, started from another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "README.md").write_text("card")
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/elsewhere/mlflow.db")
+    with Tracker.start(tracking, "bft/test", "local", {}, {}, spool=tmp_path, keeper=False) as tracker:
+        tracker.log_text("a: 1", "config.yaml")
+        model_id = tracker.log_model(tmp_path / "export", "bft-test")
+    assert tracker.open_command() == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/elsewhere/mlflow.db"
+    server = Server(tmp_path / "elsewhere")
+    server.start()
+    try:
+        address = f"{server.uri}/get-artifact?run_id={tracker.run_id}&path=config.yaml"
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            assert answer.read() == b"a: 1"
+        path = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path=README.md"
+        with urllib.request.urlopen(f"{server.uri}/{path}", timeout=20) as answer:
+            assert answer.read() == b"card"
+    finally:
+        server.stop()
