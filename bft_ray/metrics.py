@@ -40,14 +40,14 @@ METRICS: tuple[Metric, ...] = (
         "none",
         "unweighted negative log-likelihood of the batch's supervised tokens",
     ),
-    Metric("train/token_accuracy", "share", "none", "share of the batch's supervised tokens whose argmax is the target"),
+    Metric(
+        "train/token_accuracy", "share", "none", "share of the batch's supervised tokens that are the argmax"
+    ),
     Metric("train/grad_norm", "", "none", "global L2 norm of the gradient before clipping"),
     Metric("train/learning_rate", "", "none", "learning rate of the step"),
     Metric(
         "train/supervised_tokens_per_s", "tokens/s", "higher", "supervised tokens of all workers a second"
     ),
-    Metric("train/step_s", "s", "lower", "seconds of the step, reading and laying out of its batch included"),
-    Metric("train/epoch", "", "none", "passes over the training data so far"),
     Metric("train/step_s", "s", "none", "wall time of the step"),
     Metric("train/epoch", "epochs", "none", "passes over the training data so far"),
     Metric("train/token_weight_mean", "", "none", "mean token weight over the batch's supervised tokens"),

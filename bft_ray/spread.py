@@ -66,7 +66,7 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
 
     A Ray that this process is connected to already is used and left as it is. Otherwise connects to
     `cluster.address`, or to RAY_ADDRESS (as in a submitted job), or starts a Ray of its own on this machine,
-    and at the end disconnects or stops that one, never somebody else's. What workers print appears here.
+    and at the end disconnects or stops that one, never somebody else's.
 
     Raises:
         BadInput: no cluster answers at the address, or it does not accept this client.
@@ -83,7 +83,7 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
         _probe(address, min(_PROBE_S, cluster.start_timeout_s))
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=True, **options)
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=cluster.worker_logs, **options)
     except (
         ConnectionError,
         RuntimeError,

@@ -70,6 +70,7 @@ class View:
     terms_of: dict[str, tuple[str, ...]]  # gene -> ids of its terms in this view
     genes: frozenset[str]  # the genes that are keys of this share
     main_terms: tuple[str, ...]  # the GO terms that are keys of this share
+    gene_sets: dict[str, frozenset[str]]  # term id -> its genes
     cells: dict[str, str]  # Cell Ontology id -> label, keys of this share
 
 
@@ -187,6 +188,7 @@ def read_views(facts: Path, data: Path) -> tuple[dict[str, View], frozenset[froz
             name, shown, {gene: tuple(ids) for gene, ids in terms_of.items()},
             frozenset(gene for gene in terms_of if gene_share[gene] == name),
             tuple(sorted(key for key in shown if term_share[key] == name)),
+            {key: frozenset(term.genes) for key, term in shown.items()},
             {cell: label for cell, label in cells.items() if cell_share[cell] == name},
         )
     pairs = frozenset(frozenset((row["gene_a"], row["gene_b"])) for row in read_jsonl(facts / "gene_pairs.jsonl"))
@@ -247,12 +249,14 @@ def content_words(text: str) -> set[str]:
 
 def related(term: Term, ids: Iterable[str], view: View) -> list[Term]:
     """The terms of `ids` by falling overlap of genes with `term` (Jaccard), ties by id."""
-    mine = set(term.genes)
+    mine = view.gene_sets[term.id]
 
-    def overlap(other: Term) -> float:
-        return len(mine & set(other.genes)) / len(mine | set(other.genes))
+    def distance(key: str) -> tuple[float, str]:
+        theirs = view.gene_sets[key]
+        common = len(mine & theirs)
+        return -common / (len(mine) + len(theirs) - common), key
 
-    return sorted((view.terms[i] for i in ids if i != term.id), key=lambda other: (-overlap(other), other.id))
+    return [view.terms[key] for key in sorted((key for key in ids if key != term.id), key=distance)]
 
 
 def size_of(text: str, view: View) -> float:
@@ -356,9 +360,10 @@ def pair_of(key: str) -> tuple[str, str]:
 
 def split_terms(a: str, b: str, view: View, rng: random.Random) -> tuple[list[Term], list[Term], list[Term]]:
     """The terms of both genes, of the first alone and of the second alone, each shuffled."""
-    both = [view.terms[i] for i in view.terms_of[a] if i in set(view.terms_of[b])]
-    only_a = [view.terms[i] for i in view.terms_of[a] if view.terms[i] not in both]
-    only_b = [view.terms[i] for i in view.terms_of[b] if view.terms[i] not in both]
+    common = set(view.terms_of[a]) & set(view.terms_of[b])
+    both = [view.terms[i] for i in view.terms_of[a] if i in common]
+    only_a = [view.terms[i] for i in view.terms_of[a] if i not in common]
+    only_b = [view.terms[i] for i in view.terms_of[b] if i not in common]
     for terms in (both, only_a, only_b):
         rng.shuffle(terms)
     return both, only_a, only_b
@@ -453,10 +458,10 @@ def process_keys(view: View) -> list[str]:
     return sorted(view.main_terms, key=lambda key: number_of("process", key))
 
 
-def side_terms(gene: str, main: Term, view: View) -> list[Term]:
-    """The other terms of a gene that are keys of this share, nearest to `main` first."""
-    ours = set(view.main_terms)
-    return related(main, [i for i in view.terms_of[gene] if i in ours], view)
+def near_terms(term: Term, view: View) -> list[Term]:
+    """The terms that are keys of this share and have a gene in common with `term`, nearest first."""
+    ids = {i for gene in term.genes for i in view.terms_of[gene]}
+    return related(term, [i for i in view.main_terms if i in ids], view)
 
 
 def process_question(genes: list[str], hints: list[Term], rng: random.Random) -> str:
@@ -475,10 +480,9 @@ def process_question(genes: list[str], hints: list[Term], rng: random.Random) ->
     ))
 
 
-def hints_of(term: Term, genes: list[str], view: View) -> list[Term]:
-    """Up to three terms of the share that some of `genes` stand under, those that overlap most with `term`."""
-    ids = {i for gene in genes for i in view.terms_of[gene]} & set(view.main_terms)
-    return related(term, sorted(ids), view)[:3]
+def hints_of(genes: list[str], near: list[Term], view: View) -> list[Term]:
+    """The first three of `near` that some of `genes` stand under."""
+    return [term for term in near if not view.gene_sets[term.id].isdisjoint(genes)][:3]
 
 
 def process_row(key: str, view: View, target: int) -> tuple[str, str] | None:
@@ -488,7 +492,8 @@ def process_row(key: str, view: View, target: int) -> tuple[str, str] | None:
     genes = list(term.genes)
     rng.shuffle(genes)
     genes = genes[: max(3, min(40, target // 45))]
-    hints = hints_of(term, genes, view) if rng.random() < 0.5 else []
+    near = near_terms(term, view)
+    hints = hints_of(genes, near, view) if rng.random() < 0.5 else []
     prompt = process_question(genes, hints, rng)
     noun = BRANCH_NOUN[term.branch]
     numbered = rng.random() < 0.5
@@ -496,7 +501,7 @@ def process_row(key: str, view: View, target: int) -> tuple[str, str] | None:
     seen: dict[str, list[str]] = defaultdict(list)
     steps = []
     for gene, style in zip(genes, styles, strict=True):
-        side = side_terms(gene, term, view)[:4]
+        side = [other for other in near if gene in view.gene_sets[other.id]][:4]
         if not side:
             steps.append((f"{gene} is listed under {term.name}.", f"{gene} belongs to the set.",
                           f"GO lists {gene} here.", f"{gene} fits the {noun} {term.name}.")[style])
@@ -603,8 +608,7 @@ def term_answer(key: str, view: View, target: int, rng: random.Random) -> tuple[
     prompt = rng.choice((f"Which human genes take part in {term.name}?", f"Name genes that are involved in {term.name}.",
                          f"What is known about the genes of {term.name}?"))
     steps = []
-    ours = set(view.main_terms)
-    for other in related(term, sorted({i for g in genes for i in view.terms_of[g]} & ours), view)[:12]:
+    for other in near_terms(term, view)[:12]:
         meet = sorted(set(other.genes) & set(genes))
         if other.branch == "BP":
             steps.append(rng.choice((f"{listing(meet[:6])} {'is' if len(meet) == 1 else 'are'} involved in {other.name} as well.",
@@ -729,7 +733,7 @@ def process_choices(view: View) -> Iterator[Item]:
         genes = list(right.genes)
         rng.shuffle(genes)
         genes = genes[:10]
-        hints = hints_of(right, genes, view)
+        hints = hints_of(genes, near_terms(right, view), view)
         if right not in pool or not hints:
             continue
         wrong = distant(right, hints, pool, rng)

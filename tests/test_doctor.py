@@ -11,7 +11,7 @@ import pytest
 
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
-from bft_ray.operate import doctor
+from bft_ray.operate import doctor, machine, nodes
 from bft_ray.operate.doctor import Finding, diagnose, exit_code, render
 
 
@@ -134,7 +134,7 @@ def test_versions_against_the_stated_ranges(monkeypatch):
     stated = [Finding("versions", "ok", "")]
     assert [f.status for f in doctor.check_versions()] == [f.status for f in stated]
     ranges = (">=3.99", ["pytest<1", "no-such-package>=2; extra == 'dev'", "no-such-package>=3", "pydantic>=2"])
-    monkeypatch.setattr(doctor, "_stated_ranges", lambda: ranges)
+    monkeypatch.setattr(machine, "_stated_ranges", lambda: ranges)
     findings = list(doctor.check_versions())
     assert [f.status for f in findings] == ["fail"] * 3 and all(f.remedy for f in findings)
     assert "Python" in findings[0].detail and "pytest" in findings[1].detail
@@ -164,7 +164,7 @@ def test_gpus_that_are_asked_for_and_not_there(tree):
 
 def test_the_token(monkeypatch, tmp_path):
     def look() -> Finding:
-        [finding] = doctor.check_token()
+        [finding] = nodes.check_token()
         assert finding.status == "ok" or finding.remedy
         return finding
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ class Rows:
         return self.rows[index][1]
 
 
-BY_HAND = Rows(
+BY_HAND: Any = Rows(
     ([0, 1, 3], [-100, 1, 3]),  # p(1|0) = 1/4, p(3|1) = 0.4, argmax of 1 is 3
     ([2, 0], [-100, 0]),  # p(0|2) = 0.7, argmax
     ([1, 1, 0, 0], [-100, -100, -100, 0]),  # p(0|0) = 1/2, argmax
@@ -101,7 +102,7 @@ def test_metrics_by_hand():
 def test_metrics_at_the_edges():
     assert LikelihoodSums(1e6, 1, 0).metrics("x")["x/perplexity"] == math.inf
     assert "x/bits_per_byte" not in LikelihoodSums(1.0, 1, 0).metrics("x")
-    with pytest.raises(ValueError, match="no supervised token"):
+    with pytest.raises(ValueError, match=r"no supervised token"):
         LikelihoodSums(0.0, 0, 0).metrics("x")
 
 
@@ -127,7 +128,7 @@ def test_nan_is_no_score():
             )
 
     rows = Rows(([1, 3, 0], [-100, 3, 0]), ([1, 1], [-100, 1]))
-    with pytest.raises(BftError, match="not finite for s0; try model.dtype=fp32"):
+    with pytest.raises(BftError, match=r"not finite for s0; try model.dtype=fp32"):
         score_sequences(Broken(), rows, 8, "cpu")
 
 
@@ -383,5 +384,5 @@ def test_a_malformed_item_is_named_by_file_and_line(tmp_path, change, message):
 def test_a_set_without_items_is_refused(tmp_path):
     path = tmp_path / "set.jsonl"
     path.write_text("\n")
-    with pytest.raises(BadInput, match="evaluation.choices.exam.path.*this one is empty"):
+    with pytest.raises(BadInput, match=r"evaluation.choices.exam.path.*this one is empty"):
         read_items(ChoiceTask(name="exam", path=str(path)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_an_adapter_measures_as_its_merged_model_does(config, tiny_model, tmp_pa
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(3)
-    model = get_peft_model(
+    model: Any = get_peft_model(
         load_model(ModelConfig(path=str(tiny_model), dtype="fp32")),
         LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
     )

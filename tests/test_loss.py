@@ -43,15 +43,19 @@ def naive_token_weights(logp: list[float], config: LossConfig) -> list[float]:
     return weights
 
 
-def naive_loss(logits: np.ndarray, labels: np.ndarray, config: LossConfig):
+def naive_loss(
+    logits: np.ndarray, labels: np.ndarray, config: LossConfig
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
     """Loss, confidences, weights as applied, and the gradient of the logits with constant weights."""
-    confidence, weight, samples = [], [], []
-    for row, label in enumerate(labels):
+    confidence: list[float] = []
+    weight: list[float] = []
+    samples: list[tuple[int, list, list[float]]] = []
+    for row, targets in enumerate(labels):
         tokens: list[tuple[int, int, float]] = []  # (position of the logits, target, logp)
-        for t in range(1, len(label)):
-            if label[t] != -100:
+        for t in range(1, len(targets)):
+            if targets[t] != -100:
                 z = logits[row, t - 1]
-                tokens.append((t - 1, label[t], float(z[label[t]] - np.logaddexp.reduce(z))))
+                tokens.append((t - 1, targets[t], float(z[targets[t]] - np.logaddexp.reduce(z))))
         if not tokens:
             confidence.append(math.nan)
             weight.append(math.nan)
@@ -67,7 +71,7 @@ def naive_loss(logits: np.ndarray, labels: np.ndarray, config: LossConfig):
         confidence.append(c)
         weight.append(r)
         samples.append((row, tokens, naive_token_weights(logp, config)))
-    mean = np.nanmean(weight) if samples else 0.0
+    mean = float(np.nanmean(weight)) if samples else 0.0
     if config.normalise and mean > 0:
         weight = [r / mean for r in weight]
     loss, gradient = 0.0, np.zeros_like(logits)
@@ -85,12 +89,11 @@ def naive_loss(logits: np.ndarray, labels: np.ndarray, config: LossConfig):
 
 def close(ours: torch.Tensor, theirs, tolerance: float) -> None:
     """max |difference| / max |reference| <= tolerance, with NaN in the same places."""
-    ours, theirs = ours.detach().double().numpy(), np.asarray(theirs, dtype=np.float64)
-    assert ours.shape == theirs.shape
-    np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
-    if np.isfinite(theirs).any():
-        scale = np.nanmax(np.abs(theirs))
-        assert np.nanmax(np.abs(ours - theirs)) <= tolerance * scale, (ours, theirs)
+    got, expected = ours.detach().double().numpy(), np.asarray(theirs, dtype=np.float64)
+    assert got.shape == expected.shape
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    if np.isfinite(expected).any():
+        assert np.nanmax(np.abs(got - expected)) <= tolerance * np.nanmax(np.abs(expected))
 
 
 def batch(seed: int, num_samples: int, num_positions: int, vocabulary: int = 13, keep: float = 0.6):

@@ -25,8 +25,13 @@ def test_every_metric_is_found_by_its_own_name_and_stands_in_the_table_once():
 def test_patterns_do_not_swallow_what_is_no_metric():
     assert describe("choices/accuracy_of_nothing") is None
     assert describe("a b/accuracy") is None
-    assert describe("final/choices/accuracy").unit == "share"
-    assert describe("train/nll").direction == "none" and describe("validation/nll").direction == "lower"
+    for name, direction in [
+        ("final/choices/accuracy", "higher"),
+        ("train/nll", "none"),
+        ("validation/nll", "lower"),
+    ]:
+        metric = describe(name)
+        assert metric is not None and metric.direction == direction
 
 
 @pytest.mark.parametrize(
@@ -46,9 +51,9 @@ def test_is_better(name, a, b, better):
 
 
 def test_a_metric_without_a_direction_decides_nothing():
-    with pytest.raises(BadInput, match="train/loss.*better and a worse direction"):
+    with pytest.raises(BadInput, match=r"train/loss.*better and a worse direction"):
         higher_is_better("train/loss")
-    with pytest.raises(BadInput, match="validation/nil.*a name of the metrics table.*<set>/nll"):
+    with pytest.raises(BadInput, match=r"validation/nil.*a name of the metrics table.*<set>/nll"):
         higher_is_better("validation/nil")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -29,7 +30,7 @@ def two_workers(**settings) -> ClusterConfig:
 def ray_of_two_cpus():
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR)
     yield ray
     ray.shutdown()
 
@@ -38,12 +39,18 @@ def ray_of_two_cpus():
 
 
 def test_without_a_cluster_all_runs_here_and_setup_runs_once():
-    pids, seen = [], []
+    pids: list[int] = []
+    seen = []
+
+    def setup() -> int:
+        pids.append(os.getpid())
+        return len(pids)
+
     results = spread(
         lambda state, shard: (state, shard, os.getpid()),
         [3, 1, 2],
         cluster=None,
-        setup=lambda: pids.append(os.getpid()) or len(pids),
+        setup=setup,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert results == [(1, shard, os.getpid()) for shard in (3, 1, 2)]
@@ -153,7 +160,7 @@ def test_what_setup_raises_comes_back_as_it_was(ray_of_two_cpus):
     def setup():
         raise BadInput("model.path", "nowhere", "a folder")
 
-    with pytest.raises(BadInput, match="`model.path` is 'nowhere'"):
+    with pytest.raises(BadInput, match=r"`model.path` is 'nowhere'"):
         spread(square, [0, 1], cluster=two_workers(), setup=setup)
 
 
@@ -177,7 +184,7 @@ def test_a_worker_that_always_dies_ends_the_run(ray_of_two_cpus, tmp_path: Path)
             os.kill(os.getpid(), signal.SIGKILL)
         return shard
 
-    with pytest.raises(BftError, match="the worker of shard 1 died 3 times, and cluster.max_failures is 2"):
+    with pytest.raises(BftError, match=r"the worker of shard 1 died 3 times, and cluster.max_failures is 2"):
         spread(die, [0, 1], cluster=two_workers(max_failures=2))
     assert (tmp_path / "tries").read_text() == "xxx"
 
@@ -194,7 +201,7 @@ def test_more_workers_than_cpus_are_refused_at_once(ray_of_two_cpus):
 
 
 def test_gpus_that_are_not_there_are_refused(ray_of_two_cpus):
-    with pytest.raises(BadInput, match="at most 0: each worker asks for CPU 1, GPU 1 .* has CPU 2, GPU 0"):
+    with pytest.raises(BadInput, match=r"at most 0: each worker asks for CPU 1, GPU 1 .* has CPU 2, GPU 0"):
         require_resources(ClusterConfig(num_workers=1, gpus_per_worker=1.0))
     assert worker_resources(ClusterConfig(cpus_per_worker=0.5, resources_per_worker={"tape": 2.0})) == {
         "CPU": 0.5,

@@ -102,18 +102,23 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         place = _descend(place, key, name)
     if isinstance(place, list):
         place[_index(place, last, name)] = value
-    else:
-        place[last] = value
+        return
+    _section(place, name)[last] = value
 
 
 def _descend(place: Any, key: str, name: str) -> Any:
     if isinstance(place, list):
         return place[_index(place, key, name)]
+    section = _section(place, name)
+    if section.get(key) is None:
+        section[key] = {}
+    return section[key]
+
+
+def _section(place: Any, name: str) -> dict[str, Any]:
     if not isinstance(place, dict):
         raise BadInput(name, place, "but its parent is a value, not a section", "Look at `bft-ray config --schema`.")
-    if place.get(key) is None:
-        place[key] = {}
-    return place[key]
+    return place
 
 
 def _index(place: list[Any], key: str, name: str) -> int:

@@ -150,6 +150,7 @@ class ClusterConfig(Section):
     resources_per_worker: dict[str, float] = Field(default_factory=dict, description="further Ray resources a worker")
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field("PACK", description="Ray placement strategy")
     storage_path: str = Field("bft_results", description="folder or URI (s3://, gs://) of results; shared by all nodes of a cluster")
+    worker_logs: bool = Field(False, description="show what workers print; it is in Ray's log folder in any case")
     max_failures: int = Field(3, ge=0, description="restarts from the last checkpoint before the run fails")
     start_timeout_s: float = Field(300.0, gt=0, description="longest wait for resources and for workers to start")
     collective_timeout_s: float = Field(600.0, gt=0, description="longest wait of a rank for the others")

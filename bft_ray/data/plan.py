@@ -106,9 +106,9 @@ class BatchPlan:
         """The samples of a round in the order of the stream.
 
         The batch that spans the end of the round before must not meet its samples again at the head of this
-        one: they change places with later ones. The last samples of a round never move, so a round depends
-        only on the draw before it; in rounds too small for that (less than two batches) it depends on all
-        before it.
+        one: they change places with the next free ones, all within the first batch's length. So the last
+        samples of a round stay as drawn, and a round depends only on the draw before it; where rounds are
+        shorter than two batches, it depends on all before it.
         """
         if not self.shuffle:
             return self._drawn(number)
@@ -125,18 +125,16 @@ class BatchPlan:
             current += 1
             before, order = order, self._drawn(current)
             num_before = self._start(current) % self.global_batch_size
-            num_after = self._start(current + 1) % self.global_batch_size
             if num_before:
-                head = self.global_batch_size - num_before
-                _avoid(order, before[-num_before:], head, len(order) - (num_after if is_roomy else 0))
+                _avoid(order, before[-num_before:], self.global_batch_size - num_before)
         self._last = (number, order)
         return order
 
 
-def _avoid(order: np.ndarray, taken: np.ndarray, head: int, end: int) -> None:
-    """Swap, in place, the samples of order[:head] that are taken with free ones of order[head:end]."""
-    clashes = np.flatnonzero(np.isin(order[:head], taken))
-    free = head + np.flatnonzero(~np.isin(order[head:end], taken))
+def _avoid(order: np.ndarray, taken: np.ndarray, head: int) -> None:
+    """Swap, in place, the samples of order[:head] that are taken with the next ones that are not."""
+    is_taken = np.isin(order, taken)
+    clashes, free = np.flatnonzero(is_taken[:head]), head + np.flatnonzero(~is_taken[head:])
     num_swaps = min(len(clashes), len(free))
     clashes, free = clashes[:num_swaps], free[:num_swaps]
     order[clashes], order[free] = order[free], order[clashes]
@@ -235,7 +233,7 @@ def _cut_padded(
 
 
 def _evenest(cut: Callable[[int], list[list[int]] | None], low: int, budget: int) -> list[list[int]] | None:
-    """The cut under the lowest cap on a bin's cost, from `low` to `budget`; None when the budget is too low."""
+    """The cut under the lowest cap on a bin's cost, from `low` to `budget`; None when none succeeds."""
     best = cut(budget)
     while best is not None and low < budget:
         middle = (low + budget) // 2

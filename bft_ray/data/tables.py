@@ -210,14 +210,12 @@ def _dataset(path: str, split: str | None, name: str | None, revision: str | Non
     import datasets
 
     folder = Path(path).expanduser()
+    is_saved = folder.is_dir()
     try:
-        if folder.is_dir():
-            data = datasets.load_from_disk(folder)
-        else:
-            data = _hub_dataset(path, split, name, revision)
+        data = datasets.load_from_disk(folder) if is_saved else _hub_dataset(path, split, name, revision)
     except Exception as error:  # hub, network or disk, of any type: to the user it is bad input
         said = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
-        if folder.is_dir():
+        if is_saved:
             rule = "a folder that `Dataset.save_to_disk` wrote"
             raise BadInput(f"{field}.path", path, rule, said) from error
         raise BadInput(

@@ -51,9 +51,16 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     """
     display = display or Display()
     config = pin(config)
+    check_metric(config)
     storage.check_writable(config.cluster.storage_path)
     folder = storage.join(config.cluster.storage_path, str(config.name))
     record = _record_of(folder, config)
+    if "after" in record:
+        display.line(f"the run {config.name} is finished; choose another name to train again")
+        exported = storage.join(folder, "export")
+        return TrainResult(
+            str(config.name), record["run_id"], folder, exported, record["step"], record["before"], record["after"]
+        )
     check_server(config.tracking)
     tokenizer = load_tokenizer(config.model)
     check_lora(config)
@@ -74,7 +81,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             params=flatten(config),
             tags={"bft.domain": config.domain, "bft.method": config.loss.method, "bft.kind": "train"} | config.tracking.tags,
         ) as tracker:
-            display.line(f"MLflow run {tracker.run_id} in experiment {config.experiment}")
+            display.line(f"run {config.name}: MLflow run {tracker.run_id} in experiment {config.experiment}")
             storage.write_text(storage.join(folder, "run.json"), _record_text(config, tracker.run_id))
             _log_inputs(tracker, config, datasets)
             before = _before(config, tracker, record, folder, display)
@@ -97,6 +104,14 @@ def pin(config: Config) -> Config:
 
 def _pin_path(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path and Path(path).exists() and path != "starter" else path
+
+
+def check_metric(config: Config) -> None:
+    """The metric that picks the best checkpoint is one that validation measures, with a better and a worse."""
+    name = config.checkpoint.metric
+    known = [f"validation/{suffix}" for suffix in ("nll", "perplexity", "token_accuracy", "bits_per_byte")]
+    if name not in known:
+        raise BadInput("checkpoint.metric", name, f"one of {', '.join(known)}")
 
 
 def check_lora(config: Config) -> None:
@@ -274,8 +289,6 @@ def _finish(
     storage.write_text(
         storage.join(folder, "run.json"), _record_text(config, tracker.run_id, before=before, after=after, step=step)
     )
-    if not after:
-        display.line("nothing was evaluated: the config has neither validation data nor choice sets")
     return TrainResult(str(config.name), tracker.run_id, folder, exported, step, before, after)
 
 

@@ -138,7 +138,7 @@ def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
     engine.module.train()
     if engine.world_size > 1:
         dist.all_reduce(sums)
-    return LikelihoodSums.from_tensor(sums).metrics("validation")
+    return LikelihoodSums.from_tensor(sums, int(dataset.num_bytes.sum())).metrics("validation")
 
 
 def _resume(engine: Engine, host: Host) -> LoopState:

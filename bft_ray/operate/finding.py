@@ -1,0 +1,36 @@
+"""What a check of the doctor says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from bft_ray.errors import BadConfig, BadInput
+from bft_ray.tracking.server import redact
+
+Status = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's answer; a `fail` would stop a run, a `warn` may surprise, and both carry the remedy."""
+
+    check: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+def from_error(name: str, error: Exception) -> Finding:
+    """A failing finding from an error that says field, value, rule and remedy."""
+    text, remedy = redact(str(error)), getattr(error, "remedy", "")
+    return Finding(name, "fail", text.removesuffix(f" {redact(remedy)}") if remedy else text, redact(remedy))
+
+
+def alone(name: str, check: Callable[[], str]) -> Iterable[Finding]:
+    """One check among several of a kind: its error must not hide the next one's."""
+    try:
+        yield Finding(name, "ok", check())
+    except (BadInput, BadConfig) as error:
+        yield from_error(name, error)

@@ -1,0 +1,86 @@
+"""The commands as a user types them: exit status, messages, speed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bft_ray.cli import main
+
+
+def bft_ray(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "bft_ray.cli", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+def test_help_names_every_command_and_is_quick():
+    taken = []
+    for _ in range(3):
+        began = time.perf_counter()
+        result = bft_ray("--help")
+        taken.append(time.perf_counter() - began)
+    for command in ("train", "evaluate", "config", "doctor", "init"):
+        assert f"\n    {command}" in result.stdout
+    modules = subprocess.check_output(
+        [sys.executable, "-c", "import sys, bft_ray.cli; bft_ray.cli.make_parser(); print(*sys.modules)"], text=True
+    )
+    assert not {"torch", "ray", "pydantic", "yaml", "numpy"} & set(modules.split())
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "config", "doctor", "init"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert "usage: bft-ray " + command in capsys.readouterr().out
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out
+
+
+def test_config_shows_schema_recipes_and_the_resolved_config(capsys):
+    assert main(["config", "--recipes"]) == 0
+    assert "starter" in capsys.readouterr().out
+    assert main(["config", "--schema"]) == 0
+    assert '"LossConfig"' in capsys.readouterr().out
+    assert main(["config", "starter", "loss.window=64"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["loss"]["window"] == 64
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "config", "doctor"])
+def test_a_typo_ends_with_status_2_and_without_a_traceback(command):
+    result = bft_ray(command, "starter", "loss.windw=64")
+    assert result.returncode == 2
+    assert "`loss.windw` is not a known key. Did you mean `loss.window`?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_init_then_config(tmp_path):
+    data = tmp_path / "qa.csv"
+    data.write_text("question,answer\n" + "".join(f"what is {i}?,it is {i}\n" for i in range(40)))
+    made = bft_ray("init", str(data), "--out", "bft.yaml", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    shown = bft_ray("config", "bft.yaml", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    again = bft_ray("init", str(data), "--out", "bft.yaml", cwd=tmp_path)
+    assert again.returncode == 2 and "--force" in again.stderr
+
+
+def test_evaluate_prints_metrics_and_writes_records(make_tree, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(make_tree()))
+    result = bft_ray("evaluate", str(config), "--out", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    assert "validation/nll" in result.stdout
+    assert (tmp_path / "out" / "metrics.json").is_file()
+    records = (tmp_path / "out" / "records.jsonl").read_text()
+    assert records.count("\n") == 12 and '"row-0"' in records

@@ -1,0 +1,172 @@
+"""The config: strict, helpful, fast to load, and every shipped file valid."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from bft_ray.config import METHODS, LossConfig, flatten, load_config, make_config, make_loss_config, schema, to_yaml
+from bft_ray.config.load import recipes
+from bft_ray.errors import BadConfig, BadInput
+
+MINIMAL = {"domain": "x", "data": {"train": [{"path": "a.jsonl"}]}, "checkpoint": {"export": "last"}}
+
+
+def problems(**sections) -> str:
+    with pytest.raises(BadConfig) as caught:
+        make_config({**MINIMAL, **sections})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"loss": {"windw": 64}}, "`loss.windw` is not a known key. Did you mean `loss.window`?"),
+        ({"los": {}}, "`los` is not a known key. Did you mean `loss`?"),
+        ({"data": {"train": [{"pth": "a"}]}}, "`data.train.0.pth` is not a known key. Did you mean `data.train.0.path`?"),
+        ({"loss": {"window": "64"}}, "`loss.window` is '64', but must be a valid integer."),
+        ({"loss": {"window": 0}}, "`loss.window` is 0, but must be greater than or equal to 1."),
+        ({"loss": {"gamma": float("inf")}}, "`loss.gamma` is inf, but must be a finite number."),
+        ({"loss": {"method": "bff"}}, "`loss.method` is 'bff', but must be 'sft', 'dft'"),
+        ({"loss": {"weight_cap": 1.0}}, "`loss.weight_cap` is 1.0, but must be below 1 with `sample_weight: complement`"),
+        ({"model": {"dtype": "bf16"}, "deepspeed": {"preset": "zero0"}}, "`deepspeed.preset` is 'zero0', but must be zero1"),
+        ({"deepspeed": {"offload": "all"}}, "`deepspeed.offload` is 'all', but must be none or optimizer below zero3."),
+        (
+            {"deepspeed": {"overlay": {"train_batch_size": 8}}},
+            "`deepspeed.overlay.train_batch_size` is 8, but must be left out: bft-ray sets it. Use data.global_batch_size",
+        ),
+        (
+            {"data": {"train": [{"path": "a"}], "micro_batch_tokens": 64, "max_length": 128}},
+            "`data.micro_batch_tokens` is 64, but must be at least data.max_length (128)",
+        ),
+        ({"cluster": {"num_workers": 32}}, "`cluster.num_workers` is 32, but must be at most data.global_batch_size (16)"),
+        ({"checkpoint": {}}, "`checkpoint.export` is 'best', but must be `last` without validation data"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "`optimizer.betas` is [0.9, 1.0], but must be two numbers in [0, 1)."),
+        ({"domain": None}, "`domain` is None, but must be a valid string."),
+        ({"data": {"train": []}}, "`data.train` is []"),
+    ],
+)
+def test_what_is_wrong_is_said(sections, message):
+    assert message in problems(**sections)
+
+
+def test_all_problems_are_told_at_once():
+    text = problems(loss={"window": 0}, seed=-1, model={"dtyp": "bf16"})
+    assert "has 3 problems" in text
+
+
+def test_a_missing_field_is_named_with_its_meaning():
+    with pytest.raises(BadConfig, match="`domain` is missing: biomedical sub-domain"):
+        make_config({"data": {"train": [{"path": "a"}]}})
+
+
+def test_overrides(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    config = load_config(
+        path,
+        ["loss.window=64", "optimizer.learning_rate=1e-4", "data.train.0.limit=5", "lora.rank=8", "cluster.address=null"],
+    )
+    assert (config.loss.window, config.optimizer.learning_rate) == (64, 1e-4)
+    assert config.data.train[0].limit == 5 and config.lora is not None and config.lora.rank == 8
+    for override, message in [
+        ("loss.window", "of the form section.field=value"),
+        ("data.train.7.limit=5", "an index below 1"),
+        ("domain.x=1", "its parent is a value"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", r"config.yaml:\d+"),
+        ("seed: 1\nseed: 2", "the key 'seed' is given twice"),
+        ("- a", "a YAML mapping"),
+        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+    ],
+)
+def test_text_that_is_no_config(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=message):
+        load_config(path)
+
+
+def test_numbers_with_an_exponent_are_numbers(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL) + "optimizer: {learning_rate: 1e-4, eps: 1E-9, weight_decay: .5e-1}\n")
+    optimizer = load_config(path).optimizer
+    assert (optimizer.learning_rate, optimizer.eps, optimizer.weight_decay) == (1e-4, 1e-9, 0.05)
+
+
+def test_a_recipe_is_suggested():
+    with pytest.raises(BadInput, match="Did you mean `starter`?"):
+        load_config("startr")
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_is_valid_and_round_trips(name):
+    config = load_config(name)
+    assert make_config(yaml.safe_load(to_yaml(config))) == config
+    assert recipes()[name].read_text().startswith("# ")  # `bft-ray config --recipes` shows the first line
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_a_set_of_defaults(method):
+    config = LossConfig(method=method)
+    for field, value in METHODS[method].items():
+        assert getattr(config, field) == value
+    assert make_loss_config(config.model_dump()) == config
+    assert config.normalise == (config.sample_weight == "inverse")
+    assert config.weight_cap == (8.0 if method == "bft_inverse" else None)
+
+
+def test_the_form_of_the_weight_decides_its_defaults():
+    assert LossConfig(method="bft", sample_weight="inverse").normalise is True
+    assert LossConfig(method="bft_inverse", sample_weight="complement").weight_cap is None
+    assert LossConfig(method="bft_inverse", weight_cap=None).weight_cap is None
+    assert LossConfig(method="sft").unused_fields().count("window") == 1
+    assert "window" not in LossConfig(method="bft").unused_fields()
+
+
+def test_configs_cannot_be_changed():
+    config = make_config(MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.loss.window = 3
+
+
+def test_flat_form_and_schema():
+    flat = flatten(make_config(MINIMAL))
+    assert flat["loss.window"] == 256 and flat["data.train.0.path"] == "a.jsonl" and flat["lora"] is None
+    described = json.loads(schema())
+    assert described["$defs"]["LossConfig"]["properties"]["window"]["description"]
+    missing = [
+        f"{section}.{name}"
+        for section, content in described["$defs"].items()
+        for name, field in content["properties"].items()
+        if "description" not in field
+    ]
+    assert not missing, "every field has one line of help"
+
+
+def _fresh(code: str) -> float:
+    """Seconds that `code` takes in a new process, without the interpreter's own start; best of three."""
+    script = f"import time; t = time.perf_counter()\n{code}\nprint(time.perf_counter() - t)"
+    return min(float(subprocess.check_output([sys.executable, "-c", script], text=True)) for _ in range(3))
+
+
+def test_loading_needs_no_heavy_library():
+    code = "import sys, bft_ray.config as c; c.load_config('starter')\n"
+    code += "assert not {'torch', 'ray', 'numpy', 'transformers', 'mlflow'} & set(sys.modules), 'heavy import'"
+    assert _fresh(code) > 0
+
+
+def test_importing_the_package_loads_nothing():
+    code = "import sys, bft_ray, bft_ray.cli; assert not {'torch', 'ray', 'pydantic', 'yaml'} & set(sys.modules)"
+    assert _fresh(code) > 0

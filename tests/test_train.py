@@ -1,0 +1,210 @@
+"""Training on real Ray Train workers with DeepSpeed: the record that it leaves, death and resumption, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from bft_ray.config import make_config
+from bft_ray.errors import BadConfig, BadInput, NonFinite
+from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.train.launch import train
+from bft_ray.train.progress import Display
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ray_of_two():
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class Recorder(Display):
+    """Keeps events, and calls a hook on each step."""
+
+    def __init__(self, on_step=lambda step: None):
+        super().__init__(every=1)
+        self.events: list[tuple[str, dict]] = []
+        self._on_step = on_step
+
+    def show(self, event, values):
+        self.events.append((event, values))
+        if event == "step":
+            self._on_step(values["step"])
+
+
+def two_workers(make_tree, tmp_path, **sections) -> dict:
+    cluster = {"num_workers": 2, "gpus_per_worker": 0, "storage_path": str(tmp_path / "results")}
+    return make_tree(cluster=cluster, **sections)
+
+
+def history(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:
+    return sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, name))
+
+
+def test_a_worker_that_dies_changes_nothing(ray_of_two, make_tree, tmp_path):
+    """SIGKILL at a random step: the same parameters bit for bit, one MLflow run, every step once."""
+    sections = {
+        "loss": {"method": "bft_inverse", "window": 8},
+        "schedule": {"steps": 12, "shape": "cosine"},
+        "evaluation": {"every_steps": 3},
+        "deepspeed": {"preset": "zero2"},
+    }
+    calm = train(make_config(two_workers(make_tree, tmp_path, name="calm", **sections)), Recorder())
+
+    victims: list[int] = []
+    moment = random.SystemRandom().randint(4, 11)
+
+    def kill_once(step: int) -> None:
+        if step >= moment and not victims:
+            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+            victims.append(random.choice(workers).pid)
+            os.kill(victims[0], signal.SIGKILL)
+
+    recorder = Recorder(kill_once)
+    killed = train(make_config(two_workers(make_tree, tmp_path, name="killed", **sections)), recorder)
+    assert victims, f"no worker was killed at step {moment}"
+
+    events = [event for event, _ in recorder.events]
+    assert "resume" in events, f"killed {victims} after step {moment}, and nothing resumed"
+    ours, theirs = (load_file(Path(run.export) / "model.safetensors") for run in (killed, calm))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    client = MlflowClient(make_tree()["tracking"]["uri"])
+    assert client.get_run(killed.run_id).info.status == "FINISHED"
+    (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+    for name in ("train/nll", "train/loss", "validation/nll"):
+        assert history(client, killed.run_id, name) == history(client, calm.run_id, name), name
+    assert [step for step, _ in history(client, killed.run_id, "train/nll")] == list(range(1, 13))
+
+
+def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
+    """ZeRO-3 with LoRA: what MLflow holds, what the export is, and that base weights stay as they were."""
+    from peft import AutoPeftModelForCausalLM
+
+    choices = tmp_path / "choices.jsonl"
+    items = [
+        {"id": f"q{i}", "question": f"w{i} w2", "choices": ["w3 w4", "w5 w6 w7", "w8"], "answer": i % 3} for i in range(9)
+    ]
+    choices.write_text("\n".join(map(json.dumps, items)))
+    tree = two_workers(
+        make_tree,
+        tmp_path,
+        lora={"rank": 4, "alpha": 8.0},
+        deepspeed={"preset": "zero3"},
+        optimizer={"learning_rate": 1e-2},
+        evaluation={"every_steps": 3, "choices": [{"name": "quiz", "path": str(choices)}]},
+    )
+    config = make_config(tree)
+    result = train(config, Recorder())
+
+    model = AutoPeftModelForCausalLM.from_pretrained(result.export)
+    tokenizer = load_tokenizer(config.model.model_copy(update={"path": result.export}))
+    generated = model.generate(**tokenizer("w1 w2 w3", return_tensors="pt"), max_new_tokens=5, do_sample=False)
+    assert generated.shape[1] > 4
+    base = load_file(Path(config.model.path) / "model.safetensors")
+    own = {name.replace("base_model.model.", "").replace(".base_layer", ""): p for name, p in model.named_parameters()}
+    assert all(torch.equal(own[name], value) for name, value in base.items())
+    moved = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert moved and all(p.abs().max() > 0 for p in moved)
+
+    client = MlflowClient(tree["tracking"]["uri"])
+    run = client.get_run(result.run_id)
+    assert run.data.params["loss.method"] == "bft" and run.data.params["lora.rank"] == "4"
+    assert {"quiz/accuracy", "final/quiz/accuracy", "validation/nll", "train/confidence_p50"} <= run.data.metrics.keys()
+    assert run.data.metrics["final/validation/nll"] == pytest.approx(result.after["validation/nll"])
+    best = min(value for step, value in history(client, result.run_id, "validation/nll") if step > 0)
+    assert result.after["validation/nll"] == pytest.approx(best, rel=1e-4)  # the best weights were exported
+    assert result.after["validation/nll"] < history(client, result.run_id, "validation/nll")[0][1]
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"train", "validation"}
+    files = {item.path for item in client.list_artifacts(result.run_id)}
+    assert {"config.yaml", "model_card.md"} <= files
+    card = (Path(result.export) / "README.md").read_text()
+    assert "library_name: peft" in card and "| quiz/accuracy |" in card
+    assert run.outputs.model_outputs, "the exported adapter is no logged model of the run"
+    kept = sorted(path.name for path in Path(result.folder).glob("step-*"))
+    assert kept[-1] == "step-00000006" and len(kept) <= 2  # the best and the last
+
+
+def test_a_batch_with_nan_stops_the_run_and_names_its_samples(ray_of_two, make_tree, tmp_path, poisoned_model):
+    tree = two_workers(make_tree, tmp_path, model={"path": str(poisoned_model), "dtype": "fp32"})
+    tree["data"]["validation"] = []
+    tree["checkpoint"] = {"export": "last"}
+    with pytest.raises(NonFinite, match=r"loss of step \d+ is not finite in the micro-batch of samples row-"):
+        train(make_config(tree), Recorder())
+    client = MlflowClient(tree["tracking"]["uri"])
+    (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    assert "not finite" in run.data.tags["bft.reason"]
+
+
+def test_a_name_cannot_be_used_for_another_run(ray_of_two, make_tree, tmp_path):
+    tree = two_workers(make_tree, tmp_path, schedule={"steps": 1}, evaluation={"every_steps": 1})
+    first = train(make_config(tree), Recorder())
+    again = Recorder()
+    assert train(make_config(tree), again) == first and not again.events  # finished: nothing is trained twice
+    tree["loss"] = {"window": 3}
+    with pytest.raises(BadConfig, match=r"`loss.window` was 256, and is now 3"):
+        train(make_config(tree), Recorder())
+
+
+def test_two_workers_on_one_cpu_are_refused(make_tree, tmp_path):
+    import ray
+
+    ray.shutdown()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(BadInput, match=r"`cluster.num_workers` is 2, but must be .*1"):
+            train(make_config(two_workers(make_tree, tmp_path)), Recorder())
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"tracking": {"uri": "http://127.0.0.1:9", "timeout_s": 2.0}}, r"`tracking.uri` is 'http://127.0.0.1:9'"),
+        ({"cluster": {"storage_path": "/proc/none"}}, r"`cluster.storage_path` is '/proc/none'"),
+        ({"lora": {"targets": ["query"]}}, r"`lora.targets` is 'query'.*It has: .*q_proj"),
+        ({"model": {"path": "/no/such/model"}}, r"`model.path` is '/no/such/model'"),
+        ({"data": {"train": [{"path": "/no/such.jsonl"}]}}, r"/no/such.jsonl"),
+        ({"checkpoint": {"metric": "validation/nl"}}, r"`checkpoint.metric` is 'validation/nl'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(make_tree, sections, message):
+    import ray
+
+    with pytest.raises(BadInput, match=message):
+        train(make_config(make_tree(**sections)), Recorder())
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def poisoned_model(tiny_model, tmp_path) -> Path:
+    """The tiny model with a NaN in the embedding of one word."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "poisoned"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][40] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
