@@ -76,23 +76,19 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.evaluate_only:
-        model = LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.out)
-        write_figures(args.out, evaluate(model, tokenizer, args.data, subset=None))
-        return
     documents = read_documents(args.data, args.starter_facts)
+    if args.evaluate_only:
+        measure_bundle(args.out, args.data, documents)
+        return
     for source, docs in documents.items():
         print(f"{source}: {len(docs)} documents, {sum(num_bytes(d) for d in docs):,} bytes", flush=True)
     tokenizer_path = args.work / "tokenizer"
     if not (args.resume and tokenizer_path.is_dir()):
         make_tokenizer([text for docs in documents.values() for doc in docs for text in doc]).save_pretrained(tokenizer_path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_path)
-    model = train(tokenizer, documents, args)
+    train(tokenizer, documents, args)
     if args.stop_after is None:
-        figures = evaluate(model, tokenizer, args.data, subset=None)
-        print(json.dumps(figures), flush=True)
-        write_figures(args.out, figures)
+        measure_bundle(args.out, args.data, documents)
 
 
 # --- text -------------------------------------------------------------------------------------------------------------------
@@ -264,7 +260,7 @@ def next_token_loss(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor
     return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
 
 
-def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Namespace) -> LlamaForCausalLM:
+def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Namespace) -> None:
     """Run the steps, save every `--save-every`, bundle what is saved."""
     forms = {source: encode_forms(tokenizer, docs) for source, docs in documents.items()}
     lengths = {source: sum(len(doc[0]) for doc in docs) for source, docs in forms.items()}
@@ -317,7 +313,6 @@ def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Na
             print(f"step {done} bits per byte on a subset: {figures['bits_per_byte']}", flush=True)
             write_run(args, documents, done, spent_s)
             last = time.perf_counter()
-    return model
 
 
 # --- figures and files ------------------------------------------------------------------------------------------------------
@@ -373,6 +368,7 @@ def bundle(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Pat
     tokenizer.save_pretrained(fresh)
     out.mkdir(parents=True, exist_ok=True)
     for path in fresh.iterdir():
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(path, out / path.name)
     fresh.rmdir()
 
@@ -391,11 +387,23 @@ def write_run(args: argparse.Namespace, documents: dict, step: int, spent_s: flo
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def write_figures(out: Path, figures: dict) -> None:
-    """Add the measured figures to pretraining.json, which the card refers to."""
+def measure_bundle(out: Path, data: Path, documents: dict) -> None:
+    """Add to pretraining.json, which the card refers to, what the bundled weights reach and the model-written share.
+
+    Model-written are the completions of biological_process (GPT-4) and the CASSIA rows of cell_type.
+    """
+    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="sdpa")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
+    figures = evaluate(model, tokenizer, data, subset=None)
+    total = sum(sum(num_bytes(doc) for doc in docs) * SOURCES[source] for source, docs in documents.items())
+    written = sum(len(doc[1].encode()) for doc in documents["biological_process"])
+    written += sum(len(row["completion"].encode()) for row in read_jsonl(data / "cell_type" / "pretrain.jsonl")
+                   if row["id"].startswith("cassia"))
+    figures["model_written_share_of_bytes"] = round(written / total, 4)
     path = out / "pretraining.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     path.write_text(json.dumps(record | figures, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":

@@ -213,9 +213,10 @@ def test_within_training_shares_of_ranks_add_up_to_the_whole(tiny, tiny_set):
     whole = score(model, tiny_set, 512, "cpu")
     shares = layout(tiny_set.lengths.tolist(), 3, 256, None, True)
     assert len({len(share) for share in shares}) == 1
-    total = sum(
-        score_micro_batches(logits, (collate(tiny_set, m, True, 0) for m in s), "cpu") for s in shares
-    )
+    ranks = [
+        score_micro_batches(logits, (collate(tiny_set, m, True, 0) for m in share), "cpu") for share in shares
+    ]
+    total = torch.stack(ranks).sum(0)
     parts = LikelihoodSums.from_tensor(total, int(tiny_set.num_bytes.sum()))
     assert parts.nll_sum == pytest.approx(whole.nll_sum, rel=1e-6)
     assert (parts.num_tokens, parts.num_correct, parts.num_bytes) == (

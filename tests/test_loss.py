@@ -78,9 +78,9 @@ def naive_loss(
     num_tokens = sum(len(tokens) for _, tokens, _ in samples)
     for row, tokens, token_weight in samples:
         count = len(samples) * len(tokens) if config.aggregate == "sample" else num_tokens
-        for (t, target, logp), w in zip(tokens, token_weight, strict=True):
+        for (t, target, lp), w in zip(tokens, token_weight, strict=True):
             factor = weight[row] * w / count
-            loss -= factor * logp
+            loss -= factor * lp
             z = np.exp(logits[row, t] - logits[row, t].max())
             gradient[row, t] += factor * z / z.sum()
             gradient[row, t, target] -= factor

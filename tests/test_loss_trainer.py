@@ -79,7 +79,7 @@ def sgd_step(model: torch.nn.Module) -> None:
 
 
 def whole_step(config: LossConfig, max_grad_norm: float = 0.0) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss of the whole batch, and the parameters after one step of SGD, without a trainer; 0: no clipping."""
+    """Loss of the whole batch, and the parameters after one step of SGD, without any trainer."""
     model, rows = make_model(), make_rows()
     inputs, labels = (torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels"))
     result = bft_loss(model(inputs).logits, labels, config)
@@ -135,7 +135,7 @@ def assert_same_step(trainer, config: LossConfig) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("micro_batch, accumulation", [(8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize("micro_batch, accumulation", [(8, 1), (4, 2), (2, 4)])
 def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path, name, micro_batch, accumulation):
     trainer = make_trainer(tmp_path, CONFIGS[name], micro_batch, accumulation)
     trainer.train()
@@ -269,15 +269,13 @@ def _rank(rank: int, folder: str, port: int) -> None:
         "MASTER_PORT": str(port),
     }
     passed = []
-    for name in ("bft", "bft_inverse", "sft"):
-        config = CONFIGS[name]
-        for micro_batch, accumulation in ((4, 1), (1, 4)):
-            trainer = make_trainer(folder, config, micro_batch, accumulation)
-            trainer.train()
-            assert trainer.accelerator.num_processes == 2
-            if rank == 0:
-                assert_same_step(trainer, config)
-                passed.append([name, micro_batch])
+    for name, micro_batch in (("bft", 1), ("sft", 1), ("bft_inverse", 1), ("bft_inverse", 4)):
+        trainer = make_trainer(folder, CONFIGS[name], micro_batch, 4 // micro_batch)
+        trainer.train()
+        assert trainer.accelerator.num_processes == 2
+        if rank == 0:
+            assert_same_step(trainer, CONFIGS[name])
+            passed.append([name, micro_batch])
     uncounted = make_trainer(folder, CONFIGS["bft"], 2, 2, average_tokens_across_devices=False)
     uncounted.train()
     sft = make_trainer(folder, CONFIGS["sft"], 2, 2, cls=Trainer)
@@ -299,4 +297,4 @@ def test_two_ranks_give_the_step_of_the_whole_batch(tmp_path):
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(_rank, args=(str(tmp_path), port), nprocs=2)
     passed = json.loads((tmp_path / "passed.json").read_text())
-    assert len(passed) == 6
+    assert len(passed) == 4

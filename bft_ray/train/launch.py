@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bft_ray.config import Config, SourceConfig, flatten, make_config, to_yaml
+from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.errors import BadConfig, BadInput, BftError
 from bft_ray.evaluate.run import evaluate_model
@@ -19,13 +19,11 @@ from bft_ray.model.causal_lm import adapter_of, load_tokenizer
 from bft_ray.model.export import describe_weights
 from bft_ray.model.lora import check_targets
 from bft_ray.spread import connect, num_gpus_per_worker, require_resources
+from bft_ray.tracking.begin import MAY_CHANGE
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server
 from bft_ray.train import storage
 from bft_ray.train.progress import Board, Display, Watcher
-
-# sections that may change when a run goes on: where it runs and who watches, never what it computes
-_MAY_CHANGE = ("cluster.", "tracking.", "data.cache_dir")
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,9 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     tokenizer = load_tokenizer(config.model)
     check_lora(config)
     datasets = load_datasets(config, tokenizer, display)
+    defaults = LossConfig(method=config.loss.method)
     for field in config.loss.unused_fields():
-        if field in config.loss.model_fields_set and field != "normalise":
+        if getattr(config.loss, field) != getattr(defaults, field):
             display.line(f"note: loss.{field} has no effect with these loss settings")
     if config.lora and config.lora.dropout > 0:
         display.line("note: lora.dropout > 0: results now depend on how batches are laid out over workers")
@@ -149,7 +148,7 @@ def _record_of(folder: str, config: Config) -> dict[str, Any]:
     changed = [
         f"`{field}` was {record['config'].get(field)!r}, and is now {new.get(field)!r}"
         for field in sorted({*record["config"], *new})
-        if record["config"].get(field) != new.get(field) and not field.startswith(_MAY_CHANGE)
+        if record["config"].get(field) != new.get(field) and not field.startswith(MAY_CHANGE)
     ]
     if changed:
         raise BadConfig(f"the run `{config.name}` exists with other settings; choose another name. It", changed)
@@ -266,7 +265,7 @@ def _finish(
         display.line("evaluating the trained model")
         model = config.model.model_copy(update={"path": str(local), "adapter": None})
         after = evaluate_model(config.model_copy(update={"model": model})).metrics
-        tracker.log_metrics({f"final/{name}": value for name, value in after.items()}, step=step)
+        tracker.log_metrics(_final(after), step=step)
     card = model_card(
         config,
         kind=describe_weights(local)["kind"],
@@ -285,7 +284,7 @@ def _finish(
     tracker.log_text(card, "model_card.md")
     tracker.set_tags({"bft.step": str(step), "bft.export": exported})
     if config.tracking.log_model:
-        tracker.log_model(local, name=f"bft-{config.domain}", metrics=after, step=step)
+        tracker.log_model(local, name=f"bft-{config.domain}", metrics=_final(after), step=step)
     storage.write_text(
         storage.join(folder, "run.json"), _record_text(config, tracker.run_id, before=before, after=after, step=step)
     )
@@ -293,3 +292,8 @@ def _finish(
 
 
 
+
+
+def _final(metrics: dict[str, float]) -> dict[str, float]:
+    """Names of the metrics of the exported model, apart from those measured on the way."""
+    return {f"final/{name}": value for name, value in metrics.items()}
