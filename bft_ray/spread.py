@@ -83,7 +83,12 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
         _probe(address, min(_PROBE_S, cluster.start_timeout_s))
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=cluster.worker_logs, **options)
+        ray.init(
+            address=address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=cluster.worker_logs,
+            **options,
+        )
     except (
         ConnectionError,
         RuntimeError,

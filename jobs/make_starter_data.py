@@ -38,6 +38,7 @@ DOMAINS = ("gene_interaction", "biological_process", "medical_qa")
 NUM_ROWS = {"pretrain": 1000, "train": 480, "validation": 110, "confirmation": 110, "test": 110}
 NUM_CHOICE_ITEMS = 120
 NUM_OPTIONS = 4
+MAX_OPTION_CHARS = 70
 # Cumulative percentages of keys. Terms need a large train share less than genes do: a term brings all its genes along.
 TERM_SHARES = (40, 70, 80, 90, 100)
 GENE_SHARES = (34, 64, 76, 88, 100)
@@ -70,6 +71,7 @@ class View:
     terms_of: dict[str, tuple[str, ...]]  # gene -> ids of its terms in this view
     genes: frozenset[str]  # the genes that are keys of this share
     main_terms: tuple[str, ...]  # the GO terms that are keys of this share
+    main_set: frozenset[str]  # the same
     gene_sets: dict[str, frozenset[str]]  # term id -> its genes
     cells: dict[str, str]  # Cell Ontology id -> label, keys of this share
 
@@ -184,10 +186,10 @@ def read_views(facts: Path, data: Path) -> tuple[dict[str, View], frozenset[froz
         for term in shown.values():
             for gene in term.genes:
                 terms_of[gene].append(term.id)
+        main_terms = tuple(sorted(key for key in shown if term_share[key] == name))
         views[name] = View(
             name, shown, {gene: tuple(ids) for gene, ids in terms_of.items()},
-            frozenset(gene for gene in terms_of if gene_share[gene] == name),
-            tuple(sorted(key for key in shown if term_share[key] == name)),
+            frozenset(gene for gene in terms_of if gene_share[gene] == name), main_terms, frozenset(main_terms),
             {key: frozenset(term.genes) for key, term in shown.items()},
             {cell: label for cell, label in cells.items() if cell_share[cell] == name},
         )
@@ -461,7 +463,7 @@ def process_keys(view: View) -> list[str]:
 def near_terms(term: Term, view: View) -> list[Term]:
     """The terms that are keys of this share and have a gene in common with `term`, nearest first."""
     ids = {i for gene in term.genes for i in view.terms_of[gene]}
-    return related(term, [i for i in view.main_terms if i in ids], view)
+    return related(term, ids & view.main_set, view)
 
 
 def process_question(genes: list[str], hints: list[Term], rng: random.Random) -> str:
@@ -708,12 +710,12 @@ Item = tuple[str, str, str, list[str]]
 
 def interaction_choices(view: View) -> Iterator[Item]:
     """What do two genes share, given other terms of each?"""
-    pool = [term for term in view.terms.values() if len(term.name) < 70]
+    pool = [term for term in view.terms.values() if len(term.name) < MAX_OPTION_CHARS]
     for key in interaction_keys(view, frozenset()):
         a, b = pair_of(key)
         rng = generator_of("interaction-choice", key)
         both, only_a, only_b = split_terms(a, b, view, rng)
-        both = [term for term in both if term in pool]
+        both = [term for term in both if len(term.name) < MAX_OPTION_CHARS]
         if not both or not only_a or not only_b:
             continue
         right = both[0]
@@ -726,7 +728,7 @@ def interaction_choices(view: View) -> Iterator[Item]:
 
 def process_choices(view: View) -> Iterator[Item]:
     """What is a gene set called, given terms that overlap with it?"""
-    pool = [view.terms[i] for i in view.main_terms if len(view.terms[i].name) < 70]
+    pool = [view.terms[i] for i in view.main_terms if len(view.terms[i].name) < MAX_OPTION_CHARS]
     for key in sorted(view.main_terms, key=lambda key: number_of("process-choice", key)):
         right = view.terms[key]
         rng = generator_of("process-choice", key)
@@ -734,7 +736,7 @@ def process_choices(view: View) -> Iterator[Item]:
         rng.shuffle(genes)
         genes = genes[:10]
         hints = hints_of(genes, near_terms(right, view), view)
-        if right not in pool or not hints:
+        if len(right.name) >= MAX_OPTION_CHARS or not hints:
             continue
         wrong = distant(right, hints, pool, rng)
         if wrong:
@@ -744,11 +746,11 @@ def process_choices(view: View) -> Iterator[Item]:
 
 def question_choices(view: View) -> Iterator[Item]:
     """Where does a protein with these functions act?"""
-    pool = [term for term in view.terms.values() if term.branch == "CC" and len(term.name) < 70]
+    pool = [term for term in view.terms.values() if term.branch == "CC" and len(term.name) < MAX_OPTION_CHARS]
     for gene in sorted(view.genes, key=lambda gene: number_of("place-choice", gene)):
         terms = [view.terms[i] for i in view.terms_of[gene]]
         rng = generator_of("place-choice", gene)
-        places = [term for term in terms if term in pool]
+        places = [term for term in terms if term.branch == "CC" and len(term.name) < MAX_OPTION_CHARS]
         functions = [term for term in terms if term.branch == "MF"]
         if not places or not functions:
             continue

@@ -107,28 +107,23 @@ def test_nothing_to_measure_is_refused(make_tree):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared real data is not here")
 @pytest.mark.skipif(not (STARTER / "model.safetensors").is_file(), reason="the starter model is not here")
-def test_the_starter_model_on_real_data(config, tmp_path):
-    sources = {
-        "data": {
-            "validation": [{"path": str(SHARED / "data/gene_interaction/validation.jsonl")}],
-            "max_length": 512,
-        },
-        "model": {"path": "starter", "dtype": "fp32"},
-    }
-    tree = config(**sources).model_dump()
-    tree["data"]["micro_batch_tokens"] = 512
+def test_the_starter_model_on_real_data(make_tree, tmp_path):
     questions = str(SHARED / "data/medical_qa/choices_validation.jsonl")
-    tree["evaluation"] = {
-        "choices": [{"name": "choices", "path": questions, "limit": 40}],
-        "batch_tokens": 2048,
-    }
-    result = evaluate_model(make_config(tree), out=tmp_path)
+
+    def measure(batch_tokens: int):
+        validation = [{"path": str(SHARED / "data/gene_interaction/validation.jsonl"), "limit": 40}]
+        tree = make_tree(
+            model={"path": "starter", "dtype": "fp32"},
+            data={"validation": validation, "max_length": 512, "micro_batch_tokens": 512},
+            evaluation={"choices": [{"path": questions, "limit": 40}], "batch_tokens": batch_tokens},
+        )
+        return evaluate_model(make_config(tree), out=tmp_path / str(batch_tokens))
+
+    result, again = measure(2048), measure(512)
     metrics = result.metrics
     assert metrics["choices/num_items"] == 40
     assert 0.1 < metrics["choices/probability"] < 0.5  # four options: a quarter is chance
-    assert 0.3 < metrics["validation/bits_per_byte"] < 1.2
-    assert 0.3 < metrics["validation/token_accuracy"] < 0.9
-    tree["evaluation"]["batch_tokens"] = 512
-    again = evaluate_model(make_config(tree))
+    assert 0.3 < metrics["validation/bits_per_byte"] < 1.5  # untrained: 2.9
+    assert 0.2 < metrics["validation/token_accuracy"] < 0.9  # untrained: 0.0003
     assert again.metrics == pytest.approx(metrics, rel=1e-5)
     assert [r.get("predicted") for r in again.records] == [r.get("predicted") for r in result.records]

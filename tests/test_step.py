@@ -91,3 +91,40 @@ def test_loss_and_gradient_do_not_depend_on_the_layout(make_tree, world_size, re
         assert abs(loss - expected_loss) <= 1e-5 * abs(expected_loss), case
         assert np.abs(gradient - expected).max() <= 1e-5 * np.abs(expected).max(), case
         assert np.abs(expected).max() > 1e-4
+
+
+def step_with_infinite_gradient(tree: dict, preset: str) -> tuple[str, bool]:
+    """One step whose loss is finite and whose gradient is not; the error, and whether any weight moved."""
+    from bft_ray.data.dataset import prepare
+    from bft_ray.errors import NonFinite
+    from bft_ray.model.causal_lm import load_tokenizer
+    from bft_ray.train.engine import Engine
+    from bft_ray.train.loop import Data, make_plan, share_of
+    from bft_ray.train.step import train_step
+
+    config = make_config(tree | {"deepspeed": {"preset": preset}})
+    tokenizer = load_tokenizer(config.model)
+    data = Data(prepare(config.data.train, tokenizer, config.data), None, tokenizer.pad_token_id)
+    plan, _ = make_plan(config, data.train)
+    engine = Engine(config, torch.device("cpu"))
+
+    def blow_up(module, arguments, output):
+        output.register_hook(lambda gradient: gradient * float("inf"))
+
+    engine.module.get_input_embeddings().register_forward_hook(blow_up)
+    before = engine.weights()
+    micro, places, counts = share_of(engine, config, data, plan.batch(0))
+    try:
+        train_step(engine, micro, places, counts, config.loss, step=0, learning_rate=0.1, seed=0)
+        error = ""
+    except NonFinite as caught:
+        error = str(caught)
+    after = engine.weights()
+    return error, bool(before) and any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("preset", ["zero0", "zero1", "zero2", "zero3"])
+def test_an_infinite_gradient_stops_every_rank_before_the_weights_move(make_tree, preset):
+    for error, moved in run_ranks(step_with_infinite_gradient, 2, make_tree(), preset):
+        assert "the gradient of step 0 is not finite" in error
+        assert not moved

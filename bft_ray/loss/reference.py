@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bft_ray.config import LossConfig
-from bft_ray.loss.weights import weigh
+from bft_ray.loss.weights import Weights, weigh
 
 #: The label of a position that is not supervised.
 IGNORE = -100
@@ -58,13 +58,7 @@ def loss_sums(
         num_samples: S.
         config: the loss settings.
     """
-    supervised = labels != IGNORE
-    supervised[:, 0] = False
-    position = supervised.flatten().nonzero().squeeze(1)  # [N]; the only wait for the device
-    sample, order = sample_index.flatten()[position].sort(stable=True)
-    position = position[order]
-
-    target = labels.flatten()[position].long()  # [N]
+    position, sample, target = supervised_positions(labels, sample_index)
     rows = logits.flatten(0, 1)[position - 1]  # [N, V]
     nll = F.cross_entropy(rows if rows.dtype == torch.float64 else rows.float(), target, reduction="none")
 
@@ -72,14 +66,29 @@ def loss_sums(
     if config.token_weight == "prob":
         prob = rows.detach().softmax(-1).gather(1, target[:, None]).squeeze(1)
     weights = weigh(-nll, sample, num_samples, config, prob)
+    return gather_sums((weights.row * nll).sum(), -nll.detach(), rows.detach().argmax(-1) == target, weights)
+
+
+def supervised_positions(labels: Tensor, sample_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The N supervised tokens, sorted by sample: their place in the flat batch, their sample, their token."""
+    supervised = labels != IGNORE
+    supervised[:, 0] = False
+    position = supervised.flatten().nonzero().squeeze(1)  # the only wait for the device
+    sample, order = sample_index.flatten()[position].sort(stable=True)
+    position = position[order]
+    return position, sample, labels.flatten()[position].long()
+
+
+def gather_sums(loss_sum: Tensor, logp: Tensor, correct: Tensor, weights: Weights) -> LossSums:
+    """`LossSums` from log-probabilities [N], whether the target has the largest logit [N], and the weights."""
     has_token = weights.num_supervised > 0
     return LossSums(
-        loss_sum=(weights.row * nll).sum(),
+        loss_sum=loss_sum,
         weight_sum=weights.sample.double().masked_fill(~has_token, 0).sum(),
         num_samples=has_token.sum(),
         num_tokens=weights.num_supervised.sum(),
-        nll_sum=nll.detach().double().sum(),
-        num_correct=(rows.detach().argmax(-1) == target).sum(),
+        nll_sum=-logp.double().sum(),
+        num_correct=correct.sum(),
         token_weight_sum=weights.token.double().sum(),
         num_capped=weights.num_capped,
         confidence=weights.confidence,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,9 +188,8 @@ def _before(
 def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int:
     """Run the workers; returns the step of the exported weights."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from bft_ray.train.worker import SCORE, train_worker
 
@@ -226,12 +228,26 @@ def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int
     )
     with Watcher(board, display):
         try:
-            outcome = trainer.fit().return_value
+            outcome = _interruptibly(trainer.fit).return_value
         except TrainingFailedError as error:
             raise _cause(error) from error
     if "error" in outcome:
         raise outcome["error"]
     return int(outcome["step"])
+
+
+def _interruptibly(function: Callable[[], Any]) -> Any:
+    """Call in a thread and wait. In the main thread Ray Train would take Ctrl-C for itself, and end with status 0."""
+    future: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="bft-ray-fit", daemon=True).start()
+    return future.result()
 
 
 def _cause(error: Exception) -> BftError:

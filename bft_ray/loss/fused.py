@@ -1,0 +1,277 @@
+"""The loss from hidden states: the [tokens, vocabulary] matrix is never built.
+
+Weights are constants to the gradient, so the gradient of a row of hidden states is its row weight times a
+gradient that no weight enters. With a *frozen head* that makes two matmuls: blocks of logits become the
+log-probabilities and the unweighted row gradients; when all is seen the weights are known, and the backward
+pass scales the rows. The gradient of a *trainable head* sums over rows, so weights must be known before it:
+logits are held for whole samples at a time, whose weights depend on nothing else, and there are three
+matmuls. A sample longer than the chunk is cut, and the logits of all but its last piece are made twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._autograd import _get_current_graph_task_keep_graph as graph_is_kept
+from torch.autograd.function import once_differentiable
+
+from bft_ray.config import LossConfig
+from bft_ray.loss.head import Head, OtherWords, add_product, product
+from bft_ray.loss.reference import LossSums, gather_sums, supervised_positions
+from bft_ray.loss.weights import Weights, weigh
+
+#: Logits held at once under a frozen head: 16 MB on a CPU, about its caches; 64 MB on devices with more to fill.
+BLOCK_LOGITS = {"cpu": 2**22}
+BLOCK_LOGITS_DEVICE = 2**24
+#: Logits held at once under a trainable head, 256 MB: whole samples fit, and the head's gradient is as large.
+CHUNK_LOGITS = 2**26
+
+
+def fused_loss_sums(
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    sample_index: Tensor,
+    num_samples: int,
+    config: LossConfig,
+    *,
+    bias: Tensor | None = None,
+    chunk_tokens: int | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    num_words: int | None = None,
+) -> LossSums:
+    """`loss_sums` of the logits `z = cap(logit_scale (hidden W^T + bias))`, which are never held together.
+
+        cap(a) = softcap tanh(a / softcap)          no cap when None
+
+    Prompt and padding rows are dropped before the head. Matmuls run in the dtype of `hidden` (of autocast
+    where that is on), everything after them in fp32 (fp64 for fp64). The result equals `loss_sums` up to
+    rounding, except in ties: a target whose logit another word shares is not correct here.
+
+    The gradient is computed in the forward pass, as far as it is needed: without gradient (`no_grad`) only
+    the logits are. There is no second derivative. The forward pass waits for the device before its loop over
+    chunks only: once, and once more for a trainable head.
+
+    Args:
+        hidden: [B, T, D] last hidden states, after the final norm.
+        head_weight: [V, D]. Frozen where it needs no gradient.
+        labels, sample_index, num_samples, config: as for `loss_sums`.
+        bias: [V] of the head.
+        chunk_tokens: most logits to hold at once, in rows of the vocabulary; None: by their bytes. The block
+            of a frozen head has that many logits in another shape, about square, which reads least memory.
+        logit_scale: multiplies the logits (Cohere; the inverse of Granite's `logits_scaling`).
+        softcap: bound of the logits (Gemma).
+        num_words: words of the tokenizer where the head is padded beyond it; the others have probability 0.
+    """
+    position, sample, target = supervised_positions(labels, sample_index)
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    x = hidden.flatten(0, 1).index_select(0, position - 1).to(dtype)  # [N, D]
+    learns = torch.is_grad_enabled()
+    job = _Job(
+        config=config,
+        num_samples=num_samples,
+        chunk_tokens=chunk_tokens,
+        num_words=num_words or len(head_weight),
+        logit_scale=logit_scale,
+        softcap=softcap,
+        hidden_learns=learns and x.requires_grad,
+        weight_learns=learns and head_weight.requires_grad,
+        bias_learns=learns and bias is not None and bias.requires_grad,
+    )
+    loss_sum, logp, correct = _FusedLoss.apply(x, head_weight, bias, target, sample, job)
+    weights = _weigh(logp, sample, num_samples, config, dtype)
+    return gather_sums(loss_sum, logp, correct, weights)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that is no tensor."""
+
+    config: LossConfig
+    num_samples: int
+    chunk_tokens: int | None
+    num_words: int
+    logit_scale: float
+    softcap: float | None
+    hidden_learns: bool
+    weight_learns: bool
+    bias_learns: bool
+
+
+@dataclass
+class _Rows:
+    """What is found out about each of the N rows."""
+
+    logp: Tensor  # [N]
+    correct: Tensor  # [N] bool
+    gradient: Tensor | None  # [N, D] d(-logp)/dx, no weight in it
+
+    @classmethod
+    def empty(cls, x: Tensor, learns: bool) -> _Rows:
+        return cls(
+            logp=x.new_empty(len(x), dtype=_wide(x.dtype)),
+            correct=x.new_empty(len(x), dtype=torch.bool),
+            gradient=torch.empty_like(x) if learns else None,
+        )
+
+
+class _FusedLoss(torch.autograd.Function):
+    """(x [N, D], weight [V, D], bias [V]) -> loss_sum [], logp [N], correct [N]; only the first has a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sample: Tensor, job: _Job
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            head = Head(
+                weight=weight[: job.num_words],
+                bias=None if bias is None else bias[: job.num_words],
+                scale=job.logit_scale,
+                softcap=job.softcap,
+            )
+            grad_weight = grad_bias = None
+            if job.weight_learns:
+                grad_weight = torch.zeros_like(weight, dtype=_wide(x.dtype), memory_format=torch.contiguous_format)
+            if bias is not None and job.bias_learns:
+                grad_bias = torch.zeros_like(bias, dtype=_wide(x.dtype))
+            if grad_weight is None and grad_bias is None:
+                rows = _frozen(x, target, head, job)
+            else:
+                rows = _trainable(x, target, sample, head, job, grad_weight, grad_bias)
+            weights = _weigh(rows.logp, sample, job.num_samples, job.config, x.dtype)
+        ctx.save_for_backward(rows.gradient, weights.row, grad_weight, grad_bias)
+        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+        ctx.mark_non_differentiable(rows.logp, rows.correct)
+        ctx.set_materialize_grads(False)
+        return (weights.row * -rows.logp).sum(), rows.logp, rows.correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        rows, row_weight, grad_weight, grad_bias = ctx.saved_tensors
+        return (
+            None if rows is None else _scaled(rows, (row_weight * grad)[:, None], rows.dtype),
+            None if grad_weight is None else _scaled(grad_weight, grad, ctx.weight_dtype),
+            None if grad_bias is None else _scaled(grad_bias, grad, ctx.bias_dtype),
+            *(None,) * 3,
+        )
+
+
+def _frozen(x: Tensor, target: Tensor, head: Head, job: _Job) -> _Rows:
+    """Two matmuls, over blocks of rows and words: logits, then the row gradients, as flash attention does it."""
+    num_words = len(head.weight)
+    rows = _Rows.empty(x, job.hidden_learns)
+    room = job.chunk_tokens * num_words if job.chunk_tokens else BLOCK_LOGITS.get(x.device.type, BLOCK_LOGITS_DEVICE)
+    rows_at_once = max(1, min(len(x), isqrt(room)))
+    words_at_once = min(num_words, room // rows_at_once)
+    buffer = x.new_empty(rows_at_once * words_at_once, dtype=_wide(x.dtype))
+    for first_row in range(0, len(x), rows_at_once):
+        part = slice(first_row, first_row + rows_at_once)
+        others = OtherWords(target[part], buffer.dtype)
+        total = torch.zeros_like(x[part], dtype=buffer.dtype)  # [n, D] sum over other words of e^(z - peak) slope W
+        for first_word in range(0, num_words, words_at_once):
+            words = slice(first_word, first_word + words_at_once)
+            z, slope = head.logits(x[part], words, buffer)
+            shrink = others.add(z, first_word)
+            if rows.gradient is not None:
+                if slope is not None:
+                    z *= slope
+                total *= shrink[:, None]
+                add_product(total, z.to(x.dtype), head.weight[words].to(x.dtype))
+        rows.logp[part] = others.logp()
+        rows.correct[part] = others.correct()
+        if rows.gradient is not None:
+            slope_target = others.total
+            if head.softcap is not None:
+                slope_target = slope_target * (1 - (others.target_logit / head.softcap).square())
+            total.addcmul_(slope_target[:, None], head.weight[others.target].to(total.dtype), value=-1)
+            rows.gradient[part] = total.mul_((others.factor() * head.scale)[:, None])
+    return rows
+
+
+def _trainable(
+    x: Tensor,
+    target: Tensor,
+    sample: Tensor,
+    head: Head,
+    job: _Job,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> _Rows:
+    """Three matmuls, over chunks of whole samples: logits, row gradients, and the weighted gradient of the head."""
+    rows = _Rows.empty(x, job.hidden_learns)
+    rows_at_once = job.chunk_tokens or max(1, CHUNK_LOGITS // len(head.weight))
+    lengths = torch.bincount(sample, minlength=job.num_samples).tolist()
+    longest = min(len(x), rows_at_once)
+    buffer = x.new_empty(longest * len(head.weight), dtype=_wide(x.dtype))
+    head_weight = head.weight.to(x.dtype)
+    head_weight, head = head.weight.to(x.dtype), Head(head_weight, head.bias, head.scale, head.softcap)
+
+    def residual(part: slice) -> Tensor:
+        """[n, V] `(softmax - onehot) slope`, the gradient of -logp to the logits before cap and scale."""
+        z, slope = head.logits(x[part], slice(None), buffer)
+        others = OtherWords(target[part], z.dtype)
+        others.add(z, 0)
+        rows.logp[part], rows.correct[part] = others.logp(), others.correct()
+        z.scatter_(1, target[part, None], -others.total[:, None])
+        z *= others.factor()[:, None]
+        if slope is not None:
+            z *= slope
+        return z.to(x.dtype)
+
+    for first, stop, first_sample, stop_sample in _whole_samples(lengths, rows_at_once):
+        pieces = [slice(i, min(i + rows_at_once, stop)) for i in range(first, stop, rows_at_once)]
+        for piece in pieces:
+            z = residual(piece)
+            if rows.gradient is not None:
+                rows.gradient[piece] = product(z, head_weight, rows.logp.dtype).mul_(head.scale)
+        weights = _weigh(
+            rows.logp[first:stop], sample[first:stop] - first_sample, stop_sample - first_sample, job.config, x.dtype
+        )
+        for piece in reversed(pieces):
+            if piece is not pieces[-1]:
+                z = residual(piece)
+            weight = weights.row[piece.start - first : piece.stop - first] * head.scale
+            if grad_weight is not None:
+                add_product(grad_weight[: job.num_words], z.t(), (x[piece] * weight[:, None]).to(x.dtype))
+            if grad_bias is not None:
+                grad_bias[: job.num_words] += z.t() @ weight.to(z.dtype)
+    return rows
+
+
+def _whole_samples(lengths: list[int], rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut rows between samples: (first row, stop, first sample, stop), at most `rows` rows or one sample."""
+    first = stop = first_sample = 0
+    for sample, length in enumerate(lengths):
+        if stop > first and stop + length - first > rows:
+            yield first, stop, first_sample, sample
+            first, first_sample = stop, sample
+        stop += length
+    if stop > first:
+        yield first, stop, first_sample, len(lengths)
+
+
+def _weigh(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, dtype: torch.dtype) -> Weights:
+    """`weigh`; probabilities of `token_weight: prob` are rounded to the dtype of the logits."""
+    return weigh(logp, sample, num_samples, config, prob=logp.exp().to(dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`gradient * factor`, in place where no later backward pass will ask again: these are large."""
+    reuse = dtype == gradient.dtype and not graph_is_kept()
+    out = gradient if reuse else torch.empty_like(gradient, dtype=dtype)
+    return torch.mul(gradient, factor, out=out)
