@@ -69,7 +69,7 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     and at the end disconnects or stops that one, never somebody else's.
 
     Raises:
-        BadInput: no cluster answers at the address, or it does not accept this client.
+        BadInput: no cluster answers at the address or accepts this client, or a local one does not start.
     """
     address = _address(cluster)
     if address is None:
@@ -89,12 +89,7 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
             log_to_driver=cluster.worker_logs,
             **options,
         )
-    except (
-        ConnectionError,
-        RuntimeError,
-        ValueError,
-        SystemExit,
-    ) as error:  # Ray exits where a node never answers
+    except (Exception, SystemExit) as error:  # bare Exceptions, and an exit if no node answers
         raise _unreachable(address, _root_cause(error)) from error
     try:
         yield

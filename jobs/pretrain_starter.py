@@ -8,8 +8,8 @@ row repeats. Each document is shown in one of two forms, drawn anew every epoch:
 chat template, so that the model can be fine-tuned in either.
 
 The step is a pure function of (seed, k): batch k is cut from one endless stream of tokens, which is made epoch by epoch.
-So `--resume` continues an interrupted run as if nothing had happened. The learning rate is flat for the first half of
-`--steps` and then falls to zero; while it is flat, a run may be resumed with more or fewer steps.
+So `--resume` continues an interrupted run as if nothing had happened. The learning rate is flat up to `--decay-from`
+(default: half of `--steps`) and then falls in a line to zero at `--steps`; a run may be resumed with another end.
 
 On a shared machine set `OMP_WAIT_POLICY=passive`: threads that wait by spinning take the time that they wait for.
 
@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bft_ray/model/starter"), help="folder of the bundled model")
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--steps", type=int, default=1600, help="steps of 8,192 tokens")
+    parser.add_argument("--decay-from", type=int, default=None, help="step from which the learning rate falls and rows "
+                        "grow longer; default: half of --steps")
     parser.add_argument("--stop-after", type=int, default=None, help="stop after this step, with the schedule of --steps")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the hidden matrices")
     parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of the hidden matrices")
@@ -218,22 +220,16 @@ def make_optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[t
     return [torch.optim.Muon(hidden, lr=args.lr, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), rest]
 
 
-def decay_start(steps: int) -> int:
-    """The step at which the learning rate begins to fall and the rows grow longer."""
-    return steps // 2
-
-
-def lr_scale(step: int, steps: int, warmup: int = 50) -> float:
-    """Linear warm-up, flat, then a line to 1 % of the peak."""
+def lr_scale(step: int, steps: int, decay_from: int, warmup: int = 50) -> float:
+    """Linear warm-up, flat up to `decay_from`, then a line to 1 % of the peak at `steps`."""
     if step < warmup:
         return (step + 1) / warmup
-    left = (steps - step) / (steps - decay_start(steps))
-    return 0.01 + 0.99 * min(1.0, left)
+    return 0.01 + 0.99 * min(1.0, (steps - step) / (steps - decay_from))
 
 
-def length_at(step: int, steps: int) -> int:
-    """Positions of a row: 512, in the second half 1,024 and every eighth step 2,048, so that long texts are known."""
-    if step < decay_start(steps):
+def length_at(step: int, decay_from: int) -> int:
+    """Positions of a row: 512, from `decay_from` 1,024 and every eighth step 2,048, so that long texts are known."""
+    if step < decay_from:
         return 512
     return 2048 if step % 8 == 7 else 1024
 
@@ -270,6 +266,7 @@ def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Na
     optimizers = make_optimizers(model, args)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     start, spent_s = 0, 0.0
+    decay_from = args.steps // 2 if args.decay_from is None else args.decay_from
     checkpoint = args.work / "checkpoint.pt"
     if args.resume and checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
@@ -277,19 +274,16 @@ def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Na
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         start, spent_s = saved["step"], saved["spent_s"]
-        if saved["steps"] != args.steps and start > min(decay_start(args.steps), decay_start(saved["steps"])):
-            raise SystemExit(f"`--steps` is {args.steps}, but must be {saved['steps']} as at the start: the learning rate "
-                             "of that schedule falls already")
     loss_of = torch.compile(next_token_loss, dynamic=False) if args.compile else next_token_loss
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, from step {start}", flush=True)
 
     last = time.perf_counter()
     for step in range(start, args.stop_after or args.steps):
-        scale = lr_scale(step, args.steps)
+        scale = lr_scale(step, args.steps, decay_from)
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * scale
-        rows = batches.get(step, length_at(step, args.steps))  # [rows, length + 1]
+        rows = batches.get(step, length_at(step, decay_from))  # [rows, length + 1]
         loss = loss_of(model, rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -305,7 +299,7 @@ def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Na
         done = step + 1
         if done % args.save_every == 0 or done == args.steps:
             saved = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": done,
-                     "steps": args.steps, "spent_s": spent_s}
+                     "spent_s": spent_s}
             torch.save(saved, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
             bundle(model, tokenizer, args.out)

@@ -73,9 +73,8 @@ def shorten(encoded: Encoded, max_length: int, tokenizer: Any) -> Encoded:
         return encoded
     input_ids, supervised = encoded.input_ids[:max_length], encoded.supervised[:max_length]
     text = _decode([token for token, taught in zip(input_ids, supervised, strict=True) if taught], tokenizer)
-    return Encoded(
-        input_ids, supervised, len(text.rstrip("\ufffd").encode())
-    )  # a character may be cut in two
+    whole = text.rstrip("\ufffd")  # a character may be cut in two
+    return Encoded(input_ids, supervised, len(whole.encode()))
 
 
 def uses_chat(tokenizer: Any, config: DataConfig) -> bool:
@@ -93,7 +92,8 @@ def _tokenise(rendered: list[list[_Segment]], tokenizer: Any) -> list[list[int]]
     # Tokenizers in the manner of Llama 2 put a space before every text. Within a sample there is none: such a
     # tokenizer is shown a newline before the segment, whose tokens are taken off again.
     newline, letter, both = tokenizer([_NEWLINE, "a", _NEWLINE + "a"], add_special_tokens=False)["input_ids"]
-    lead = "" if both == newline + letter else _NEWLINE
+    can_lead = both != newline + letter and both[: len(newline)] == newline
+    lead = _NEWLINE if can_lead else ""
     texts = [
         (lead if index else "") + segment.text
         for segments in rendered

@@ -11,14 +11,13 @@ matmuls. A sample longer than the chunk is cut, and the logits of all but its la
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._autograd import _get_current_graph_task_keep_graph as graph_is_kept
-from torch.autograd.function import once_differentiable
 
 from bft_ray.config import LossConfig
 from bft_ray.loss.head import Head, OtherWords, add_product, product
@@ -154,8 +153,9 @@ class _FusedLoss(torch.autograd.Function):
         return (weights.row * -rows.logp).sum(), rows.logp, rows.correct
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("the fused loss has no second derivative (create_graph=True): use `loss_sums`")
         if grad is None:
             return (None,) * 6
         rows, row_weight, grad_weight, grad_bias = ctx.saved_tensors
@@ -214,8 +214,7 @@ def _trainable(
     lengths = torch.bincount(sample, minlength=job.num_samples).tolist()
     longest = min(len(x), rows_at_once)
     buffer = x.new_empty(longest * len(head.weight), dtype=_wide(x.dtype))
-    head_weight = head.weight.to(x.dtype)
-    head_weight, head = head.weight.to(x.dtype), Head(head_weight, head.bias, head.scale, head.softcap)
+    head = replace(head, weight=head.weight.to(x.dtype))
 
     def residual(part: slice) -> Tensor:
         """[n, V] `(softmax - onehot) slope`, the gradient of -logp to the logits before cap and scale."""
@@ -234,7 +233,7 @@ def _trainable(
         for piece in pieces:
             z = residual(piece)
             if rows.gradient is not None:
-                rows.gradient[piece] = product(z, head_weight, rows.logp.dtype).mul_(head.scale)
+                rows.gradient[piece] = product(z, head.weight, rows.logp.dtype).mul_(head.scale)
         weights = _weigh(
             rows.logp[first:stop], sample[first:stop] - first_sample, stop_sample - first_sample, job.config, x.dtype
         )
