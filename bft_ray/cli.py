@@ -157,9 +157,9 @@ def _init(options: argparse.Namespace) -> int:
 
 def print_metrics(before: dict[str, float], after: dict[str, float]) -> None:
     """A small table: metric, before (where measured), after."""
-    from bft_ray.metrics import describe, format_value
+    from bft_ray.metrics import format_value, is_judged
 
-    names = [name for name in after if describe(name).direction != "none"]
+    names = [name for name in after if is_judged(name)]
     if not names:
         return
     width = max(map(len, names))

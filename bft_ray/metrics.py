@@ -40,14 +40,10 @@ METRICS: tuple[Metric, ...] = (
         "none",
         "unweighted negative log-likelihood of the batch's supervised tokens",
     ),
-    Metric(
-        "train/token_accuracy", "share", "none", "share of the batch's supervised tokens that are the argmax"
-    ),
+    Metric("train/token_accuracy", "share", "none", "share of the batch's supervised tokens that are the argmax"),
     Metric("train/grad_norm", "", "none", "global L2 norm of the gradient before clipping"),
     Metric("train/learning_rate", "", "none", "learning rate of the step"),
-    Metric(
-        "train/supervised_tokens_per_s", "tokens/s", "higher", "supervised tokens of all workers a second"
-    ),
+    Metric("train/supervised_tokens_per_s", "tokens/s", "higher", "supervised tokens of all workers a second"),
     Metric("train/step_s", "s", "none", "wall time of the step"),
     Metric("train/epoch", "epochs", "none", "passes over the training data so far"),
     Metric("train/token_weight_mean", "", "none", "mean token weight over the batch's supervised tokens"),
@@ -60,9 +56,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("train/capped_share", "share", "none", "share of samples whose weight the cap has cut"),
     Metric("<set>/nll", "nats/token", "lower", "mean negative log-likelihood of the supervised tokens"),
     Metric("<set>/perplexity", "", "lower", "exp of the mean negative log-likelihood"),
-    Metric(
-        "<set>/token_accuracy", "share", "higher", "share of supervised tokens whose argmax is the target"
-    ),
+    Metric("<set>/token_accuracy", "share", "higher", "share of supervised tokens whose argmax is the target"),
     Metric(
         "<set>/bits_per_byte",
         "bits/byte",
@@ -129,6 +123,12 @@ def describe(name: str) -> Metric | None:
     return None
 
 
+def is_judged(name: str) -> bool:
+    """Whether the metric is known and one way of it is better."""
+    metric = describe(name)
+    return metric is not None and metric.direction != "none"
+
+
 def higher_is_better(name: str) -> bool:
     """Whether a larger value of this metric is the better one.
 
@@ -140,9 +140,7 @@ def higher_is_better(name: str) -> bool:
         known = ", ".join(metric.name for metric in METRICS if metric.direction != "none")
         raise BadInput("metric", name, "a name of the metrics table", f"Known: {known}.")
     if metric.direction == "none":
-        raise BadInput(
-            "metric", name, "a metric with a better and a worse direction", "For example validation/nll."
-        )
+        raise BadInput("metric", name, "a metric with a better and a worse direction", "For example validation/nll.")
     return metric.direction == "higher"
 
 

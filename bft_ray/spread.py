@@ -157,8 +157,7 @@ def num_places(nodes: Sequence[dict[str, float]], need: dict[str, float], placem
     strategy.
     """
     each = [
-        min((int(node.get(name, 0.0) / amount + 1e-6) for name, amount in need.items()), default=0)
-        for node in nodes
+        min((int(node.get(name, 0.0) / amount + 1e-6) for name, amount in need.items()), default=0) for node in nodes
     ]
     if placement == "STRICT_PACK":
         return max(each, default=0)

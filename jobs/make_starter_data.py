@@ -2,19 +2,19 @@
 
     python jobs/make_starter_data.py --facts ../shared/data/facts --out bft_ray/data/starter
 
-Every statement is a fact of the input (a gene stands in a GO gene set, a Gene2vec pair, a cell type's label), put into
-sentences by the templates below. Nothing is drawn at random but by generators seeded from sha256, so the same facts
-always give the same bytes.
+Every statement is a fact of the input (a gene stands in a GO gene set, a Gene2vec pair, a cell type's label), put
+into sentences by the templates below. Nothing is drawn at random but by generators seeded from sha256, so the same
+facts always give the same bytes.
 
-**Shares.** Genes, GO terms and cell types are the keys. sha256 of the key puts each into one share: `pretrain`, `train`,
-`validation`, `confirmation` or `test`. A row is written from the keys of one share only:
+**Shares.** Genes, GO terms and cell types are the keys. sha256 of the key puts each into one share: `pretrain`,
+`train`, `validation`, `confirmation` or `test`. A row is written from the keys of one share only:
 
 - `gene_interaction`: both genes of a row are of its share;
 - `biological_process`: every GO term of a row is of its share;
 - `medical_qa`: the gene, GO term or cell type that the row asks about is of its share.
 
-A GO term or cell type of the `pretrain` share is named nowhere in the starter data, and a pretraining row names no other,
-so no fact is in both. Keys that the pretraining text of the data folder tells about (`--data`) are put into
+A GO term or cell type of the `pretrain` share is named nowhere in the starter data, and a pretraining row names no
+other, so no fact is in both. Keys that the pretraining text of the data folder tells about (`--data`) are put into
 `pretrain`, those that its other splits ask about are barred from it: a starter model that was pretrained on both has
 seen nothing that it is later tested on.
 """
@@ -46,8 +46,12 @@ CELL_SHARES = (40, 70, 80, 90, 100)
 MIN_TOKENS, MAX_TOKENS = 18, 640
 UNITS_PER_TOKEN = 3.0  # lengths are compared in thirds of a token
 STOP_WORDS = frozenset(
-    "of in to by the a an and or via from into with on process regulation positive negative activity complex binding "
-    "cell cellular involved response pathway signaling protein organization assembly".split()
+    word
+    for line in (
+        "of in to by the a an and or via from into with on process regulation positive negative activity complex",
+        "binding cell cellular involved response pathway signaling protein organization assembly",
+    )
+    for word in line.split(" ")
 )
 Row = dict[str, object]
 
@@ -80,32 +84,44 @@ def main() -> None:
     """Read the facts, write the starter data and, where asked for, the pretraining share."""
     parser = argparse.ArgumentParser(description="make the starter data from public facts")
     parser.add_argument("--facts", type=Path, default=Path("../shared/data/facts"), help="folder of the facts")
-    parser.add_argument("--data", type=Path, default=None, help="folder of the splits to keep clear of; default: "
-                        "the parent of --facts")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=None,
+        help="folder of the splits to keep clear of; default: the parent of --facts",
+    )
     parser.add_argument("--out", type=Path, default=Path("bft_ray/data/starter"), help="folder to write")
     parser.add_argument("--pretrain-out", type=Path, default=None, help="folder for the pretraining share")
     args = parser.parse_args()
 
-    views, gene_pairs = read_views(args.facts, args.data or args.facts.parent)
+    make(args.facts, args.data or args.facts.parent, args.out, args.pretrain_out)
+
+
+def make(facts: Path, data: Path, out: Path, pretrain_out: Path | None) -> None:
+    """Write the starter data to `out` and the pretraining share to `pretrain_out`, where there is one."""
+    views, gene_pairs = read_views(facts, data)
     taken: set[str] = set()
     for domain in DOMAINS:
         for share in STARTER_SHARES:
             rows = make_rows(domain, views[share], NUM_ROWS[share], gene_pairs, taken)
-            write_jsonl(args.out / domain / f"{share}.jsonl", rows)
+            write_jsonl(out / domain / f"{share}.jsonl", rows)
         for share in STARTER_SHARES[1:]:
             items = make_choice_items(domain, views[share], NUM_CHOICE_ITEMS)
-            write_jsonl(args.out / domain / f"choices_{share}.jsonl", items)
-    if args.pretrain_out is not None:
+            write_jsonl(out / domain / f"choices_{share}.jsonl", items)
+    if pretrain_out is not None:
         for domain in DOMAINS:
             # No Gene2vec pair here: held-out pair sets are made from the same list.
             rows = make_rows(domain, views["pretrain"], NUM_ROWS["pretrain"], frozenset(), taken)
-            write_jsonl(args.pretrain_out / f"{domain}.jsonl", rows)
-        keys = {"terms": sorted(views["pretrain"].terms), "genes": sorted(views["pretrain"].genes),
-                "cells": sorted(views["pretrain"].cells)}
-        (args.pretrain_out / "keys.json").write_text(json.dumps(keys, indent=0) + "\n", encoding="utf-8")
+            write_jsonl(pretrain_out / f"{domain}.jsonl", rows)
+        keys = {
+            "terms": sorted(views["pretrain"].terms),
+            "genes": sorted(views["pretrain"].genes),
+            "cells": sorted(views["pretrain"].cells),
+        }
+        (pretrain_out / "keys.json").write_text(json.dumps(keys, indent=0) + "\n", encoding="utf-8")
 
 
-# --- facts and shares ---------------------------------------------------------------------------------------------------
+# --- facts and shares ----------------------------------------------------------------------------
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -140,8 +156,10 @@ def share_of(kind: str, key: str, bounds: tuple[int, ...]) -> str:
 def read_told_keys(data: Path) -> dict[str, dict[str, bool]]:
     """Keys that the splits of the data folder tell about: kind -> key -> whether its `pretrain` split does."""
     if not (data / "biological_process" / "pretrain.jsonl").is_file():
-        raise SystemExit(f"`--data` is {data}, but must hold biological_process/pretrain.jsonl: give the folder whose "
-                         "splits the starter data keeps clear of")
+        raise SystemExit(
+            f"`--data` is {data}, but must hold biological_process/pretrain.jsonl: give the folder whose "
+            "splits the starter data keeps clear of"
+        )
     told: dict[str, dict[str, bool]] = {"term": {}, "gene": {}, "cell": {}}
     folders = {"term": "biological_process", "gene": "gene_interaction", "cell": "cell_type"}
     for kind, folder in folders.items():
@@ -164,8 +182,11 @@ def read_views(facts: Path, data: Path) -> tuple[dict[str, View], frozenset[froz
             return None if drawn == "pretrain" else drawn
         return drawn
 
-    terms = [Term(row["id"], row["branch"], row["name"], tuple(row["genes"]))
-             for row in read_jsonl(facts / "go_gene_sets.jsonl") if not row["name"].startswith("obsolete")]
+    terms = [
+        Term(row["id"], row["branch"], row["name"], tuple(row["genes"]))
+        for row in read_jsonl(facts / "go_gene_sets.jsonl")
+        if not row["name"].startswith("obsolete")
+    ]
     genes = sorted({gene for term in terms for gene in term.genes})
     cells = {row["id"]: row["label"] for row in read_jsonl(facts / "cell_types.jsonl")}
     term_share = {term.id: share("term", term.id, TERM_SHARES) for term in terms}
@@ -178,7 +199,11 @@ def read_views(facts: Path, data: Path) -> tuple[dict[str, View], frozenset[froz
     for name in SHARES:
         # Terms: pretraining rows name `pretrain` terms only, starter rows any other. Genes: the pretraining text tells
         # about `seen_genes`, so no starter row may, and about `unseen_genes` only other splits may.
-        ours = [t for t in terms if term_share[t.id] is not None and (term_share[t.id] == "pretrain") == (name == "pretrain")]
+        ours = [
+            t
+            for t in terms
+            if term_share[t.id] is not None and (term_share[t.id] == "pretrain") == (name == "pretrain")
+        ]
         hidden = unseen_genes if name == "pretrain" else seen_genes
         shown = {t.id: Term(t.id, t.branch, t.name, tuple(g for g in t.genes if g not in hidden)) for t in ours}
         shown = {key: term for key, term in shown.items() if len(term.genes) >= 3}
@@ -188,8 +213,12 @@ def read_views(facts: Path, data: Path) -> tuple[dict[str, View], frozenset[froz
                 terms_of[gene].append(term.id)
         main_terms = tuple(sorted(key for key in shown if term_share[key] == name))
         views[name] = View(
-            name, shown, {gene: tuple(ids) for gene, ids in terms_of.items()},
-            frozenset(gene for gene in terms_of if gene_share[gene] == name), main_terms, frozenset(main_terms),
+            name,
+            shown,
+            {gene: tuple(ids) for gene, ids in terms_of.items()},
+            frozenset(gene for gene in terms_of if gene_share[gene] == name),
+            main_terms,
+            frozenset(main_terms),
             {key: frozenset(term.genes) for key, term in shown.items()},
             {cell: label for cell, label in cells.items() if cell_share[cell] == name},
         )
@@ -197,7 +226,7 @@ def read_views(facts: Path, data: Path) -> tuple[dict[str, View], frozenset[froz
     return views, pairs
 
 
-# --- words ----------------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------
 
 
 def listing(names: Iterable[str], joint: str = "and") -> str:
@@ -273,7 +302,9 @@ def size_of(text: str, view: View) -> float:
     symbols = [word for word in words if len(word) > 1 and not word.islower()]
     long = sum(max(0, len(word) - 6) for word in words if word.islower())
     signs = len(re.findall(r"[^ A-Za-z0-9]", text))
-    tokens = 0.08 * len(symbols) + 0.66 * sum(map(len, symbols)) + (len(words) - len(symbols)) + 0.13 * long + 0.71 * signs
+    tokens = (
+        0.08 * len(symbols) + 0.66 * sum(map(len, symbols)) + (len(words) - len(symbols)) + 0.13 * long + 0.71 * signs
+    )
     return UNITS_PER_TOKEN * tokens
 
 
@@ -289,7 +320,7 @@ def grow(build: Callable[[int], str], most: int, target: int, view: View) -> str
     return build(low)
 
 
-# --- rows -----------------------------------------------------------------------------------------------------------------
+# --- rows ----------------------------------------------------------------------------
 
 Maker = Callable[[str, View, int], "tuple[str, str] | None"]
 
@@ -300,10 +331,16 @@ def make_rows(domain: str, view: View, num: int, gene_pairs: frozenset, taken: s
     The longest are made first, since few keys have enough facts for them; the file is then put into hash order.
     """
     targets = [MIN_TOKENS * math.exp(math.log(MAX_TOKENS / MIN_TOKENS) * (num - 1 - i) / (num - 1)) for i in range(num)]
-    keys = {"gene_interaction": lambda: interaction_keys(view, gene_pairs), "biological_process": lambda: process_keys(view),
-            "medical_qa": lambda: question_keys(view)}[domain]()
-    maker: Maker = {"gene_interaction": interaction_row, "biological_process": process_row,
-                    "medical_qa": question_row}[domain]
+    keys = {
+        "gene_interaction": lambda: interaction_keys(view, gene_pairs),
+        "biological_process": lambda: process_keys(view),
+        "medical_qa": lambda: question_keys(view),
+    }[domain]()
+    maker: Maker = {
+        "gene_interaction": interaction_row,
+        "biological_process": process_row,
+        "medical_qa": question_row,
+    }[domain]
     rows: list[Row] = []
     longest: dict[str, float] = {}  # what is known of how long a key's completion can become
     for tokens in targets:
@@ -330,7 +367,7 @@ def make_rows(domain: str, view: View, num: int, gene_pairs: frozenset, taken: s
 
 
 def interaction_keys(view: View, gene_pairs: frozenset) -> list[str]:
-    """Keys 'A+B' of pairs of the share's genes: each with a shared term, or (one in six) with none. '*': in Gene2vec."""
+    """Keys 'A+B' of pairs of the share's genes, with a shared term or (one in six) with none. '*': in Gene2vec."""
     keys = set()
     for term in view.terms.values():
         ours = sorted((gene for gene in term.genes if gene in view.genes), key=lambda gene: number_of(term.id, gene))
@@ -338,7 +375,11 @@ def interaction_keys(view: View, gene_pairs: frozenset) -> list[str]:
             keys.add(f"{a}+{b}" + ("*" if frozenset((a, b)) in gene_pairs else ""))
     genes = sorted(view.genes, key=lambda gene: number_of("lone", gene))
     for a, b in zip(genes[::2], genes[1::2], strict=False):
-        if len(view.terms_of[a]) >= 3 and len(view.terms_of[b]) >= 3 and not set(view.terms_of[a]) & set(view.terms_of[b]):
+        if (
+            len(view.terms_of[a]) >= 3
+            and len(view.terms_of[b]) >= 3
+            and not set(view.terms_of[a]) & set(view.terms_of[b])
+        ):
             keys.add(f"{a}+{b}")
     together = [k for k in keys if set(view.terms_of[pair_of(k)[0]]) & set(view.terms_of[pair_of(k)[1]])]
     apart = sorted(keys - set(together), key=lambda key: number_of("pair", key))
@@ -380,12 +421,14 @@ def interaction_row(key: str, view: View, target: int) -> tuple[str, str] | None
         return None
     if both and only_a and only_b and rng.random() < 0.3:
         return shared_row(a, b, view, both, only_a, only_b, target, rng)
-    prompt = rng.choice((
-        f"Do the human genes {a} and {b} act together? Reason from what Gene Ontology says of each.",
-        f"What do Gene Ontology terms tell about an interaction of {a} and {b}?",
-        f"Compare the human genes {a} and {b}: what does each do, and are they likely to act together?",
-        f"Is it likely that {a} and {b} work in the same process? Give the evidence first.",
-    ))
+    prompt = rng.choice(
+        (
+            f"Do the human genes {a} and {b} act together? Reason from what Gene Ontology says of each.",
+            f"What do Gene Ontology terms tell about an interaction of {a} and {b}?",
+            f"Compare the human genes {a} and {b}: what does each do, and are they likely to act together?",
+            f"Is it likely that {a} and {b} work in the same process? Give the evidence first.",
+        )
+    )
     style, seed = rng.randrange(4), rng.random()
     opening = rng.choice(("", "", f"First {a}, then {b}. ", "Compare the two lists. "))
     verdict = verdict_of(a, b, both, rng)
@@ -411,34 +454,56 @@ def interaction_row(key: str, view: View, target: int) -> tuple[str, str] | None
 def verdict_of(a: str, b: str, both: list[Term], rng: random.Random) -> str:
     """The conclusion: what both lists have in common, or that they have nothing in common."""
     if not both:
-        return rng.choice((
-            f"The two lists have no term in common; they give no reason to expect that {a} and {b} act together.",
-            f"No term stands in both lists. On these facts {a} and {b} are not likely to act together.",
-        ))
+        return rng.choice(
+            (
+                f"The two lists have no term in common; they give no reason to expect that {a} and {b} act together.",
+                f"No term stands in both lists. On these facts {a} and {b} are not likely to act together.",
+            )
+        )
     common = share_clause(both[:4])
     names = listing(term.name for term in both[:4])
-    return rng.choice((
-        f"Both {common}; so {a} and {b} are likely to act together.",
-        f"{a} and {b} both {common}. They are therefore likely to act together.",
-        f"In common: {names}. This makes it likely that {a} and {b} act together.",
-        f"The lists meet at {names}: {a} and {b} probably work side by side.",
-    ))
+    return rng.choice(
+        (
+            f"Both {common}; so {a} and {b} are likely to act together.",
+            f"{a} and {b} both {common}. They are therefore likely to act together.",
+            f"In common: {names}. This makes it likely that {a} and {b} act together.",
+            f"The lists meet at {names}: {a} and {b} probably work side by side.",
+        )
+    )
 
 
 def shared_question(a: str, b: str, seen_a: list[Term], seen_b: list[Term], rng: random.Random) -> str:
     """The question that the choice items ask: what have two genes in common, given other terms of each?"""
     facts = f"{a}: {'; '.join(t.name for t in seen_a)}. {b}: {'; '.join(t.name for t in seen_b)}."
-    return facts + " " + rng.choice((
-        "Which further term do both genes share?", "What else are both genes likely to have in common?",
-        f"Name a term under which {a} and {b} are both listed.",
-    ))
+    return (
+        facts
+        + " "
+        + rng.choice(
+            (
+                "Which further term do both genes share?",
+                "What else are both genes likely to have in common?",
+                f"Name a term under which {a} and {b} are both listed.",
+            )
+        )
+    )
 
 
-def shared_row(a: str, b: str, view: View, both: list[Term], only_a: list[Term], only_b: list[Term], target: int,
-               rng: random.Random) -> tuple[str, str]:
+def shared_row(
+    a: str,
+    b: str,
+    view: View,
+    both: list[Term],
+    only_a: list[Term],
+    only_b: list[Term],
+    target: int,
+    rng: random.Random,
+) -> tuple[str, str]:
     """The answer to `shared_question`, with reasons."""
     answer = both[0]
-    near_a, near_b = related(answer, [t.id for t in only_a], view), related(answer, [t.id for t in only_b], view)
+    near_a, near_b = (
+        related(answer, [t.id for t in only_a], view),
+        related(answer, [t.id for t in only_b], view),
+    )
     prompt = shared_question(a, b, near_a[:3], near_b[:3], rng)
     others = [gene for gene in answer.genes if gene not in (a, b)]
     extra = [f"Its other genes include {listing(others[:6])}."] if others else []
@@ -446,13 +511,19 @@ def shared_row(a: str, b: str, view: View, both: list[Term], only_a: list[Term],
         for term in near[:12]:
             meet = sorted(set(term.genes) & set(answer.genes) - {gene})
             if meet:
-                extra.append(f"{gene} also stands under {term.name}, as {'does' if len(meet) == 1 else 'do'} "
-                             f"{listing(meet[:5])} of the same set.")
+                extra.append(
+                    f"{gene} also stands under {term.name}, as {'does' if len(meet) == 1 else 'do'} "
+                    f"{listing(meet[:5])} of the same set."
+                )
             else:
                 extra.append(f"{gene} also stands under {term.name}.")
-    head = f"{answer.name}. " + rng.choice((f"Both {a} and {b} are listed under it.", f"GO lists {a} as well as {b} there."))
+    head = f"{answer.name}. " + rng.choice(
+        (f"Both {a} and {b} are listed under it.", f"GO lists {a} as well as {b} there.")
+    )
     tail = f" So {a} and {b} both {share_clause([answer])}."
-    return prompt, grow(lambda n: head + "".join(" " + e for e in extra[:n]) + (tail if n else ""), len(extra), target, view)
+    return prompt, grow(
+        lambda n: head + "".join(" " + e for e in extra[:n]) + (tail if n else ""), len(extra), target, view
+    )
 
 
 def process_keys(view: View) -> list[str]:
@@ -470,16 +541,20 @@ def process_question(genes: list[str], hints: list[Term], rng: random.Random) ->
     """A gene set, maybe with other terms that some of its genes stand under, and the question for its name."""
     names = ", ".join(genes)
     if not hints:
-        return rng.choice((
-            f"Name the process, function or place that these human genes share, then go through them: {names}.",
-            f"What do the genes {names} have in common?",
-            f"Gene set: {names}. Find the name that fits all of them and give your reasons.",
-        ))
+        return rng.choice(
+            (
+                f"Name the process, function or place that these human genes share, then go through them: {names}.",
+                f"What do the genes {names} have in common?",
+                f"Gene set: {names}. Find the name that fits all of them and give your reasons.",
+            )
+        )
     clues = "; ".join(hint.name for hint in hints)
-    return rng.choice((
-        f"Gene set: {names}. Some of these genes also stand under: {clues}. Name the set and explain.",
-        f"These human genes form a set: {names}. Related terms are {clues}. What is the set called?",
-    ))
+    return rng.choice(
+        (
+            f"Gene set: {names}. Some of these genes also stand under: {clues}. Name the set and explain.",
+            f"These human genes form a set: {names}. Related terms are {clues}. What is the set called?",
+        )
+    )
 
 
 def hints_of(genes: list[str], near: list[Term], view: View) -> list[Term]:
@@ -505,22 +580,43 @@ def process_row(key: str, view: View, target: int) -> tuple[str, str] | None:
     for gene, style in zip(genes, styles, strict=True):
         side = [other for other in near if gene in view.gene_sets[other.id]][:4]
         if not side:
-            steps.append((f"{gene} is listed under {term.name}.", f"{gene} belongs to the set.",
-                          f"GO lists {gene} here.", f"{gene} fits the {noun} {term.name}.")[style])
+            steps.append(
+                (
+                    f"{gene} is listed under {term.name}.",
+                    f"{gene} belongs to the set.",
+                    f"GO lists {gene} here.",
+                    f"{gene} fits the {noun} {term.name}.",
+                )[style]
+            )
             continue
         names = listing(t.name for t in side)
         clause = listing(clauses_of(side, generator_of(gene, key)))
-        steps.append((f"{gene} {clause}.", f"{gene} is also listed under {names}.", f"{gene} {clause}; it fits {term.name}.",
-                      f"Of {gene}, GO further names {names}.")[style])
+        steps.append(
+            (
+                f"{gene} {clause}.",
+                f"{gene} is also listed under {names}.",
+                f"{gene} {clause}; it fits {term.name}.",
+                f"Of {gene}, GO further names {names}.",
+            )[style]
+        )
         for other in side:
             seen[other.name].append(gene)
     groups = [f"{listing(members)} meet again under {name}." for name, members in seen.items() if len(members) > 1]
     steps += groups[:8]
-    short = rng.choice((f"All {len(genes)} genes are listed under it.",
-                        f"GO lists {genes[0]} and {genes[1]} under this {noun}.",
-                        f"{genes[0]}, {genes[1]} and {genes[2]} share it."))
-    tail = rng.choice((f"What the genes have in common is {term.name}.", f"Taken together, the set stands for {term.name}.",
-                       f"So the {noun} that fits every gene is {term.name}."))
+    short = rng.choice(
+        (
+            f"All {len(genes)} genes are listed under it.",
+            f"GO lists {genes[0]} and {genes[1]} under this {noun}.",
+            f"{genes[0]}, {genes[1]} and {genes[2]} share it.",
+        )
+    )
+    tail = rng.choice(
+        (
+            f"What the genes have in common is {term.name}.",
+            f"Taken together, the set stands for {term.name}.",
+            f"So the {noun} that fits every gene is {term.name}.",
+        )
+    )
 
     def build(num: int) -> str:
         if num == 0:
@@ -535,12 +631,15 @@ def process_row(key: str, view: View, target: int) -> tuple[str, str] | None:
 
 
 def question_keys(view: View) -> list[str]:
-    """Keys of questions: 'gene X' (where does it act), 'term X' (which genes), 'cell X' (what its name says), in turn."""
+    """Keys of questions, in turn: 'gene X' (where it acts), 'term X' (its genes), 'cell X' (what the name says)."""
     cc = {i for i, term in view.terms.items() if term.branch == "CC"}
     genes = [gene for gene in view.genes if cc & set(view.terms_of[gene])]
     kinds: list[list[str]] = [
         sorted((f"gene {gene}" for gene in genes), key=lambda key: number_of("question", key)),
-        sorted((f"term {i}" for i in view.main_terms if view.terms[i].branch == "BP"), key=lambda k: number_of("question", k)),
+        sorted(
+            (f"term {i}" for i in view.main_terms if view.terms[i].branch == "BP"),
+            key=lambda k: number_of("question", k),
+        ),
         sorted((f"cell {cell}" for cell in view.cells), key=lambda key: number_of("question", key)),
     ]
     order = (0, 1, 0, 1, 2)
@@ -571,11 +670,19 @@ def gene_answer(gene: str, view: View, target: int, rng: random.Random) -> tuple
         prompt = place_question(functions[:3], rng)
         head = f"{places[0].name}. " + rng.choice((f"{gene} is such a case.", f"An example is {gene}."))
     else:
-        prompt = rng.choice((f"Where in the cell does the product of the human gene {gene} act?",
-                             f"In which part of the cell is {gene} found, and what does it do there?",
-                             f"What is known about the place and the function of {gene}?"))
-        head = rng.choice((f"{gene} belongs to the {places[0].name}.",
-                           f"The product of {gene} is listed at the {places[0].name}."))
+        prompt = rng.choice(
+            (
+                f"Where in the cell does the product of the human gene {gene} act?",
+                f"In which part of the cell is {gene} found, and what does it do there?",
+                f"What is known about the place and the function of {gene}?",
+            )
+        )
+        head = rng.choice(
+            (
+                f"{gene} belongs to the {places[0].name}.",
+                f"The product of {gene} is listed at the {places[0].name}.",
+            )
+        )
     steps = []
     for term in places[1:]:
         steps.append(rng.choice((f"It is also listed at the {term.name}.", f"A further place is the {term.name}.")))
@@ -585,21 +692,32 @@ def gene_answer(gene: str, view: View, target: int, rng: random.Random) -> tuple
         fellows = [g for g in term.genes if g in view.genes and g != gene]
         rng.shuffle(fellows)
         if fellows:
-            steps.append(f"{listing(fellows[:8])} {'is' if len(fellows) == 1 else 'are'} listed at the {term.name} as well.")
+            steps.append(
+                f"{listing(fellows[:8])} {'is' if len(fellows) == 1 else 'are'} listed at the {term.name} as well."
+            )
     for term in functions:
         fellows = [g for g in term.genes if g in view.genes and g != gene]
         rng.shuffle(fellows)
         if fellows:
             steps.append(f"The function {term.name} is shown by {listing(fellows[:8])} too.")
     tail = f" In short, {gene} acts at the {places[0].name}."
-    return prompt, grow(lambda n: head + "".join(" " + s for s in steps[:n]) + (tail if n > 2 else ""), len(steps), target, view)
+    return prompt, grow(
+        lambda n: head + "".join(" " + s for s in steps[:n]) + (tail if n > 2 else ""),
+        len(steps),
+        target,
+        view,
+    )
 
 
 def place_question(functions: list[Term], rng: random.Random) -> str:
     """The question that the choice items ask: where does a protein with these functions act?"""
     names = listing(term.name for term in functions)
-    return rng.choice((f"A human protein shows {names}. Where in the cell is it likely to be found?",
-                       f"Which part of the cell fits a protein with {names}?"))
+    return rng.choice(
+        (
+            f"A human protein shows {names}. Where in the cell is it likely to be found?",
+            f"Which part of the cell fits a protein with {names}?",
+        )
+    )
 
 
 def term_answer(key: str, view: View, target: int, rng: random.Random) -> tuple[str, str] | None:
@@ -607,17 +725,32 @@ def term_answer(key: str, view: View, target: int, rng: random.Random) -> tuple[
     term = view.terms[key]
     genes = list(term.genes)
     rng.shuffle(genes)
-    prompt = rng.choice((f"Which human genes take part in {term.name}?", f"Name genes that are involved in {term.name}.",
-                         f"What is known about the genes of {term.name}?"))
+    prompt = rng.choice(
+        (
+            f"Which human genes take part in {term.name}?",
+            f"Name genes that are involved in {term.name}.",
+            f"What is known about the genes of {term.name}?",
+        )
+    )
     steps = []
     for other in near_terms(term, view)[:12]:
         meet = sorted(set(other.genes) & set(genes))
         if other.branch == "BP":
-            steps.append(rng.choice((f"{listing(meet[:6])} {'is' if len(meet) == 1 else 'are'} involved in {other.name} as well.",
-                                     f"With {other.name} it shares {listing(meet[:6])}.")))
+            steps.append(
+                rng.choice(
+                    (
+                        f"{listing(meet[:6])} {'is' if len(meet) == 1 else 'are'} involved in {other.name} as well.",
+                        f"With {other.name} it shares {listing(meet[:6])}.",
+                    )
+                )
+            )
     size = max(2, min(len(genes), target // 12))
-    head = rng.choice((f"Genes that take part in {term.name} are {listing(genes[:size])}.",
-                       f"{listing(genes[:size])} are listed under {term.name}."))
+    head = rng.choice(
+        (
+            f"Genes that take part in {term.name} are {listing(genes[:size])}.",
+            f"{listing(genes[:size])} are listed under {term.name}.",
+        )
+    )
     kin = defaultdict(list)
     for gene in genes[:size]:
         root = re.match(r"[A-Z]{2,}", gene)
@@ -630,8 +763,12 @@ def term_answer(key: str, view: View, target: int, rng: random.Random) -> tuple[
 def read_label(label: str) -> list[str]:
     """What the parts of a cell type's name say: markers, place, species, kind."""
     says = []
-    for sign, words in (("positive", "is positive for"), ("negative", "is negative for"), ("high", "has much"),
-                        ("low", "has little")):
+    for sign, words in (
+        ("positive", "is positive for"),
+        ("negative", "is negative for"),
+        ("high", "has much"),
+        ("low", "has little"),
+    ):
         for marker in re.findall(rf"(?:^|[ ,])([A-Za-z0-9][\w./]*(?:-[\w./]+)*?)-{sign}\b", label):
             says.append(f"it {words} {marker}")
     core = re.sub(r", (mouse|human)$", "", label)
@@ -653,37 +790,66 @@ def cell_answer(cell: str, view: View, target: int, rng: random.Random) -> tuple
     """What does the name of a cell type say?"""
     label = view.cells[cell]
     says = read_label(label)
-    prompt = rng.choice((f"What does the name of the cell type '{label}' tell?", f"Read the cell type name '{label}' part by part.",
-                         f"Going by its name, what is a {label}?"))
-    head = rng.choice((f"The name '{label}' says that {says[0]}.", f"'{label}' is a name of the Cell Ontology; {says[0]}."))
+    prompt = rng.choice(
+        (
+            f"What does the name of the cell type '{label}' tell?",
+            f"Read the cell type name '{label}' part by part.",
+            f"Going by its name, what is a {label}?",
+        )
+    )
+    head = rng.choice(
+        (f"The name '{label}' says that {says[0]}.", f"'{label}' is a name of the Cell Ontology; {says[0]}.")
+    )
     steps = [f"Further, {say}." for say in says[1:]]
     words = content_words(label)
-    kin = sorted((other for i, other in view.cells.items() if i != cell and len(words & content_words(other)) >= 1),
-                 key=lambda other: (-len(words & content_words(other)) / len(words | content_words(other)), other))
+    kin = sorted(
+        (other for i, other in view.cells.items() if i != cell and len(words & content_words(other)) >= 1),
+        key=lambda other: (-len(words & content_words(other)) / len(words | content_words(other)), other),
+    )
     for other in kin[:14]:
         common = sorted(words & content_words(other))
-        steps.append(rng.choice((f"A name that shares the word{'s' if len(common) > 1 else ''} {listing(common)} is '{other}'.",
-                                 f"Compare '{other}', which also has {listing(common)}.")))
+        steps.append(
+            rng.choice(
+                (
+                    f"A name that shares the word{'s' if len(common) > 1 else ''} {listing(common)} is '{other}'.",
+                    f"Compare '{other}', which also has {listing(common)}.",
+                )
+            )
+        )
     return prompt, grow(lambda n: head + "".join(" " + s for s in steps[:n]), len(steps), target, view)
 
 
-# --- choice items -----------------------------------------------------------------------------------------------------------
+# --- choice items ----------------------------------------------------------------------------
 
 
 def make_choice_items(domain: str, view: View, num: int) -> list[Row]:
     """`num` questions with four options of like length; the right one's index is evenly spread."""
-    make = {"gene_interaction": interaction_choices, "biological_process": process_choices,
-            "medical_qa": question_choices}[domain]
+    make = {
+        "gene_interaction": interaction_choices,
+        "biological_process": process_choices,
+        "medical_qa": question_choices,
+    }[domain]
     items: list[Row] = []
+    asked: set[str] = set()
     for key, question, right, wrong in make(view):
         if len(items) == num:
             break
+        if question in asked:
+            continue
+        asked.add(question)
         # A block of four items holds each index once, in an order drawn for the block.
         block = list(range(NUM_OPTIONS))
         generator_of("answer", domain, view.share, len(items) // NUM_OPTIONS).shuffle(block)
         answer = block[len(items) % NUM_OPTIONS]
-        options = wrong[:answer] + [right] + wrong[answer:]
-        items.append({"id": f"{domain}-{view.share}-choice-{key}", "question": question, "choices": options, "answer": answer})
+        options = [*wrong[:answer], right, *wrong[answer:]]
+        items.append(
+            {
+                "id": f"{domain}-{view.share}-choice-{key}",
+                "question": question,
+                "choices": options,
+                "answer": answer,
+            }
+        )
     if len(items) < num:
         raise SystemExit(f"too few facts for {num} choice items of {domain}/{view.share}")
     return items
@@ -696,8 +862,12 @@ def distant(right: Term, near: list[Term], pool: list[Term], rng: random.Random)
     picked: list[str] = []
     for term in rng.sample(pool, len(pool)):
         length = len(term.name)
-        if (term.branch == right.branch and abs(length - len(right.name)) <= max(4, 0.25 * len(right.name))
-                and not genes & set(term.genes) and not words & content_words(term.name)):
+        if (
+            term.branch == right.branch
+            and abs(length - len(right.name)) <= max(4, 0.25 * len(right.name))
+            and not genes & set(term.genes)
+            and not words & content_words(term.name)
+        ):
             picked.append(term.name)
             words |= content_words(term.name)
         if len(picked) == NUM_OPTIONS - 1:
@@ -740,8 +910,12 @@ def process_choices(view: View) -> Iterator[Item]:
             continue
         wrong = distant(right, hints, pool, rng)
         if wrong:
-            yield (key, process_question(genes, hints, rng), f"Process: {right.name}",
-                   [f"Process: {name}" for name in wrong])
+            yield (
+                key,
+                process_question(genes, hints, rng),
+                f"Process: {right.name}",
+                [f"Process: {name}" for name in wrong],
+            )
 
 
 def question_choices(view: View) -> Iterator[Item]:
@@ -755,7 +929,10 @@ def question_choices(view: View) -> Iterator[Item]:
         if not places or not functions:
             continue
         # The place that the functions tell most about.
-        right = max(places, key=lambda p: (sum(len(set(p.genes) & set(f.genes)) for f in functions) / len(p.genes), p.id))
+        right = max(
+            places,
+            key=lambda p: (sum(len(set(p.genes) & set(f.genes)) for f in functions) / len(p.genes), p.id),
+        )
         functions = related(right, [f.id for f in functions], view)[:3]
         wrong = distant(right, [*functions, *places], pool, rng)
         if wrong:

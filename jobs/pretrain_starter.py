@@ -1,15 +1,16 @@
 """Pretrain the bundled starter model from random weights, and write it with its tokenizer and its measured figures.
 
     python jobs/make_starter_data.py --pretrain-out /tmp/starter_pretrain
-    python jobs/pretrain_starter.py --starter-facts /tmp/starter_pretrain --work /tmp/starter_work --threads 2
+    python jobs/pretrain_starter.py --starter-facts /tmp/starter_pretrain --work /tmp/starter_work --compile
 
-What it sees: the `pretrain` splits of the data folder, general text, and the share of the starter facts that no starter
-row repeats. Each document is shown in one of two forms, drawn anew every epoch: "prompt, newline, completion", or the
-chat template, so that the model can be fine-tuned in either.
+What it sees: the `pretrain` splits of the data folder, general text, and the share of the starter facts that no
+starter row repeats. Each document is shown in one of two forms, drawn anew every epoch: "prompt, newline, completion",
+or the chat template, so that the model can be fine-tuned in either.
 
-The step is a pure function of (seed, k): batch k is cut from one endless stream of tokens, which is made epoch by epoch.
-So `--resume` continues an interrupted run as if nothing had happened. The learning rate is flat up to `--decay-from`
-(default: half of `--steps`) and then falls in a line to zero at `--steps`; a run may be resumed with another end.
+The step is a pure function of (seed, k): batch k is cut from one endless stream of tokens, which is made epoch by
+epoch. So `--resume` continues an interrupted run as if nothing had happened. The learning rate is flat up to
+`--decay-from` (default: half of `--steps`) and then falls in a line to zero at `--steps`; a run may be resumed with
+another end.
 
 On a shared machine set `OMP_WAIT_POLICY=passive`: threads that wait by spinning take the time that they wait for.
 
@@ -33,12 +34,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AttentionInterface, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 FOLDERS = ("medical_qa", "gene_interaction", "biological_process", "cell_type")  # those of the bits per byte
 # How often a source's documents come in one epoch. Below 1: that share of them, drawn anew every epoch.
-SOURCES = {"medical_qa": 1.0, "gene_interaction": 1.0, "biological_process": 1.0, "cell_type": 1.0, "math": 0.5,
-           "general": 0.7, "starter": 1.0}
+SOURCES = {
+    "medical_qa": 1.0,
+    "gene_interaction": 1.0,
+    "biological_process": 1.0,
+    "cell_type": 1.0,
+    "math": 0.5,
+    "general": 0.7,
+    "starter": 1.0,
+}
 BOS, EOS, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 ROLES = ("system", "user", "assistant")
 MAX_POSITIONS = 2048
@@ -63,9 +77,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bft_ray/model/starter"), help="folder of the bundled model")
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--steps", type=int, default=1600, help="steps of 8,192 tokens")
-    parser.add_argument("--decay-from", type=int, default=None, help="step from which the learning rate falls and rows "
-                        "grow longer; default: half of --steps")
-    parser.add_argument("--stop-after", type=int, default=None, help="stop after this step, with the schedule of --steps")
+    parser.add_argument(
+        "--decay-from",
+        type=int,
+        default=None,
+        help="step from which the learning rate falls and rows grow longer; default: half of --steps",
+    )
+    parser.add_argument(
+        "--stop-after", type=int, default=None, help="stop after this step, with the schedule of --steps"
+    )
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the hidden matrices")
     parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of the hidden matrices")
     parser.add_argument("--embedding-lr", type=float, default=3e-3, help="peak learning rate of embeddings and norms")
@@ -73,7 +93,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --work")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
-    parser.add_argument("--evaluate-only", action="store_true", help="measure --out on the validation text, write figures")
+    parser.add_argument(
+        "--evaluate-only", action="store_true", help="measure --out on the validation text, write figures"
+    )
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
@@ -86,14 +108,16 @@ def main() -> None:
         print(f"{source}: {len(docs)} documents, {sum(num_bytes(d) for d in docs):,} bytes", flush=True)
     tokenizer_path = args.work / "tokenizer"
     if not (args.resume and tokenizer_path.is_dir()):
-        make_tokenizer([text for docs in documents.values() for doc in docs for text in doc]).save_pretrained(tokenizer_path)
+        make_tokenizer([text for docs in documents.values() for doc in docs for text in doc]).save_pretrained(
+            tokenizer_path
+        )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_path)
     train(tokenizer, documents, args)
     if args.stop_after is None:
         measure_bundle(args.out, args.data, documents)
 
 
-# --- text -------------------------------------------------------------------------------------------------------------------
+# --- text ----------------------------------------------------------------------------
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -108,8 +132,9 @@ def read_documents(data: Path, starter_facts: Path) -> dict[str, list[tuple[str,
     for source in (*FOLDERS, "math"):
         documents[source] = [(row["prompt"], row["completion"]) for row in read_jsonl(data / source / "pretrain.jsonl")]
     documents["general"] = [("", row["text"]) for row in read_jsonl(data / "general" / "text_pretrain.jsonl")]
-    documents["starter"] = [(row["prompt"], row["completion"]) for path in sorted(starter_facts.glob("*.jsonl"))
-                            for row in read_jsonl(path)]
+    documents["starter"] = [
+        (row["prompt"], row["completion"]) for path in sorted(starter_facts.glob("*.jsonl")) for row in read_jsonl(path)
+    ]
     return documents
 
 
@@ -126,21 +151,35 @@ def plain(document: tuple[str, str]) -> str:
 def make_tokenizer(texts: list[str], size: int = 4096) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer of `size` entries on `texts`, with role tokens and a chat template."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     special = [PAD, BOS, EOS, *(f"<|{role}|>" for role in ROLES)]
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=MAX_POSITIONS,
-        extra_special_tokens=[f"<|{role}|>" for role in ROLES], chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False, padding_side="right")
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=MAX_POSITIONS,
+        extra_special_tokens=[f"<|{role}|>" for role in ROLES],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )
 
 
 def encode_forms(tokenizer: PreTrainedTokenizerFast, documents: list[tuple[str, str]]) -> list[tuple[np.ndarray, ...]]:
@@ -189,23 +228,39 @@ class Batches:
         begin = step * NUM_STEP_TOKENS
         while self.start + len(self.buffer) < begin + NUM_STEP_TOKENS + 1:
             skip = min(max(begin - self.start, 0), len(self.buffer))
-            self.buffer, self.start = np.concatenate([self.buffer[skip:], next(self.stream)]), self.start + skip
+            self.buffer, self.start = (
+                np.concatenate([self.buffer[skip:], next(self.stream)]),
+                self.start + skip,
+            )
         offset = begin - self.start
         flat = torch.from_numpy(self.buffer[offset : offset + NUM_STEP_TOKENS + 1].astype(np.int64))
         return flat.unfold(0, length + 1, length)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------------
+# --- training ----------------------------------------------------------------------------
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama of 3.9 M parameters with random weights: narrow and deep, the embedding tied, so that 8 MB hold it."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=7, num_attention_heads=3,
-        num_key_value_heads=3, head_dim=64, max_position_embeddings=MAX_POSITIONS, rope_theta=10000.0,
-        rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, initializer_range=0.02, attn_implementation="plain")
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=7,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=64,
+        max_position_embeddings=MAX_POSITIONS,
+        rope_theta=10000.0,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.02,
+        attn_implementation="plain",
+    )
     return LlamaForCausalLM(config)
 
 
@@ -217,7 +272,10 @@ def make_optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[t
     if args.optimizer == "adamw":
         return [torch.optim.AdamW(hidden, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1), rest]
     # match_rms_adamw: an update is as long as AdamW's, so the learning rates mean the same.
-    return [torch.optim.Muon(hidden, lr=args.lr, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), rest]
+    return [
+        torch.optim.Muon(hidden, lr=args.lr, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        rest,
+    ]
 
 
 def lr_scale(step: int, steps: int, decay_from: int, warmup: int = 50) -> float:
@@ -235,10 +293,16 @@ def length_at(step: int, decay_from: int) -> int:
 
 
 def plain_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor | None = None, scaling: float = 1.0, dropout: float = 0.0, **unused: object,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    scaling: float = 1.0,
+    dropout: float = 0.0,
+    **unused: object,
 ) -> tuple[torch.Tensor, None]:
-    """Causal softmax(q k^T * scaling) v [B, heads, T, D], written out: on a CPU the fused kernel's backward is slower."""
+    """Causal softmax(q k^T * scaling) v [B, heads, T, D]; on a CPU the fused kernel's backward is slower."""
     batch, heads, length, width = query.shape
     future = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
     scores = torch.bmm((query * scaling).flatten(0, 1), key.flatten(0, 1).transpose(1, 2)) + future
@@ -260,8 +324,11 @@ def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Na
     """Run the steps, save every `--save-every`, bundle what is saved."""
     forms = {source: encode_forms(tokenizer, docs) for source, docs in documents.items()}
     lengths = {source: sum(len(doc[0]) for doc in docs) for source, docs in forms.items()}
-    print(f"tokens by source: {lengths}; {args.steps} steps of {NUM_STEP_TOKENS} tokens = "
-          f"{args.steps * NUM_STEP_TOKENS / sum(lengths[s] * SOURCES[s] for s in lengths):.2f} epochs", flush=True)
+    print(
+        f"tokens by source: {lengths}; {args.steps} steps of {NUM_STEP_TOKENS} tokens = "
+        f"{args.steps * NUM_STEP_TOKENS / sum(lengths[s] * SOURCES[s] for s in lengths):.2f} epochs",
+        flush=True,
+    )
     batches, model = Batches(forms), make_model(tokenizer)
     optimizers = make_optimizers(model, args)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
@@ -298,8 +365,12 @@ def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Na
             print(f"step {step + 1} loss {loss.item():.4f} {spent_s:.0f} s", flush=True)
         done = step + 1
         if done % args.save_every == 0 or done == args.steps:
-            saved = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": done,
-                     "spent_s": spent_s}
+            saved = {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "step": done,
+                "spent_s": spent_s,
+            }
             torch.save(saved, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
             bundle(model, tokenizer, args.out)
@@ -309,7 +380,7 @@ def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Na
             last = time.perf_counter()
 
 
-# --- figures and files ------------------------------------------------------------------------------------------------------
+# --- figures and files ----------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -356,8 +427,11 @@ def bundle(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Pat
     copy.load_state_dict(model.state_dict())
     copy.config.dtype = torch.bfloat16
     copy.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        max_new_tokens=256)
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=256,
+    )
     copy.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
     out.mkdir(parents=True, exist_ok=True)
@@ -373,9 +447,16 @@ def write_run(args: argparse.Namespace, documents: dict, step: int, spent_s: flo
     total = sum(sizes.values())
     path = args.out / "pretraining.json"
     record = {
-        "steps": step, "steps_planned": args.steps, "num_step_tokens": NUM_STEP_TOKENS, "optimizer": args.optimizer,
-        "lr": args.lr, "embedding_lr": args.embedding_lr, "train_s": round(spent_s), "threads": args.threads,
-        "torch": torch.__version__, "bytes_per_epoch": sizes,
+        "steps": step,
+        "steps_planned": args.steps,
+        "num_step_tokens": NUM_STEP_TOKENS,
+        "optimizer": args.optimizer,
+        "lr": args.lr,
+        "embedding_lr": args.embedding_lr,
+        "train_s": round(spent_s),
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "bytes_per_epoch": sizes,
         "share_of_bytes": {source: round(size / total, 4) for source, size in sizes.items()},
     }
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -391,8 +472,11 @@ def measure_bundle(out: Path, data: Path, documents: dict) -> None:
     figures = evaluate(model, tokenizer, data, subset=None)
     total = sum(sum(num_bytes(doc) for doc in docs) * SOURCES[source] for source, docs in documents.items())
     written = sum(len(doc[1].encode()) for doc in documents["biological_process"])
-    written += sum(len(row["completion"].encode()) for row in read_jsonl(data / "cell_type" / "pretrain.jsonl")
-                   if row["id"].startswith("cassia"))
+    written += sum(
+        len(row["completion"].encode())
+        for row in read_jsonl(data / "cell_type" / "pretrain.jsonl")
+        if row["id"].startswith("cassia")
+    )
     figures["model_written_share_of_bytes"] = round(written / total, 4)
     path = out / "pretraining.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -51,15 +51,15 @@ def main(overrides: list[str]) -> int:
 
 def table(columns: dict[str, dict[str, float]]) -> str:
     """Metrics by row, runs by column, with which way is better."""
-    from bft_ray.metrics import describe, format_value
+    from bft_ray.metrics import format_value, higher_is_better, is_judged
 
-    arrows = {"higher": "higher is better", "lower": "lower is better"}
-    names = [name for name in columns["sft"] if describe(name).direction in arrows]
+    names = [name for name in columns["sft"] if is_judged(name)]
     width = max(map(len, names))
     lines = [f"{'metric':<{width}}" + "".join(f"{name:>10}" for name in columns)]
     for name in names:
         cells = [format_value(name, values[name]) if name in values else "" for values in columns.values()]
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells) + f"  {arrows[describe(name).direction]}")
+        better = "higher" if higher_is_better(name) else "lower"
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells) + f"  {better} is better")
     return "\n".join(lines)
 
 

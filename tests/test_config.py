@@ -27,13 +27,22 @@ def problems(**sections) -> str:
     [
         ({"loss": {"windw": 64}}, "`loss.windw` is not a known key. Did you mean `loss.window`?"),
         ({"los": {}}, "`los` is not a known key. Did you mean `loss`?"),
-        ({"data": {"train": [{"pth": "a"}]}}, "`data.train.0.pth` is not a known key. Did you mean `data.train.0.path`?"),
+        (
+            {"data": {"train": [{"pth": "a"}]}},
+            "`data.train.0.pth` is not a known key. Did you mean `data.train.0.path`?",
+        ),
         ({"loss": {"window": "64"}}, "`loss.window` is '64', but must be a valid integer."),
         ({"loss": {"window": 0}}, "`loss.window` is 0, but must be greater than or equal to 1."),
         ({"loss": {"gamma": float("inf")}}, "`loss.gamma` is inf, but must be a finite number."),
         ({"loss": {"method": "bff"}}, "`loss.method` is 'bff', but must be 'sft', 'dft'"),
-        ({"loss": {"weight_cap": 1.0}}, "`loss.weight_cap` is 1.0, but must be below 1 with `sample_weight: complement`"),
-        ({"model": {"dtype": "bf16"}, "deepspeed": {"preset": "zero0"}}, "`deepspeed.preset` is 'zero0', but must be zero1"),
+        (
+            {"loss": {"weight_cap": 1.0}},
+            "`loss.weight_cap` is 1.0, but must be below 1 with `sample_weight: complement`",
+        ),
+        (
+            {"model": {"dtype": "bf16"}, "deepspeed": {"preset": "zero0"}},
+            "`deepspeed.preset` is 'zero0', but must be zero1",
+        ),
         ({"deepspeed": {"offload": "all"}}, "`deepspeed.offload` is 'all', but must be none or optimizer below zero3."),
         (
             {"deepspeed": {"overlay": {"train_batch_size": 8}}},
@@ -43,7 +52,10 @@ def problems(**sections) -> str:
             {"data": {"train": [{"path": "a"}], "micro_batch_tokens": 64, "max_length": 128}},
             "`data.micro_batch_tokens` is 64, but must be at least data.max_length (128)",
         ),
-        ({"cluster": {"num_workers": 32}}, "`cluster.num_workers` is 32, but must be at most data.global_batch_size (16)"),
+        (
+            {"cluster": {"num_workers": 32}},
+            "`cluster.num_workers` is 32, but must be at most data.global_batch_size (16)",
+        ),
         ({"checkpoint": {}}, "`checkpoint.export` is 'best', but must be `last` without validation data"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "`optimizer.betas` is [0.9, 1.0], but must be two numbers in [0, 1)."),
         ({"domain": None}, "`domain` is None, but must be a valid string."),
@@ -69,7 +81,13 @@ def test_overrides(tmp_path):
     path.write_text(yaml.safe_dump(MINIMAL))
     config = load_config(
         path,
-        ["loss.window=64", "optimizer.learning_rate=1e-4", "data.train.0.limit=5", "lora.rank=8", "cluster.address=null"],
+        [
+            "loss.window=64",
+            "optimizer.learning_rate=1e-4",
+            "data.train.0.limit=5",
+            "lora.rank=8",
+            "cluster.address=null",
+        ],
     )
     assert (config.loss.window, config.optimizer.learning_rate) == (64, 1e-4)
     assert config.data.train[0].limit == 5 and config.lora is not None and config.lora.rank == 8
@@ -106,7 +124,7 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path):
 
 
 def test_a_recipe_is_suggested():
-    with pytest.raises(BadInput, match="Did you mean `starter`?"):
+    with pytest.raises(BadInput, match=r"Did you mean `starter`\?"):
         load_config("startr")
 
 

@@ -27,10 +27,7 @@ def write_rows(path: Path, rows: list[dict]) -> SourceConfig:
 
 
 def pairs(num: int, length: int = 3) -> list[dict]:
-    return [
-        {"id": f"r{i}", "prompt": f"gene {i}?", "completion": "protein " * length + str(i)}
-        for i in range(num)
-    ]
+    return [{"id": f"r{i}", "prompt": f"gene {i}?", "completion": "protein " * length + str(i)} for i in range(num)]
 
 
 def config_for(source: SourceConfig, tmp_path: Path, **fields) -> DataConfig:
@@ -84,9 +81,7 @@ def test_report_counts_every_row(tmp_path):
     assert (report.rows_read, report.rows_kept, report.truncated) == (4, 2, 1)
     assert report.tokens["max"] == 20 and report.tokens["total"] == report.tokens["min"] + 20
     text = report.to_text()
-    assert (
-        "4 rows read, 2 kept, 1 of them truncated; dropped: 1 empty completion, 1 no supervised token" in text
-    )
+    assert "4 rows read, 2 kept, 1 of them truncated; dropped: 1 empty completion, 1 no supervised token" in text
     assert DataReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
     dropped = prepared([source], tmp_path, max_length=20, too_long="drop").report.sources[0]
@@ -112,20 +107,13 @@ def test_too_long_under_error(tmp_path):
     assert ":1 too. Make the ids unique" in message  # two rows of one id come first
     source = write_rows(tmp_path / "r.jsonl", [*pairs(1), {"prompt": "q", "completion": "protein " * 30}])
     message = error_of([source], tmp_path, max_length=24, too_long="error")
-    assert (
-        message.startswith(f"`{source.path}:2 length` is ")
-        and "at most data.max_length (24) tokens" in message
-    )
+    assert message.startswith(f"`{source.path}:2 length` is ") and "at most data.max_length (24) tokens" in message
 
 
 def test_no_supervised_token_in_the_whole_set(tmp_path):
-    source = write_rows(
-        tmp_path / "r.jsonl", [{"prompt": "q", "completion": " "}, {"prompt": "q", "completion": ""}]
-    )
+    source = write_rows(tmp_path / "r.jsonl", [{"prompt": "q", "completion": " "}, {"prompt": "q", "completion": ""}])
     message = error_of([source], tmp_path)
-    assert message.startswith(
-        f"`data.train.0` is '{source.path}', but must be a source with a supervised token."
-    )
+    assert message.startswith(f"`data.train.0` is '{source.path}', but must be a source with a supervised token.")
     assert "All 2 rows were dropped: 2 empty completion." in message
 
 
@@ -146,9 +134,7 @@ def test_missing_file_and_broken_line(tmp_path):
 def test_cache_folder_that_cannot_be_written(tmp_path):
     source = write_rows(tmp_path / "r.jsonl", pairs(2))
     config = DataConfig(train=[source], cache_dir=f"{source.path}/below_a_file")
-    with pytest.raises(
-        BadInput, match=r"`data.cache_dir` is .* but must be a folder that can be written. Not a dir"
-    ):
+    with pytest.raises(BadInput, match=r"`data.cache_dir` is .* but must be a folder that can be written. Not a dir"):
         prepare([source], tiny_tokenizer(), config)
 
 

@@ -93,17 +93,12 @@ def test_saved_folder_with_splits(tmp_path):
     assert [row.id for row in rows_of(tmp_path / "saved", split="test")] == ["a"]
     message = error_of(tmp_path / "saved")
     assert message.startswith("`data.train.0.split` is None, but must be one of train, test")
-    assert error_of(tmp_path / "saved", split="dev").startswith(
-        "`data.train.0.split` is 'dev', but must be one of"
-    )
+    assert error_of(tmp_path / "saved", split="dev").startswith("`data.train.0.split` is 'dev', but must be one of")
 
 
 def test_folder_that_is_no_dataset(tmp_path):
     message = error_of(tmp_path)
-    assert (
-        message.startswith("`data.train.0.path` is ")
-        and "a folder that `Dataset.save_to_disk` wrote" in message
-    )
+    assert message.startswith("`data.train.0.path` is ") and "a folder that `Dataset.save_to_disk` wrote" in message
 
 
 def test_hub_without_network(tmp_path, monkeypatch):
@@ -138,9 +133,7 @@ def test_columns(tmp_path):
     message = error_of(path, columns={"promt": "question"})
     assert message.startswith("`data.train.0.columns` is 'promt', but must be among id, prompt")
     assert "Did you mean `prompt`?" in message
-    assert error_of(path, columns={"prompt": "question"}).startswith(
-        f"`{path}:1 completion` is 'missing', but must be"
-    )
+    assert error_of(path, columns={"prompt": "question"}).startswith(f"`{path}:1 completion` is 'missing', but must be")
 
 
 def test_limit_and_blank_lines(tmp_path):
@@ -220,9 +213,7 @@ def test_not_utf8(tmp_path):
 def test_unknown_form(tmp_path):
     path = write_jsonl(tmp_path / "r.jsonl", [{"question": "q", "answer": "a"}])
     message = error_of(path)
-    assert message.startswith(
-        f"`{path}:1` is 'a row of question, answer', but must be a row of prompt and completion"
-    )
+    assert message.startswith(f"`{path}:1` is 'a row of question, answer', but must be a row of prompt and completion")
     assert "data.train.0.columns" in message
 
 
@@ -286,9 +277,7 @@ def test_starter_names():
     assert resolve_path("some/file.jsonl") == "some/file.jsonl"
     assert Path(resolve_path("starter:gene_interaction/train")).is_file()
     where, item = next(read_table("starter:medical_qa/choices_validation"))
-    assert where == "starter:medical_qa/choices_validation:1" and {"question", "choices", "answer"} <= set(
-        item
-    )
+    assert where == "starter:medical_qa/choices_validation:1" and {"question", "choices", "answer"} <= set(item)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is not there")

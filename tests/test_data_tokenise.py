@@ -128,9 +128,7 @@ def test_template_that_frames_the_last_answer_only():
 
 
 def test_template_that_cannot_be_told_apart():
-    with pytest.raises(
-        BadInput, match=r"`f:2` is .* changes turn 2 or what .* Put \{% generation %\} blocks"
-    ):
+    with pytest.raises(BadInput, match=r"`f:2` is .* changes turn 2 or what .* Put \{% generation %\} blocks"):
         encode(CONVERSATION, tiny_tokenizer(COUNTING), AUTO)
 
 
@@ -141,13 +139,8 @@ def test_conversation_that_the_template_refuses():
 
 
 def test_template_setting():
-    assert (
-        tiny_tokenizer(CHATML).decode(encode(PAIR, tiny_tokenizer(CHATML), PLAIN).input_ids).count("<|im")
-        == 0
-    )
-    with pytest.raises(
-        BadInput, match=r"`data.template` is 'chat', but must be plain or auto, because this tokenizer"
-    ):
+    assert tiny_tokenizer(CHATML).decode(encode(PAIR, tiny_tokenizer(CHATML), PLAIN).input_ids).count("<|im") == 0
+    with pytest.raises(BadInput, match=r"`data.template` is 'chat', but must be plain or auto, because this tokenizer"):
         encode(PAIR, tiny_tokenizer(), CHAT)
 
 

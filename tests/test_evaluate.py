@@ -37,9 +37,7 @@ from bft_ray.evaluate.likelihood import (
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 
 # p(next | current) of a model that looks at one token only
-NEXT = torch.tensor(
-    [[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]]
-)
+NEXT = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
 
 
 class Bigram(torch.nn.Module):
@@ -94,9 +92,7 @@ def test_metrics_by_hand():
     assert metrics["validation/token_accuracy"] == 0.75
     assert metrics["validation/bits_per_byte"] == pytest.approx(nll / math.log(2) / 20, rel=1e-6)
     some = score(Bigram(), BY_HAND, 8, "cpu", indices=[1])
-    assert (some.num_tokens, some.num_bytes) == (1, 5) and some.nll_sum == pytest.approx(
-        -math.log(0.7), rel=1e-6
-    )
+    assert (some.num_tokens, some.num_bytes) == (1, 5) and some.nll_sum == pytest.approx(-math.log(0.7), rel=1e-6)
 
 
 def test_metrics_at_the_edges():
@@ -123,9 +119,7 @@ def test_within_training_an_empty_micro_batch_costs_a_forward_pass_and_adds_noth
 def test_nan_is_no_score():
     class Broken(torch.nn.Module):
         def forward(self, input_ids, **_):
-            return SimpleNamespace(
-                logits=torch.where(input_ids == 3, math.nan, 0.0)[..., None].expand(-1, -1, 4)
-            )
+            return SimpleNamespace(logits=torch.where(input_ids == 3, math.nan, 0.0)[..., None].expand(-1, -1, 4))
 
     rows = Rows(([1, 3, 0], [-100, 3, 0]), ([1, 1], [-100, 1]))
     with pytest.raises(BftError, match=r"not finite for s0; try model.dtype=fp32"):
@@ -206,16 +200,12 @@ def test_within_training_shares_of_ranks_add_up_to_the_whole(tiny, tiny_set):
     model.eval()
 
     def logits(micro):
-        return model(
-            micro.input_ids, attention_mask=micro.attention_mask, position_ids=micro.position_ids
-        ).logits
+        return model(micro.input_ids, attention_mask=micro.attention_mask, position_ids=micro.position_ids).logits
 
     whole = score(model, tiny_set, 512, "cpu")
     shares = layout(tiny_set.lengths.tolist(), 3, 256, None, True)
     assert len({len(share) for share in shares}) == 1
-    ranks = [
-        score_micro_batches(logits, (collate(tiny_set, m, True, 0) for m in share), "cpu") for share in shares
-    ]
+    ranks = [score_micro_batches(logits, (collate(tiny_set, m, True, 0) for m in share), "cpu") for share in shares]
     total = torch.stack(ranks).sum(0)
     parts = LikelihoodSums.from_tensor(total, int(tiny_set.num_bytes.sum()))
     assert parts.nll_sum == pytest.approx(whole.nll_sum, rel=1e-6)
@@ -251,9 +241,7 @@ def test_choice_metrics_by_hand():
     def record(number, predicted, probability):
         return ChoiceRecord(f"i{number}", 0, predicted, probability, (0.0, 0.0))
 
-    metrics = choice_metrics(
-        [record(0, 0, 0.8), record(1, 1, 0.4), record(2, 0, 0.6), record(3, 0, 0.6)], "mmlu", 1
-    )
+    metrics = choice_metrics([record(0, 0, 0.8), record(1, 1, 0.4), record(2, 0, 0.6), record(3, 0, 0.6)], "mmlu", 1)
     assert metrics["mmlu/accuracy"] == 0.75 and metrics["mmlu/probability"] == pytest.approx(0.6)
     assert metrics["mmlu/accuracy_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 3))
     assert metrics["mmlu/probability_se"] == pytest.approx(math.sqrt(0.08 / 3 / 4))
@@ -271,9 +259,7 @@ def test_options_stand_where_completions_do(tiny):
     options = encode_items([item(0, ["w3 w4", "w5"], 0)], tokenizer, data_config())
     bos, w = tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids
     assert options.tokens(0)[0] == bos
-    assert options.tokens(0)[-2:].tolist() == [w("w3"), w("w4")] and options.tokens(1)[-1] == w(
-        "w5"
-    )  # no eos
+    assert options.tokens(0)[-2:].tolist() == [w("w3"), w("w4")] and options.tokens(1)[-1] == w("w5")  # no eos
     assert options.tokens(0)[:-2].tolist() == options.tokens(1)[:-1].tolist()
     assert options.labels(0)[:-2].tolist() == [-100] * (len(options.tokens(0)) - 2)
     assert options.labels(0)[-2:].tolist() == options.tokens(0)[-2:].tolist()
@@ -341,14 +327,10 @@ def test_items_are_read_from_jsonl_and_csv(tmp_path):
     ]
     jsonl, table = tmp_path / "set.jsonl", tmp_path / "set.csv"
     jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table.write_text(
-        'id,question,choices,answer,context\na,q,"[""x"", ""y""]",1,c\n,r,"[""x"", ""y"", ""z""]",0,\n'
-    )
+    table.write_text('id,question,choices,answer,context\na,q,"[""x"", ""y""]",1,c\n,r,"[""x"", ""y"", ""z""]",0,\n')
     for path in (jsonl, table):
         first, second = read_items(ChoiceTask(path=str(path)))
-        assert first == ChoiceItem(
-            "a", f"{path}:2" if path is table else f"{path}:1", "q", ("x", "y"), 1, "c"
-        )
+        assert first == ChoiceItem("a", f"{path}:2" if path is table else f"{path}:1", "q", ("x", "y"), 1, "c")
         assert (second.choices, second.answer, second.context) == (("x", "y", "z"), 0, "")
         assert second.id == f"{path.name}:{3 if path is table else 2}"
     assert len(read_items(ChoiceTask(path=str(jsonl), limit=1))) == 1

@@ -48,9 +48,7 @@ def test_train_and_evaluate_as_jobs(cluster, make_tree, tmp_path):
     assert run.info.status == "FINISHED" and run.data.params["loss.window"] == "8"
 
     export = tmp_path / "results" / "job" / "export"
-    evaluated = submit(
-        cluster, "python", "-m", "jobs.evaluate", str(config), f"model.path={export}", "name=evaluation"
-    )
+    evaluated = submit(cluster, "python", "-m", "jobs.evaluate", str(config), f"model.path={export}", "name=evaluation")
     assert evaluated.returncode == 0, evaluated.stdout[-3000:] + evaluated.stderr[-2000:]
     final = run.data.metrics["final/validation/nll"]
     assert f"{final:.4g}" in evaluated.stdout

@@ -49,7 +49,12 @@ def run_alone(tree: dict, folder: str, stop_after: int | None = None, device: st
     except KeyboardInterrupt:
         state = LoopState()
     weights = {name: value.float().numpy() for name, value in (engine.weights() or {}).items()}
-    return {"weights": weights, "events": events, "best": state.best_step, "kept": sorted(p.name for p in Path(folder).iterdir())}
+    return {
+        "weights": weights,
+        "events": events,
+        "best": state.best_step,
+        "kept": sorted(p.name for p in Path(folder).iterdir()),
+    }
 
 
 def alone_in_turn(tree: dict, runs: list[tuple[str, int | None]], device: str = "cpu") -> list[dict]:

@@ -249,9 +249,7 @@ def test_group_weights_look_neither_ahead_nor_at_neighbours():
     config = LossConfig(method="bft_group", window=2, token_cap=10.0, token_epsilon=1e-12)
     trailing = [0.5 / 0.5, 0.1 / 0.3, 0.9 / 0.5, 0.2 / 0.2, 0.8 / 0.5]
     close(group_weights(logp, sample, 2, config), trailing, 1e-6)
-    config = LossConfig(
-        method="bft_group", window=3, token_cap=10.0, token_epsilon=1e-12, window_alignment="centered"
-    )
+    config = LossConfig(method="bft_group", window=3, token_cap=10.0, token_epsilon=1e-12, window_alignment="centered")
     centered = [0.5 / 0.3, 0.1 / 0.5, 0.9 / 0.5, 0.2 / 0.5, 0.8 / 0.5]
     close(group_weights(logp, sample, 2, config), centered, 1e-6)
 

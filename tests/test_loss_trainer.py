@@ -181,10 +181,19 @@ def test_several_steps_and_a_shorter_last_one(tmp_path):
         assert (trained[name] - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_packed_rows_are_told_apart_by_their_positions(tmp_path):
+@pytest.mark.parametrize("first_labels", ["masked", "left in"])
+def test_packed_rows_are_told_apart_by_their_positions(tmp_path, first_labels):
     config = CONFIGS["bft_inverse"]
     rows = [{name: value.tolist() for name, value in row.items()} for row in make_rows()]
-    collate = transformers.DataCollatorWithFlattening()
+    flatten = transformers.DataCollatorWithFlattening()
+
+    def collate(features: list[dict]) -> dict:
+        batch = flatten(features)
+        if first_labels == "left in":  # not every collator masks them
+            begins = batch["position_ids"] == 0
+            batch["labels"][begins] = batch["input_ids"][begins]
+        return batch
+
     trainer = make_trainer(tmp_path, config, 4, 2, rows=rows)
     trainer.data_collator = collate
     trainer.train()
@@ -206,8 +215,14 @@ def test_a_step_without_any_supervised_token_moves_nothing(tmp_path):
 def test_evaluation_gives_the_loss_of_the_batch(tmp_path):
     config = CONFIGS["bft"]
     trainer = make_trainer(tmp_path, config, 2, 4, per_device_eval_batch_size=8)
-    loss = trainer.evaluate(make_rows())["eval_loss"]
-    assert loss == pytest.approx(whole_step(config)[0], rel=1e-6)
+    before = whole_step(config)[0]
+    assert trainer.evaluate(make_rows())["eval_loss"] == pytest.approx(before, rel=1e-6)
+    trainer.train()  # its counts are none of the evaluation's business
+    rows = make_rows()[:3]
+    inputs, labels = (torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels"))
+    with torch.no_grad():
+        after = bft_loss(trainer.model(inputs).logits, labels, config).loss.item()
+    assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(after, rel=1e-6)
 
 
 # ---- without the mixin ---------------------------------------------------------------------------------

@@ -81,7 +81,4 @@ def test_a_domain_of_ones_own_is_judged_by_token_accuracy():
 
 def test_neither_needs_torch_or_ray():
     code = "import sys, bft_ray.metrics, bft_ray.domains; print({'torch', 'ray', 'numpy'} & set(sys.modules))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "set()\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

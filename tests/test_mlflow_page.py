@@ -51,7 +51,9 @@ def postgres(folder: Path) -> Iterator[str]:
             parent.chmod(parent.stat().st_mode | 0o011)
         user = {"user": "postgres", "group": "postgres"}
     data = folder / "pg"
-    subprocess.run([binaries / "initdb", "-D", data, "-U", "bft", "-A", "trust"], check=True, capture_output=True, **user)
+    subprocess.run(
+        [binaries / "initdb", "-D", data, "-U", "bft", "-A", "trust"], check=True, capture_output=True, **user
+    )
     command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-c", "listen_addresses=127.0.0.1"]
     command += ["-c", f"unix_socket_directories={folder}"]
 

@@ -35,10 +35,7 @@ def test_packed(dataset):
     assert batch.sample_index.tolist() == [[0] * long + [1] * short]
     assert batch.attention_mask is None
     assert (batch.sample_ids, batch.num_samples) == (["r4", "r1"], 2)
-    assert all(
-        t.dtype == torch.int64
-        for t in (batch.input_ids, batch.labels, batch.position_ids, batch.sample_index)
-    )
+    assert all(t.dtype == torch.int64 for t in (batch.input_ids, batch.labels, batch.position_ids, batch.sample_index))
 
 
 def test_padded(dataset):

@@ -88,12 +88,7 @@ def test_any_batch_in_any_order(num_samples):
 
 def test_order_depends_on_seed_and_epoch_and_is_pinned():
     first, other = BatchPlan(100, 100, seed=0), BatchPlan(100, 100, seed=1)
-    assert (
-        first.batch(0).tolist()
-        != other.batch(0).tolist()
-        != first.batch(1).tolist()
-        != first.batch(0).tolist()
-    )
+    assert first.batch(0).tolist() != other.batch(0).tolist() != first.batch(1).tolist() != first.batch(0).tolist()
     # pinned: a resumed run needs the same order for ever
     assert BatchPlan(8, 8, seed=0).batch(0).tolist() == [7, 2, 4, 0, 5, 6, 1, 3]
     assert BatchPlan(5, 3, seed=0, shuffle=False).batch(1).tolist() == [3, 4, 0]
@@ -112,9 +107,7 @@ def test_far_batches_cost_nothing():
 
 
 def test_source_without_samples():
-    with pytest.raises(
-        BadInput, match=r"`ratios.1` is 2.0, but must be left out, because the source has no sample"
-    ):
+    with pytest.raises(BadInput, match=r"`ratios.1` is 2.0, but must be left out, because the source has no sample"):
         BatchPlan(3, 2, 0, source_index=np.zeros(3, dtype=int), ratios=[1.0, 2.0])
     with pytest.raises(BadInput, match=r"`num_samples` is 0, but must be at least 1"):
         BatchPlan(0, 2, 0)

@@ -23,7 +23,9 @@ def test_every_file_has_its_line():
 
 
 def test_every_command_and_method_is_told():
-    (commands,) = [action.choices for action in make_parser()._actions if action.choices and hasattr(action, "metavar")][:1]
+    (commands,) = [
+        action.choices for action in make_parser()._actions if action.choices and hasattr(action, "metavar")
+    ][:1]
     for command in commands:
         assert f"`bft-ray {command}" in TEXT, command
     for method in METHODS:

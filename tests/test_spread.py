@@ -107,9 +107,7 @@ with connect(cluster):
 print(ray.is_initialized())
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=clean, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, timeout=120)
     lines = done.stdout.splitlines()
     assert (lines[0], lines[-1]) == ("True token 64", "False"), done.stderr
     assert "`cluster.num_workers` is 1000, but must be at most" in lines[1]
@@ -213,9 +211,7 @@ def test_cpus_that_others_keep_are_waited_for_no_longer_than_told(ray_of_two_cpu
     holder = ray_of_two_cpus.remote(num_cpus=1)(type("Holder", (), {"there": lambda self: True})).remote()
     ray_of_two_cpus.get(holder.there.remote())
     try:
-        with pytest.raises(
-            BadInput, match=r"within start_timeout_s = 1 s: .* has CPU 2 on 1 node \(CPU 1 free\)"
-        ):
+        with pytest.raises(BadInput, match=r"within start_timeout_s = 1 s: .* has CPU 2 on 1 node \(CPU 1 free\)"):
             spread(square, [1, 2], cluster=two_workers(start_timeout_s=1.0))
     finally:
         ray_of_two_cpus.kill(holder)

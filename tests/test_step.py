@@ -54,9 +54,7 @@ def one_steps(tree: dict, cases: list[tuple[str, str, int, bool]]) -> list[tuple
         engine = Engine(config, torch.device("cpu"))
         before = engine.weights()
         micro, places, counts = share_of(engine, config, data, plan.batch(0))
-        metrics = train_step(
-            engine, micro, places, counts, config.loss, step=0, learning_rate=RATE, seed=config.seed
-        )
+        metrics = train_step(engine, micro, places, counts, config.loss, step=0, learning_rate=RATE, seed=config.seed)
         after = engine.weights()
         if engine.rank == 0:
             gradient = np.concatenate([(before[name] - after[name]).flatten().numpy() / RATE for name in before])
@@ -86,7 +84,9 @@ def test_loss_and_gradient_do_not_depend_on_the_layout(make_tree, world_size, re
     assert len(results) == len(cases)
     for case, result in zip(cases, results, strict=True):
         loss, gradient = result
-        reference.setdefault(case[0], result)  # the first case of each loss: one process, zero0, padded, one micro-batch
+        reference.setdefault(
+            case[0], result
+        )  # the first case of each loss: one process, zero0, padded, one micro-batch
         expected_loss, expected = reference[case[0]]
         assert abs(loss - expected_loss) <= 1e-5 * abs(expected_loss), case
         assert np.abs(gradient - expected).max() <= 1e-5 * np.abs(expected).max(), case

@@ -74,7 +74,9 @@ def test_a_worker_that_dies_changes_nothing(ray_of_two, make_tree, tmp_path):
 
     def kill_once(step: int) -> None:
         if step >= moment and not victims:
-            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+            workers = [
+                p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+            ]
             victims.append(random.choice(workers).pid)
             os.kill(victims[0], signal.SIGKILL)
 
@@ -103,7 +105,8 @@ def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
 
     choices = tmp_path / "choices.jsonl"
     items = [
-        {"id": f"q{i}", "question": f"w{i} w2", "choices": ["w3 w4", "w5 w6 w7", "w8"], "answer": i % 3} for i in range(9)
+        {"id": f"q{i}", "question": f"w{i} w2", "choices": ["w3 w4", "w5 w6 w7", "w8"], "answer": i % 3}
+        for i in range(9)
     ]
     choices.write_text("\n".join(map(json.dumps, items)))
     tree = two_workers(

@@ -137,7 +137,7 @@ def make_loss_config(tree: dict[str, Any], source: str = "the loss config") -> L
     return _validate(LossConfig, tree, source)
 
 
-def _validate(model: type, tree: dict[str, Any], source: str) -> Any:
+def _validate(model: type[BaseModel], tree: dict[str, Any], source: str) -> Any:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -145,7 +145,7 @@ def _validate(model: type, tree: dict[str, Any], source: str) -> Any:
         raise BadConfig(source, list(dict.fromkeys(problems))) from None
 
 
-def _explain(problem: Any, model: type) -> str:
+def _explain(problem: Any, model: type[BaseModel]) -> str:
     # a union puts its branch ("list[str]", "literal[...]") into the place: users know fields only
     loc = [str(key) for key in problem["loc"] if not re.search(r"[\[\]'()]", str(key))]
     name = ".".join(loc)

@@ -18,9 +18,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "bft_no_sample": dict(token_weight="exp_nll", sample_weight="none", aggregate="sample"),
     "bft_no_token": dict(token_weight="none", sample_weight="complement", aggregate="sample"),
     "bft": dict(token_weight="exp_nll", sample_weight="complement", aggregate="sample"),
-    "bft_group": dict(
-        token_weight="group", sample_weight="complement", confidence="arithmetic", aggregate="sample"
-    ),
+    "bft_group": dict(token_weight="group", sample_weight="complement", confidence="arithmetic", aggregate="sample"),
     "bft_inverse": dict(token_weight="exp_nll", sample_weight="inverse", aggregate="sample"),
 }
 
@@ -34,7 +32,8 @@ class LossConfig(Section):
 
     method: Method = Field("bft", description="named set of defaults over the fields below")
     token_weight: Literal["none", "prob", "exp_nll", "group"] = Field(
-        "exp_nll", description="weight of each token's loss: 1, its probability (two roundings), or relative to its group"
+        "exp_nll",
+        description="weight of each token's loss: 1, its probability (two roundings), or relative to its group",
     )
     token_epsilon: float = Field(1e-6, gt=0, description="added to the group mean in the `group` token weight")
     token_cap: float = Field(1.0, gt=0, description="largest `group` token weight")
@@ -50,7 +49,9 @@ class LossConfig(Section):
     )
     gamma: float = Field(1.0, gt=0, description="exponent of the confidence")
     epsilon: float = Field(0.05, gt=0, description="added to the confidence in the `inverse` weight")
-    weight_cap: float | None = Field(None, gt=0, description="largest sample weight before normalising; null: none (default: 8 for `inverse`)")
+    weight_cap: float | None = Field(
+        None, gt=0, description="largest sample weight before normalising; null: none (default: 8 for `inverse`)"
+    )
     normalise: bool = Field(
         False, description="divide sample weights by their mean over the global batch (default: on for `inverse`)"
     )
@@ -63,7 +64,9 @@ class LossConfig(Section):
     def _fill_from_method(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        filled = dict(METHODS.get(given.get("method", "bft"), {})) if isinstance(given.get("method", "bft"), str) else {}
+        filled = (
+            dict(METHODS.get(given.get("method", "bft"), {})) if isinstance(given.get("method", "bft"), str) else {}
+        )
         filled.update(given)
         inverse = filled.get("sample_weight") == "inverse"
         filled.setdefault("normalise", inverse)
@@ -71,7 +74,7 @@ class LossConfig(Section):
         return filled
 
     @model_validator(mode="after")
-    def _cap_can_bind(self) -> "LossConfig":
+    def _cap_can_bind(self) -> LossConfig:
         if self.sample_weight == "complement" and self.weight_cap is not None and self.weight_cap >= 1:
             raise rule(
                 "weight_cap",

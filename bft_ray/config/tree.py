@@ -29,7 +29,9 @@ class LoraConfig(Section):
 
     rank: int = Field(16, ge=1, description="rank of the adapters")
     alpha: float = Field(32.0, gt=0, description="scale of the adapters (times 1/rank)")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input; above 0 layout-invariance ends")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout on the adapters' input; above 0 layout-invariance ends"
+    )
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear", description="names (suffixes) of the modules that get an adapter, or all-linear"
     )
@@ -38,11 +40,15 @@ class LoraConfig(Section):
 class SourceConfig(Section):
     """One source of rows."""
 
-    path: str = Field(description="JSONL, JSON, CSV or Parquet file, saved datasets folder, hub id, or starter:DOMAIN/SPLIT")
+    path: str = Field(
+        description="JSONL, JSON, CSV or Parquet file, saved datasets folder, hub id, or starter:DOMAIN/SPLIT"
+    )
     split: str | None = Field(None, description="split of a hub dataset or saved DatasetDict")
     name: str | None = Field(None, description="configuration name of a hub dataset")
     revision: str | None = Field(None, description="hub revision of the dataset")
-    ratio: float = Field(1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)")
+    ratio: float = Field(
+        1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="names in the file of id, prompt, completion, messages, text"
     )
@@ -55,19 +61,24 @@ class DataConfig(Section):
     train: list[SourceConfig] = Field(min_length=1, description="training sources")
     validation: list[SourceConfig] = Field(default_factory=list, description="sources of the validation NLL")
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="chat: the tokenizer's template; plain: prompt, newline, completion; auto: chat if there is one"
+        "auto",
+        description="chat: the tokenizer's template; plain: prompt, newline, completion; auto: chat if there is one",
     )
     max_length: int = Field(2048, ge=2, description="longest sample, in tokens")
     too_long: Literal["truncate", "drop", "error"] = Field("truncate", description="what to do with longer samples")
     global_batch_size: int = Field(16, ge=1, description="samples a step, over all workers")
-    micro_batch_tokens: int = Field(8192, ge=2, description="token budget of a micro-batch (memory); results do not depend on it")
-    micro_batch_size: int | None = Field(None, ge=1, description="at most this many samples a micro-batch; null: no limit")
+    micro_batch_tokens: int = Field(
+        8192, ge=2, description="token budget of a micro-batch (memory); results do not depend on it"
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="at most this many samples a micro-batch; null: no limit"
+    )
     packing: bool = Field(True, description="lay samples end to end in one row without padding")
     shuffle: bool = Field(True, description="draw a new order each epoch, from `seed`")
     cache_dir: str | None = Field(None, description="folder of the tokenised data; null: ~/.cache/bft_ray")
 
     @model_validator(mode="after")
-    def _budget_holds_a_sample(self) -> "DataConfig":
+    def _budget_holds_a_sample(self) -> DataConfig:
         if self.micro_batch_tokens < self.max_length:
             raise rule(
                 "micro_batch_tokens",
@@ -88,7 +99,7 @@ class OptimizerConfig(Section):
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; null: no clipping")
 
     @model_validator(mode="after")
-    def _betas_in_range(self) -> "OptimizerConfig":
+    def _betas_in_range(self) -> OptimizerConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise rule("betas", self.betas, "two numbers in [0, 1)")
         return self
@@ -114,7 +125,7 @@ class DeepSpeedConfig(Section):
     overlay: dict[str, Any] = Field(default_factory=dict, description="raw DeepSpeed settings merged over the preset")
 
     @model_validator(mode="after")
-    def _rules(self) -> "DeepSpeedConfig":
+    def _rules(self) -> DeepSpeedConfig:
         if self.offload == "optimizer" and self.preset == "zero0":
             raise rule("offload", self.offload, "none with zero0", "Use preset zero2 or zero3.")
         if self.offload == "all" and self.preset != "zero3":
@@ -132,10 +143,15 @@ class DeepSpeedConfig(Section):
         }
         for key in self.overlay:
             if key in owned:
-                raise rule(f"overlay.{key}", self.overlay[key], "left out: bft-ray sets it", f"Use {owned[key]} instead.")
+                raise rule(
+                    f"overlay.{key}", self.overlay[key], "left out: bft-ray sets it", f"Use {owned[key]} instead."
+                )
         if isinstance(zero := self.overlay.get("zero_optimization"), dict) and "stage" in zero:
             raise rule(
-                "overlay.zero_optimization.stage", zero["stage"], "left out: the preset sets it", "Use deepspeed.preset."
+                "overlay.zero_optimization.stage",
+                zero["stage"],
+                "left out: the preset sets it",
+                "Use deepspeed.preset.",
             )
         return self
 
@@ -146,10 +162,16 @@ class ClusterConfig(Section):
     address: str | None = Field(None, description="Ray address (auto, host:port, ray://host:port); null: a local Ray")
     num_workers: int = Field(1, ge=1, description="training workers (ranks)")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores reserved for each worker; also its threads on CPU")
-    gpus_per_worker: float | None = Field(None, ge=0, le=1, description="GPUs a worker; null: 1 where the cluster has GPUs, else 0")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, le=1, description="GPUs a worker; null: 1 where the cluster has GPUs, else 0"
+    )
     resources_per_worker: dict[str, float] = Field(default_factory=dict, description="further Ray resources a worker")
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field("PACK", description="Ray placement strategy")
-    storage_path: str = Field("bft_results", description="folder or URI (s3://, gs://) of results; shared by all nodes of a cluster")
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="Ray placement strategy"
+    )
+    storage_path: str = Field(
+        "bft_results", description="folder or URI (s3://, gs://) of results; shared by all nodes of a cluster"
+    )
     worker_logs: bool = Field(False, description="show what workers print; it is in Ray's log folder in any case")
     max_failures: int = Field(3, ge=0, description="restarts from the last checkpoint before the run fails")
     start_timeout_s: float = Field(300.0, gt=0, description="longest wait for resources and for workers to start")
@@ -159,7 +181,9 @@ class ClusterConfig(Section):
 class CheckpointConfig(Section):
     """When to save, and what to keep."""
 
-    every_steps: int | None = Field(None, ge=1, description="save every n steps; null: at each evaluation and at the end")
+    every_steps: int | None = Field(
+        None, ge=1, description="save every n steps; null: at each evaluation and at the end"
+    )
     metric: str = Field("validation/nll", description="metric that decides which checkpoint is best")
     keep: int = Field(1, ge=1, description="best checkpoints kept, beside the last one")
     export: Literal["best", "last"] = Field("best", description="which of them is exported")
@@ -178,12 +202,14 @@ class EvaluationConfig(Section):
     """What is measured, and when."""
 
     every_steps: int | None = Field(None, ge=1, description="evaluate every n steps; null: ten times a run")
-    choices: list[ChoiceTask] = Field(default_factory=list, description="multiple-choice sets, measured with the trained model")
+    choices: list[ChoiceTask] = Field(
+        default_factory=list, description="multiple-choice sets, measured with the trained model"
+    )
     before: bool = Field(True, description="measure the base model on them as well")
     batch_tokens: int = Field(8192, ge=2, description="token budget of an evaluation batch")
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "EvaluationConfig":
+    def _names_differ(self) -> EvaluationConfig:
         names = [task.name for task in self.choices]
         if len(set(names)) < len(names):
             raise rule("choices", names, "sets with different names", "Give each its own `name`.")
@@ -205,7 +231,9 @@ class Config(Section):
     """One fine-tuning run, whole."""
 
     domain: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="biomedical sub-domain, e.g. gene_interaction")
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="run name; the same name resumes a run")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="run name; the same name resumes a run"
+    )
     seed: int = Field(0, ge=0, description="of the batch order, LoRA initialisation and dropout")
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None
@@ -220,7 +248,7 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _rules(self) -> "Config":
+    def _rules(self) -> Config:
         if self.deepspeed.preset == "zero0" and self.model.dtype == "bf16":
             raise rule(
                 "deepspeed.preset",
@@ -244,7 +272,11 @@ class Config(Section):
                 f"at most data.global_batch_size ({self.data.global_batch_size}): every rank needs a sample",
                 "Use fewer workers or a larger global batch.",
             )
-        if not self.data.validation and self.checkpoint.metric.startswith("validation/") and self.checkpoint.export == "best":
+        if (
+            not self.data.validation
+            and self.checkpoint.metric.startswith("validation/")
+            and self.checkpoint.export == "best"
+        ):
             raise rule(
                 "checkpoint.export",
                 "best",

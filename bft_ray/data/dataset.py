@@ -91,9 +91,7 @@ class TokenDataset:
         return np.where(supervised, self.tokens(index), np.int32(IGNORED))
 
 
-def prepare(
-    sources: list[SourceConfig], tokenizer: Any, config: DataConfig, field: str = "data.train"
-) -> TokenDataset:
+def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, field: str = "data.train") -> TokenDataset:
     """The tokenised samples of all sources in order, from the cache when the same input was prepared before.
 
     Ratios are left to the `BatchPlan`: every row is tokenised once. Samples without a supervised token are

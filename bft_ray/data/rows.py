@@ -68,9 +68,7 @@ def read_rows(source: SourceConfig, field: str = "source") -> Iterator[Row | Bad
             raise BadInput(f"{field}.columns", target, f"among {', '.join(FIELDS)}", hint)
     form: tuple[str, ...] = ()
     seen: dict[str, str] = {}
-    for where, record in read_table(
-        source.path, source.split, source.name, source.revision, source.limit, field
-    ):
+    for where, record in read_table(source.path, source.split, source.name, source.revision, source.limit, field):
         form = form or _form(record, source, where, field)
         row = _row(where, record, form, source)
         if isinstance(row, Row):

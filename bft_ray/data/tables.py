@@ -88,11 +88,7 @@ def content_hash(source: SourceConfig, field: str = "source") -> str:
 
 
 def _looks_like_hub_id(path: str) -> bool:
-    return (
-        re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) is not None
-        and not path.endswith(SUFFIXES)
-        and path[0] != "."
-    )
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) is not None and not path.endswith(SUFFIXES) and path[0] != "."
 
 
 def _no_such_file(path: str, field: str) -> BadInput:
@@ -100,9 +96,7 @@ def _no_such_file(path: str, field: str) -> BadInput:
     beside = [f.name for f in file.parent.glob("*")] if file.parent.is_dir() else []
     near = difflib.get_close_matches(file.name, beside, 1)
     hint = f"Did you mean `{near[0]}`?" if near else f"Paths are relative to {Path.cwd()}."
-    return BadInput(
-        f"{field}.path", path, "a file or folder that exists, a hub id, or starter:DOMAIN/SPLIT", hint
-    )
+    return BadInput(f"{field}.path", path, "a file or folder that exists, a hub id, or starter:DOMAIN/SPLIT", hint)
 
 
 def _jsonl(file: Path, label: str) -> Iterator[tuple[str, dict]]:
@@ -114,9 +108,7 @@ def _jsonl(file: Path, label: str) -> Iterator[tuple[str, dict]]:
             try:
                 record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip())
             except json.JSONDecodeError as error:
-                cut = (
-                    "" if line.endswith(b"\n") else " The last line has no line end: the file may be cut off."
-                )
+                cut = "" if line.endswith(b"\n") else " The last line has no line end: the file may be cut off."
                 raise BadInput(
                     where,
                     f"broken at column {error.colno}",
@@ -159,9 +151,7 @@ def _csv(file: Path, label: str) -> Iterator[tuple[str, dict]]:
                 if not cells:
                     continue
                 if len(cells) != len(header):
-                    raise BadInput(
-                        where, f"a row of {len(cells)} cells", f"one of {len(header)}, as the header"
-                    )
+                    raise BadInput(where, f"a row of {len(cells)} cells", f"one of {len(header)}, as the header")
                 yield where, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise BadInput(f"{label}:{start}", "broken", "valid CSV", f"{str(error).capitalize()}.") from None

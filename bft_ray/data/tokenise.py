@@ -94,11 +94,7 @@ def _tokenise(rendered: list[list[_Segment]], tokenizer: Any) -> list[list[int]]
     newline, letter, both = tokenizer([_NEWLINE, "a", _NEWLINE + "a"], add_special_tokens=False)["input_ids"]
     can_lead = both != newline + letter and both[: len(newline)] == newline
     lead = _NEWLINE if can_lead else ""
-    texts = [
-        (lead if index else "") + segment.text
-        for segments in rendered
-        for index, segment in enumerate(segments)
-    ]
+    texts = [(lead if index else "") + segment.text for segments in rendered for index, segment in enumerate(segments)]
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
     tokens = encoded["input_ids"]
     if not lead:

@@ -156,9 +156,7 @@ def score_choices(
 ) -> list[ChoiceRecord]:
     """Records of all items, in order; they do not depend on the batch size (fp32: 1e-5)."""
     options = encode_items(items, tokenizer, config)
-    scores = score_sequences(
-        model, options, batch_tokens, device, packing=packing, pad_id=tokenizer.pad_token_id or 0
-    )
+    scores = score_sequences(model, options, batch_tokens, device, packing=packing, pad_id=tokenizer.pad_token_id or 0)
     return make_records(items, scores)
 
 

@@ -91,9 +91,7 @@ class SequenceScores:
 
     def sums(self, num_bytes: int = 0) -> LikelihoodSums:
         """Over all sequences."""
-        return LikelihoodSums(
-            float(self.nll.sum()), int(self.num_tokens.sum()), int(self.num_correct.sum()), num_bytes
-        )
+        return LikelihoodSums(float(self.nll.sum()), int(self.num_tokens.sum()), int(self.num_correct.sum()), num_bytes)
 
 
 def score(
@@ -153,9 +151,7 @@ def score_sequences(
         model.train(was_training)
     if not np.isfinite(nll).all():
         names = [sequences.ids[index] for index in chosen[~np.isfinite(nll)][:8]]
-        raise BftError(
-            f"the model's log-probabilities are not finite for {', '.join(names)}; try model.dtype=fp32"
-        )
+        raise BftError(f"the model's log-probabilities are not finite for {', '.join(names)}; try model.dtype=fp32")
     return SequenceScores(nll, num_tokens, num_correct)
 
 

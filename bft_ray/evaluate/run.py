@@ -85,9 +85,7 @@ def evaluate_model(
             that cannot hold the workers.
     """
     if not config.data.validation and not config.evaluation.choices:
-        raise BadInput(
-            "data.validation", [], "given, or else evaluation.choices", "There is nothing to measure."
-        )
+        raise BadInput("data.validation", [], "given, or else evaluation.choices", "There is nothing to measure.")
     sets = [(task.name, read_items(task)) for task in config.evaluation.choices]
     tokenizer = load_tokenizer(config.model)
     parts: list[Any] = []
@@ -136,8 +134,7 @@ def _score(
     )
     order = np.argsort(np.concatenate(shards))
     columns = [
-        np.concatenate([getattr(r, name) for r in results])[order]
-        for name in ("nll", "num_tokens", "num_correct")
+        np.concatenate([getattr(r, name) for r in results])[order] for name in ("nll", "num_tokens", "num_correct")
     ]
     ends = np.cumsum([len(part.ids) for part in parts])[:-1]
     return [SequenceScores(*own) for own in zip(*(np.split(column, ends) for column in columns), strict=True)]

@@ -1,7 +1,7 @@
 """The loss: window confidence, weights, their readable definition, and doors for other people's trainers.
 
-    from bft_ray.loss import LossConfig, bft_loss
-    result = bft_loss(logits, labels, LossConfig(method="bft", window=256))
+from bft_ray.loss import LossConfig, bft_loss
+result = bft_loss(logits, labels, LossConfig(method="bft", window=256))
 """
 
 from bft_ray.config import LossConfig

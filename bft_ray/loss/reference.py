@@ -36,9 +36,7 @@ class LossSums:
     num_supervised: Tensor  # [S]  L_s, int64
 
 
-def loss_sums(
-    logits: Tensor, labels: Tensor, sample_index: Tensor, num_samples: int, config: LossConfig
-) -> LossSums:
+def loss_sums(logits: Tensor, labels: Tensor, sample_index: Tensor, num_samples: int, config: LossConfig) -> LossSums:
     """Balanced Fine-Tuning (arXiv 2511.21075) over one micro-batch, as sums.
 
         aggregate sample   loss_sum = sum_s r_s 1/L_s sum_t w_t (-logp_t)
@@ -117,9 +115,9 @@ def combine(
         aggregate token    loss = loss_sum / num_tokens  * normalisation
 
     Args:
-        loss_sum: [] of a micro-batch or of all; the losses of micro-batches add up. weight_sum: [] of the
-        *global* batch, or None where it is not known yet: then nothing is normalised, and
-            the caller multiplies by `normalisation` when it is.
+        loss_sum: [] of a micro-batch or of all; the losses of micro-batches add up.
+        weight_sum: [] of the *global* batch, or None where it is not known yet: then nothing is normalised,
+            and the caller multiplies by `normalisation` when it is.
         num_samples: [] of the *global* batch.
         num_tokens: [] of the *global* batch.
         config: the loss settings.

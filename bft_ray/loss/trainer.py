@@ -52,9 +52,7 @@ class TrainerLoss:
     def __init__(self, config: LossConfig):
         self.config = config
 
-    def __call__(
-        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The loss of one micro-batch: [] with gradient.
 
         Args:
@@ -108,7 +106,8 @@ class CountSamplesMixin(_Trainer):
         class BftSFTTrainer(CountSamplesMixin, SFTTrainer): ...
 
     A row is one sample, unless the collator gives `position_ids` (packing, padding-free batches): then each
-    restart of the positions begins a sample. A sample without a supervised token counts in nothing.
+    restart of the positions begins a sample. A sample without a supervised token counts in nothing. Leave
+    `TrainingArguments.use_cache` off: with a cache, packed samples attend to their neighbours.
 
     `normalise` needs the mean sample weight of the step, known only after the last micro-batch: gradients
     are accumulated without it and scaled then, before clipping. This needs the gradients in
@@ -151,8 +150,6 @@ class CountSamplesMixin(_Trainer):
         config = self._loss_config
         labels, sample_index, num_samples = _samples(inputs)
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        if "position_ids" in inputs:
-            inputs["use_cache"] = False  # with a cache, packed samples attend to their neighbours
         outputs = model(**inputs)
         sums = _sums(outputs, labels, sample_index, num_samples, config)
         step = self._bft_step
@@ -185,9 +182,7 @@ class CountSamplesMixin(_Trainer):
         return loss + (scale - 1) * step.loss  # Trainer logs the sum over the micro-batches
 
 
-def _sums(
-    outputs: Any, labels: Tensor, sample_index: Tensor, num_samples: int, config: LossConfig
-) -> LossSums:
+def _sums(outputs: Any, labels: Tensor, sample_index: Tensor, num_samples: int, config: LossConfig) -> LossSums:
     logits = outputs[0] if isinstance(outputs, tuple) else outputs["logits"]
     check_batch(logits, labels)
     return loss_sums(logits, labels, sample_index, num_samples, config)

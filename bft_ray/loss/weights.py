@@ -33,9 +33,7 @@ class Weights:
 
 
 @torch.no_grad()
-def weigh(
-    logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, prob: Tensor | None = None
-) -> Weights:
+def weigh(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, prob: Tensor | None = None) -> Weights:
     """All weights of the supervised tokens of one micro-batch.
 
     Args:

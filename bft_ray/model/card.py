@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bft_ray.config import Config, to_yaml
-from bft_ray.metrics import describe, format_value
+from bft_ray.metrics import format_value, is_judged
 
 _LOAD = {
     "adapter": """from peft import AutoPeftModelForCausalLM
@@ -98,7 +98,7 @@ def model_card(
 
 
 def _table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    names = [name for name in after if describe(name).direction != "none"]
+    names = [name for name in after if is_judged(name)]
     if not names:
         return ["Nothing was measured: the run had no validation data and no choice set."]
     rows = ["| metric | before | after |", "|---|---|---|"]

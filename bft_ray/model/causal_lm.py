@@ -53,7 +53,9 @@ def load_tokenizer(config: ModelConfig) -> Any:
     except (OSError, ValueError) as error:
         raise _unreadable(config, "tokenizer", error) from None
     if tokenizer.eos_token_id is None:
-        raise BadInput("model.path", config.path, "a model whose tokenizer has an end-of-text token", "Set its eos_token.")
+        raise BadInput(
+            "model.path", config.path, "a model whose tokenizer has an end-of-text token", "Set its eos_token."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -44,7 +44,8 @@ def _merge_in_place(folder: Path, config: ModelConfig) -> None:
     """Turn an adapter folder into the folder of the merged model: W + alpha/rank * B A, in the base's dtype."""
     from bft_ray.model.causal_lm import load_model
 
-    merged = load_model(config.model_copy(update={"path": str(folder), "adapter": None})).merge_and_unload()
+    loaded: Any = load_model(config.model_copy(update={"path": str(folder), "adapter": None}))
+    merged = loaded.merge_and_unload()
     merged.config.use_cache = True
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).unlink()

@@ -23,7 +23,7 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
     check_targets(model, config)
     settings = PeftLoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=config.dropout,
         target_modules=config.targets,
         task_type="CAUSAL_LM",

@@ -76,6 +76,6 @@ def improves(value: float | None, best: float | None, higher: bool) -> bool:
 def to_delete(scores: list[float | None], keep: int, higher: bool) -> list[int]:
     """Indices of the checkpoints, oldest first, that are neither the last nor among the `keep` best. Pure."""
     measured = [index for index, score in enumerate(scores) if score is not None]
-    measured.sort(key=lambda index: scores[index] if higher else -scores[index], reverse=True)  # type: ignore[operator]
+    measured.sort(key=lambda index: float(scores[index] or 0.0), reverse=higher)
     kept = {*measured[:keep], len(scores) - 1}
     return [index for index in range(len(scores)) if index not in kept]

@@ -188,7 +188,10 @@ def _adamw(model: torch.nn.Module, config: Config, device: torch.device) -> Any:
     trainable = [p for p in model.parameters() if p.requires_grad]
     dims = [len(getattr(p, "ds_shape", p.shape)) for p in trainable]
     groups = [
-        {"params": [p for p, d in zip(trainable, dims, strict=True) if d >= 2], "weight_decay": config.optimizer.weight_decay},
+        {
+            "params": [p for p, d in zip(trainable, dims, strict=True) if d >= 2],
+            "weight_decay": config.optimizer.weight_decay,
+        },
         {"params": [p for p, d in zip(trainable, dims, strict=True) if d < 2], "weight_decay": 0.0},
     ]
     settings = config.optimizer

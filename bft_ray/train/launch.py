@@ -81,7 +81,8 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             run_name=str(config.name),
             run_id=record.get("run_id"),
             params=flatten(config),
-            tags={"bft.domain": config.domain, "bft.method": config.loss.method, "bft.kind": "train"} | config.tracking.tags,
+            tags={"bft.domain": config.domain, "bft.method": config.loss.method, "bft.kind": "train"}
+            | config.tracking.tags,
         ) as tracker:
             display.line(f"run {config.name}: MLflow run {tracker.run_id} in experiment {config.experiment}")
             storage.write_text(storage.join(folder, "run.json"), _record_text(config, tracker.run_id))
@@ -198,7 +199,7 @@ def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_s)
     board = ray.remote(num_cpus=0)(Board).remote()
     trainer = TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # a value that it returns is rank 0's `return_value`
         train_loop_config={
             "config": config.model_dump(),
             "run_id": tracker.run_id,
@@ -218,7 +219,7 @@ def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int
             storage_path=cluster.storage_path,
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures,
-                controller_failure_limit=cluster.max_failures,  # also bounds the wait for a lost node
+                controller_failure_limit=cluster.max_failures,  # type: ignore[call-arg]  # also bounds the wait for a lost node
             ),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.checkpoint.keep, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
@@ -305,9 +306,6 @@ def _finish(
         storage.join(folder, "run.json"), _record_text(config, tracker.run_id, before=before, after=after, step=step)
     )
     return TrainResult(str(config.name), tracker.run_id, folder, exported, step, before, after)
-
-
-
 
 
 def _final(metrics: dict[str, float]) -> dict[str, float]:

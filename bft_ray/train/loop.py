@@ -17,7 +17,7 @@ from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.pack import MicroBatch, collate
 from bft_ray.data.plan import BatchPlan, layout
 from bft_ray.evaluate.likelihood import LikelihoodSums, score_micro_batches
-from bft_ray.metrics import describe
+from bft_ray.metrics import higher_is_better
 from bft_ray.train.checkpoint import LoopState, improves, verify_manifest, write_manifest
 from bft_ray.train.engine import Engine
 from bft_ray.train.host import Host
@@ -59,11 +59,13 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
     plan, num_steps = make_plan(config, data.train)
     evaluate_every = config.evaluation.every_steps or max(1, num_steps // 10)
     save_every = config.checkpoint.every_steps or evaluate_every
-    higher = describe(config.checkpoint.metric).direction == "higher"
+    higher = higher_is_better(config.checkpoint.metric)
     rank0 = engine.rank == 0
     state = _resume(engine, host)
     if rank0:
-        host.tell("resume" if state.step else "start", _arithmetic(engine, config, data, num_steps) | {"step": state.step})
+        host.tell(
+            "resume" if state.step else "start", _arithmetic(engine, config, data, num_steps) | {"step": state.step}
+        )
     if state.step == 0 and data.validation:
         measured = validate(engine, data, config)
         if rank0:
@@ -120,7 +122,7 @@ def share_of(
         config.data.packing,
     )
     places = shares[engine.rank]
-    micro_batches = [collate(data.train, indices[place], config.data.packing, data.pad_id) for place in places]
+    micro_batches = [collate(data.train, indices[place].tolist(), config.data.packing, data.pad_id) for place in places]
     return micro_batches, places, GlobalCounts(len(indices), int((supervised > 0).sum()), int(supervised.sum()))
 
 
@@ -128,11 +130,10 @@ def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
     """Likelihood of the validation set, shared out over the ranks; the same metrics on every rank."""
     assert data.validation is not None
     dataset = data.validation
-    shares = layout(dataset.lengths.tolist(), engine.world_size, config.evaluation.batch_tokens, None, config.data.packing)
-    micro_batches = (
-        collate(dataset, np.asarray(place, dtype=np.int64), config.data.packing, data.pad_id)
-        for place in shares[engine.rank]
+    shares = layout(
+        dataset.lengths.tolist(), engine.world_size, config.evaluation.batch_tokens, None, config.data.packing
     )
+    micro_batches = (collate(dataset, place, config.data.packing, data.pad_id) for place in shares[engine.rank])
     engine.module.eval()
     sums = score_micro_batches(engine.logits, micro_batches, engine.device)
     engine.module.train()

@@ -120,7 +120,7 @@ def _quantiles(per_sample: torch.Tensor, scale: float) -> dict[str, float]:
     if not counted.any():
         return {}
     levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=per_sample.device)
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, row, factor in (("confidence", 1, 1.0), ("sample_weight", 2, scale)):
         values = torch.quantile(per_sample[row][counted] * factor, levels).tolist()
         metrics |= {f"train/{name}_p{level}": value for level, value in zip((10, 50, 90), values, strict=True)}

@@ -38,7 +38,10 @@ def check_writable(path: str) -> None:
     except Exception as error:  # pyarrow raises a different type for each store
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
-            "cluster.storage_path", path, f"a folder or URI that can be written: {reason}", "Choose another place, or mend its rights."
+            "cluster.storage_path",
+            path,
+            f"a folder or URI that can be written: {reason}",
+            "Choose another place, or mend its rights.",
         ) from None
 
 
