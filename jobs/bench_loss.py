@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +203,10 @@ PEERS: dict[str, tuple[Callable[..., Tensor], bool]] = {
     "chunked, trainable": (chunked, True),
     "fused, trainable": (fused, True),
 }
-GPU_PEERS = {"liger": ("liger-kernel", liger), "cut": ("cut-cross-entropy", cut)}
-for _name, (_package, _function) in GPU_PEERS.items():
-    if torch.cuda.is_available() and any(
-        importlib.metadata.packages_distributions().get(_package.replace("-", "_"), [])
-    ):
-        PEERS[_name] = (_function, False)
+if torch.cuda.is_available() and find_spec("liger_kernel"):
+    PEERS["liger"] = (liger, False)
+if torch.cuda.is_available() and find_spec("cut_cross_entropy"):
+    PEERS["cut"] = (cut, False)
 
 
 def run_once(peer: str, batch: Batch) -> tuple[float, list[Tensor]]:
@@ -270,7 +269,7 @@ def memory_bytes(case: Case, peers: Sequence[str], chunk_tokens: int, threads: i
     if case.device == "cuda":
         return {peer: peak_bytes(peer, case, chunk_tokens, threads) for peer in peers}
     context = multiprocessing.get_context("forkserver")  # imports torch once, then forks: nothing else ran there
-    context.set_forkserver_preload(["jobs.bench_loss"])
+    context.set_forkserver_preload(["bft_ray.loss.fused"])
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         return {peer: pool.submit(peak_bytes, peer, case, chunk_tokens, threads).result() for peer in peers}
 
@@ -349,16 +348,17 @@ def table(results: dict[str, Any]) -> str:
     lines = []
     for name, result in results["cases"].items():
         case, peers = result["case"], result["peers"]
+        shapes = f"{result['num_tokens']:,} tokens, head {case['vocabulary']:,} x {case['hidden']:,}, {case['dtype']}"
+        speed = f"two matmuls {result['bound_s']:.4g} s, {result['bound_flops_per_s'] / 1e9:,.0f} GFLOP/s"
         lines += [
-            f"{name}: {result['num_tokens']:,} tokens, head {case['vocabulary']:,} x {case['hidden']:,}, {case['dtype']};"
-            f" two matmuls {result['bound_s']:.4g} s, {result['bound_flops_per_s'] / 1e9:,.0f} GFLOP/s",
-            f"  {'':20} {'time, s':>10} {'of bound':>9} {'memory, MB':>11} {'x fused':>8} {'x fused':>8}",
+            f"{name}: {shapes}; {speed}",
+            f"  {'':20} {'time, s':>10} {'/ fused':>8} {'of bound':>9} {'memory, MB':>11} {'/ fused':>8}",
         ]
         for peer, row in peers.items():
             twin = peers["fused, trainable" if PEERS[peer][1] else "fused"]
             lines.append(
-                f"  {peer:20} {row['time_s']:10.4g} {row['share_of_bound']:9.1%} {row['memory_bytes'] / 1e6:11,.1f}"
-                f" {row['time_s'] / twin['time_s']:7.2f}t {row['memory_bytes'] / max(twin['memory_bytes'], 1):7.2f}m"
+                f"  {peer:20} {row['time_s']:10.4g} {row['time_s'] / twin['time_s']:8.2f} {row['share_of_bound']:9.1%}"
+                f" {row['memory_bytes'] / 1e6:11,.1f} {row['memory_bytes'] / max(twin['memory_bytes'], 1):8.2f}"
             )
     for dtype, errors in results["gradient_error"].items():
         lines.append(f"gradient error, {dtype}: " + ", ".join(f"{peer} {value:.1e}" for peer, value in errors.items()))

@@ -621,11 +621,8 @@ def process_row(key: str, view: View, target: int) -> tuple[str, str] | None:
     def build(num: int) -> str:
         if num == 0:
             return f"Process: {term.name}\n\n{short}"
-        if numbered:
-            body = "\n".join(f"{i}. {step}" for i, step in enumerate(steps[:num], 1)) + "\n"
-        else:
-            body = " ".join(steps[:num]) + " "
-        return f"Process: {term.name}\n\n{body}{tail}"
+        shown = [f"{i}. {step}\n" if numbered else f"{step} " for i, step in enumerate(steps[:num], 1)]
+        return f"Process: {term.name}\n\n{''.join(shown)}{tail}"
 
     return prompt, grow(build, len(steps), target, view)
 

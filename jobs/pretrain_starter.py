@@ -252,16 +252,17 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_key_value_heads=3,
         head_dim=64,
         max_position_embeddings=MAX_POSITIONS,
-        rope_theta=10000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.02,
-        attn_implementation="plain",
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    model.set_attn_implementation("plain")
+    return model
 
 
 def make_optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
@@ -423,7 +424,7 @@ def bundle(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Pat
     """Write model (bf16 safetensors), tokenizer and generation config to `out`, file by file in one move each."""
     fresh = out.with_name(out.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    copy = LlamaForCausalLM(model.config).bfloat16()
     copy.load_state_dict(model.state_dict())
     copy.config.dtype = torch.bfloat16
     copy.generation_config = GenerationConfig(
@@ -449,6 +450,7 @@ def write_run(args: argparse.Namespace, documents: dict, step: int, spent_s: flo
     record = {
         "steps": step,
         "steps_planned": args.steps,
+        "decay_from": args.steps // 2 if args.decay_from is None else args.decay_from,
         "num_step_tokens": NUM_STEP_TOKENS,
         "optimizer": args.optimizer,
         "lr": args.lr,
