@@ -570,6 +570,7 @@ def process_row(key: str, view: View, target: int) -> tuple[str, str] | None:
     rng.shuffle(genes)
     genes = genes[: max(3, min(40, target // 45))]
     near = near_terms(term, view)
+    rank = {other.id: position for position, other in enumerate(near)}
     hints = hints_of(genes, near, view) if rng.random() < 0.5 else []
     prompt = process_question(genes, hints, rng)
     noun = BRANCH_NOUN[term.branch]
@@ -578,7 +579,8 @@ def process_row(key: str, view: View, target: int) -> tuple[str, str] | None:
     seen: dict[str, list[str]] = defaultdict(list)
     steps = []
     for gene, style in zip(genes, styles, strict=True):
-        side = [other for other in near if gene in view.gene_sets[other.id]][:4]
+        ids = sorted((i for i in view.terms_of[gene] if i in rank), key=rank.__getitem__)
+        side = [view.terms[i] for i in ids[:4]]
         if not side:
             steps.append(
                 (
