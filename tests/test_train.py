@@ -139,6 +139,7 @@ def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
     assert result.after["validation/nll"] == pytest.approx(best, rel=1e-4)  # the best weights were exported
     assert result.after["validation/nll"] < history(client, result.run_id, "validation/nll")[0][1]
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"train", "validation"}
+    assert "| quiz/accuracy |" in run.data.tags["mlflow.note.content"]  # the description on the run's page
     files = {item.path for item in client.list_artifacts(result.run_id)}
     assert {"config.yaml", "model_card.md"} <= files
     card = (Path(result.export) / "README.md").read_text()

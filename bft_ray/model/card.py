@@ -66,7 +66,7 @@ def model_card(
             "",
             "## Measured",
             "",
-            *_table(before, after),
+            *measured_table(before, after),
             "",
             "## Data",
             "",
@@ -97,7 +97,8 @@ def model_card(
     )
 
 
-def _table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+def measured_table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """Lines of a Markdown table: every metric that has a better and a worse, before and after."""
     names = [name for name in after if is_judged(name)]
     if not names:
         return ["Nothing was measured: the run had no validation data and no choice set."]

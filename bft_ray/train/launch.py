@@ -17,7 +17,7 @@ from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_confi
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.errors import BadConfig, BadInput, BftError
 from bft_ray.evaluate.run import evaluate_model
-from bft_ray.model.card import model_card
+from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import adapter_of, load_tokenizer
 from bft_ray.model.export import describe_weights
 from bft_ray.model.lora import check_targets
@@ -299,7 +299,8 @@ def _finish(
             (Path(temporary) / "README.md").write_text(card)
             storage.put_folder(Path(temporary), exported)
     tracker.log_text(card, "model_card.md")
-    tracker.set_tags({"bft.step": str(step), "bft.export": exported})
+    note = "\n".join([f"Exported: the weights of step {step}, `{exported}`", "", *measured_table(before, after)])
+    tracker.set_tags({"bft.step": str(step), "bft.export": exported, "mlflow.note.content": note})
     if config.tracking.log_model:
         tracker.log_model(local, name=f"bft-{config.domain}", metrics=_final(after), step=step)
     storage.write_text(
