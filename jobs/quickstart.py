@@ -10,6 +10,7 @@ import time
 
 from bft_ray.cli import mlflow_command
 from bft_ray.config import load_config
+from bft_ray.domains import domain
 from bft_ray.errors import BftError
 
 METHODS = ("sft", "bft")
@@ -40,7 +41,7 @@ def main(overrides: list[str]) -> int:
             print(f"\n== {method}", flush=True)
             results[method] = train(config)
     columns = {"before": results["sft"].before} | {method: result.after for method, result in results.items()}
-    print(f"\n{configs['sft'].domain}, starter model and data, {time.monotonic() - began:.0f} s\n")
+    print(f"\n{domain(configs['sft'].domain).title}: starter model and data, {time.monotonic() - began:.0f} s\n")
     print(table(columns))
     print("\nFine-tuned models (each with a model card):")
     for result in results.values():
