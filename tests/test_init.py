@@ -150,7 +150,8 @@ def test_bad_files_are_refused(tmp_path):
 
 
 def test_real_file(tmp_path):
-    data = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "medical_qa" / "train.jsonl"
+    shared = Path(__file__).resolve().parents[1].parent / "shared"  # may be a link
+    data = (shared / "data" / "medical_qa" / "train.jsonl").resolve()
     if not data.is_file():
         pytest.skip("../shared/data is not here")
     config = load_config(write_config(data, tmp_path / "bft.yaml", domain="medical_qa"))
