@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a network
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# a shell starts background jobs with SIGINT ignored, and children inherit that: tests send it to theirs
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
