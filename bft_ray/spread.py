@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +84,8 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     if address is not None:
         _probe(address, min(_PROBE_S, cluster.start_timeout_s))
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    in_main = threading.current_thread() is threading.main_thread()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -91,6 +95,8 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
         )
     except (Exception, SystemExit) as error:  # bare Exceptions, and an exit if no node answers
         raise _unreachable(address, _root_cause(error)) from error
+    if in_main and on_sigterm is not None:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which aborts the process
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bft_ray.config import ScheduleConfig, make_config
 from bft_ray.errors import BadInput
-from bft_ray.train.checkpoint import LoopState, improves, to_delete, verify_manifest, write_manifest
+from bft_ray.train.checkpoint import LoopState, improves, last_complete, to_delete, verify_manifest, write_manifest
 from bft_ray.train.schedule import learning_rate
 from bft_ray.train.settings import deepspeed_settings
 from tests.ranks import run_ranks
@@ -85,6 +85,21 @@ def test_the_number_of_ranks_must_stay(make_tree, tmp_path):
     run_ranks(run_alone, 1, tree, str(tmp_path / "run"))
     with pytest.raises(AssertionError, match=r"`cluster.num_workers` is 2, but must be 1"):
         run_ranks(run_alone, 2, tree, str(tmp_path / "run"))
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
+    for step in (2, 4, 6):
+        folder = tmp_path / f"step-{step:08d}"
+        folder.mkdir()
+        (folder / "shard.pt").write_bytes(b"0123456789")
+        write_manifest(folder, 0, 1)
+    assert last_complete(tmp_path) == tmp_path / "step-00000006"
+    (tmp_path / "step-00000006" / "shard.pt").write_bytes(b"0123")
+    assert last_complete(tmp_path) == tmp_path / "step-00000004"
+    (tmp_path / "step-00000004" / "manifest-00000.json").write_text('{"world')
+    assert last_complete(tmp_path) == tmp_path / "step-00000002"
+    (tmp_path / "step-00000002" / "shard.pt").unlink()
+    assert last_complete(tmp_path) is None
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path):

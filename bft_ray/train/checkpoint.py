@@ -24,12 +24,10 @@ class LoopState:
 
 def write_manifest(folder: Path, rank: int, world_size: int) -> None:
     """`manifest-<rank>.json`: the SHA-256 of every file that this rank wrote below `folder`."""
-    files = {
-        str(path.relative_to(folder)): checksum(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith("manifest-")
-    }
-    text = json.dumps({"world_size": world_size, "files": files}, indent=1)
+    written = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("manifest-")]
+    files = {str(path.relative_to(folder)): checksum(path) for path in written}
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in written}
+    text = json.dumps({"world_size": world_size, "files": files, "num_bytes": sizes}, indent=1)
     (folder / f"manifest-{rank:05d}.json").write_text(text)
 
 
@@ -58,6 +56,30 @@ def verify_manifest(folder: Path, rank: int, world_size: int) -> None:
             path = folder / name
             if not path.is_file() or checksum(path) != expected:
                 raise BadInput("checkpoint", str(path), "unchanged since it was written (its checksum differs)", remedy)
+
+
+def step_name(step: int) -> str:
+    """Name of a checkpoint's folder; sorts as the steps do."""
+    return f"step-{step:08d}"
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The latest checkpoint below `folder` that was written to its end: all manifests, and every file in full length.
+
+    One that was cut off by the end of its writer is passed over. Whether its content is unchanged, `verify_manifest`
+    tells.
+    """
+    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if _is_complete(path)), None)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        manifests = [json.loads(path.read_text()) for path in folder.glob("manifest-*.json")]
+    except ValueError:
+        return False
+    sizes = {name: size for manifest in manifests for name, size in manifest["num_bytes"].items()}
+    whole = all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    return bool(manifests) and len(manifests) == manifests[0]["world_size"] and whole
 
 
 def checksum(path: Path) -> str:

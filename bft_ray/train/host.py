@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from bft_ray.train.checkpoint import to_delete
+from bft_ray.train.checkpoint import step_name, to_delete
 
 #: name of an event ("start", "step", "validation", "checkpoint", "resume", "end") and its values
 Listener = Callable[[str, dict[str, Any]], None]
@@ -24,8 +24,8 @@ class Host(Protocol):
     def last_checkpoint(self) -> Path | None:
         """Folder of the last complete checkpoint of this run, if it goes on."""
 
-    def best_checkpoint(self) -> Path | None:
-        """Folder of the checkpoint with the best score."""
+    def best_checkpoint(self, step: int) -> Path | None:
+        """Folder of the checkpoint with the best score, which is that of `step`."""
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
         """Take over a checkpoint that every rank wrote into its own `folder`; higher score is better or None."""
@@ -50,12 +50,11 @@ class LocalHost:
         saved = self._saved()
         return saved[-1][0] if saved else None
 
-    def best_checkpoint(self) -> Path | None:
-        measured = [(score, path) for path, score in self._saved() if score is not None]
-        return max(measured)[1] if measured else None
+    def best_checkpoint(self, step: int) -> Path | None:
+        return self.folder / step_name(step)
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
-        target = self.folder / f"step-{step:08d}"
+        target = self.folder / step_name(step)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
         (target / "score.json").write_text(json.dumps(score))  # last: a folder without it is not complete

@@ -204,7 +204,7 @@ def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int
             "config": config.model_dump(),
             "run_id": tracker.run_id,
             "board": board,
-            "export": storage.join(folder, "export"),
+            "folder": folder,
         },
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,

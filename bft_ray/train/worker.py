@@ -20,10 +20,10 @@ from bft_ray.errors import NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.tracking.run import Tracker
-from bft_ray.train.checkpoint import LoopState, verify_manifest
+from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest
 from bft_ray.train.engine import Engine
 from bft_ray.train.loop import Data, fit
-from bft_ray.train.storage import join, put_folder
+from bft_ray.train.storage import is_remote, join, put_folder
 
 SCORE = "bft_score"  # Ray Train keeps the checkpoints with the largest
 NOT_MEASURED = -sys.float_info.max
@@ -32,15 +32,20 @@ NOT_MEASURED = -sys.float_info.max
 class RayHost:
     """A worker of Ray Train: checkpoints go through `ray.train.report`, news to MLflow and to the driver."""
 
-    def __init__(self, tracker: Tracker | None, board: Any):
+    def __init__(self, folder: str, tracker: Tracker | None, board: Any):
         self.device = ray.train.torch.get_device()
-        self._tracker, self._board = tracker, board
+        self._folder, self._tracker, self._board = folder, tracker, board
 
     def last_checkpoint(self) -> Path | None:
+        # On a disk the folders tell. Ray's own snapshot of them is not there after every kind of end.
+        if not is_remote(self._folder):
+            return last_complete(Path(self._folder))
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else _local(checkpoint)
 
-    def best_checkpoint(self) -> Path | None:
+    def best_checkpoint(self, step: int) -> Path | None:
+        if not is_remote(self._folder):
+            return Path(self._folder) / step_name(step)
         reported = [item for item in ray.train.get_all_reported_checkpoints() if item.metrics[SCORE] > NOT_MEASURED]
         return _local(max(reported, key=lambda item: item.metrics[SCORE]).checkpoint) if reported else None
 
@@ -48,7 +53,7 @@ class RayHost:
         ray.train.report(
             {SCORE: NOT_MEASURED if score is None else score, "step": step},
             checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
-            checkpoint_dir_name=f"step-{step:08d}",
+            checkpoint_dir_name=step_name(step),
         )
 
     def tell(self, event: str, values: dict[str, Any]) -> None:
@@ -66,20 +71,20 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     workers again would only repeat it.
 
     Args:
-        payload: `config` (plain tree), `run_id` of MLflow, `board` (actor that shows progress), `export` (target).
+        payload: `config` (plain tree), `run_id` of MLflow, `board` (actor that shows progress), `folder` (of the run).
     """
     config = make_config(payload["config"])
     pin_threads(config)
     context = ray.train.get_context()
     tracker = Tracker.attach(config.tracking, payload["run_id"]) if context.get_world_rank() == 0 else None
-    host = RayHost(tracker, payload["board"])
+    host = RayHost(payload["folder"], tracker, payload["board"])
     engine = None
     try:
         tokenizer = load_tokenizer(config.model)
         data = load_data(config, tokenizer, context.get_local_rank())
         engine = Engine(config, host.device)
         state = fit(engine, config, data, host)
-        step = export(engine, config, tokenizer, host, state, payload["export"])
+        step = export(engine, config, tokenizer, host, state, join(payload["folder"], "export"))
         return {"step": step, "best_value": state.best_value, "best_step": state.best_step}
     except NonFinite as error:
         return {"error": error}
@@ -111,9 +116,9 @@ def load_data(config: Config, tokenizer: Any, local_rank: int) -> Data:
 def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state: LoopState, target: str) -> int:
     """Write the best (or last) weights to `target`; returns the step that they are of. Every rank calls it."""
     step = state.step
-    if config.checkpoint.export == "best" and state.best_step not in (None, state.step):
-        folder = host.best_checkpoint()
-        assert folder is not None and state.best_step is not None
+    if config.checkpoint.export == "best" and state.best_step is not None and state.best_step != state.step:
+        folder = host.best_checkpoint(state.best_step)
+        assert folder is not None
         verify_manifest(folder, engine.rank, engine.world_size)
         engine.load(folder)
         step = state.best_step
@@ -122,7 +127,7 @@ def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state:
         with tempfile.TemporaryDirectory(prefix="bft_ray_export_") as temporary:
             folder = Path(temporary) / "export"
             export_model(engine.module, weights, tokenizer, config.model, folder, config.checkpoint.merge_lora)
-            put_folder(folder, join(target))
+            put_folder(folder, target)
     dist.barrier()
     return step
 
