@@ -24,7 +24,7 @@ from bft_ray.model.lora import check_targets
 from bft_ray.spread import connect, num_gpus_per_worker, require_resources
 from bft_ray.tracking.begin import MAY_CHANGE
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import absolute_uri, check_server
+from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
 from bft_ray.train.progress import Board, Display, Watcher
 
@@ -85,7 +85,8 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             | config.tracking.tags,
         ) as tracker:
             display.line(f"run {config.name}: MLflow run {tracker.run_id} in experiment {config.experiment}")
-            storage.write_text(storage.join(folder, "run.json"), _record_text(config, tracker.run_id))
+            known = {"before": record["before"]} if "before" in record else {}
+            storage.write_text(storage.join(folder, "run.json"), _record_text(config, tracker.run_id, **known))
             _log_inputs(tracker, config, datasets)
             before = _before(config, tracker, record, folder, display)
             step = _fit(config, tracker, folder, display)
@@ -160,11 +161,12 @@ def _record_of(folder: str, config: Config) -> dict[str, Any]:
 
 
 def _record_text(config: Config, run_id: str, **more: Any) -> str:
-    return json.dumps({"run_id": run_id, "config": flatten(config)} | more, indent=1)
+    """What stays beside the results; passwords in addresses do not."""
+    return redact(json.dumps({"run_id": run_id, "config": flatten(config)} | more, indent=1))
 
 
 def _log_inputs(tracker: Tracker, config: Config, datasets: dict[str, TokenDataset]) -> None:
-    tracker.log_text(to_yaml(config), "config.yaml")
+    tracker.log_text(redact(to_yaml(config)), "config.yaml")
     for use, dataset in datasets.items():
         paths = ", ".join(source.path for source in getattr(config.data, use))
         tracker.log_dataset(use, source=paths, fingerprint=dataset.fingerprint, num_rows=len(dataset), context=use)
@@ -283,7 +285,7 @@ def _finish(
         model = config.model.model_copy(update={"path": str(local), "adapter": None})
         after = evaluate_model(config.model_copy(update={"model": model})).metrics
         tracker.log_metrics(_final(after), step=step)
-    card = model_card(
+    text = model_card(
         config,
         kind=describe_weights(local)["kind"],
         folder=exported,
@@ -293,6 +295,7 @@ def _finish(
         run_id=tracker.run_id,
         step=step,
     )
+    card = redact(text)
     (local / "README.md").write_text(card)
     if storage.is_remote(exported):
         with tempfile.TemporaryDirectory() as temporary:
