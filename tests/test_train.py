@@ -260,3 +260,19 @@ def poisoned_model(tiny_model, tmp_path) -> Path:
     weights["model.embed_tokens.weight"][40] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def test_passwords_stay_out_of_what_a_run_leaves(make_tree):
+    from bft_ray.train import launch
+
+    config = make_config(make_tree(tracking={"uri": "postgresql://user:hunter2@127.0.0.1/mlflow"}))
+    written: dict[str, str] = {}
+
+    class Tracker:  # the server is a process boundary; what is handed to it is what counts
+        def log_text(self, text, file):
+            written[file] = text
+
+    launch._log_inputs(Tracker(), config, {})
+    written["run.json"] = launch._record_text(config, "id")
+    assert json.loads(written["run.json"])["config"]["loss.method"] == "bft"
+    assert "config.yaml" in written and not any("hunter2" in text for text in written.values())
