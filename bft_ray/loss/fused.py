@@ -90,6 +90,35 @@ def fused_loss_sums(
     return gather_sums(loss_sum, logp, correct, weights)
 
 
+@torch.no_grad()
+def target_logp(
+    x: Tensor,
+    head_weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of a target for each row of hidden states; the logits are never held together.
+
+        logp_t = z_t[target_t] - log sum_v e^{z_t[v]},        z as in `fused_loss_sums`
+
+    Args:
+        x: [N, D] hidden states of the positions that predict.
+        head_weight: [V, D].
+        target: [N] int64.
+        bias, logit_scale, softcap: as in `fused_loss_sums`.
+
+    Returns:
+        logp [N] in nats, fp32 (fp64 for fp64), and whether the target has the largest logit [N] bool.
+    """
+    head = Head(head_weight, bias, logit_scale, softcap)
+    job = _Job(LossConfig(), 0, None, len(head_weight), logit_scale, softcap, False, False, False)
+    rows = _frozen(x, target, head, job)
+    return rows.logp, rows.correct
+
+
 @dataclass(frozen=True)
 class _Job:
     """Everything that is no tensor."""
