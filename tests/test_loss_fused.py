@@ -91,7 +91,7 @@ def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def assert_same(ours, theirs, tolerance: float) -> None:
     (sums, gradients), (expected, expected_gradients) = ours, theirs
-    for name in LossSums.__dataclass_fields__:
+    for name in LossSums._fields:
         got, want = getattr(sums, name), getattr(expected, name)
         if want.is_floating_point():
             assert error(got, want) <= tolerance, name

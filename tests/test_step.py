@@ -53,8 +53,8 @@ def one_steps(tree: dict, cases: list[tuple[str, str, int, bool]]) -> list[tuple
         plan, _ = make_plan(config, data.train)
         engine = Engine(config, torch.device("cpu"))
         before = engine.weights()
-        micro, places, counts = share_of(engine, config, data, plan.batch(0))
-        metrics = train_step(engine, micro, places, counts, config.loss, step=0, learning_rate=RATE, seed=config.seed)
+        share = share_of(engine, config, data, plan.batch(0))
+        metrics = train_step(engine, share, config.loss, step=0, learning_rate=RATE, seed=config.seed)
         after = engine.weights()
         if engine.rank == 0:
             gradient = np.concatenate([(before[name] - after[name]).flatten().numpy() / RATE for name in before])
@@ -113,9 +113,9 @@ def step_with_infinite_gradient(tree: dict, preset: str) -> tuple[str, bool]:
 
     engine.module.get_input_embeddings().register_forward_hook(blow_up)
     before = engine.weights()
-    micro, places, counts = share_of(engine, config, data, plan.batch(0))
+    share = share_of(engine, config, data, plan.batch(0))
     try:
-        train_step(engine, micro, places, counts, config.loss, step=0, learning_rate=0.1, seed=0)
+        train_step(engine, share, config.loss, step=0, learning_rate=0.1, seed=0)
         error = ""
     except NonFinite as caught:
         error = str(caught)

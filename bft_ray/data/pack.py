@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from bft_ray.data.dataset import IGNORED, TokenDataset
@@ -13,7 +14,7 @@ from bft_ray.data.dataset import IGNORED, TokenDataset
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tensors of one forward pass, all int64 [B, T]; packed: B is 1.
+    """Tensors of one forward pass, all int64; [B, T] where nothing else is said; packed: B is 1.
 
     Attributes:
         input_ids: tokens; `pad_id` at padding.
@@ -22,6 +23,11 @@ class MicroBatch:
             does so with `use_cache=False` only).
         sample_index: 0 .. num_samples-1 within this micro-batch, -1 at padding.
         attention_mask: 1 for tokens, 0 for padding; None when packed.
+        position: [N] place in the flattened [B, T] of each supervised token, by sample: known here, so that the
+            device need not be asked.
+        sample: [N] sample of each supervised token.
+        target: [N] the supervised tokens.
+        lengths: supervised tokens of each sample.
         sample_ids: ids of the samples, by sample_index.
         num_samples: samples with a supervised token, which are all of them; 0 for the stand-in of an empty
             micro-batch.
@@ -32,6 +38,10 @@ class MicroBatch:
     position_ids: torch.Tensor
     sample_index: torch.Tensor
     attention_mask: torch.Tensor | None
+    position: torch.Tensor
+    sample: torch.Tensor
+    target: torch.Tensor
+    lengths: list[int]
     sample_ids: list[str]
     num_samples: int
 
@@ -43,6 +53,15 @@ class MicroBatch:
             if isinstance(value := getattr(self, item.name), torch.Tensor)
         }
         return replace(self, **moved)
+
+    def pinned(self) -> MicroBatch:
+        """The same micro-batch in pinned memory, from which a copy to a GPU runs beside its work."""
+        pinned: dict[str, Any] = {
+            item.name: value.pin_memory()
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), torch.Tensor)
+        }
+        return replace(self, **pinned)
 
 
 def collate(dataset: TokenDataset, indices: Sequence[int], packing: bool, pad_id: int) -> MicroBatch:
@@ -63,12 +82,21 @@ def collate(dataset: TokenDataset, indices: Sequence[int], packing: bool, pad_id
             return torch.cat(parts)[None]
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=padding)
 
+    laid = lay(labels, IGNORED)
+    # where each sample begins in the flattened batch: end to end, or a row each
+    width = laid.shape[1]
+    starts = np.cumsum([0, *map(len, samples)]).tolist() if packing else [row * width for row in range(len(samples))]
+    own = [(label != IGNORED).nonzero().squeeze(1) for label in labels]
     return MicroBatch(
         input_ids=lay(samples, pad_id),
-        labels=lay(labels, IGNORED),
+        labels=laid,
         position_ids=lay(positions, 0),
         sample_index=lay(numbers, -1),
         attention_mask=None if packing else lay([torch.ones_like(sample) for sample in samples], 0),
+        position=torch.cat([start + places for start, places in zip(starts, own, strict=False)]),
+        sample=torch.cat([torch.full_like(places, number) for number, places in enumerate(own)]),
+        target=torch.cat([label[places] for label, places in zip(labels, own, strict=True)]),
+        lengths=[len(places) for places in own][: len(indices)],
         sample_ids=[dataset.ids[i] for i in indices],
         num_samples=len(indices),
     )

@@ -21,7 +21,7 @@ from torch._C._autograd import _get_current_graph_task_keep_graph as graph_is_ke
 
 from bft_ray.config import LossConfig
 from bft_ray.loss.head import Head, OtherWords, add_product, product
-from bft_ray.loss.reference import LossSums, gather_sums, supervised_positions
+from bft_ray.loss.reference import LossSums, Supervised, gather_sums, supervised_positions
 from bft_ray.loss.weights import Weights, weigh
 
 #: Logits held at once under a frozen head: 16 MB on a CPU, about its caches; 64 MB on devices with more to fill.
@@ -54,13 +54,13 @@ def fused_loss_sums(
     rounding, except in ties: a target whose logit another word shares is not correct here.
 
     The gradient is computed in the forward pass, as far as it is needed: without gradient (`no_grad`) only
-    the logits are. There is no second derivative. The forward pass waits for the device before its loop over
-    chunks only: once, and once more for a trainable head.
+    the logits are. There is no second derivative.
 
     Args:
         hidden: [B, T, D] last hidden states, after the final norm.
         head_weight: [V, D]. Frozen where it needs no gradient.
-        labels, sample_index, num_samples, config: as for `loss_sums`.
+        labels, sample_index, num_samples, config: as for `loss_sums`. Finding the supervised tokens waits for
+            the device: who knows them calls `fused_row_sums`.
         bias: [V] of the head.
         chunk_tokens: most logits to hold at once, in rows of the vocabulary; None: by their bytes. The block
             of a frozen head has that many logits in another shape, about square, which reads least memory.
@@ -68,15 +68,49 @@ def fused_loss_sums(
         softcap: bound of the logits (Gemma).
         num_words: words of the tokenizer where the head is padded beyond it; the others have probability 0.
     """
-    position, sample, target = supervised_positions(labels, sample_index)
+    return fused_row_sums(
+        hidden.flatten(0, 1),
+        head_weight,
+        supervised_positions(labels, sample_index),
+        num_samples,
+        config,
+        bias=bias,
+        chunk_tokens=chunk_tokens,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        num_words=num_words,
+    )
+
+
+def fused_row_sums(
+    hidden: Tensor,
+    head_weight: Tensor,
+    supervised: Supervised,
+    num_samples: int,
+    config: LossConfig,
+    *,
+    bias: Tensor | None = None,
+    chunk_tokens: int | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    num_words: int | None = None,
+) -> LossSums:
+    """`fused_loss_sums` for given supervised tokens; nothing waits for the device, if their lengths are given.
+
+    Args:
+        hidden: [B T, D] last hidden states of all positions.
+        supervised: the tokens; without `lengths` a trainable head waits for the device once, to know them.
+    """
+    position, sample, target, lengths = supervised
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-    x = hidden.flatten(0, 1).index_select(0, position - 1).to(dtype)  # [N, D]
+    x = hidden.index_select(0, position - 1).to(dtype)  # [N, D]
     learns = torch.is_grad_enabled()
     job = _Job(
         config=config,
         num_samples=num_samples,
+        lengths=lengths,
         chunk_tokens=chunk_tokens,
         num_words=num_words or len(head_weight),
         logit_scale=logit_scale,
@@ -114,8 +148,7 @@ def target_logp(
         logp [N] in nats, fp32 (fp64 for fp64), and whether the target has the largest logit [N] bool.
     """
     head = Head(head_weight, bias, logit_scale, softcap)
-    job = _Job(LossConfig(), 0, None, len(head_weight), logit_scale, softcap, False, False, False)
-    rows = _frozen(x, target, head, job)
+    rows = _frozen(x, target, head, _Job(LossConfig(), 0, len(head_weight)))
     return rows.logp, rows.correct
 
 
@@ -125,13 +158,14 @@ class _Job:
 
     config: LossConfig
     num_samples: int
-    chunk_tokens: int | None
     num_words: int
-    logit_scale: float
-    softcap: float | None
-    hidden_learns: bool
-    weight_learns: bool
-    bias_learns: bool
+    lengths: list[int] | None = None
+    chunk_tokens: int | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    hidden_learns: bool = False
+    weight_learns: bool = False
+    bias_learns: bool = False
 
 
 @dataclass
@@ -240,7 +274,9 @@ def _trainable(
     """Three matmuls, over chunks of whole samples: logits, row gradients, and the weighted gradient of the head."""
     rows = _Rows.empty(x, job.hidden_learns)
     rows_at_once = job.chunk_tokens or max(1, CHUNK_LOGITS // len(head.weight))
-    lengths = torch.bincount(sample, minlength=job.num_samples).tolist()
+    lengths = job.lengths
+    if lengths is None:
+        lengths = torch.bincount(sample, minlength=job.num_samples).tolist()
     longest = min(len(x), rows_at_once)
     buffer = x.new_empty(longest * len(head.weight), dtype=_wide(x.dtype))
     head = replace(head, weight=head.weight.to(x.dtype))

@@ -6,7 +6,7 @@ does: so how a batch is cut into micro-batches, packed, padded or spread over ra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,16 @@ from bft_ray.loss.weights import Weights, weigh
 IGNORE = -100
 
 
-@dataclass(frozen=True)
-class LossSums:
+class Supervised(NamedTuple):
+    """The N supervised tokens of a micro-batch, sorted by sample."""
+
+    position: Tensor  # [N] place in the flattened [B, T]; the hidden state before it predicts it
+    sample: Tensor  # [N] in 0..S-1
+    target: Tensor  # [N] the token, int64
+    lengths: list[int] | None = None  # [S] supervised tokens of each sample, where the host knows them
+
+
+class LossSums(NamedTuple):  # a tuple, because DeepSpeed looks for tensors in those
     """Sums over one micro-batch (S samples). Only `loss_sum` carries a gradient; add up, then `combine`."""
 
     loss_sum: Tensor  # []   sum_t row_t (-logp_t), see `loss_sums`
@@ -56,7 +64,7 @@ def loss_sums(logits: Tensor, labels: Tensor, sample_index: Tensor, num_samples:
         num_samples: S.
         config: the loss settings.
     """
-    position, sample, target = supervised_positions(labels, sample_index)
+    position, sample, target, _ = supervised_positions(labels, sample_index)
     rows = logits.flatten(0, 1)[position - 1]  # [N, V]
     nll = F.cross_entropy(rows if rows.dtype == torch.float64 else rows.float(), target, reduction="none")
 
@@ -67,14 +75,14 @@ def loss_sums(logits: Tensor, labels: Tensor, sample_index: Tensor, num_samples:
     return gather_sums((weights.row * nll).sum(), -nll.detach(), rows.detach().argmax(-1) == target, weights)
 
 
-def supervised_positions(labels: Tensor, sample_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The N supervised tokens, sorted by sample: their place in the flat batch, their sample, their token."""
+def supervised_positions(labels: Tensor, sample_index: Tensor) -> Supervised:
+    """The supervised tokens of `labels` [B, T] and `sample_index` [B, T], as `loss_sums` takes them."""
     supervised = labels != IGNORE
     supervised[:, 0] = False
     position = supervised.flatten().nonzero().squeeze(1)  # the only wait for the device
     sample, order = sample_index.flatten()[position].sort(stable=True)
     position = position[order]
-    return position, sample, labels.flatten()[position].long()
+    return Supervised(position, sample, labels.flatten()[position].long())
 
 
 def gather_sums(loss_sum: Tensor, logp: Tensor, correct: Tensor, weights: Weights) -> LossSums:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import resource
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bft_ray.config import Config
+from bft_ray.config import Config, LossConfig
 from bft_ray.data.pack import MicroBatch
 from bft_ray.errors import NonFinite
+from bft_ray.loss import LossSums
 from bft_ray.model.causal_lm import load_model
+from bft_ray.train.loss_model import LossModel
 from bft_ray.train.settings import deepspeed_settings
 
 
@@ -66,23 +69,25 @@ class Engine:
         self.num_parameters = sum(map(_numel, model.parameters()))
         self._deepspeed = deepspeed
         self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=_adamw(model, config, device), config=settings, dist_init_required=False
+            model=LossModel(model), optimizer=_adamw(model, config, device), config=settings, dist_init_required=False
         )
         self._only_trainable = self.num_trainable < self.num_parameters
+        self._engine(None, None)  # before any GPU hour is spent: are the logits of this architecture known?
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model without DeepSpeed's wrapper (its parameters are partitioned under ZeRO-3)."""
-        return self._engine.module
+        """The model without the wrappers (its parameters are partitioned under ZeRO-3)."""
+        return self._engine.module.model
 
-    def logits(self, micro: MicroBatch) -> torch.Tensor:
-        """Logits [B, T, V] of a micro-batch that lies on the device."""
-        return self._engine(
-            input_ids=micro.input_ids,
-            attention_mask=micro.attention_mask,
-            position_ids=micro.position_ids,
-            use_cache=False,
-        ).logits
+    def sums(self, micro: MicroBatch, loss: LossConfig) -> LossSums:
+        """Loss sums of a micro-batch that lies on the device: the forward pass."""
+        return self._engine(micro, loss)
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory so far: of this process's tensors on its GPU, or of the whole process on CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # given in KiB on Linux
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Accumulate gradients. DeepSpeed averages over ranks after the `last` one: pass a loss times world size."""

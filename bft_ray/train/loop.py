@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
-from bft_ray.config import Config
+from bft_ray.config import Config, LossConfig
 from bft_ray.data.dataset import TokenDataset
-from bft_ray.data.pack import MicroBatch, collate
+from bft_ray.data.pack import collate
 from bft_ray.data.plan import BatchPlan, layout
-from bft_ray.evaluate.likelihood import LikelihoodSums, score_micro_batches
+from bft_ray.data.prefetch import prefetch
+from bft_ray.evaluate.likelihood import LikelihoodSums
 from bft_ray.metrics import higher_is_better
 from bft_ray.train.checkpoint import LoopState, improves, verify_manifest, write_manifest
 from bft_ray.train.engine import Engine
 from bft_ray.train.host import Host
 from bft_ray.train.schedule import learning_rate
-from bft_ray.train.step import GlobalCounts, train_step
+from bft_ray.train.step import Share, train_step
+
+_PLAIN = LossConfig(method="sft")  # validation: the likelihood, without any weight
 
 
 @dataclass(frozen=True)
@@ -71,22 +75,13 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
         if rank0:
             host.tell("validation", {"step": 0} | measured)
 
-    for step in range(state.step, num_steps):
-        began = time.perf_counter()
-        indices = plan.batch(step)
-        micro_batches, places, counts = share_of(engine, config, data, indices)
-        metrics = train_step(
-            engine,
-            micro_batches,
-            places,
-            counts,
-            config.loss,
-            step=step,
-            learning_rate=learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule),
-            seed=config.seed,
-        )
+    shares = prefetch(lambda step: share_of(engine, config, data, plan.batch(step)), range(state.step, num_steps))
+    began = time.perf_counter()
+    for step, share in enumerate(shares, state.step):
+        rate = learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule)
+        metrics = train_step(engine, share, config.loss, step=step, learning_rate=rate, seed=config.seed)
         elapsed = time.perf_counter() - began
-        metrics["train/supervised_tokens_per_s"] = counts.num_tokens / elapsed
+        metrics["train/supervised_tokens_per_s"] = share.num_tokens / elapsed
         metrics["train/step_s"] = elapsed
         metrics["train/epoch"] = (step + 1) / plan.steps_per_epoch
         done = step + 1
@@ -103,27 +98,30 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
             better = improves(value, state.best_value, higher)
             state = LoopState(done, value if better else state.best_value, done if better else state.best_step)
             _save(engine, host, state, None if value is None else (value if higher else -value))
+        began = time.perf_counter()
     if rank0:
         host.tell("end", {"step": num_steps})
     return state
 
 
-def share_of(
-    engine: Engine, config: Config, data: Data, indices: np.ndarray
-) -> tuple[list[MicroBatch], list[list[int]], GlobalCounts]:
-    """This rank's micro-batches of a global batch, the places of their samples in it, and the global counts."""
-    lengths = data.train.lengths[indices]
-    supervised = data.train.num_supervised[indices]
-    shares = layout(
-        lengths.tolist(),
-        engine.world_size,
-        config.data.micro_batch_tokens,
-        config.data.micro_batch_size,
-        config.data.packing,
+def share_of(engine: Engine, config: Config, data: Data, indices: np.ndarray) -> Share:
+    """This rank's share of the global batch of these samples."""
+    lengths, supervised = data.train.lengths[indices], data.train.num_supervised[indices]
+    settings = config.data
+    ranks = layout(
+        lengths.tolist(), engine.world_size, settings.micro_batch_tokens, settings.micro_batch_size, settings.packing
     )
-    places = shares[engine.rank]
-    micro_batches = [collate(data.train, indices[place].tolist(), config.data.packing, data.pad_id) for place in places]
-    return micro_batches, places, GlobalCounts(len(indices), int((supervised > 0).sum()), int(supervised.sum()))
+    places = ranks[engine.rank]
+    micro_batches = [collate(data.train, indices[place].tolist(), settings.packing, data.pad_id) for place in places]
+    if engine.device.type == "cuda":
+        micro_batches = [micro.pinned() for micro in micro_batches]
+    return Share(
+        micro_batches,
+        [torch.tensor(place, dtype=torch.long) for place in places],
+        num_rows=len(indices),
+        num_samples=int((supervised > 0).sum()),
+        num_tokens=int(supervised.sum()),
+    )
 
 
 def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
@@ -133,9 +131,14 @@ def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
     shares = layout(
         dataset.lengths.tolist(), engine.world_size, config.evaluation.batch_tokens, None, config.data.packing
     )
-    micro_batches = (collate(dataset, place, config.data.packing, data.pad_id) for place in shares[engine.rank])
+    mine = shares[engine.rank]
+    sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
     engine.module.eval()
-    sums = score_micro_batches(engine.logits, micro_batches, engine.device)
+    with torch.no_grad():
+        # as many forward passes as every other rank, as ZeRO-3 demands: an empty micro-batch runs too
+        for micro in prefetch(lambda n: collate(dataset, mine[n], config.data.packing, data.pad_id), range(len(mine))):
+            own = engine.sums(micro.to(engine.device), _PLAIN)
+            sums += torch.stack([own.nll_sum, own.num_tokens.double(), own.num_correct.double()])
     engine.module.train()
     if engine.world_size > 1:
         dist.all_reduce(sums)
