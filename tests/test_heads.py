@@ -143,3 +143,44 @@ def test_a_head_that_is_not_known_is_refused(models):
     model.forward = shifted
     with pytest.raises(BadInput, match=r"`model.path` is 'GraniteForCausalLM'.*logits that are its head's output"):
         check_halves(model, "cpu")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_in_compiled_and_in_checkpointed_models(models, backend):
+    """The same loss and gradient inside `torch.compile`, and where the whole forward pass is recomputed."""
+    from torch.utils.checkpoint import checkpoint
+    from transformers import AutoModelForCausalLM
+
+    from bft_ray.config import LossConfig
+    from bft_ray.data.pack import collate
+    from bft_ray.train.loss_model import LossModel
+
+    class Rows:
+        ids = ("a", "b")
+
+        def tokens(self, i):
+            return np.arange(3, 13 + 4 * i)
+
+        def labels(self, i):
+            return np.where(np.arange(10 + 4 * i) < 3, -100, self.tokens(i))
+
+    model = AutoModelForCausalLM.from_pretrained(models["untied"])
+    wrapped, micro = LossModel(model), collate(Rows(), [0, 1], packing=True, pad_id=0)
+    config = LossConfig(method="bft_inverse", window=4)
+
+    def run(forward) -> tuple[float, torch.Tensor]:
+        model.zero_grad()
+        loss = forward(micro, config).loss_sum
+        loss.backward()
+        return float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    loss, gradient = run(wrapped)
+    torch._dynamo.reset()
+    forms = [
+        torch.compile(wrapped, backend=backend),
+        lambda *arguments: checkpoint(wrapped, *arguments, use_reentrant=False),
+    ]
+    for form in forms:
+        other, its = run(form)
+        assert other == pytest.approx(loss, rel=1e-6)
+        assert (its - gradient).abs().max() <= 1e-5 * gradient.abs().max()

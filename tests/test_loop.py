@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bft_ray.config import ScheduleConfig, make_config
 from bft_ray.errors import BadInput
 from bft_ray.train.checkpoint import LoopState, improves, last_complete, to_delete, verify_manifest, write_manifest
+from bft_ray.train.profiling import PHASES
 from bft_ray.train.schedule import learning_rate
 from bft_ray.train.settings import deepspeed_settings
 from tests.ranks import run_ranks
@@ -78,6 +79,22 @@ def test_a_resumed_run_equals_an_undisturbed_one(make_tree, tmp_path, dtype, pre
     steps = {event: values for event, values in calm["events"] if event == "step"}["step"]
     assert math.isfinite(steps["train/loss"]) and steps["step"] == 6
     assert len(calm["kept"]) <= 2 and calm["kept"][-1] == "step-00000006"
+
+
+def test_a_profile_tells_where_the_time_went(make_tree, tmp_path):
+    import gzip
+
+    result = run_ranks(run_alone, 1, make_tree(tracking={"profile_steps": 2}), str(tmp_path / "run"))[0]
+    (told,) = [values for event, values in result["events"] if event == "profile"]
+    lines = {line.split()[0]: line.split() for line in told["table"].splitlines() if line}
+    for name in ("data", "decoder", "head", "backward", "metrics", "optimizer"):
+        assert float(lines[name][1]) > 0, name
+    assert float(lines["sum"][1]) == pytest.approx(sum(float(lines[n][1]) for n in lines if n in PHASES), abs=0.05)
+    assert "aten::mm" in told["table"]
+    trace = json.loads(gzip.decompress((Path(told["folder"]) / "trace.json.gz").read_bytes()))
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert "bft/backward" in names and "ProfilerStep#2" in names
+    assert sum(e.get("name") == "bft/metrics" and e.get("ph") == "X" for e in trace["traceEvents"]) == 2
 
 
 def test_the_number_of_ranks_must_stay(make_tree, tmp_path):

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bft_ray.config import METHODS
 from bft_ray.loss import LossConfig, loss_sums
-from bft_ray.loss.fused import fused_loss_sums
-from bft_ray.loss.reference import LossSums
+from bft_ray.loss.fused import fused_loss_sums, fused_row_sums
+from bft_ray.loss.reference import LossSums, Supervised
 from tests.test_loss import CONFIGS
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -323,3 +323,23 @@ class Watch(TorchDispatchMode):
 
 def is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
+
+
+@pytest.mark.parametrize("learn", sorted(LEARN))
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_nothing_waits_for_the_device(name, learn):
+    """Fake tensors hold no values: whatever the host asked of them (`item`, `nonzero`, a mask) would raise here."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    lengths = [5, 0, 9, 1]
+    with FakeTensorMode():
+        hidden = torch.empty(40, 8, requires_grad="hidden" in LEARN[learn])
+        weight = torch.empty(50, 8, requires_grad="weight" in LEARN[learn])
+        bias = torch.empty(50, requires_grad="bias" in LEARN[learn])
+        tokens = [torch.empty(sum(lengths), dtype=torch.long) for _ in range(3)]
+        config = LossConfig(**CONFIGS[name], window=4)
+        sums = fused_row_sums(
+            hidden, weight, Supervised(*tokens, lengths), len(lengths), config, bias=bias, chunk_tokens=6
+        )
+        sums.loss_sum.backward()
+        assert (hidden if "hidden" in LEARN[learn] else weight).grad.shape

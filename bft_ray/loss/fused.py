@@ -82,6 +82,7 @@ def fused_loss_sums(
     )
 
 
+@torch.compiler.disable  # a graph break here: the number of rows differs from batch to batch
 def fused_row_sums(
     hidden: Tensor,
     head_weight: Tensor,

@@ -12,7 +12,7 @@ import torch
 
 from bft_ray.train.checkpoint import step_name, to_delete
 
-#: name of an event ("start", "step", "validation", "checkpoint", "resume", "end") and its values
+#: name of an event ("start", "step", "validation", "checkpoint", "resume", "profile", "end") and its values
 Listener = Callable[[str, dict[str, Any]], None]
 
 
@@ -29,6 +29,9 @@ class Host(Protocol):
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
         """Take over a checkpoint that every rank wrote into its own `folder`; higher score is better or None."""
+
+    def publish(self, folder: Path, text: str) -> None:
+        """Keep the profile that lies in `folder`, and show its table; called on rank 0 alone."""
 
     def tell(self, event: str, values: dict[str, Any]) -> None:
         """Metrics and events, for people and for tracking; called on rank 0 alone."""
@@ -61,6 +64,10 @@ class LocalHost:
         saved = self._saved()
         for index in to_delete([score for _, score in saved], self._keep, higher=True):
             shutil.rmtree(saved[index][0])
+
+    def publish(self, folder: Path, text: str) -> None:
+        shutil.copytree(folder, self.folder / "profile", dirs_exist_ok=True)
+        self.tell("profile", {"table": text, "folder": str(self.folder / "profile")})
 
     def tell(self, event: str, values: dict[str, Any]) -> None:
         if self._listen:

@@ -16,7 +16,7 @@ from typing import Any
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.errors import BadConfig, BadInput, BftError
-from bft_ray.evaluate.run import evaluate_model
+from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import adapter_of, load_tokenizer
 from bft_ray.model.export import describe_weights
@@ -27,6 +27,8 @@ from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
 from bft_ray.train.progress import Board, Display, Watcher
+
+_PATHS = {"path", "descriptions", "train", "candidates", "encoder", "include_path", "cache"}  # of sources and tasks
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     tokenizer = load_tokenizer(config.model)
     check_lora(config)
     datasets = load_datasets(config, tokenizer, display)
+    check_tasks(config)
     defaults = LossConfig(method=config.loss.method)
     for field in config.loss.unused_fields():
         if getattr(config.loss, field) != getattr(defaults, field):
@@ -99,8 +102,9 @@ def pin(config: Config) -> Config:
     tree["name"] = config.name or f"{config.loss.method}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     tree["cluster"]["storage_path"] = storage.absolute(config.cluster.storage_path)
     tree["tracking"]["uri"] = absolute_uri(config.tracking.uri)
-    for source in [*tree["data"]["train"], *tree["data"]["validation"], *tree["evaluation"]["choices"]]:
-        source["path"] = _pin_path(source["path"])
+    for source in [*tree["data"]["train"], *tree["data"]["validation"], *tree["evaluation"]["tasks"]]:
+        for key in _PATHS.intersection(source):
+            source[key] = _pin_path(source[key])
     for key in ("path", "adapter"):
         tree["model"][key] = _pin_path(tree["model"][key])
     return make_config(tree)
@@ -130,6 +134,13 @@ def check_lora(config: Config) -> None:
     described = AutoConfig.from_pretrained(base, revision=config.model.revision, trust_remote_code=trust)
     with torch.device("meta"):
         check_targets(AutoModelForCausalLM.from_config(described, trust_remote_code=trust), config.lora)
+
+
+def check_tasks(config: Config) -> None:
+    """Read and tokenise what is measured at the end, which is late to learn that it is broken."""
+    names = [task.name for task in config.evaluation.tasks]
+    if names:
+        prepare_all(config, prepare_context(config), names)
 
 
 def load_datasets(config: Config, tokenizer: Any, display: Display) -> dict[str, TokenDataset]:
@@ -176,8 +187,8 @@ def _log_inputs(tracker: Tracker, config: Config, datasets: dict[str, TokenDatas
 def _before(
     config: Config, tracker: Tracker, record: dict[str, Any], folder: str, display: Display
 ) -> dict[str, float]:
-    """Choice sets with the base model; measured once, also when the run is resumed."""
-    if not config.evaluation.choices or not config.evaluation.before:
+    """Metrics of the base model; measured once, also when the run is resumed."""
+    if not config.evaluation.tasks or not config.evaluation.before:
         return {}
     if "before" in record:
         return record["before"]
@@ -280,7 +291,7 @@ def _finish(
     exported = storage.join(folder, "export")
     local = storage.fetch_folder(exported)
     after: dict[str, float] = {}
-    if datasets.get("validation") or config.evaluation.choices:
+    if datasets.get("validation") or config.evaluation.tasks:
         display.line("evaluating the trained model")
         model = config.model.model_copy(update={"path": str(local), "adapter": None})
         after = evaluate_model(config.model_copy(update={"model": model})).metrics

@@ -23,6 +23,7 @@ from bft_ray.metrics import higher_is_better
 from bft_ray.train.checkpoint import LoopState, improves, verify_manifest, write_manifest
 from bft_ray.train.engine import Engine
 from bft_ray.train.host import Host
+from bft_ray.train.profiling import phase, profiled
 from bft_ray.train.schedule import learning_rate
 from bft_ray.train.step import Share, train_step
 
@@ -76,29 +77,34 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
             host.tell("validation", {"step": 0} | measured)
 
     shares = prefetch(lambda step: share_of(engine, config, data, plan.batch(step)), range(state.step, num_steps))
+    num_profiled = config.tracking.profile_steps if rank0 else 0
     began = time.perf_counter()
-    for step, share in enumerate(shares, state.step):
-        rate = learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule)
-        metrics = train_step(engine, share, config.loss, step=step, learning_rate=rate, seed=config.seed)
-        elapsed = time.perf_counter() - began
-        metrics["train/supervised_tokens_per_s"] = share.num_tokens / elapsed
-        metrics["train/step_s"] = elapsed
-        metrics["train/epoch"] = (step + 1) / plan.steps_per_epoch
-        done = step + 1
-        if rank0:
-            host.tell("step", {"step": done, "num_steps": num_steps} | metrics)
-
-        measured = {}
-        if data.validation and (done % evaluate_every == 0 or done == num_steps):
-            measured = validate(engine, data, config)
+    with profiled(num_profiled, engine.device, host.publish) as step_ended:
+        for step in range(state.step, num_steps):
+            with phase("data"):
+                share = next(shares)
+            rate = learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule)
+            metrics = train_step(engine, share, config.loss, step=step, learning_rate=rate, seed=config.seed)
+            elapsed = time.perf_counter() - began
+            step_ended()
+            metrics["train/supervised_tokens_per_s"] = share.num_tokens / elapsed
+            metrics["train/step_s"] = elapsed
+            metrics["train/epoch"] = (step + 1) / plan.steps_per_epoch
+            done = step + 1
             if rank0:
-                host.tell("validation", {"step": done} | measured)
-        if done % save_every == 0 or done == num_steps or measured:
-            value = measured.get(config.checkpoint.metric)
-            better = improves(value, state.best_value, higher)
-            state = LoopState(done, value if better else state.best_value, done if better else state.best_step)
-            _save(engine, host, state, None if value is None else (value if higher else -value))
-        began = time.perf_counter()
+                host.tell("step", {"step": done, "num_steps": num_steps} | metrics)
+
+            measured = {}
+            if data.validation and (done % evaluate_every == 0 or done == num_steps):
+                measured = validate(engine, data, config)
+                if rank0:
+                    host.tell("validation", {"step": done} | measured)
+            if done % save_every == 0 or done == num_steps or measured:
+                value = measured.get(config.checkpoint.metric)
+                better = improves(value, state.best_value, higher)
+                state = LoopState(done, value if better else state.best_value, done if better else state.best_step)
+                _save(engine, host, state, None if value is None else (value if higher else -value))
+            began = time.perf_counter()
     if rank0:
         host.tell("end", {"step": num_steps})
     return state

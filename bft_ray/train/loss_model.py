@@ -8,6 +8,7 @@ from bft_ray.config import LossConfig
 from bft_ray.data.pack import MicroBatch
 from bft_ray.loss import LossSums, Supervised, fused_row_sums
 from bft_ray.model.halves import Halves, check_halves, halves
+from bft_ray.train.profiling import phase
 
 
 class LossModel(nn.Module):
@@ -23,8 +24,10 @@ class LossModel(nn.Module):
         if micro is None or config is None:
             check_halves(self.model, next(self.parameters()).device)
             return None
-        hidden = self.loss.halves.hidden(micro.input_ids, micro.position_ids, micro.attention_mask)
-        return self.loss(hidden, micro, config)
+        with phase("decoder"):
+            hidden = self.loss.halves.hidden(micro.input_ids, micro.position_ids, micro.attention_mask)
+        with phase("head"):
+            return self.loss(hidden, micro, config)
 
 
 class _FusedHead(nn.Module):

@@ -76,6 +76,8 @@ def describe_event(event: str, values: dict[str, Any]) -> str:
             "({num_supervised_tokens:,} supervised of {num_tokens:,} tokens), {num_workers} workers on {device}, "
             "{num_trainable:,} of {num_parameters:,} parameters train"
         ).format(**values)
+    if event == "profile":
+        return f"{values['table']}profile: {values['folder']} (trace.json.gz opens in ui.perfetto.dev)"
     if event == "step":
         shown = ("train/loss", "train/nll", "train/grad_norm", "train/supervised_tokens_per_s")
         figures = ", ".join(f"{name.removeprefix('train/')} {format_value(name, values[name])}" for name in shown)

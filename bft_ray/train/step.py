@@ -14,6 +14,7 @@ from bft_ray.data.pack import MicroBatch
 from bft_ray.errors import NonFinite
 from bft_ray.loss import combine, normalisation
 from bft_ray.train.engine import Engine
+from bft_ray.train.profiling import phase
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def train_step(
         sums = engine.sums(micro, loss)
         # DeepSpeed averages over ranks: times the world size makes it a sum
         local = combine(sums.loss_sum, None, num_samples, num_tokens, loss)
-        engine.backward(local * engine.world_size, last=index == last)
+        with phase("backward"):
+            engine.backward(local * engine.world_size, last=index == last)
         scalars += torch.stack([getattr(sums, name).detach().double() for name in _SCALARS])
         finite.append(torch.isfinite(sums.loss_sum.detach()))
         columns = torch.stack(
@@ -85,22 +87,12 @@ def train_step(
         )
         per_sample.index_copy_(1, places.to(device, non_blocking=True), columns)
 
-    # the memory of each rank in a slot of its own: the sum over ranks keeps them apart
-    memory = torch.zeros(engine.world_size, device=device, dtype=torch.float64)
-    memory[engine.rank] = engine.peak_memory_bytes()
-    if engine.world_size > 1:
-        together = torch.cat([scalars, memory, per_sample.flatten()])
-        dist.all_reduce(together)
-        scalars, memory, flat = together.split([len(scalars), len(memory), per_sample.numel()])
-        per_sample = flat.view_as(per_sample)
-    sum_of = dict(zip(_SCALARS, scalars, strict=True))
-    scale = normalisation(sum_of["weight_sum"], num_samples, loss)
-    step_loss = combine(sum_of["loss_sum"], sum_of["weight_sum"], num_samples, num_tokens, loss)
-    vector = torch.cat([torch.stack([scale, step_loss, memory.max()]), scalars, _quantiles(per_sample, scale)])
-    scale_value, loss_value, peak, *values = vector.tolist()  # the one wait for the device
+    with phase("metrics"):
+        scale_value, loss_value, peak, *values = _together(engine, scalars, per_sample, num_samples, num_tokens, loss)
     if not math.isfinite(loss_value):
         raise NonFinite(step, "loss", _names(share.micro_batches, finite, engine))
-    grad_norm = engine.step(step, learning_rate, scale_value)
+    with phase("optimizer"):
+        grad_norm = engine.step(step, learning_rate, scale_value)
     total = dict(zip(_SCALARS, values, strict=False))
     names = [f"train/{what}_p{level}" for what in ("confidence", "sample_weight") for level in _LEVELS]
     tokens, samples = max(share.num_tokens, 1), max(share.num_samples, 1)
@@ -114,6 +106,30 @@ def train_step(
         "train/capped_share": total["num_capped"] / samples,
         "train/peak_memory_bytes": peak,
     } | dict(zip(names, values[len(_SCALARS) :], strict=True))
+
+
+def _together(
+    engine: Engine,
+    scalars: torch.Tensor,
+    per_sample: torch.Tensor,
+    num_samples: torch.Tensor,
+    num_tokens: torch.Tensor,
+    loss: LossConfig,
+) -> list[float]:
+    """Over all ranks: [common scale, loss, peak memory, scalars ..., quantiles ...]; the one wait for the device."""
+    # the memory of each rank in a slot of its own: the sum over ranks keeps them apart
+    memory = torch.zeros(engine.world_size, device=engine.device, dtype=torch.float64)
+    memory[engine.rank] = engine.peak_memory_bytes()
+    if engine.world_size > 1:
+        together = torch.cat([scalars, memory, per_sample.flatten()])
+        dist.all_reduce(together)
+        scalars, memory, flat = together.split([len(scalars), len(memory), per_sample.numel()])
+        per_sample = flat.view_as(per_sample)
+    sum_of = dict(zip(_SCALARS, scalars, strict=True))
+    scale = normalisation(sum_of["weight_sum"], num_samples, loss)
+    step_loss = combine(sum_of["loss_sum"], sum_of["weight_sum"], num_samples, num_tokens, loss)
+    head = torch.stack([scale, step_loss, memory.max()])
+    return torch.cat([head, scalars, _quantiles(per_sample, scale)]).tolist()
 
 
 def _names(micro_batches: Sequence[MicroBatch], finite: list[torch.Tensor], engine: Engine) -> list[str]:

@@ -56,6 +56,13 @@ class RayHost:
             checkpoint_dir_name=step_name(step),
         )
 
+    def publish(self, folder: Path, text: str) -> None:
+        target = join(self._folder, "profile")
+        put_folder(folder, target)
+        if self._tracker is not None:
+            self._tracker.log_artifacts(folder, "profile")
+        self.tell("profile", {"table": text, "folder": target})
+
     def tell(self, event: str, values: dict[str, Any]) -> None:
         if self._tracker is not None and event in ("step", "validation"):
             metrics = {name: value for name, value in values.items() if "/" in name}
