@@ -20,11 +20,8 @@ timed as one more peer. Memory is the peak above the inputs: on a CPU of a proce
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import multiprocessing
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +41,7 @@ from bft_ray.config import LossConfig
 from bft_ray.loss.fused import fused_loss_sums
 from bft_ray.loss.reference import combine, loss_sums, supervised_positions
 from bft_ray.loss.weights import weigh
+from jobs.bench import machine
 
 CONFIG = LossConfig(method="bft", window=256)
 SFT = LossConfig(method="sft")
@@ -145,7 +143,7 @@ def cross_entropy(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
 
 def weighted(batch: Batch, hidden: Tensor, nll_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """BFT from any function (rows, targets) -> -logp."""
-    position, sample, target = supervised_positions(batch.labels, batch.sample_index)
+    position, sample, target, _ = supervised_positions(batch.labels, batch.sample_index)
     nll = nll_of(hidden.flatten(0, 1)[position - 1], target).float()
     row = weigh(-nll.detach(), sample, len(batch.labels), CONFIG).row
     return (row * nll).sum() / len(batch.labels)
@@ -183,7 +181,7 @@ def cut(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def two_matmuls(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
-    position, _, _ = supervised_positions(batch.labels, batch.sample_index)
+    position = supervised_positions(batch.labels, batch.sample_index).position
     x = hidden.flatten(0, 1)[position - 1]
     out, z = torch.zeros_like(x), x.new_empty(2048 * 2048)
     for rows, total in zip(x.split(2048), out.split(2048), strict=True):
@@ -327,23 +325,6 @@ def measure(case: Case, chunk_tokens: int, repeats: int, threads: int) -> dict[s
 # ---- report ------------------------------------------------------------------------------------------------------
 
 
-def machine(threads: int) -> dict[str, Any]:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    packages = ["bft-ray", "torch", "liger-kernel", "cut-cross-entropy", "triton"]
-    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
-    return {
-        "cpu": names[0].split(":")[1].strip() if names else platform.processor(),
-        "num_cores": len(os.sched_getaffinity(0)),
-        "num_threads": threads,
-        "load_before": os.getloadavg()[0],
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in packages if name in installed},
-    }
-
-
 def table(results: dict[str, Any]) -> str:
     lines = []
     for name, result in results["cases"].items():
@@ -399,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chunk_tokens = args.chunk_tokens or (16 if args.small else 256)
     torch.set_num_threads(args.threads)
     results = {
-        "machine": machine(args.threads),
+        "machine": machine(args.threads, ["liger-kernel", "cut-cross-entropy", "triton"]),
         "config": CONFIG.model_dump(),
         "cases": {name: measure(cases[name], chunk_tokens, args.repeats, args.threads) for name in names},
         "gradient_error": {dtype: gradient_errors(dtype, 64) for dtype in ("float32", "bfloat16")},
