@@ -55,11 +55,24 @@ def make_parser() -> argparse.ArgumentParser:
 
     train = _command(commands, "train", _train, "fine-tune: Ray Train workers, DeepSpeed, one MLflow run")
     _config_arguments(train)
+    train.add_argument("--profile", action="store_true", help="profile 5 steps: a torch trace, a table of the time")
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure a base model, an adapter or a merged model")
     _config_arguments(evaluate)
     evaluate.add_argument("--model", metavar="PATH", help="folder or hub id to measure instead of model.path")
+    evaluate.add_argument(
+        "--task", action="append", metavar="NAME", help="measure this task alone (`validation` is one); may be repeated"
+    )
+    evaluate.add_argument("--harness", metavar="NAMES", help="also tasks of lm-evaluation-harness, e.g. mmlu,cmmlu")
     evaluate.add_argument("--out", metavar="FOLDER", help="write metrics.json and a record per item (ids, no text)")
+    evaluate.add_argument("--against", metavar="FOLDER", help="compare, item by item, with what --out wrote earlier")
+
+    profile = _command(commands, "profile", _profile, "what windows, epsilons and caps would do to a dataset")
+    _config_arguments(profile)
+    profile.add_argument("--model", metavar="PATH", help="folder or hub id to profile with instead of model.path")
+    profile.add_argument("--out", metavar="FOLDER", help="where files go (default: STORAGE/profiles/DOMAIN)")
+    profile.add_argument("--against", metavar="FOLDER", help="an earlier profile: how far have the weights moved?")
+    profile.add_argument("--no-mlflow", action="store_true", help="record nothing in MLflow")
 
     config = _command(commands, "config", _config, "show the resolved config or its JSON schema")
     config.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or recipe")
@@ -96,7 +109,8 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> int:
     from bft_ray.config import load_config
 
-    config = load_config(options.config, options.overrides)
+    profile = ["tracking.profile_steps=5"] if options.profile else []
+    config = load_config(options.config, profile + options.overrides)
     from bft_ray.train.launch import train  # after the config: a typo is told at once
 
     result = train(config)
@@ -114,11 +128,53 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.model:
         model = config.model.model_copy(update={"path": options.model, "adapter": None})
         config = config.model_copy(update={"model": model})
-    from bft_ray.evaluate.run import evaluate_model
+    if options.harness:
+        config = _with_harness(config, options.harness.split(","))
+    from bft_ray.evaluate.run import EvaluationResult, evaluate_model
 
-    result = evaluate_model(config, out=Path(options.out) if options.out else None)
-    print_metrics({}, result.metrics)
+    before = EvaluationResult.read(Path(options.against)) if options.against else None
+    names = options.task and [*options.task, *(["harness"] if options.harness else [])]
+    result = evaluate_model(config, Path(options.out) if options.out else None, names=names)
+    if before is None:
+        print_metrics({}, result.metrics)
+        return 0
+    from bft_ray.evaluate.compare import compare, render
+
+    print(render(compare(before, result)))
     return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    if options.model:
+        model = config.model.model_copy(update={"path": options.model, "adapter": None})
+        config = config.model_copy(update={"model": model})
+    from bft_ray.profile.page import to_text
+    from bft_ray.profile.run import profile_data
+
+    if not options.out and "://" in config.cluster.storage_path:
+        raise BadInput("--out", None, "given where cluster.storage_path is an object store", "Name a local folder.")
+    out = Path(options.out) if options.out else Path(config.cluster.storage_path) / "profiles" / config.domain
+    against = Path(options.against) if options.against else None
+    profile = profile_data(config, out, against, track=not options.no_mlflow, progress=_shards)
+    print(to_text(profile))
+    print(f"\npage      {out / 'profile.html'}\nspace     {out / 'search_space.yaml'}")
+    return 0
+
+
+def _shards(done: int, total: int) -> None:
+    print(f"forward pass: {done} of {total} shards", file=sys.stderr, flush=True)
+
+
+def _with_harness(config: Any, names: list[str]) -> Any:
+    """The config with one more task, named `harness`."""
+    from bft_ray.config import make_config
+
+    tree = config.model_dump()
+    tree["evaluation"]["tasks"].append({"kind": "harness", "tasks": [name.strip() for name in names if name.strip()]})
+    return make_config(tree, "--harness")
 
 
 def _config(options: argparse.Namespace) -> int:

@@ -74,7 +74,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
                 name="gene_interaction",
                 title="gene functions and interactions",
                 headline="pairs/auroc",
-                metrics=("pairs/embedding_auroc", "validation/token_accuracy"),
+                metrics=("described_pairs/embedding_auroc", "validation/token_accuracy"),
                 starter=_starter("gene_interaction"),
             ),
             Domain(
@@ -94,7 +94,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
                 name="math",
                 title="mathematics word problems",
                 headline="validation/token_accuracy",
-                metrics=("validation/exact_match", "validation/nll"),
+                metrics=("solutions/exact_match", "validation/nll"),
             ),
         )
     }

@@ -15,7 +15,6 @@ table and writes OUT.json, with the machine and versions.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import statistics
 import time
@@ -32,7 +31,7 @@ from bft_ray.evaluate.choice import encode_items, make_records, read_items
 from bft_ray.evaluate.request import Score, Scores
 from bft_ray.evaluate.score import run_score
 from bft_ray.model.causal_lm import load_model, load_tokenizer
-from jobs.bench_loss import machine
+from jobs.bench import machine
 
 STARTER = [
     f"starter:{domain}/choices_validation" for domain in ("gene_interaction", "biological_process", "medical_qa")
@@ -125,7 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokenizer = load_model(config).to(args.device).eval(), load_tokenizer(config)
     results = {
         "machine": machine(args.threads),
-        "transformers": importlib.metadata.version("transformers"),
         "model": {"path": args.model, "dtype": args.dtype, "device": args.device},
         "batch_tokens": args.batch_tokens,
         "sets": {path: measure(model, tokenizer, path, args) for path in args.path or STARTER},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -84,3 +85,21 @@ def test_evaluate_prints_metrics_and_writes_records(make_tree, tmp_path):
     assert (tmp_path / "out" / "metrics.json").is_file()
     records = (tmp_path / "out" / "records.jsonl").read_text()
     assert records.count("\n") == 12 and '"row-0"' in records
+
+
+def test_evaluate_one_task_against_an_earlier_evaluation(make_tree, tmp_path, capsys):
+    exam, config = tmp_path / "exam.jsonl", tmp_path / "config.yaml"
+    items = [{"question": f"w{n}", "choices": ["w1", f"w{n} w2"], "answer": n % 2} for n in range(6)]
+    exam.write_text("".join(json.dumps(item) + "\n" for item in items))
+    config.write_text(yaml.safe_dump(make_tree(evaluation={"tasks": [{"kind": "choice", "path": str(exam)}]})))
+    out = str(tmp_path / "before")
+    assert main(["evaluate", str(config), "--task", "choices", "--out", out]) == 0
+    shown = capsys.readouterr().out
+    assert "choices/accuracy" in shown and "validation/nll" not in shown
+    assert main(["evaluate", str(config), "--against", out]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:3] == ["metric", "before", "after"] and len(table) == 4
+    assert table[1].split()[-4:-1] == ["0", "0", "6"]
+    assert main(["evaluate", str(config), "--task", "chioces"]) == 2
+    assert "one of validation, choices" in capsys.readouterr().err
+    assert main(["evaluate", str(config), "--against", str(tmp_path)]) == 2

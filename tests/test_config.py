@@ -58,6 +58,32 @@ def problems(**sections) -> str:
         ),
         ({"checkpoint": {}}, "`checkpoint.export` is 'best', but must be `last` without validation data"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "`optimizer.betas` is [0.9, 1.0], but must be two numbers in [0, 1)."),
+        ({"evaluation": {"choices": []}}, "`evaluation.choices` is not a known key."),
+        (
+            {"evaluation": {"tasks": [{"kind": "choice", "pth": "a"}]}},
+            "`evaluation.tasks.0.pth` is not a known key. Did you mean `evaluation.tasks.0.path`?",
+        ),
+        ({"evaluation": {"tasks": [{"path": "a"}]}}, "`evaluation.tasks.0.kind` is missing"),
+        (
+            {"evaluation": {"tasks": [{"kind": "chioce", "path": "a"}]}},
+            "`evaluation.tasks.0.kind` is 'chioce', but must be one of 'text', 'choice', 'pairs'",
+        ),
+        (
+            {"evaluation": {"tasks": [{"kind": "pairs", "path": "a", "question": "really?"}]}},
+            "`evaluation.tasks.0.question` is 'really?', but must be a template with {gene_a} and {gene_b}.",
+        ),
+        (
+            {"evaluation": {"tasks": [{"kind": "rubric", "name": "r", "path": "a", "judges": [{"url": "u"}]}]}},
+            "`evaluation.tasks.0.judges.0.model` is missing: model name",
+        ),
+        (
+            {"evaluation": {"tasks": [{"kind": "choice", "path": "a"}, {"kind": "choice", "path": "b"}]}},
+            "`evaluation.tasks` is ['choices', 'choices'], but must be tasks with different names",
+        ),
+        (
+            {"evaluation": {"tasks": [{"kind": "text", "name": "validation", "path": "a"}]}},
+            "`evaluation.tasks` is ['validation'], but must be tasks of other names",
+        ),
         ({"domain": None}, "`domain` is None, but must be a valid string."),
         ({"data": {"train": []}}, "`data.train` is []"),
     ],

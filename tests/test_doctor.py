@@ -51,7 +51,7 @@ def tree(model, tmp_path) -> dict:
             "max_length": 256,
         },
         "cluster": {"storage_path": str(tmp_path / "results"), "gpus_per_worker": 0},
-        "evaluation": {"choices": [{"path": str(tmp_path / "choices.jsonl")}]},
+        "evaluation": {"tasks": [{"kind": "choice", "path": str(tmp_path / "choices.jsonl")}]},
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db", "timeout_s": 10.0},
     }
 
@@ -76,7 +76,7 @@ def test_a_config_without_a_fault(tree):
     assert {"versions", "compiler", "gpu", "cpu", "memory", "disk", "model", "tracking", "storage"} <= set(checks)
     assert checks.count("data") == 3
     details = " ".join(finding.detail for finding in findings)
-    assert "5 first rows" in details and "1 first items" in details and "question 1" not in details
+    assert "5 first rows" in details and "choices: read, 1 item" in details and "question 1" not in details
 
 
 def test_every_fault_is_found_at_once_with_its_remedy(tree, tmp_path):

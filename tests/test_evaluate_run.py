@@ -12,7 +12,7 @@ import torch
 
 from bft_ray.config import ModelConfig, make_config
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.run import evaluate_model
+from bft_ray.evaluate.run import EvaluationResult, evaluate_model
 from bft_ray.metrics import describe
 from bft_ray.model.causal_lm import load_model
 from tests import test_evaluate
@@ -41,7 +41,7 @@ def exam(tmp_path_factory) -> Path:
 @pytest.fixture
 def config(make_tree, exam):
     def make(**sections):
-        evaluation = {"choices": [{"name": "exam", "path": str(exam)}], "batch_tokens": 256}
+        evaluation = {"tasks": [{"kind": "choice", "name": "exam", "path": str(exam)}], "batch_tokens": 256}
         return make_config(make_tree(evaluation=evaluation, **sections))
 
     return make
@@ -99,7 +99,7 @@ def test_an_adapter_measures_as_its_merged_model_does(config, tiny_model, tmp_pa
 
 
 def test_nothing_to_measure_is_refused(make_tree):
-    tree = make_tree(evaluation={"choices": []}, checkpoint={"export": "last"})
+    tree = make_tree(evaluation={"tasks": []}, checkpoint={"export": "last"})
     tree["data"]["validation"] = []
     with pytest.raises(BadInput, match="There is nothing to measure"):
         evaluate_model(make_config(tree))
@@ -115,7 +115,7 @@ def test_the_starter_model_on_real_data(make_tree, tmp_path):
         tree = make_tree(
             model={"path": "starter", "dtype": "fp32"},
             data={"validation": validation, "max_length": 512, "micro_batch_tokens": 512},
-            evaluation={"choices": [{"path": questions, "limit": 40}], "batch_tokens": batch_tokens},
+            evaluation={"tasks": [{"kind": "choice", "path": questions, "limit": 40}], "batch_tokens": batch_tokens},
         )
         return evaluate_model(make_config(tree), out=tmp_path / str(batch_tokens))
 
@@ -127,3 +127,48 @@ def test_the_starter_model_on_real_data(make_tree, tmp_path):
     assert 0.2 < metrics["validation/token_accuracy"] < 0.9  # untrained: 0.0003
     assert again.metrics == pytest.approx(metrics, rel=1e-5)
     assert [r.get("predicted") for r in again.records] == [r.get("predicted") for r in result.records]
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"gene_a": f"w{n}", "gene_b": f"w{n * 7 % 90}", "label": n % 2} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_tasks_are_chosen_by_name(make_tree, exam, pairs):
+    tasks = [{"kind": "choice", "name": "exam", "path": str(exam)}, {"kind": "pairs", "path": str(pairs)}]
+    config = make_config(make_tree(evaluation={"tasks": tasks}))
+    everything = evaluate_model(config)
+    assert {record["set"] for record in everything.records} == {"validation", "exam", "pairs"}
+    for names in (["validation"], ["pairs"], ["pairs", "validation"]):
+        some = evaluate_model(config, names=names)
+        assert {record["set"] for record in some.records} == set(names)
+        assert some.metrics == pytest.approx(
+            {k: v for k, v in everything.metrics.items() if k.partition("/")[0] in names}, rel=1e-5
+        )
+    with pytest.raises(BadInput, match=r"`task` is 'paris', but must be one of validation, exam, pairs\."):
+        evaluate_model(config, names=["paris"])
+
+
+def test_bad_tasks_are_told_before_a_model_is_loaded(make_tree, tmp_path, tiny_model):
+    (tmp_path / "exam.jsonl").write_text('{"question": "q", "choices": ["a"], "answer": 0}\n')
+    folder = tmp_path / "no_weights"
+    folder.mkdir()
+    for file in tiny_model.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    tree = make_tree(
+        model={"path": str(folder), "dtype": "fp32"},
+        evaluation={"tasks": [{"kind": "choice", "path": str(tmp_path / "exam.jsonl")}]},
+    )
+    with pytest.raises(BadInput, match=r"exam\.jsonl:1 choices` is 'a list of 1'"):
+        evaluate_model(make_config(tree))
+
+
+def test_an_evaluation_is_read_as_it_was_written(tmp_path):
+    result = EvaluationResult({"a/nll": 1.5}, [{"set": "a", "id": "x", "nll": 1.5}])
+    result.write(tmp_path / "out")
+    assert EvaluationResult.read(tmp_path / "out") == result
+    with pytest.raises(BadInput, match=r"metrics\.json and records\.jsonl"):
+        EvaluationResult.read(tmp_path)

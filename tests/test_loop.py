@@ -81,6 +81,20 @@ def test_a_resumed_run_equals_an_undisturbed_one(make_tree, tmp_path, dtype, pre
     assert len(calm["kept"]) <= 2 and calm["kept"][-1] == "step-00000006"
 
 
+@pytest.mark.parametrize(("world_size", "preset"), [(1, "zero0"), (2, "zero3")])
+def test_validation_is_the_evaluation(make_tree, tmp_path, world_size, preset):
+    """Ranks with unequal shares, some of them empty, measure what the evaluation of the same model measures."""
+    from bft_ray.evaluate.run import evaluate_model
+
+    tree = make_tree(deepspeed={"preset": preset}, schedule={"steps": 1}, evaluation={"batch_tokens": 129})
+    tree["data"]["validation"][0]["limit"] = 5
+    expected = evaluate_model(make_config(tree)).metrics
+    events = run_ranks(run_alone, world_size, tree, str(tmp_path / "run"))[0]["events"]
+    measured = next(values for event, values in events if event == "validation" and values["step"] == 0)
+    for name in ("nll", "perplexity", "token_accuracy", "bits_per_byte"):
+        assert measured[f"validation/{name}"] == pytest.approx(expected[f"validation/{name}"], rel=1e-5)
+
+
 def test_a_profile_tells_where_the_time_went(make_tree, tmp_path):
     import gzip
 

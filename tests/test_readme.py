@@ -8,7 +8,8 @@ import subprocess
 import yaml
 
 from bft_ray.cli import make_parser
-from bft_ray.config import METHODS, ClusterConfig, TrackingConfig
+from bft_ray.config import METHODS, ClusterConfig, EvaluationConfig, TrackingConfig
+from bft_ray.evaluate.tasks import PREPARE
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
@@ -30,11 +31,14 @@ def test_every_command_and_method_is_told():
         assert f"`bft-ray {command}" in TEXT, command
     for method in METHODS:
         assert f"`{method}`" in TEXT, method
+    for kind in (*PREPARE, "harness"):
+        assert f"| `{kind}` |" in TEXT, kind
 
 
 def test_the_yaml_is_valid():
-    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
-    tree = yaml.safe_load(block)
+    tasks, cluster = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
+    assert len(EvaluationConfig(**yaml.safe_load(tasks)["evaluation"]).tasks) == 4
+    tree = yaml.safe_load(cluster)
     assert ClusterConfig(**tree["cluster"]).num_workers == 8
     assert TrackingConfig(**tree["tracking"]).uri.startswith("https://")
 

@@ -115,7 +115,7 @@ def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
         lora={"rank": 4, "alpha": 8.0},
         deepspeed={"preset": "zero3"},
         optimizer={"learning_rate": 1e-2},
-        evaluation={"every_steps": 3, "choices": [{"name": "quiz", "path": str(choices)}]},
+        evaluation={"every_steps": 3, "tasks": [{"kind": "choice", "name": "quiz", "path": str(choices)}]},
     )
     config = make_config(tree)
     result = train(config, Recorder())

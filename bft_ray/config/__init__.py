@@ -4,7 +4,6 @@ from bft_ray.config.load import flatten, load_config, make_config, make_loss_con
 from bft_ray.config.loss import METHODS, LossConfig
 from bft_ray.config.tree import (
     CheckpointConfig,
-    ChoiceTask,
     ClusterConfig,
     Config,
     DataConfig,
@@ -21,7 +20,6 @@ from bft_ray.config.tree import (
 __all__ = [
     "METHODS",
     "CheckpointConfig",
-    "ChoiceTask",
     "ClusterConfig",
     "Config",
     "DataConfig",

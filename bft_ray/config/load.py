@@ -18,6 +18,9 @@ from bft_ray.config.loss import LossConfig
 from bft_ray.config.tree import Config
 from bft_ray.errors import BadConfig, BadInput
 
+_QUOTE = "'"
+_Model = typing.TypeVar("_Model", bound=BaseModel)
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
@@ -89,13 +92,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set one dotted field of the tree in place: `loss.window=64`, `data.train.0.limit=100`."""
+    set_field(tree, *parse_override(override))
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """`loss.window=64` -> ("loss.window", 64); BadInput for text of another form."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise BadInput("override", override, "of the form section.field=value", "For example loss.window=64.")
     try:
-        value = yaml.load(text, Loader=_Loader) if text else None
+        return name, yaml.load(text, Loader=_Loader) if text else None
     except yaml.YAMLError:
         raise BadInput(name, text, "a YAML value", "Quote it twice if it has special characters.") from None
+
+
+def set_field(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Set one dotted field of the tree in place, to a value as it is; BadInput where there can be no such field."""
     *parents, last = name.split(".")
     place: Any = tree
     for key in parents:
@@ -129,15 +141,16 @@ def _index(place: list[Any], key: str, name: str) -> int:
 
 def make_config(tree: dict[str, Any], source: str = "the config") -> Config:
     """Validate a plain tree; raises BadConfig with every problem."""
-    return _validate(Config, tree, source)
+    return validate(Config, tree, source)
 
 
 def make_loss_config(tree: dict[str, Any], source: str = "the loss config") -> LossConfig:
     """Validate the loss section alone; raises BadConfig with every problem."""
-    return _validate(LossConfig, tree, source)
+    return validate(LossConfig, tree, source)
 
 
-def _validate(model: type[BaseModel], tree: dict[str, Any], source: str) -> Any:
+def validate(model: type[_Model], tree: dict[str, Any], source: str) -> _Model:
+    """A plain tree as a section of this type; raises BadConfig with every problem."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -146,20 +159,26 @@ def _validate(model: type[BaseModel], tree: dict[str, Any], source: str) -> Any:
 
 
 def _explain(problem: Any, model: type[BaseModel]) -> str:
-    # a union puts its branch ("list[str]", "literal[...]") into the place: users know fields only
-    loc = [str(key) for key in problem["loc"] if not re.search(r"[\[\]'()]", str(key))]
+    loc, section = _place(model, problem["loc"])
     name = ".".join(loc)
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(model, loc[:-1])
+        known = list(section.model_fields) if section else []
         near = difflib.get_close_matches(loc[-1], known, 1, cutoff=0.5)
         hint = f"Did you mean `{'.'.join([*loc[:-1], near[0]])}`?" if near else f"Known: {', '.join(known)}."
         return f"`{name}` is not a known key. {hint}"
     if problem["type"] == "missing":
-        return f"`{name}` is missing: {_help_of(model, loc)}."
+        field = section.model_fields.get(loc[-1]) if section else None
+        return f"`{name}` is missing: {(field.description if field else None) or 'give it in the config'}."
+    if problem["type"] == "union_tag_not_found":
+        return f"`{name}.{problem['ctx']['discriminator'].strip(_QUOTE)}` is missing: it says what this entry is."
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        field_name = f"{name}.{context['discriminator'].strip(_QUOTE)}"
+        return f"`{field_name}` is {_shorten(context['tag'])}, but must be one of {context['expected_tags']}."
     if problem["type"] == "bft_rule":
         context = problem["ctx"]
-        field = ".".join([*loc, context["field"]]) if not context["field"].startswith(name + ".") else context["field"]
-        return f"`{field}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
+        field_name = context["field"] if context["field"].startswith(name + ".") else ".".join([*loc, context["field"]])
+        return f"`{field_name}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
     must_be = re.sub(r"^Input should be ", "", problem["msg"])
     return f"`{name}` is {_shorten(problem['input'])}, but must be {must_be}."
 
@@ -169,33 +188,48 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The config section inside an annotation such as `Section | None` or `list[Section]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
-        return next(filter(None, map(_section_in, typing.get_args(annotation))), None)
-    return None
+def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
+    """The place of a problem as users know it, and the section that its last key stands in.
 
-
-def _section_at(model: type[BaseModel], loc: list[str]) -> type[BaseModel] | None:
+    pydantic puts the branch of a union into it: "list[str]" or "literal[...]", and the tag of a tagged one.
+    """
+    names: list[str] = []
     section: type[BaseModel] | None = model
-    for key in loc:
-        if section is None or key.isdigit():
+    inside: list[type[BaseModel]] = [model]  # sections that the next key may stand in
+    is_mapping = False  # whether the next key is one of a mapping: any text
+    for key in map(str, loc):
+        if is_mapping:
+            names.append(key)
+            is_mapping = False
             continue
-        section = _section_in(section.model_fields[key].annotation) if key in section.model_fields else None
-    return section
+        if re.search(r"[\[\]'()]", key):
+            continue
+        tagged = [choice for choice in inside if len(inside) > 1 and _tag_of(choice) == key]
+        if tagged:
+            inside = tagged
+            continue
+        names.append(key)
+        if key.isdigit():
+            continue
+        section = inside[0] if len(inside) == 1 else None
+        field = section.model_fields.get(key) if section else None
+        inside = _sections_in(field.annotation) if field else []
+        is_mapping = field is not None and typing.get_origin(field.annotation) is dict
+    return names, section
 
 
-def _fields_at(model: type[BaseModel], loc: list[str]) -> list[str]:
-    section = _section_at(model, loc)
-    return list(section.model_fields) if section else []
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The config sections inside an annotation such as `Section | None` or `list[Section]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, dict, typing.Annotated):
+        return [section for part in typing.get_args(annotation) for section in _sections_in(part)]
+    return []
 
 
-def _help_of(model: type[BaseModel], loc: list[str]) -> str:
-    section = _section_at(model, loc[:-1])
-    field = section.model_fields.get(loc[-1]) if section else None
-    return (field.description if field else None) or "give it in the config"
+def _tag_of(section: type[BaseModel]) -> str | None:
+    field = section.model_fields.get("kind")
+    return field.default if field else None
 
 
 def schema() -> str:

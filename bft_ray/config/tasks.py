@@ -22,14 +22,14 @@ class TaskBase(Section):
 class TextTask(TaskBase):
     """Likelihood of plain text or of completions: NLL, perplexity, bits per byte, token accuracy."""
 
-    kind: Literal["text"] = "text"
+    kind: Literal["text"] = Field("text", description="what this task is")
     path: str = Field(description=f"{_FILE}; rows of text, or of prompt and completion")
 
 
 class ChoiceTask(TaskBase):
     """A multiple-choice set: rows of question, choices, answer (index), optional context and subject."""
 
-    kind: Literal["choice"] = "choice"
+    kind: Literal["choice"] = Field("choice", description="what this task is")
     name: str = Field("choices", pattern=_NAME, description="prefix of its metrics")
     path: str = Field(description=_FILE)
 
@@ -37,7 +37,7 @@ class ChoiceTask(TaskBase):
 class PairsTask(TaskBase):
     """A yes/no question about pairs: rows of gene_a, gene_b, label (0 or 1)."""
 
-    kind: Literal["pairs"] = "pairs"
+    kind: Literal["pairs"] = Field("pairs", description="what this task is")
     name: str = Field("pairs", pattern=_NAME, description="prefix of its metrics")
     path: str = Field(description=_FILE)
     question: str = Field(
@@ -72,18 +72,19 @@ class Decoding(Section):
 class GenerationTask(TaskBase):
     """Generated answers against gold ones: rows of prompt and completion."""
 
-    kind: Literal["generation"] = "generation"
+    kind: Literal["generation"] = Field("generation", description="what this task is")
     path: str = Field(description=_FILE)
     answer: Literal["final", "yes_no_maybe", "text"] = Field(
-        "text", description="what exact match compares: the number after ####, the first yes/no/maybe, or the whole text"
+        "text",
+        description="what exact match compares: the number after ####, the first yes/no/maybe, or the whole text",
     )
-    decoding: Decoding = Decoding()
+    decoding: Decoding = Field(Decoding(), description="how its answers are generated")
 
 
 class NamesTask(TaskBase):
     """Naming the process of a gene set: rows of prompt and gold_name."""
 
-    kind: Literal["names"] = "names"
+    kind: Literal["names"] = Field("names", description="what this task is")
     name: str = Field("names", pattern=_NAME, description="prefix of its metrics")
     path: str = Field(description=_FILE)
     num_choices: int = Field(10, ge=2, description="the gold name and drawn ones, for the name choice probability")
@@ -94,14 +95,14 @@ class NamesTask(TaskBase):
         None, description="text encoder (folder or hub id) of the name similarity; null: ROUGE alone"
     )
     generate: bool = Field(True, description="also generate a name and score it")
-    decoding: Decoding = Decoding(max_new_tokens=32)
+    decoding: Decoding = Field(Decoding(max_new_tokens=32), description="how its answers are generated")
 
 
 class EmbeddingPairsTask(TaskBase):
     """Gene interaction from embeddings: pairs of described genes, split by genes."""
 
-    kind: Literal["embedding_pairs"] = "embedding_pairs"
-    name: str = Field("pairs", pattern=_NAME, description="prefix of its metrics")
+    kind: Literal["embedding_pairs"] = Field("embedding_pairs", description="what this task is")
+    name: str = Field("described_pairs", pattern=_NAME, description="prefix of its metrics")
     descriptions: str = Field(description=f"{_FILE}; rows of gene and description")
     train: str = Field(description=f"{_FILE}; pairs (gene_a, gene_b, label) to fit the classifiers on")
     path: str = Field(description=f"{_FILE}; pairs to test them on; no gene of theirs is trained on")
@@ -111,7 +112,7 @@ class EmbeddingPairsTask(TaskBase):
     encoder: str | None = Field(None, description="text encoder (folder or hub id) for source generated")
     template: str = Field("Describe the gene {gene}.", description="prompt with {gene}, for source generated")
     seed: int = Field(0, ge=0, description="of the classifiers")
-    decoding: Decoding = Decoding(max_new_tokens=128)
+    decoding: Decoding = Field(Decoding(max_new_tokens=128), description="how its answers are generated")
 
     @model_validator(mode="after")
     def _encoder_given(self) -> EmbeddingPairsTask:
@@ -123,7 +124,7 @@ class EmbeddingPairsTask(TaskBase):
 class CellsTask(TaskBase):
     """Single cells as ranked gene lists: rows of cell, label, a list of genes, optional batch."""
 
-    kind: Literal["cells"] = "cells"
+    kind: Literal["cells"] = Field("cells", description="what this task is")
     name: str = Field("cells", pattern=_NAME, description="prefix of its metrics")
     path: str = Field(description=_FILE)
     genes: str = Field("top_expressed", description="column of the ranked gene list")
@@ -139,7 +140,9 @@ class JudgeConfig(Section):
 
     url: str = Field(description="base URL of the API, e.g. http://127.0.0.1:8000/v1")
     model: str = Field(description="model name that the endpoint knows")
-    api_key_env: str | None = Field(None, description="environment variable that holds the API key; never the key itself")
+    api_key_env: str | None = Field(
+        None, description="environment variable that holds the API key; never the key itself"
+    )
     concurrency: int = Field(8, ge=1, description="requests at once")
     retries: int = Field(4, ge=0, description="further tries of a request that failed")
     timeout_s: float = Field(60.0, gt=0, description="longest wait for one answer")
@@ -148,21 +151,23 @@ class JudgeConfig(Section):
 class RubricTask(TaskBase):
     """Answers judged by a rubric (HealthBench form): rows of prompt and rubric [{criterion, points}]."""
 
-    kind: Literal["rubric"] = "rubric"
+    kind: Literal["rubric"] = Field("rubric", description="what this task is")
     path: str = Field(description=_FILE)
-    judges: list[JudgeConfig] = Field(min_length=1, max_length=2, description="one judge, or two whose agreement is told")
+    judges: list[JudgeConfig] = Field(
+        min_length=1, max_length=2, description="one judge, or two whose agreement is told"
+    )
     consent: bool = Field(
         False, description="answers may be sent to an endpoint that is not on this machine; they may concern patients"
     )
     max_requests: int = Field(1000, ge=1, description="budget: the evaluation stops before it asks more often")
     cache: str | None = Field(None, description="folder of earlier verdicts; null: none kept")
-    decoding: Decoding = Decoding(max_new_tokens=512)
+    decoding: Decoding = Field(Decoding(max_new_tokens=512), description="how its answers are generated")
 
 
 class HarnessTask(TaskBase):
     """Tasks of lm-evaluation-harness by name, when that library is installed."""
 
-    kind: Literal["harness"] = "harness"
+    kind: Literal["harness"] = Field("harness", description="what this task is")
     name: str = Field("harness", pattern=_NAME, description="prefix of its metrics")
     tasks: list[str] = Field(min_length=1, description="task names, e.g. mmlu, cmmlu")
     include_path: str | None = Field(None, description="folder of further task files")

@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 
 from bft_ray.config.base import Section, rule
 from bft_ray.config.loss import LossConfig
+from bft_ray.config.profile import ProfileConfig
+from bft_ray.config.tasks import Task
+
+_TAKEN = {"train", "validation", "final"}  # names that no task may have
 
 
 class ModelConfig(Section):
@@ -190,29 +194,21 @@ class CheckpointConfig(Section):
     merge_lora: bool = Field(False, description="export the merged model instead of the adapter")
 
 
-class ChoiceTask(Section):
-    """A multiple-choice set: rows of question, choices, answer (index), optional context."""
-
-    name: str = Field("choices", pattern=r"^[a-z0-9_]+$", description="prefix of its metrics")
-    path: str = Field(description="JSONL, JSON, CSV or Parquet file, or starter:DOMAIN/SPLIT")
-    limit: int | None = Field(None, ge=1, description="use at most this many items")
-
-
 class EvaluationConfig(Section):
     """What is measured, and when."""
 
     every_steps: int | None = Field(None, ge=1, description="evaluate every n steps; null: ten times a run")
-    choices: list[ChoiceTask] = Field(
-        default_factory=list, description="multiple-choice sets, measured with the trained model"
-    )
+    tasks: list[Task] = Field(default_factory=list, description="what else is measured with the trained model")
     before: bool = Field(True, description="measure the base model on them as well")
     batch_tokens: int = Field(8192, ge=2, description="token budget of an evaluation batch")
 
     @model_validator(mode="after")
     def _names_differ(self) -> EvaluationConfig:
-        names = [task.name for task in self.choices]
+        names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
-            raise rule("choices", names, "sets with different names", "Give each its own `name`.")
+            raise rule("tasks", names, "tasks with different names", "Give each its own `name`.")
+        for name in _TAKEN.intersection(names):
+            raise rule("tasks", names, f"tasks of other names: `{name}/` stands before metrics already")
         return self
 
 
@@ -225,6 +221,9 @@ class TrackingConfig(Section):
     timeout_s: float = Field(20.0, gt=0, description="longest wait for the server before the run is refused")
     log_model: bool = Field(True, description="log the exported model as an MLflow logged model")
     system_metrics: bool = Field(False, description="log CPU, memory and GPU use")
+    profile_steps: int = Field(
+        0, ge=0, le=50, description="profile so many steps after the first two: a trace, and a table of where time went"
+    )
 
 
 class Config(Section):
@@ -245,6 +244,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    profile: ProfileConfig = ProfileConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

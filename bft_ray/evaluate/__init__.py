@@ -1,3 +1,1 @@
-"""What a model can do: likelihood of held-out text, and multiple choice. Further evaluators stand beside
-these.
-"""
+"""What a model can do: the evaluators, the three verbs that they ask of a model, and what runs them."""

@@ -8,26 +8,31 @@ The predicted option has the largest score; the headline is the probability of t
 small changes of a model where accuracy does not. Prompts are made by the same rule as training samples, the
 option standing where a completion would: prompt and option are tokenised apart, and the token that ends a
 turn is not scored.
+
+    calibration error = sum_b n_b / n |mean of [predicted is right] in b - mean probability of the predicted in b|
+
+over ten bins b of equal width of the predicted option's probability: the expected calibration error of Naeini,
+Cooper and Hauskrecht (2015), as Guo et al. (2017) use it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from bft_ray.config import ChoiceTask, DataConfig
-from bft_ray.data.rows import Row, read_table
-from bft_ray.data.tokenise import encode_batch
+from bft_ray.config import DataConfig
+from bft_ray.config.tasks import ChoiceTask
+from bft_ray.data.rows import read_table
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.likelihood import SequenceScores, score_sequences
+from bft_ray.evaluate.means import summarise
+from bft_ray.evaluate.options import EncodedOptions, Question, encode_options
+from bft_ray.evaluate.request import Context, Measured, Prepared, Scores
 
-_IGNORED = -100
 _TIE = 1e-5  # nats a token: scores this near are equal, and the first option wins, whatever the batching
 
 
@@ -41,6 +46,7 @@ class ChoiceItem:
     choices: tuple[str, ...]
     answer: int
     context: str = ""
+    subject: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,49 +56,52 @@ class ChoiceRecord:
     Args:
         scores: mean log-probability a token of each option, in nats.
         probability: of the right option.
+        confidence: probability of the predicted option.
+        subject: of the item, where given.
     """
 
     id: str
     answer: int
     predicted: int
     probability: float
+    confidence: float
     scores: tuple[float, ...]
+    subject: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For a line of JSON."""
-        return asdict(self) | {"scores": list(self.scores)}
+        record = asdict(self) | {"scores": list(self.scores), "correct": int(self.predicted == self.answer)}
+        if self.subject is None:
+            record.pop("subject")
+        return record
 
 
-@dataclass(frozen=True)
-class EncodedOptions:
-    """All options of all items, one sequence each, in order (scorable: see `likelihood.Sequences`)."""
+def prepare(task: ChoiceTask, context: Context) -> Prepared:
+    """Accuracy, choice probability and calibration error of a multiple-choice set.
 
-    ids: list[str]  # of the item, with the option's index
-    sequences: list[np.ndarray]  # prompt and option, [T]
-    num_option_tokens: list[int]
-    num_truncated: int  # items whose prompt was shortened
+    Raises:
+        BadInput: see `read_items` and `encode_options`.
+    """
+    items = read_items(task)
+    encoded = encode_items(items, context.tokenizer, context.data)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(sequence) for sequence in self.sequences], dtype=np.int64)
+    def finish(answers: Sequence[Scores]) -> Measured:
+        records = make_records(items, answers[0])
+        return Measured(
+            choice_metrics(records, task.name, encoded.num_truncated), [record.to_dict() for record in records]
+        )
 
-    def tokens(self, index: int) -> np.ndarray:
-        return self.sequences[index]
-
-    def labels(self, index: int) -> np.ndarray:
-        labels = self.sequences[index].copy()
-        labels[: -self.num_option_tokens[index]] = _IGNORED
-        return labels
+    return Prepared([encoded.request], finish)
 
 
 def read_items(task: ChoiceTask) -> list[ChoiceItem]:
     """The items of a set: rows of `question`, `choices` (list of at least 2), `answer` (index), and, where
-    given, `context` and `id`. In a CSV file `choices` is a JSON list.
+    given, `context`, `subject` and `id`. In a CSV file `choices` is a JSON list.
 
     Raises:
         BadInput: no such file, no item, or a malformed row, named by file and line.
     """
-    field = f"evaluation.choices.{task.name}"
+    field = f"evaluation.tasks.{task.name}"
     items: list[ChoiceItem] = []
     seen: dict[str, str] = {}
     for where, record in read_table(task.path, limit=task.limit, field=field):
@@ -107,61 +116,13 @@ def read_items(task: ChoiceTask) -> list[ChoiceItem]:
 
 
 def encode_items(items: Sequence[ChoiceItem], tokenizer: Any, config: DataConfig) -> EncodedOptions:
-    """The options as token sequences of at most `config.max_length`.
-
-    A prompt that is too long loses its beginning (the same for all options of an item), never the option.
-
-    Raises:
-        BadInput: an option that alone exceeds `max_length`, or one without a token.
-    """
-    rows = [
-        Row(f"{item.id}/{index}", item.where, _prompt(item), choice)
-        for item in items
-        for index, choice in enumerate(item.choices)
-    ]
-    closing = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} - {tokenizer.unk_token_id}
-    encoded = iter(encode_batch(rows, tokenizer, config))
-    sequences: list[np.ndarray] = []
-    num_option_tokens: list[int] = []
-    num_truncated = 0
-    for item in items:
-        parts = [_split(next(encoded), closing) for _ in item.choices]
-        longest = max(len(option) for _, option in parts)
-        if min(len(option) for _, option in parts) == 0:
-            raise BadInput(f"{item.where} choices", "an option without tokens", "made of text")
-        if longest >= config.max_length:
-            raise BadInput(
-                f"{item.where} choices",
-                f"an option of {longest} tokens",
-                f"shorter than data.max_length ({config.max_length})",
-                "Raise data.max_length, or take the item out.",
-            )
-        room = config.max_length - longest
-        num_truncated += any(len(prompt) > room for prompt, _ in parts)
-        for prompt, option in parts:
-            sequences.append(np.array(_last(prompt, room, tokenizer.bos_token_id) + option, dtype=np.int32))
-            num_option_tokens.append(len(option))
-    return EncodedOptions([row.id for row in rows], sequences, num_option_tokens, num_truncated)
+    """The options after their questions, one continuation an option, in order; see `encode_options`."""
+    questions = [Question(item.id, item.where, _prompt(item), item.choices) for item in items]
+    return encode_options(questions, tokenizer, config)
 
 
-def score_choices(
-    model: Any,
-    tokenizer: Any,
-    items: Sequence[ChoiceItem],
-    config: DataConfig,
-    batch_tokens: int,
-    device: Any,
-    *,
-    packing: bool = False,
-) -> list[ChoiceRecord]:
-    """Records of all items, in order; they do not depend on the batch size (fp32: 1e-5)."""
-    options = encode_items(items, tokenizer, config)
-    scores = score_sequences(model, options, batch_tokens, device, packing=packing, pad_id=tokenizer.pad_token_id or 0)
-    return make_records(items, scores)
-
-
-def make_records(items: Sequence[ChoiceItem], scores: SequenceScores) -> list[ChoiceRecord]:
-    """The scores of all options, in the order of `encode_items`, as one record an item."""
+def make_records(items: Sequence[ChoiceItem], scores: Scores) -> list[ChoiceRecord]:
+    """The scores of all options, in order, as one record an item."""
     means = -scores.nll / scores.num_tokens
     records = []
     end = 0
@@ -171,31 +132,35 @@ def make_records(items: Sequence[ChoiceItem], scores: SequenceScores) -> list[Ch
         odds = np.exp(own - own.max())
         predicted = int(np.argmax(own >= own.max() - _TIE))
         probability = float(odds[item.answer] / odds.sum())
-        records.append(ChoiceRecord(item.id, item.answer, predicted, probability, tuple(own.tolist())))
+        confidence = float(odds[predicted] / odds.sum())
+        records.append(
+            ChoiceRecord(item.id, item.answer, predicted, probability, confidence, tuple(own.tolist()), item.subject)
+        )
     return records
 
 
 def choice_metrics(records: Sequence[ChoiceRecord], prefix: str, num_truncated: int = 0) -> dict[str, float]:
-    """`<prefix>/accuracy`, `/probability`, each with its standard error over items (`_se`) and the smallest
-    difference between two models that it could show (`_detectable` = 1.96 sqrt(2) se; pairing by item shows
-    smaller ones).
-
-    The errors are left out for a single item.
+    """`<prefix>/accuracy`, `/probability`, each with its error (see `summarise`), `/calibration_error`, and
+    `/macro_accuracy`, the mean over subjects of their accuracies, where all items have a subject.
     """
-    columns = {
-        "accuracy": np.array([record.predicted == record.answer for record in records], dtype=np.float64),
-        "probability": np.array([record.probability for record in records]),
-    }
-    metrics = {f"{prefix}/{name}": float(values.mean()) for name, values in columns.items()}
-    if len(records) > 1:
-        for name, values in columns.items():
-            error = float(values.std(ddof=1)) / math.sqrt(len(values))
-            metrics[f"{prefix}/{name}_se"] = error
-            metrics[f"{prefix}/{name}_detectable"] = 1.96 * math.sqrt(2) * error
-    return metrics | {
-        f"{prefix}/num_items": float(len(records)),
-        f"{prefix}/num_truncated": float(num_truncated),
-    }
+    right = np.array([record.predicted == record.answer for record in records], dtype=np.float64)
+    probability = np.array([record.probability for record in records])
+    metrics = summarise(prefix, {"accuracy": right, "probability": probability})  # type: ignore[dict-item]
+    confidence = np.array([record.confidence for record in records])
+    metrics[f"{prefix}/calibration_error"] = calibration_error(confidence, right)
+    subjects = np.array([record.subject or "" for record in records])
+    if all(subjects):
+        metrics[f"{prefix}/macro_accuracy"] = float(np.mean([right[subjects == s].mean() for s in np.unique(subjects)]))
+    return metrics | {f"{prefix}/num_items": float(len(records)), f"{prefix}/num_truncated": float(num_truncated)}
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, num_bins: int = 10) -> float:
+    """Expected calibration error, a share; `confidence` [n] in [0, 1], `right` [n] 0 or 1. 1.0 is in the last bin."""
+    bins = np.minimum(
+        (confidence * num_bins + 1e-6).astype(np.int64), num_bins - 1
+    )  # rounding moves no one over an edge
+    gaps = np.bincount(bins, right - confidence, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
@@ -216,6 +181,9 @@ def _item(where: str, record: dict) -> ChoiceItem:
         raise BadInput(f"{where} question", _kind(question), "text that is not empty")
     if not isinstance(context, str):
         raise BadInput(f"{where} context", _kind(context), "text, or left out")
+    subject = record.get("subject") or None
+    if subject is not None and not isinstance(subject, str):
+        raise BadInput(f"{where} subject", _kind(subject), "text, or left out")
     choices = record.get("choices")
     if not isinstance(choices, list) or len(choices) < 2:
         value = f"a list of {len(choices)}" if isinstance(choices, list) else _kind(choices)
@@ -233,7 +201,7 @@ def _item(where: str, record: dict) -> ChoiceItem:
         )
     given = record.get("id")
     name = where.rsplit("/", 1)[-1] if given in (None, "") else str(given)
-    return ChoiceItem(name, where, question, tuple(choices), answer, context)
+    return ChoiceItem(name, where, question, tuple(choices), answer, context, subject)
 
 
 def _kind(value: Any) -> str:
@@ -243,25 +211,5 @@ def _kind(value: Any) -> str:
     return "empty" if isinstance(value, str) and not value.strip() else type(value).__name__
 
 
-# --- tokens -------------------------------------------------------------------------------------------------
-
-
 def _prompt(item: ChoiceItem) -> str:
     return f"{item.context}\n\n{item.question}" if item.context else item.question
-
-
-def _split(encoded: Any, closing: set[int]) -> tuple[list[int], list[int]]:
-    """(prompt, option) of an encoded sample, without the tokens that end the turn."""
-    start = encoded.supervised.index(True)
-    end = len(encoded.input_ids)
-    while end > start and encoded.input_ids[end - 1] in closing:
-        end -= 1
-    return encoded.input_ids[:start], encoded.input_ids[start:end]
-
-
-def _last(prompt: list[int], room: int, bos: int | None) -> list[int]:
-    """The last `room` tokens of a prompt; its bos token, where it has one, stays in front."""
-    if len(prompt) <= room:
-        return prompt
-    head = prompt[:1] if prompt[0] == bos and room > 1 else []
-    return head + prompt[len(prompt) - (room - len(head)) :]

@@ -24,11 +24,13 @@ class Score:
         ids: of the items.
         prompts: tokens [T] of each item's shared beginning (at least one token).
         continuations: for each item, the tokens [n] of each of its continuations (at least one each).
+        counted: for each continuation, which of its tokens [n] are scored (turns of others are not); None: all.
     """
 
     ids: list[str]
     prompts: list[np.ndarray]
     continuations: list[list[np.ndarray]]
+    counted: list[list[np.ndarray | None]] | None = None
 
 
 @dataclass(frozen=True)

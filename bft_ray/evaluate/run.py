@@ -1,5 +1,7 @@
-"""One evaluation from the config: a base model, an adapter or a merged model, on Ray workers where there are
-some.
+"""One evaluation from the config: a base model, an adapter or a merged model, on Ray workers where there are some.
+
+Every task is read, checked and tokenised on the driver. Then the requests of all tasks are pooled and shared out over
+the workers; only tokens travel there, and each worker loads the model once.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bft_ray.config import Config, ModelConfig
-from bft_ray.data.dataset import TokenDataset, prepare
-from bft_ray.errors import BadInput
-from bft_ray.evaluate.choice import choice_metrics, encode_items, make_records, read_items
-from bft_ray.evaluate.likelihood import SequenceScores, cut_batches, score_sequences
-from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.config import Config
+from bft_ray.config.tasks import HarnessTask, Task
+from bft_ray.data.dataset import prepare
+from bft_ray.errors import BadInput, BftError
+from bft_ray.evaluate.pool import answer_all
+from bft_ray.evaluate.request import Context, Measured, Prepared, Request
+from bft_ray.evaluate.tasks import VALIDATION, choose, prepare_task
+from bft_ray.evaluate.text import prepare_dataset
+from bft_ray.evaluate.worker import answer, load
+from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.spread import spread
 
 _SHARDS_A_WORKER = 4  # so that a slow worker does not hold up the rest, and little is lost with a dead one
@@ -38,132 +42,116 @@ class EvaluationResult:
         _write(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in self.records))
         _write(folder / "metrics.json", json.dumps(self.metrics, indent=1) + "\n")
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences as they travel to a worker: tokens only (scorable: see `likelihood.Sequences`)."""
-
-    ids: list[str]
-    all_tokens: list[np.ndarray]
-    all_labels: list[np.ndarray]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(tokens) for tokens in self.all_tokens], dtype=np.int64)
-
-    def tokens(self, index: int) -> np.ndarray:
-        return self.all_tokens[index]
-
-    def labels(self, index: int) -> np.ndarray:
-        return self.all_labels[index]
-
-    def take(self, indices: np.ndarray) -> Batch:
-        """Some of the sequences."""
-        return Batch(
-            [self.ids[i] for i in indices],
-            [self.all_tokens[i] for i in indices],
-            [self.all_labels[i] for i in indices],
-        )
+    @staticmethod
+    def read(folder: Path) -> EvaluationResult:
+        """What `write` wrote; BadInput where that is not so."""
+        try:
+            metrics = json.loads((folder / "metrics.json").read_text())
+            records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            remedy = f"Write one with `bft-ray evaluate CONFIG --out FOLDER`: {type(error).__name__}."
+            raise BadInput("folder", str(folder), "an evaluation: metrics.json and records.jsonl", remedy) from None
+        return EvaluationResult(metrics, records)
 
 
 def evaluate_model(
-    config: Config, out: Path | None = None, progress: Callable[[int, int], None] | None = None
+    config: Config,
+    out: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> EvaluationResult:
-    """Measure `config.model` on `data.validation` (`validation/...`) and on every set of
-    `evaluation.choices`.
+    """Measure `config.model` on `data.validation` (`validation/...`) and on every task of `evaluation.tasks`.
 
-    Everything is tokenised here; workers get tokens alone and load the model once each. Results do not depend
-    on the number of workers (fp32: 1e-5).
+    Results do not depend on the number of workers (fp32: 1e-5).
 
     Args:
         out: folder for `metrics.json` and `records.jsonl`.
         progress: called with (shards done, shards in all).
+        names: measure these tasks alone (`validation` is one).
 
     Raises:
-        BadInput: nothing to measure, bad data (named by file and line), a model that cannot be read, or a
-            cluster
+        BadInput: nothing to measure, bad data (named by file and line), a model that cannot be read, or a cluster
             that cannot hold the workers.
+        BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
-    if not config.data.validation and not config.evaluation.choices:
-        raise BadInput("data.validation", [], "given, or else evaluation.choices", "There is nothing to measure.")
-    sets = [(task.name, read_items(task)) for task in config.evaluation.choices]
-    tokenizer = load_tokenizer(config.model)
-    parts: list[Any] = []
-    validation = None
-    if config.data.validation:
-        validation = prepare(config.data.validation, tokenizer, config.data, "data.validation")
-        parts.append(validation)
-    options = [encode_items(items, tokenizer, config.data) for _, items in sets]
-    scores = _score(parts + options, config, tokenizer.pad_token_id or 0, progress)
-
+    prepared = prepare_all(config, prepare_context(config), names)
+    if not prepared:
+        raise BadInput("data.validation", [], "given, or else evaluation.tasks", "There is nothing to measure.")
     metrics: dict[str, float] = {}
     records: list[dict[str, Any]] = []
-    if validation is not None:
-        own = scores.pop(0)
-        metrics |= own.sums(int(validation.num_bytes.sum())).metrics("validation")
-        records += _likelihood_records(validation, own)
-    for (name, items), encoded, own in zip(sets, options, scores, strict=True):
-        made = make_records(items, own)
-        metrics |= choice_metrics(made, name, encoded.num_truncated)
-        records += [{"set": name} | record.to_dict() for record in made]
+    failed: list[str] = []
+    for name, measured in zip(prepared, _measure(list(prepared.values()), config, progress), strict=True):
+        if isinstance(measured, BftError):
+            failed.append(f"{name}: {measured}")
+            continue
+        metrics |= measured.metrics
+        records += [{"set": name} | record for record in measured.records]
     result = EvaluationResult(metrics, records)
     if out is not None:
         result.write(out)
+    if failed:  # a judge that gave up, say: what the other tasks measured is not lost with it
+        kept = f"\nThe other tasks are measured: {out}" if out is not None and metrics else ""
+        raise BftError("\n".join(failed) + kept)
     return result
 
 
-def _score(
-    parts: Sequence[Any], config: Config, pad_id: int, progress: Callable[[int, int], None] | None
-) -> list[SequenceScores]:
-    """The scores of each part, all parts shared out over the workers together."""
-    everything = Batch(
-        [name for part in parts for name in part.ids],
-        [np.array(part.tokens(i)) for part in parts for i in range(len(part.ids))],
-        [np.array(part.labels(i)) for part in parts for i in range(len(part.ids))],
-    )
-    packing = config.data.packing and config.model.attention.startswith("flash")
-    batches = cut_batches(everything.lengths, config.evaluation.batch_tokens, packing)
-    num_shards = min(len(batches), config.cluster.num_workers * _SHARDS_A_WORKER)
-    shards = [np.concatenate(batches[number::num_shards]) for number in range(num_shards)]
-    results = spread(
-        partial(_score_shard, batch_tokens=config.evaluation.batch_tokens, packing=packing, pad_id=pad_id),
-        [everything.take(shard) for shard in shards],
-        cluster=config.cluster,
-        setup=partial(_load, config.model, config.seed),
-        progress=progress,
-    )
-    order = np.argsort(np.concatenate(shards))
-    columns = [
-        np.concatenate([getattr(r, name) for r in results])[order] for name in ("nll", "num_tokens", "num_correct")
-    ]
-    ends = np.cumsum([len(part.ids) for part in parts])[:-1]
-    return [SequenceScores(*own) for own in zip(*(np.split(column, ends) for column in columns), strict=True)]
+def prepare_context(config: Config) -> Context:
+    """What evaluators may use on the driver; BadInput where there is no tokenizer."""
+    return Context(load_tokenizer(config.model), config.data, config.evaluation.batch_tokens, config.seed)
 
 
-def _load(model: ModelConfig, seed: int) -> Any:
-    """On a worker: the model on its device."""
-    import torch
+def prepare_all(
+    config: Config, context: Context, names: Sequence[str] | None = None
+) -> dict[str, Prepared | HarnessTask]:
+    """What is measured by the name of its set, read and checked; no model is loaded."""
+    tasks, with_validation = choose(config.evaluation.tasks, names, bool(config.data.validation))
+    prepared: dict[str, Prepared | HarnessTask] = {}
+    if with_validation:
+        dataset = prepare(config.data.validation, context.tokenizer, config.data, "data.validation")
+        prepared[VALIDATION] = prepare_dataset(dataset, VALIDATION, context)
+    for task in tasks:
+        prepared[task.name] = _prepared(task, context)
+    return prepared
 
-    return load_model(model, seed=seed).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+def _prepared(task: Task, context: Context) -> Prepared | HarnessTask:
+    made = prepare_task(task, context)
+    if made is None:
+        assert isinstance(task, HarnessTask)
+        return task
+    return made
 
 
-def _score_shard(model: Any, shard: Batch, batch_tokens: int, packing: bool, pad_id: int) -> SequenceScores:
-    device = next(model.parameters()).device
-    return score_sequences(model, shard, batch_tokens, device, packing=packing, pad_id=pad_id)
+def _measure(
+    prepared: Sequence[Prepared | HarnessTask], config: Config, progress: Callable[[int, int], None] | None
+) -> list[Measured | BftError]:
+    """What each task measured, or why it did not. A harness task is one job, on one worker, for it asks the model itself."""
+    requests = [request for each in prepared if isinstance(each, Prepared) for request in each.requests]
+    harness = [each for each in prepared if isinstance(each, HarnessTask)]
+    measured: list[Measured] = []
 
+    def run(shards: list[Request]) -> list[Any]:
+        settings = (config.model, config.data, config.evaluation.batch_tokens, config.seed)
+        answers = spread(
+            answer, [*harness, *shards], cluster=config.cluster, setup=partial(load, *settings), progress=progress
+        )
+        measured.extend(answers[: len(harness)])
+        return answers[len(harness) :]
 
-def _likelihood_records(dataset: TokenDataset, scores: SequenceScores) -> list[dict[str, Any]]:
+    num_shards = config.cluster.num_workers * _SHARDS_A_WORKER
+    answers = iter(answer_all(requests, num_shards, config.evaluation.batch_tokens, run))
+    by_harness = iter(measured)
     return [
-        {
-            "set": "validation",
-            "id": name,
-            "nll": float(scores.nll[i]),
-            "num_tokens": int(scores.num_tokens[i]),
-            "num_correct": int(scores.num_correct[i]),
-            "num_bytes": int(dataset.num_bytes[i]),
-        }
-        for i, name in enumerate(dataset.ids)
+        next(by_harness) if isinstance(each, HarnessTask) else _finish(each, [next(answers) for _ in each.requests])
+        for each in prepared
     ]
+
+
+def _finish(task: Prepared, answers: list[Any]) -> Measured | BftError:
+    try:
+        return task.finish(answers)
+    except BftError as error:
+        return error
 
 
 def _write(path: Path, text: str) -> None:

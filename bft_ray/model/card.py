@@ -101,7 +101,7 @@ def measured_table(before: Mapping[str, float], after: Mapping[str, float]) -> l
     """Lines of a Markdown table: every metric that has a better and a worse, before and after."""
     names = [name for name in after if is_judged(name)]
     if not names:
-        return ["Nothing was measured: the run had no validation data and no choice set."]
+        return ["Nothing was measured: the run had no validation data and no task."]
     rows = ["| metric | before | after |", "|---|---|---|"]
     for name in names:
         old = format_value(name, before[name]) if name in before else ""

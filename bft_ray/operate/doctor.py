@@ -10,7 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from bft_ray.config import ChoiceTask, ClusterConfig, Config, SourceConfig
+from bft_ray.config import ClusterConfig, Config, SourceConfig
 from bft_ray.errors import BadInput
 from bft_ray.operate.finding import Finding, alone, from_error
 from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machine, check_versions
@@ -177,12 +177,12 @@ def check_model(config: Config) -> Iterable[Finding]:
 
 
 def check_data(config: Config) -> Iterable[Finding]:
-    """The first rows of every source and choice set."""
+    """The first rows of every source, and all of what tasks measure."""
     for use in ("train", "validation"):
         for index, source in enumerate(getattr(config.data, use)):
             yield from alone("data", partial(_read_source, source, f"data.{use}.{index}"))
-    for index, task in enumerate(config.evaluation.choices):
-        yield from alone("data", partial(_read_choices, task, f"evaluation.choices.{index}"))
+    for name in [task.name for task in config.evaluation.tasks]:
+        yield from alone("data", partial(_read_task, config, name))
 
 
 def _read_source(source: SourceConfig, field: str) -> str:
@@ -197,11 +197,16 @@ def _read_source(source: SourceConfig, field: str) -> str:
     return f"{field}: {len(rows)} first rows read from {source.path}{left_out}"
 
 
-def _read_choices(task: ChoiceTask, field: str) -> str:
-    from bft_ray.evaluate.choice import read_items
+def _read_task(config: Config, name: str) -> str:
+    from bft_ray.evaluate.run import prepare_all, prepare_context
 
-    items = read_items(task.model_copy(update={"limit": min(task.limit or NUM_ROWS, NUM_ROWS)}))
-    return f"{field}: {len(items)} first items read from {task.path}"
+    try:
+        context = prepare_context(config)
+    except BadInput:
+        return f"evaluation.tasks.{name}: not read, for want of a tokenizer"
+    [prepared] = prepare_all(config, context, [name]).values()
+    items = sum(len(request.ids) for request in getattr(prepared, "requests", []))
+    return f"evaluation.tasks.{name}: read, {items} item{'s' if items != 1 else ''} to ask of the model"
 
 
 def check_tracking(config: Config) -> Iterable[Finding]:

@@ -279,6 +279,7 @@ schedule:
 deepspeed:
   preset: zero1  # zero2, zero3: spread more of the memory over the workers
 evaluation:
+  tasks: []  # what else is measured, e.g. [{{kind: choice, path: exam.jsonl}}]; the README lists the kinds
   batch_tokens: {max(8192, max_length)}  # tokens a worker evaluates at once
 cluster:
   address: null  # null: this machine; auto or host:port: a Ray cluster

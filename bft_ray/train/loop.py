@@ -85,7 +85,7 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
                 share = next(shares)
             rate = learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule)
             metrics = train_step(engine, share, config.loss, step=step, learning_rate=rate, seed=config.seed)
-            elapsed = time.perf_counter() - began
+            began, elapsed = time.perf_counter(), time.perf_counter() - began  # logging counts with the next step
             step_ended()
             metrics["train/supervised_tokens_per_s"] = share.num_tokens / elapsed
             metrics["train/step_s"] = elapsed
@@ -104,7 +104,7 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
                 better = improves(value, state.best_value, higher)
                 state = LoopState(done, value if better else state.best_value, done if better else state.best_step)
                 _save(engine, host, state, None if value is None else (value if higher else -value))
-            began = time.perf_counter()
+                began = time.perf_counter()  # validation and saving do not count as a step
     if rank0:
         host.tell("end", {"step": num_steps})
     return state

@@ -1,0 +1,111 @@
+"""Which loss settings are the same at every step of a run, though their fields differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from bft_ray.config.loss import LossConfig
+from bft_ray.config.tree import Config
+
+_ENDLESS = 2**40  # a length that no window holds
+
+
+def canonical(loss: LossConfig, longest: int) -> dict[str, Any]:
+    """The fields that act, in one form for all settings that give the same training run.
+
+    Merged are settings that differ only in
+
+    - fields that the method does not use (`LossConfig.unused_fields`), the method's name among them;
+    - windows that hold the longest sample whole: `L_s <= g` has one window, all of it. A *centered* group reaches
+      `(g - 1) // 2` tokens ahead, so there the window must be about twice as long;
+    - `inverse` weights under a cap >= 1 / epsilon, which `1 / (c^gamma + epsilon)` never reaches;
+    - `inverse`, normalised, under a cap <= 1 / (1 + epsilon): `c <= 1`, so every weight is cut, and all are equal.
+
+    Everything else that merely starts alike is not merged.
+
+    Args:
+        longest: supervised tokens of the longest training sample.
+
+    Returns:
+        field -> value; equal for equal runs on this data, and for no others that are known.
+    """
+    fields = loss.model_dump()
+    if _never_cut(loss):
+        fields["weight_cap"] = None
+    elif _all_cut(loss):
+        fields |= {"sample_weight": "none", "weight_cap": None, "normalise": False}
+    # what is unused under the settings as simplified
+    settings = LossConfig.model_construct(**fields)
+    if settings.token_weight == "group" and settings.window_alignment == "centered":
+        whole = 2 * longest - 1
+    else:
+        whole = longest
+    fields["window"] = min(settings.window, max(whole, 1))
+    unused = {"method", *settings.unused_fields()}
+    return {name: value for name, value in fields.items() if name not in unused}
+
+
+def same_run(a: LossConfig, b: LossConfig, longest: int) -> bool:
+    """Whether two settings give the same run on data whose longest sample has `longest` supervised tokens."""
+    return canonical(a, longest) == canonical(b, longest)
+
+
+def distinct(configs: Sequence[Config], longest: int | None) -> list[list[int]]:
+    """Places of configs that are the same run at every step, in order of the first of each group.
+
+    Two runs are the same when their losses are (`canonical`) and all their other fields are equal, the name aside.
+
+    Args:
+        longest: supervised tokens of the longest training sample of any of them (where they cut samples to different
+            lengths: before the cut, or under the largest `data.max_length`; too large a number only merges less).
+            None: not known, so nothing is merged for its window's length.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, config in enumerate(configs):
+        groups.setdefault(run_key(config, longest), []).append(place)
+    return list(groups.values())
+
+
+def run_key(config: Config, longest: int | None) -> str:
+    """Text that is the same for equal runs on the same data, and for no others that are known; see `distinct`."""
+    fields = config.model_dump(mode="json")
+    fields["loss"] = canonical(config.loss, _ENDLESS if longest is None else longest)
+    fields.pop("name")
+    return json.dumps(fields, sort_keys=True)
+
+
+def merge_reasons(a: LossConfig, b: LossConfig, longest: int | None) -> list[str]:
+    """Why two settings are the same run: one clause for each of their differences; [] where they are not.
+
+    Args:
+        longest: as for `distinct`.
+    """
+    length = _ENDLESS if longest is None else longest
+    if not same_run(a, b, length):
+        return []
+    reasons = []
+    flat = [loss for loss in (a, b) if _all_cut(loss)]
+    if flat and a != b:
+        reasons.append(f"all weights are equal where weight_cap ({flat[0].weight_cap:g}) <= 1 / (1 + epsilon)")
+    for name in LossConfig.model_fields:
+        values = getattr(a, name), getattr(b, name)
+        if name == "method" or values[0] == values[1]:
+            continue
+        if name == "window" and longest is not None and not {"window"} & {*a.unused_fields(), *b.unused_fields()}:
+            reasons.append(f"windows {values[0]} and {values[1]} both hold the longest sample ({longest} tokens) whole")
+        elif name == "weight_cap" and any(_never_cut(loss) for loss in (a, b)):
+            reasons.append("weight_cap >= 1 / epsilon never binds")
+        elif name in a.unused_fields() and name in b.unused_fields():
+            reasons.append(f"{name} is not used")
+    return list(dict.fromkeys(reasons)) or ["both methods come to the same fields"] * (a != b)
+
+
+def _never_cut(loss: LossConfig) -> bool:
+    return loss.sample_weight == "inverse" and loss.weight_cap is not None and loss.weight_cap >= 1 / loss.epsilon
+
+
+def _all_cut(loss: LossConfig) -> bool:
+    inverse = loss.sample_weight == "inverse" and loss.normalise and loss.weight_cap is not None
+    return inverse and loss.weight_cap <= 1 / (1 + loss.epsilon)  # type: ignore[operator]

@@ -1,0 +1,96 @@
+"""A text encoder of the user's choice: texts -> unit vectors.
+
+Mean pooling over the tokens of a text, as the sentence-transformers library does it, then length 1:
+
+    e = sum_t m_t h_t / sum_t m_t      e / |e|      h: last hidden states, m: attention mask
+
+An encoder that was trained with another pooling (its first token, its last) works less well this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bft_ray.errors import BadInput
+
+_NO_LIMIT = 10**6  # tokenizers without a length limit report a huge one
+
+
+def check_encoder(encoder: str, field: str) -> None:
+    """Read the encoder's config and tokenizer, not its weights: for evaluators to call before a model is loaded.
+
+    Raises:
+        BadInput: neither can be read, or it is a sequence-to-sequence model.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
+        AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unreadable(encoder, field, error) from None
+    if config.is_encoder_decoder:
+        raise BadInput(field, encoder, "an encoder or a decoder, not a sequence-to-sequence model")
+
+
+def encode_texts(encoder: str, texts: Sequence[str], batch_size: int = 32, field: str = "encoder") -> np.ndarray:
+    """Unit vectors [n, D] float32, in order; computed in fp32, on the GPU where there is one.
+
+    A text is cut at the encoder's longest input. An empty text has the tokens that the tokenizer puts around any text;
+    one without a token at all becomes the zero vector.
+
+    Args:
+        encoder: folder or hub id of any model that `AutoModel` loads from safetensors; no code of its own is run.
+
+    Raises:
+        BadInput: an encoder that cannot be read.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    check_encoder(encoder, field)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(encoder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unreadable(encoder, field, error) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    model.to(device).eval()
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))  # little padding, whatever the order
+    rows: dict[int, np.ndarray] = {}
+    with torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            vectors = _encode(model, tokenizer, [texts[index] for index in batch], device)
+            rows |= dict(zip(batch, vectors.cpu().numpy(), strict=True))
+    return np.stack([rows[index] for index in range(len(texts))]) if texts else np.zeros((0, 0), np.float32)
+
+
+def _encode(model: Any, tokenizer: Any, texts: list[str], device: str) -> torch.Tensor:
+    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    limit = min((value for value in limits if value and value < _NO_LIMIT), default=None)
+    inputs = tokenizer(texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt")
+    if not inputs["input_ids"].numel():
+        inputs = tokenizer.pad({"input_ids": [[tokenizer.pad_token_id]] * len(texts)}, return_tensors="pt")
+        inputs["attention_mask"] = torch.zeros_like(inputs["input_ids"])
+    inputs = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+    hidden = model(**inputs).last_hidden_state.float()  # [B, T, D]
+    mask = inputs["attention_mask"][..., None].bool()
+    mean = hidden.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)
+    return torch.nn.functional.normalize(mean, dim=-1)
+
+
+def _unreadable(encoder: str, field: str, error: Exception) -> BadInput:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return BadInput(
+        field,
+        encoder,
+        f"a folder or hub id of a text encoder (safetensors): {reason}",
+        "Check the name and the network, or download it and give its folder.",
+    )

@@ -1,0 +1,108 @@
+"""Yes or no about pairs of genes: does the model find `yes` likelier where the label is 1?
+
+    score = log p(yes | question) - log p(no | question)
+
+AUROC: probability that a pair of label 1 has a larger score than one of label 0, ties half. AUPRC: average precision,
+sum over thresholds of precision times the step of recall. Both as scikit-learn computes them. Their standard errors
+are bootstrapped over the pairs, with a fixed seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bft_ray.config.tasks import PairsTask
+from bft_ray.data.rows import read_table
+from bft_ray.data.tables import kind_of
+from bft_ray.errors import BadInput
+from bft_ray.evaluate.classify import ranking_metrics
+from bft_ray.evaluate.options import Question, encode_options
+from bft_ray.evaluate.request import Context, Measured, Prepared, Scores
+
+_DIGITS = 4  # of a score: nearer ones are equal, so that rounding decides no order
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two genes and whether they belong together; `where` is the file and line."""
+
+    id: str
+    where: str
+    gene_a: str
+    gene_b: str
+    label: int
+
+
+def prepare(task: PairsTask, context: Context) -> Prepared:
+    """AUROC and AUPRC of the yes/no likelihood.
+
+    Raises:
+        BadInput: see `read_pairs` and `encode_options`.
+    """
+    pairs = read_pairs(task.path, task.limit, f"evaluation.tasks.{task.name}")
+    questions = [
+        Question(p.id, p.where, fill(task.question, gene_a=p.gene_a, gene_b=p.gene_b), (task.yes, task.no))
+        for p in pairs
+    ]
+    encoded = encode_options(questions, context.tokenizer, context.data)
+
+    def finish(answers: Sequence[Scores]) -> Measured:
+        nll = answers[0].nll.reshape(-1, 2)  # yes, no
+        score = np.round(nll[:, 1] - nll[:, 0], _DIGITS)
+        label = np.array([pair.label for pair in pairs])
+        records = [
+            {"id": pair.id, "label": pair.label, "score": float(own)} for pair, own in zip(pairs, score, strict=True)
+        ]
+        metrics = {f"{task.name}/{name}": value for name, value in ranking_metrics(label, score, seed=0).items()}
+        metrics |= {
+            f"{task.name}/num_items": float(len(pairs)),
+            f"{task.name}/num_truncated": float(encoded.num_truncated),
+        }
+        return Measured(metrics, records)
+
+    return Prepared([encoded.request], finish)
+
+
+def read_pairs(path: str, limit: int | None, field: str) -> list[Pair]:
+    """Pairs of a table: rows of gene_a, gene_b, label (0 or 1), and, where given, id (else the place).
+
+    Raises:
+        BadInput: no such file, a malformed row, named by file and line, or not both labels among them.
+    """
+    pairs = []
+    seen: dict[str, str] = {}
+    for where, record in read_table(path, limit=limit, field=field):
+        pair = _pair(where, record)
+        if pair.id in seen:
+            raise BadInput(f"{where} id", pair.id, f"unique, but stands at {seen[pair.id]} too")
+        seen[pair.id] = where
+        pairs.append(pair)
+    if len({pair.label for pair in pairs}) < 2:
+        raise BadInput(f"{field}.path", path, "pairs of both labels, 0 and 1; a ranking cannot be judged without")
+    return pairs
+
+
+def fill(template: str, **values: str) -> str:
+    """A template with its `{name}`s replaced; other braces stay as they are."""
+    for name, value in values.items():
+        template = template.replace(f"{{{name}}}", value)
+    return template
+
+
+def _pair(where: str, record: dict[str, Any]) -> Pair:
+    genes = [record.get(name) for name in ("gene_a", "gene_b")]
+    for name, gene in zip(("gene_a", "gene_b"), genes, strict=True):
+        if not isinstance(gene, str) or not gene.strip():
+            value = "empty" if isinstance(gene, str) else kind_of(gene)
+            raise BadInput(f"{where} {name}", value, "the name of a gene")
+    label = record.get("label")
+    if isinstance(label, bool) or label not in (0, 1, "0", "1"):  # cells of a CSV file are text
+        received = label if isinstance(label, int) else kind_of(label)
+        raise BadInput(f"{where} label", received, "0 or 1", "1: the genes interact.")
+    given = record.get("id")
+    own = where.rsplit("/", 1)[-1] if given in (None, "") else str(given)
+    return Pair(own, where, str(genes[0]), str(genes[1]), int(label))

@@ -1,0 +1,151 @@
+"""Likelihood of text: plain, or completions after their prompts.
+
+    nll = -sum_t log p(x_t | x_<t) / N        perplexity = e^nll        bits per byte = sum_t -log2 p / bytes
+
+over the N supervised tokens, the token that ends a text among them; bytes are those of the supervised text in UTF-8.
+Rows become tokens by the same rule as training samples.
+
+A text longer than `data.max_length` is cut in windows of that length, and every token is scored once: the first window
+scores all it holds, each further one begins with the later half of the one before, as context, and scores what is new
+(with the bos token in front, where the text has one). So no token after the first window sees less than half a window,
+and no text is dropped or cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bft_ray.config import DataConfig, SourceConfig
+from bft_ray.config.tasks import TextTask
+from bft_ray.data.dataset import IGNORED, TokenDataset
+from bft_ray.data.rows import BadRow, Row, read_rows
+from bft_ray.data.tokenise import encode_batch
+from bft_ray.errors import BadInput
+from bft_ray.evaluate.classify import with_error
+from bft_ray.evaluate.compare import ratio_error
+from bft_ray.evaluate.likelihood import LikelihoodSums
+from bft_ray.evaluate.request import Context, Measured, Prepared, Score, Scores
+
+_ROWS_A_CALL = 256  # of the tokenizer
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens [T] of one text, which of them are scored [T] (never the first), and their bytes."""
+
+    id: str
+    tokens: np.ndarray
+    is_scored: np.ndarray
+    num_bytes: int
+
+
+def prepare(task: TextTask, context: Context) -> Prepared:
+    """NLL, perplexity, bits per byte and token accuracy of a file of texts or of prompts and completions.
+
+    Raises:
+        BadInput: no such file, a malformed row, or no row with text.
+    """
+    field = f"evaluation.tasks.{task.name}"
+    found = list(read_rows(SourceConfig(path=task.path, limit=task.limit), field))
+    rows = [row for row in found if not isinstance(row, BadRow)]
+    texts = list(_texts(rows, context.tokenizer, context.data))
+    if not texts:
+        raise BadInput(f"{field}.path", task.path, "a file with rows that have text")
+    extra = {f"{task.name}/num_left_out": float(len(found) - len(texts))}
+    return prepare_texts(texts, task.name, context, extra)
+
+
+def prepare_dataset(dataset: TokenDataset, name: str, context: Context) -> Prepared:
+    """The same of samples that are tokenised already."""
+    texts = [
+        Text(own, np.array(dataset.tokens(i)), dataset.labels(i) != IGNORED, int(dataset.num_bytes[i]))
+        for i, own in enumerate(dataset.ids)
+    ]
+    return prepare_texts(texts, name, context, {})
+
+
+def prepare_texts(texts: Sequence[Text], name: str, context: Context, extra: dict[str, float]) -> Prepared:
+    """Requests for the windows of all texts; one record a text."""
+    request = Score([], [], [], [])
+    owners: list[int] = []
+    for index, text in enumerate(texts):
+        for prompt, continuation, counted in windows(text, context.data.max_length, context.tokenizer.bos_token_id):
+            owners.append(index)
+            request.ids.append(text.id)
+            request.prompts.append(prompt)
+            request.continuations.append([continuation])
+            assert request.counted is not None
+            request.counted.append([counted])
+
+    def finish(answers: Sequence[Scores]) -> Measured:
+        scores = answers[0]
+
+        def of_texts(column: np.ndarray) -> np.ndarray:
+            return np.bincount(owners, column, minlength=len(texts))
+
+        return _measure(
+            texts, name, of_texts(scores.nll), of_texts(scores.num_tokens), of_texts(scores.num_correct), extra
+        )
+
+    return Prepared([request], finish)
+
+
+def windows(text: Text, max_length: int, bos: int | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """(prompt, continuation, which tokens of it are scored or None for all) of the windows with a scored token."""
+    tokens, head = text.tokens, text.tokens[:1] if text.tokens[0] == bos else text.tokens[:0]
+    room = max_length - len(head)
+    scored_to, start = 1, 0
+    while scored_to < len(tokens):
+        stop = min(len(tokens), max_length if start == 0 else start + room)
+        found = np.flatnonzero(text.is_scored[scored_to:stop])
+        if len(found):
+            first, last = scored_to + found[0], scored_to + found[-1] + 1
+            front = tokens[start:first] if start == 0 else np.concatenate([head, tokens[start:first]])
+            counted = text.is_scored[first:last]
+            yield front, tokens[first:last], None if counted.all() else counted
+        scored_to, start = stop, stop - room // 2
+
+
+def _texts(rows: Iterable[Row], tokenizer: Any, config: DataConfig) -> Iterator[Text]:
+    """Rows that have a token to score."""
+    every = list(rows)
+    for start in range(0, len(every), _ROWS_A_CALL):
+        some = every[start : start + _ROWS_A_CALL]
+        for row, encoded in zip(some, encode_batch(some, tokenizer, config), strict=True):
+            if any(encoded.supervised):
+                tokens = np.array(encoded.input_ids, dtype=np.int32)
+                yield Text(row.id, tokens, np.array(encoded.supervised), encoded.num_bytes)
+
+
+def _measure(
+    texts: Sequence[Text],
+    name: str,
+    nll: np.ndarray,
+    num_tokens: np.ndarray,
+    num_correct: np.ndarray,
+    extra: dict[str, float],
+) -> Measured:
+    num_bytes = np.array([text.num_bytes for text in texts])
+    sums = LikelihoodSums(float(nll.sum()), int(num_tokens.sum()), int(num_correct.sum()), int(num_bytes.sum()))
+    metrics = sums.metrics(name)
+    if len(texts) > 1:
+        ratios = {"nll": (nll, num_tokens), "token_accuracy": (num_correct, num_tokens)}
+        if sums.num_bytes:
+            ratios["bits_per_byte"] = (nll / np.log(2), num_bytes)
+        for metric, parts in ratios.items():
+            metrics |= with_error(f"{name}/{metric}", metrics[f"{name}/{metric}"], ratio_error(*parts))
+    records = [
+        {
+            "id": text.id,
+            "nll": float(nll[i]),
+            "num_tokens": int(num_tokens[i]),
+            "num_correct": int(num_correct[i]),
+            "num_bytes": int(num_bytes[i]),
+        }
+        for i, text in enumerate(texts)
+    ]
+    return Measured(metrics | {f"{name}/num_items": float(len(texts))} | extra, records)

@@ -1,0 +1,108 @@
+"""Before against after, paired by item: by hand, and against the theory of the mean."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from bft_ray.errors import BadInput
+from bft_ray.evaluate.compare import compare, mean_metrics, paired, ratio_error, render
+from bft_ray.evaluate.run import EvaluationResult
+
+
+def records(values, name="correct"):
+    return [{"id": f"q{n}", name: value} for n, value in enumerate(values)]
+
+
+def test_lost_and_gained_by_hand():
+    before, after = records([1, 1, 1, 0, 0, 1]), records([1, 0, 0, 1, 0, 1])
+    both = paired(before, after, "mmlu/accuracy")
+    assert both is not None
+    assert (both.before, both.after) == (pytest.approx(4 / 6), pytest.approx(3 / 6))
+    assert both.drop == pytest.approx(1 / 6) and (both.num_lost, both.num_gained, both.num_items) == (2, 1, 6)
+    assert both.low < both.drop < both.high
+
+
+def test_lower_is_better_turns_the_sign():
+    rows = [{"id": "a", "nll": 8.0, "num_bytes": 4}, {"id": "b", "nll": 6.0, "num_bytes": 12}]
+    worse = [row | {"nll": row["nll"] + 2} for row in rows]
+    both = paired(rows, worse, "general/bits_per_byte")
+    assert both is not None
+    assert both.before == pytest.approx(14 / 16 / math.log(2)) and both.drop == pytest.approx(4 / 16 / math.log(2))
+    assert (both.num_lost, both.num_gained) == (2, 0)
+
+
+def test_the_interval_is_that_of_the_mean_difference():
+    draw = np.random.default_rng(0)
+    hard = draw.normal(size=400)
+    before, after = hard + 0.1 * draw.normal(size=400), hard - 0.05 + 0.1 * draw.normal(size=400)
+    both = paired(records(before, "probability"), records(after, "probability"), "choices/probability")
+    assert both is not None
+    difference = before - after
+    error = difference.std(ddof=1) / math.sqrt(400)
+    assert both.detectable == pytest.approx(1.96 * error, rel=0.1)
+    assert (both.high - both.low) / 2 == pytest.approx(1.96 * error, rel=0.15)
+    unpaired = mean_metrics("x", before)["x_detectable"]
+    assert both.detectable < unpaired / 5
+    again = paired(records(before, "probability"), records(after, "probability"), "choices/probability")
+    assert again == both  # seeded
+
+
+def test_areas_are_those_of_scikit_learn():
+    draw = np.random.default_rng(0)
+    label = draw.integers(0, 2, 60)
+    scores = [np.round(label * shift + draw.normal(size=60), 1) for shift in (2, 1)]
+    sides = [
+        [{"id": n, "score": float(s), "label": int(y)} for n, (s, y) in enumerate(zip(side, label, strict=True))]
+        for side in scores
+    ]
+    for name, of in [("auroc", roc_auc_score), ("auprc", average_precision_score)]:
+        both = paired(*sides, f"pairs/{name}")
+        assert both is not None
+        assert (both.before, both.after) == (pytest.approx(of(label, scores[0])), pytest.approx(of(label, scores[1])))
+        assert both.low < both.drop < both.high
+
+
+def test_items_of_one_side_are_counted():
+    both = paired(records([1, 0, 1]), records([1, 1]), "a/accuracy")
+    assert both is not None and (both.num_items, both.num_unpaired) == (2, 1)
+    with pytest.raises(BadInput, match="no item in common"):
+        paired(records([1]), [{"id": "x", "correct": 1}], "a/accuracy")
+    assert paired(records([1]), records([1]), "a/probability") is None  # no such column
+
+
+def test_the_error_of_a_ratio_is_that_of_the_mean_for_equal_parts():
+    values = np.array([1.0, 2.0, 4.0])
+    assert ratio_error(values, np.ones(3)) == pytest.approx(values.std(ddof=1) / math.sqrt(3))
+
+
+def test_the_table():
+    def result(right, error):
+        rows = [{"set": "mmlu"} | row for row in records(right)]
+        return EvaluationResult(
+            {"mmlu/accuracy": sum(right) / 4, "mmlu/calibration_error": error, "mmlu/num_items": 4.0}, rows
+        )
+
+    changes = compare(result([1, 1, 0, 1], 0.25), result([1, 0, 0, 0], 0.5))
+    assert [change.name for change in changes] == ["mmlu/accuracy", "mmlu/calibration_error"]
+    header, accuracy, calibration = render(changes).splitlines()
+    assert header.split()[:4] == ["metric", "before", "after", "difference"]
+    cells = accuracy.split()
+    assert cells[:4] == ["mmlu/accuracy", "0.750", "0.250", "-0.500"] and cells[-4:-1] == ["2", "0", "4"]
+    low, high = float(cells[4].strip("[,")), float(cells[5].strip("]"))
+    assert low <= -0.5 <= high <= 0
+    assert calibration.split() == ["mmlu/calibration_error", "0.250", "0.500", "0.250"]
+    assert render([]) == "nothing in common to compare"
+
+
+def test_items_that_were_not_measured_are_left_out():
+    before = [{"id": "a", "rouge_l": 0.5}, {"id": "b"}, {"id": "c", "rouge_l": 0.1}]
+    after = [{"id": "a", "rouge_l": 0.4}, {"id": "b", "rouge_l": 0.3}, {"id": "c", "rouge_l": 0.1}]
+    both = paired(before, after, "math/rouge_l")
+    assert both is not None and (both.num_items, both.num_unpaired, both.num_lost) == (2, 2, 1)
+    rows = [{"id": n, "score_mlp": n / 4, "label": n % 2} for n in range(4)]
+    area = paired(rows, rows, "described/embedding_auroc_mlp")
+    assert area is not None and area.before == 0.75 and area.drop == 0
