@@ -158,7 +158,7 @@ def _profile(options: argparse.Namespace) -> int:
         raise BadInput("--out", None, "given where cluster.storage_path is an object store", "Name a local folder.")
     out = Path(options.out) if options.out else Path(config.cluster.storage_path) / "profiles" / config.domain
     against = Path(options.against) if options.against else None
-    profile = profile_data(config, out, against, track=not options.no_mlflow, progress=_shards)
+    profile = profile_data(config, out, against, options.config, track=not options.no_mlflow, progress=_shards)
     print(to_text(profile))
     print(f"\npage      {out / 'profile.html'}\nspace     {out / 'search_space.yaml'}")
     return 0

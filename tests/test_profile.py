@@ -152,13 +152,26 @@ def test_files_pictures_page_and_record(config, tmp_path, tiny_data):
     assert {f.path for f in client.list_artifacts(run.info.run_id, "profile")} >= {"profile/profile.html"}
 
 
+def test_the_proposed_space_is_one(config, tmp_path):
+    from bft_ray.config.study import check_space, load_space
+
+    profile_data(config, tmp_path / "out", track=False)
+    space = load_space(tmp_path / "out" / "search_space.yaml")
+    check_space(space, config)
+    windows = space.parameters["loss.window"].finite()
+    # completions have 1 to 61 tokens: 64 covers all of them whole, and 128 would be the same run
+    assert windows[-1] == 64 and 2 in windows
+    assert space.parameters["loss.epsilon"].when == {"loss.method": ["bft_inverse"]}
+    assert space.objective.metric == "validation/token_accuracy"
+
+
 def test_how_far_the_weights_have_moved(config, tmp_path):
     profile_data(config, tmp_path / "before", track=False)
     still = profile_data(config, tmp_path / "still", against=tmp_path / "before", track=False)
     assert all(row["moved"] == 0 and row["rank_correlation"] > 1 - 1e-9 for row in still.drift.values())
     before = read(tmp_path / "before" / "tokens.parquet")
     moved = replace(before, logp=before.logp * np.linspace(0.5, 1.5, len(before.logp)).astype(np.float32))
-    after = analyse(moved, config.profile, "t", config, before)
+    after = analyse(moved, config.profile, "t", config, "starter", before)
     assert max(row["moved"] for row in after.drift.values()) > 0.01
     write(tmp_path / "other" / "tokens.parquet", replace(before, ids=[f"x{name}" for name in before.ids]))
     with pytest.raises(BadInput, match=r"`against` is .*a profile of the same data"):

@@ -38,10 +38,8 @@ def canonical(loss: LossConfig, longest: int) -> dict[str, Any]:
         fields |= {"sample_weight": "none", "weight_cap": None, "normalise": False}
     # what is unused under the settings as simplified
     settings = LossConfig.model_construct(**fields)
-    if settings.token_weight == "group" and settings.window_alignment == "centered":
-        whole = 2 * longest - 1
-    else:
-        whole = longest
+    reaches_ahead = settings.token_weight == "group" and settings.window_alignment == "centered"
+    whole = 2 * longest - 1 if reaches_ahead else longest
     fields["window"] = min(settings.window, max(whole, 1))
     unused = {"method", *settings.unused_fields()}
     return {name: value for name, value in fields.items() if name not in unused}

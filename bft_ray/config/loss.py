@@ -95,7 +95,9 @@ class LossConfig(Section):
         if self.token_weight != "group":
             unused += ["token_epsilon", "token_cap", "window_alignment"]
         if self.sample_weight == "none":
-            unused += ["confidence", "gamma", "weight_cap", "normalise"]
+            unused += ["confidence", "gamma"]
+            if self.weight_cap is None or self.weight_cap >= 1 or self.normalise:  # else all weights are the cap
+                unused += ["weight_cap", "normalise"]
         if self.sample_weight != "inverse":
             unused += ["epsilon"]
         if self.sample_weight == "none" and self.token_weight != "group":

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from bft_ray.config import Config
+from bft_ray.config.measured import is_measured
 from bft_ray.domains import domain
 from bft_ray.profile.weights import Setting
 
@@ -19,6 +20,7 @@ _LEAST_TRIALS = 12
 
 def propose(
     config: Config,
+    source: str,
     settings: Sequence[Setting],
     groups: Sequence[Sequence[int]],
     longest: int,
@@ -30,6 +32,12 @@ def propose(
       which is nearly a plain mean over each sample;
     - epsilons and caps: of `inverse` settings that are different runs and whose weights are not nearly all equal;
     - the learning rate is searched beside them, around the config's.
+
+    The objective is the headline of the domain where the config measures it, else token accuracy. How the winner is
+    confirmed is left to its owner, who knows which data are still unseen.
+
+    Args:
+        source: where the config came from, as the space names it.
     """
     useful = [int(row["window"]) for row in windows if row["whole_share"] < _WHOLE and row["window"] < longest]
     longer = [int(row["window"]) for row in windows if int(row["window"]) not in useful]
@@ -39,13 +47,15 @@ def propose(
     epsilons = sorted({s.loss.epsilon for s in inverse}) or [0.05]
     caps = sorted({s.loss.weight_cap for s in inverse}, key=lambda cap: (cap is None, cap or 0)) or [8.0]
     rate = config.optimizer.learning_rate
+    rates = [float(f"{rate * factor:.3g}") for factor in (1 / 3, 1.0, 3.0)]
+    headline = domain(config.domain).headline
     only_inverse: dict[str, Any] = {"loss.method": ["bft_inverse"]}
     parameters: dict[str, Any] = {
         "loss.method": {"kind": "categorical", "values": ["bft", "bft_inverse"]},
         "loss.window": {"kind": "categorical", "values": useful},
         "loss.epsilon": _between(epsilons) | {"when": only_inverse},
         "loss.weight_cap": {"kind": "categorical", "values": caps, "when": only_inverse},
-        "optimizer.learning_rate": {"kind": "float", "low": rate / 3, "high": rate * 3, "log": True},
+        "optimizer.learning_rate": {"kind": "categorical", "values": rates},
     }
     trials = max(_LEAST_TRIALS, _TRIALS_A_CHOICE * len(useful) * (1 + len(caps)))
     space = {
@@ -53,7 +63,8 @@ def propose(
         "domain": config.domain,
         "description": f"proposed from a profile of {len(settings[0].weight):,} samples",
         "parameters": parameters,
-        "objective": {"metric": domain(config.domain).headline},
+        "config": source,
+        "objective": {"metric": headline if is_measured(config, headline) else "validation/token_accuracy"},
         "budget": {"trials": trials},
     }
     return yaml.safe_dump(space, sort_keys=False)

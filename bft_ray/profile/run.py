@@ -99,6 +99,7 @@ def profile_data(
     config: Config,
     out: Path,
     against: Path | None = None,
+    source: str = "starter",
     track: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
@@ -106,6 +107,7 @@ def profile_data(
 
     Args:
         against: folder of an earlier profile of the same data (the base model's, say): tells how far weights moved.
+        source: where the config came from, for the proposed search space.
         track: also record an MLflow run of kind `profile`.
         progress: called with (shards done, shards in all).
 
@@ -122,7 +124,7 @@ def profile_data(
     tokens, cached = files.token_logps(config, dataset, progress)
     forward_s = time.perf_counter() - began
     title = f"{config.domain}, {Path(config.model.path).name}"
-    profile = analyse(tokens, config.profile, title, config, earlier)
+    profile = analyse(tokens, config.profile, title, config, source, earlier)
     profile.seconds.update({"forward": forward_s, "cached": float(cached)})
     write(profile, out)
     if track:
@@ -131,7 +133,12 @@ def profile_data(
 
 
 def analyse(
-    tokens: TokenLogps, settings: ProfileConfig, title: str, config: Config, earlier: TokenLogps | None = None
+    tokens: TokenLogps,
+    settings: ProfileConfig,
+    title: str,
+    config: Config,
+    source: str,
+    earlier: TokenLogps | None = None,
 ) -> Profile:
     """Everything that follows from the log-probabilities; no model."""
     began = time.perf_counter()
@@ -153,7 +160,7 @@ def analyse(
         ranks=rank_correlations([made[group[0]] for group in equal]),
         drift=drift,
         findings=_findings(tokens, windows, rows, equal, near, settings, drift),
-        proposal=propose(config, made, equal, longest, windows),
+        proposal=propose(config, source, made, equal, longest, windows),
         seconds={"windows": windows_s, "analysis": time.perf_counter() - began},
     )
 

@@ -1,0 +1,287 @@
+"""The champion of a study: a pure function of the records of its confirmation.
+
+Gains are over the default (`bft` at window 256, as published) and "beyond noise" means that the interval of
+`bft_ray.search.confirm`, which holds for all comparisons together, lies above 0. In this order:
+
+1. An arm counts if every seed of its runs is there, none failed, and all its scores are finite numbers. A run that
+   failed is never a score. With a second objective, it must also keep the limit: its mean may be worse than the base
+   model's by `largest_loss` at most.
+2. Contenders are the candidates that beat the default beyond noise, or, if there are none, the default: within noise it
+   stands for every candidate, so ties go to it. Where the default itself breaks the limit of the second objective, all
+   candidates that keep it are contenders.
+3. The contender with the best mean is BFT's own winner.
+4. A baseline that beats the default and every contender beyond noise is the champion instead; of several the one with
+   the best mean. (A claim about all contenders needs each single comparison to hold, so these need no further
+   correction: an intersection-union test, Berger 1982.)
+
+Equal means are told apart by name, so that the order of the records decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from bft_ray.errors import BadInput
+from bft_ray.metrics import higher_is_better
+from bft_ray.search.confirm import DRAWS, Comparison, as_arrays, compare_pair, compare_with
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of the confirmation.
+
+    Args:
+        name: of its arm: a candidate or a baseline.
+        seed: of the run.
+        items: item id -> score on the confirmation split, in the metric's own direction; their mean is the metric
+            (`bft_ray.search.items`). Empty where the run failed.
+        second: value of the second metric, where there is one.
+        failed: why there is no score; "" where there is one.
+    """
+
+    name: str
+    seed: int
+    items: Mapping[str, float] = field(default_factory=dict)
+    second: float | None = None
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The second objective.
+
+    Args:
+        metric: its name.
+        before: value of the base model, on the same data.
+        largest_loss: how much worse than that the mean of an arm may be, in the metric's unit.
+    """
+
+    metric: str
+    before: float
+    largest_loss: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was to be confirmed.
+
+    Args:
+        metric: name of the objective.
+        candidates: arms that the search found.
+        baselines: published arms, the default among them.
+        default: the baseline that wins ties.
+        seeds: of the runs of every arm.
+        alpha: error of all comparisons together.
+        second: the second objective; None: there is none.
+    """
+
+    metric: str
+    candidates: tuple[str, ...]
+    baselines: tuple[str, ...]
+    default: str
+    seeds: tuple[int, ...]
+    alpha: float = 0.05
+    second: Limit | None = None
+
+    def __post_init__(self) -> None:
+        names = [*self.candidates, *self.baselines]
+        if len(set(names)) < len(names):
+            raise BadInput("arms", names, "arms with different names")
+        if self.default not in self.baselines:
+            raise BadInput("default", self.default, f"one of the baselines: {', '.join(self.baselines)}")
+        if len(set(self.seeds)) < max(2, len(self.seeds)):
+            raise BadInput("seeds", list(self.seeds), "at least 2 different seeds: one has no spread")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the confirmation says about one arm.
+
+    Args:
+        name, kind: which, and what it is.
+        mean: of the metric, over seeds and items; None where the arm does not count.
+        second: mean of the second metric over seeds.
+        gain: over the default; None for the default itself.
+        excluded: why it does not count, or cannot be chosen; "" where it can.
+        on_front: no other arm that counts is better in one objective and at least as good in the other.
+    """
+
+    name: str
+    kind: Literal["candidate", "baseline", "default"]
+    mean: float | None
+    second: float | None
+    gain: Comparison | None
+    excluded: str
+    on_front: bool
+
+
+Verdict = Literal["candidate", "default", "baseline", "none"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and everything that the choice rests on.
+
+    Args:
+        champion: name of the arm; None where nothing could be chosen.
+        verdict: what kind of arm it is.
+        reason: a clause that says why.
+        arms: best mean first, those that do not count last.
+        against: for a baseline as champion: its gain over each contender.
+        level: two-sided level of each single interval.
+        num_items: of the confirmation split.
+    """
+
+    plan: Plan
+    champion: str | None
+    verdict: Verdict
+    reason: str
+    arms: tuple[Arm, ...]
+    against: tuple[Comparison, ...]
+    level: float
+    num_items: int
+
+    def arm(self, name: str) -> Arm:
+        """By name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
+    """The champion by the rules at the head of the file; the order of the records does not matter.
+
+    Raises:
+        BadInput: a record of an unknown arm or seed, a run given twice, a metric without a direction.
+    """
+    runs = _runs(records, plan)
+    flaws = _flaws(runs, plan)
+    kept = {name: runs[name] for name in sorted(runs) if not flaws[name]}
+    if plan.default not in kept:
+        reason = f"the default {plan.default} has no whole set of runs ({flaws[plan.default]})"
+        untold = tuple(_arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs))
+        return Choice(plan, None, "none", reason, untold, (), plan.alpha, 0)
+
+    sign = 1.0 if higher_is_better(plan.metric) else -1.0
+    arrays = as_arrays({n: {s: run.items for s, run in own.items()} for n, own in kept.items()}, plan.seeds)
+    oriented = {name: sign * array for name, array in arrays.items()}
+    gains, level = compare_with(oriented, plan.default, plan.alpha, draws)
+    means = {name: float(array.mean()) for name, array in oriented.items()}
+    seconds = {name: _second(own, plan) for name, own in kept.items()}
+    broken = {name for name in kept if plan.second and not _keeps(seconds[name], plan.second)}
+    front = _front(means, seconds, plan)
+
+    order = sorted(kept, key=lambda name: (-means[name], name))
+    allowed = [name for name in order if name not in broken]
+    champion, verdict, reason, against = _decide(plan, order, allowed, oriented, gains, level)
+    arms = [
+        _arm(n, plan, sign * means[n], seconds[n], gains.get(n), "breaks the limit" if n in broken else "", n in front)
+        for n in order
+    ] + [_arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs) if flaws[name]]
+    return Choice(plan, champion, verdict, reason, tuple(arms), against, level, next(iter(arrays.values())).shape[1])
+
+
+def _decide(
+    plan: Plan,
+    order: Sequence[str],
+    allowed: Sequence[str],
+    scores: Mapping[str, np.ndarray],
+    gains: Mapping[str, Comparison],
+    level: float,
+) -> tuple[str | None, Verdict, str, tuple[Comparison, ...]]:
+    """Champion, verdict, reason, and the comparisons of a baseline that won; arms stand best mean first."""
+    candidates = [name for name in allowed if name in plan.candidates]
+    others = [name for name in allowed if name in plan.baselines and name != plan.default]
+    contenders = candidates
+    if plan.default in allowed:
+        contenders = [name for name in candidates if gains[name].is_better] or [plan.default]
+    if not contenders:  # the default breaks the limit, and so does every candidate
+        if others:
+            return others[0], "baseline", "nothing else keeps the limit of the second objective", ()
+        return None, "none", "no arm keeps the limit of the second objective", ()
+    rivals = [*contenders, *([plan.default] if plan.default in allowed and plan.default not in contenders else [])]
+    for name in others:
+        against = tuple(compare_pair(name, rival, scores[name] - scores[rival], level) for rival in rivals)
+        if all(comparison.is_better for comparison in against):
+            return name, "baseline", "it beats the default and every contender beyond noise", against
+    best = contenders[0]
+    if best == plan.default:
+        return best, "default", "no candidate beats it beyond noise, and ties go to it", ()
+    if plan.default not in allowed:
+        return best, "candidate", "the best mean of the candidates within the limit, which the default breaks", ()
+    return best, "candidate", "the best mean, and better than the default beyond noise", ()
+
+
+def _runs(records: Iterable[Record], plan: Plan) -> dict[str, dict[int, Record]]:
+    runs: dict[str, dict[int, Record]] = {name: {} for name in (*plan.candidates, *plan.baselines)}
+    for record in records:
+        if record.name not in runs:
+            raise BadInput("record", record.name, f"of an arm of the plan: {', '.join(runs)}")
+        if record.seed not in plan.seeds:
+            raise BadInput(f"record of {record.name}", record.seed, f"of a seed of the plan: {list(plan.seeds)}")
+        if record.seed in runs[record.name]:
+            raise BadInput(f"record of {record.name}", record.seed, "given once for each seed")
+        runs[record.name][record.seed] = record
+    return runs
+
+
+def _flaws(runs: Mapping[str, Mapping[int, Record]], plan: Plan) -> dict[str, str]:
+    """Arm -> why it does not count; "" where it does. Items must be those of the default's first seed."""
+    default = runs[plan.default]
+    items = next((set(default[seed].items) for seed in sorted(default) if default[seed].items), set())
+
+    def flaw(own: Mapping[int, Record]) -> str:
+        for seed in sorted(plan.seeds):
+            if seed not in own:
+                return f"no run with seed {seed}"
+            run = own[seed]
+            if run.failed:
+                return f"seed {seed} failed: {run.failed}"
+            if not run.items or not all(map(math.isfinite, run.items.values())):
+                return f"seed {seed} has {'a score that is not finite' if run.items else 'no scores'}"
+            if set(run.items) != items:
+                return f"seed {seed} was measured on other items than the default"
+            if plan.second and (run.second is None or not math.isfinite(run.second)):
+                return f"seed {seed} has no finite {plan.second.metric}"
+        return ""
+
+    return {name: flaw(own) for name, own in runs.items()}
+
+
+def _second(own: Mapping[int, Record], plan: Plan) -> float | None:
+    if plan.second is None:
+        return None
+    return math.fsum(own[seed].second or 0.0 for seed in plan.seeds) / len(plan.seeds)
+
+
+def _keeps(value: float | None, limit: Limit) -> bool:
+    assert value is not None
+    loss = limit.before - value if higher_is_better(limit.metric) else value - limit.before
+    return loss <= limit.largest_loss
+
+
+def _front(means: Mapping[str, float], seconds: Mapping[str, float | None], plan: Plan) -> set[str]:
+    """Names that no other dominates; without a second objective, those with the best mean. Means: above is better."""
+    sign = 1.0 if plan.second is None or higher_is_better(plan.second.metric) else -1.0
+    points = {name: (mean, sign * (seconds[name] or 0.0)) for name, mean in means.items()}
+    return {
+        name
+        for name, own in points.items()
+        if not any(other[0] >= own[0] and other[1] >= own[1] and other != own for other in points.values())
+    }
+
+
+def _arm(
+    name: str,
+    plan: Plan,
+    mean: float | None,
+    second: float | None,
+    gain: Comparison | None,
+    excluded: str,
+    on_front: bool,
+) -> Arm:
+    kind: Literal["candidate", "baseline", "default"] = "candidate" if name in plan.candidates else "baseline"
+    return Arm(name, "default" if name == plan.default else kind, mean, second, gain, excluded, on_front)
