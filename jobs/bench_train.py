@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--packing", action="store_true", help="pack rows (for flash attention; default: by length)")
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "flash_attention_2", "flash_attention_3"])
     parser.add_argument("--batch", type=int, default=16, help="rows of a global batch")
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
+    parser.add_argument("--micro-batch-tokens", type=int, default=2048)
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)

@@ -93,7 +93,9 @@ def gradients(tree: dict, cases: list[tuple[str, str, str]], folders: dict[str, 
 
         model = change(load_model(config.model, config.lora, config.seed))
         micro = collate(data.train, plan.batch(0).tolist(), packing=False, pad_id=0)
-        logits = model(input_ids=micro.input_ids, attention_mask=micro.attention_mask, use_cache=False).logits
+        logits = model(
+            input_ids=micro.input_ids, attention_mask=(micro.sample_index >= 0).long(), use_cache=False
+        ).logits
         sums = loss_sums(logits, micro.labels, micro.sample_index, micro.num_samples, config.loss)
         expected_loss = combine(sums.loss_sum, sums.weight_sum, sums.num_samples, sums.num_tokens, config.loss)
         expected_loss.backward()

@@ -33,7 +33,6 @@ def test_packed(dataset):
     assert batch.labels[0, 0] == batch.labels[0, long] == -100  # nothing predicts across the border
     assert batch.position_ids.tolist() == [[*range(long), *range(short)]]
     assert batch.sample_index.tolist() == [[0] * long + [1] * short]
-    assert batch.attention_mask is None
     assert (batch.sample_ids, batch.num_samples) == (["r4", "r1"], 2)
     assert all(t.dtype == torch.int64 for t in (batch.input_ids, batch.labels, batch.position_ids, batch.sample_index))
 
@@ -44,12 +43,8 @@ def test_padded(dataset):
     rest = long - short
     assert batch.input_ids.tolist() == [dataset.tokens(4).tolist(), dataset.tokens(1).tolist() + [PAD] * rest]
     assert batch.labels[1].tolist() == dataset.labels(1).tolist() + [-100] * rest
-    assert batch.attention_mask is not None and batch.attention_mask.tolist() == [
-        [1] * long,
-        [1] * short + [0] * rest,
-    ]
     assert batch.sample_index.tolist() == [[0] * long, [1] * short + [-1] * rest]
-    assert batch.position_ids[1, :short].tolist() == list(range(short))
+    assert batch.position_ids is None
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -57,14 +52,13 @@ def test_stand_in_of_an_empty_micro_batch(dataset, packing):
     batch = collate(dataset, [], packing, PAD)
     assert (batch.num_samples, batch.sample_ids) == (0, [])
     assert batch.labels.tolist() == [[-100, -100]] and batch.sample_index.tolist() == [[-1, -1]]
-    assert batch.input_ids.shape == batch.position_ids.shape == (1, 2)
-    assert (batch.attention_mask is None) == packing
+    assert batch.input_ids.shape == (1, 2)
     assert torch.isfinite(logits_of(tiny_llama("eager"), batch)).all()
 
 
 def test_to_moves_every_tensor(dataset):
-    batch = collate(dataset, [0, 1], packing=False, pad_id=PAD).to("meta")
-    tensors = (batch.input_ids, batch.labels, batch.position_ids, batch.sample_index, batch.attention_mask)
+    batch = collate(dataset, [0, 1], packing=True, pad_id=PAD).to("meta")
+    tensors = (batch.input_ids, batch.labels, batch.position_ids, batch.sample_index, batch.position, batch.target)
     assert all(tensor is not None and tensor.device.type == "meta" for tensor in tensors)
     assert batch.sample_ids == ["r0", "r1"]
 
@@ -90,7 +84,6 @@ def logits_of(model: LlamaForCausalLM, batch) -> torch.Tensor:
     return model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
-        attention_mask=batch.attention_mask,
         use_cache=False,
     ).logits
 
@@ -100,7 +93,7 @@ def test_a_neighbour_changes_nothing(dataset, attention):
     model = tiny_llama(attention)
 
     def logits_of_sample_2(indices: list[int], packing: bool) -> torch.Tensor:
-        batch = collate(dataset, indices, packing, PAD)
+        batch = collate(dataset, indices, packing, pad_id=7)  # a token like any other: it must not be seen
         return logits_of(model, batch)[batch.sample_index == indices.index(2)]
 
     alone = logits_of_sample_2([2], packing=True)

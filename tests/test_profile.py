@@ -52,7 +52,9 @@ def test_weights_are_those_of_the_loss_at_step_0(config):
     model = load_model(config.model, seed=0).eval()
     micro = collate(dataset, range(len(dataset)), packing=False, pad_id=0)
     with torch.no_grad():
-        logits = model(input_ids=micro.input_ids, attention_mask=micro.attention_mask, use_cache=False).logits
+        logits = model(
+            input_ids=micro.input_ids, attention_mask=(micro.sample_index >= 0).long(), use_cache=False
+        ).logits
     losses = [
         LossConfig(method="bft", window=8),
         LossConfig(method="bft_inverse", window=4, epsilon=0.01, weight_cap=None),

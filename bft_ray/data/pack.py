@@ -19,10 +19,10 @@ class MicroBatch:
     Attributes:
         input_ids: tokens; `pad_id` at padding.
         labels: not shifted; -100 where masked, at padding and at the first position of every sample.
-        position_ids: restart at 0 with every sample, which is how transformers tells packed samples apart (it
-            does so with `use_cache=False` only).
+        position_ids: restart at 0 with every sample of a pack, which is how transformers tells them apart (it does so
+            with `use_cache=False` only). None when padded: rows are padded at their end, where a causal model does not
+            look back from, so that it needs no mask either, and attention may take its causal kernel.
         sample_index: 0 .. num_samples-1 within this micro-batch, -1 at padding.
-        attention_mask: 1 for tokens, 0 for padding; None when packed.
         position: [N] place in the flattened [B, T] of each supervised token, by sample: known here, so that the
             device need not be asked.
         sample: [N] sample of each supervised token.
@@ -35,9 +35,8 @@ class MicroBatch:
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    position_ids: torch.Tensor
+    position_ids: torch.Tensor | None
     sample_index: torch.Tensor
-    attention_mask: torch.Tensor | None
     position: torch.Tensor
     sample: torch.Tensor
     target: torch.Tensor
@@ -90,9 +89,8 @@ def collate(dataset: TokenDataset, indices: Sequence[int], packing: bool, pad_id
     return MicroBatch(
         input_ids=lay(samples, pad_id),
         labels=laid,
-        position_ids=lay(positions, 0),
+        position_ids=lay(positions, 0) if packing else None,
         sample_index=lay(numbers, -1),
-        attention_mask=None if packing else lay([torch.ones_like(sample) for sample in samples], 0),
         position=torch.cat([start + places for start, places in zip(starts, own, strict=False)]),
         sample=torch.cat([torch.full_like(places, number) for number, places in enumerate(own)]),
         target=torch.cat([label[places] for label, places in zip(labels, own, strict=True)]),

@@ -140,7 +140,7 @@ def _batches(loaded: Loaded, shard: _Shard, batch_tokens: int) -> Iterator[tuple
     with torch.no_grad():
         for places in cut_batches(np.array([len(tokens) for tokens in shard.all_tokens]), batch_tokens):
             micro = collate(shard, places, packing=False, pad_id=loaded.pad_id).to(loaded.device)  # type: ignore[arg-type]
-            hidden = parts.hidden(micro.input_ids, micro.position_ids, micro.attention_mask)
+            hidden = parts.hidden(micro.input_ids, micro.position_ids, None)
             x, weight, bias = parts.operands(hidden.flatten(0, 1)[micro.position - 1])
             logp, _ = target_logp(x, weight, micro.target, bias=bias, logit_scale=parts.scale, softcap=parts.softcap)
             yield places, np.split(logp.float().cpu().numpy(), np.cumsum(micro.lengths)[:-1])

@@ -25,7 +25,7 @@ class LossModel(nn.Module):
             check_halves(self.model, next(self.parameters()).device)
             return None
         with phase("decoder"):
-            hidden = self.loss.halves.hidden(micro.input_ids, micro.position_ids, micro.attention_mask)
+            hidden = self.loss.halves.hidden(micro.input_ids, micro.position_ids, None)
         with phase("head"):
             return self.loss(hidden, micro, config)
 
