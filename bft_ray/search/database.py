@@ -1,0 +1,193 @@
+"""The database of a study: opened, and called with patience; its password is in no message."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from sqlalchemy import exc
+
+from bft_ray.errors import BadInput, BftError
+from bft_ray.tracking.server import absolute_uri, first_line, redact, sqlite_path
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+T = TypeVar("T")
+
+FIELD = "database"
+DEFAULT_DATABASE = "sqlite:///bft_studies.db"
+_SCHEMES = ("postgresql", "mysql", "mssql", "oracle")
+#: errors of the database that no waiting mends
+_FINAL = ("authentication failed", "does not exist", "unknown database", "access denied", "readonly", "read-only")
+#: file systems that several machines may have mounted at once; their names begin so
+_NETWORK = (
+    "nfs",
+    "cifs",
+    "smb",
+    "fuse",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "gluster",
+    "9p",
+    "afs",
+    "virtiofs",
+    "ocfs",
+    "gfs",
+)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class DatabaseAway(BftError, ConnectionError):
+    """The study's database did not answer for as long as was waited; what was written before stands."""
+
+
+class Database:
+    """An Optuna storage, and calls of it that outlive a short absence of the server.
+
+    Args:
+        url: `sqlite:///FILE`, or the address of a PostgreSQL (or other) database. Its tables are made where missing.
+        wait_s: how long a call waits for a database that does not answer.
+
+    Raises:
+        BadInput: an address that is none, a missing driver, a database that refuses, or one of another Optuna.
+        DatabaseAway: it does not answer within `wait_s`.
+    """
+
+    def __init__(self, url: str, wait_s: float = 60.0):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of every study that `suggest` replays
+        self.url, self.wait_s = absolute_uri(url), wait_s
+        self.shown = redact(self.url)
+        path = sqlite_path(self.url)
+        scheme = self.url.partition(":")[0].partition("+")[0]
+        if path is None and scheme not in _SCHEMES:
+            rule = "an address that begins with sqlite:/// (a file), postgresql:// or mysql://"
+            raise BadInput(FIELD, self.shown, rule, f"For example {DEFAULT_DATABASE}.")
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BadInput(FIELD, self.shown, "in a folder that can be written", first_line(error)) from None
+        self._rdb = self.patiently("opening it", self._open, opening=True)
+        self.engine: Engine = self._rdb.engine
+        self.storage: BaseStorage = get_storage(self._rdb)
+        if path is not None and not _is_on_network(path):
+            self.patiently("opening it", self._log_ahead)
+
+    def _log_ahead(self) -> None:
+        """SQLite's write-ahead log: a write then takes one sync of the disk, not four. It needs a file system that
+        is not shared by machines.
+        """
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+
+    def _open(self) -> RDBStorage:
+        """The storage. Two processes that make its tables at once disturb each other: the second try finds them."""
+        if sqlite_path(self.url) is not None:
+            options: dict = {"connect_args": {"timeout": self.wait_s}}
+        else:
+            options = {}  # no ping before each call: a call that meets a lost connection is repeated
+            if self.url.startswith("postgresql"):
+                options["connect_args"] = {"connect_timeout": max(2, min(10, int(self.wait_s)))}
+        try:
+            # Optuna fills a template, in which a password with braces would be one
+            return RDBStorage(self.url.replace("{", "{{").replace("}", "}}"), engine_kwargs=options)
+        except ImportError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+            package = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(str(cause.name), cause.name)
+            raise BadInput(
+                FIELD, self.shown, "a database whose Python driver is installed", f"pip install {package}."
+            ) from None
+        except exc.ArgumentError as error:  # no such dialect or driver, or no address at all
+            rule = "an address that SQLAlchemy reads"
+            raise BadInput(FIELD, self.shown, rule, redact(first_line(error)) + ".") from None
+        except RuntimeError as error:  # Optuna's check of its tables' version
+            rule = "a database of the installed version of Optuna"
+            raise BadInput(FIELD, self.shown, rule, redact(first_line(error, 300)) + ".") from None
+
+    def patiently(self, doing: str, call: Callable[[], T], *, opening: bool = False) -> T:
+        """Call it; again, after growing pauses, while the database is away. `call` must be safe to repeat.
+
+        Args:
+            doing: for the message, such as `writing a result`.
+            opening: whether tables are being made, which another process may be doing at the same time.
+
+        Raises:
+            BadInput: the database answers and refuses.
+            DatabaseAway: it was away for `wait_s`.
+        """
+        end, pause = time.monotonic() + self.wait_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                return call()
+            except (exc.SQLAlchemyError, StorageInternalError) as error:
+                cause = _cause(error)
+                text = redact(first_line(getattr(cause, "orig", None) or cause))
+                if not _is_away(cause, opening):
+                    rule = "a database that takes what is written to it"
+                    raise BadInput(FIELD, self.shown, rule, f"{doing}: {text}.") from None
+                if time.monotonic() + pause > end:
+                    raise DatabaseAway(
+                        f"the database {self.shown} was away for {self.wait_s:g} s while {doing}: {text}. "
+                        "What was written before stands: start it, and give the same command again."
+                    ) from None
+            _log.warning("the database %s is away while %s (%s); waiting", self.shown, doing, text)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give its connections back."""
+        self._rdb.remove_session()
+        self.engine.dispose()
+
+
+def _is_on_network(path: Path) -> bool:
+    """Whether the file lies on a file system that other machines may write to; True where that cannot be told."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return True
+    above = [(len(at), kind) for at, kind in mounts if path.is_relative_to(at.replace("\\040", " "))]
+    return max(above, default=(0, "nfs"))[1].startswith(_NETWORK)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the database below Optuna's."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_away(error: BaseException, opening: bool) -> bool:
+    """Whether waiting may help: no connection, a lost one, a lock; and, while tables are made, a clash."""
+    text = str(error).lower()
+    if any(final in text for final in _FINAL) and not (opening and "already exists" in text):
+        return False
+    if isinstance(getattr(error, "orig", None), sqlite3.Error):
+        clash = opening and isinstance(error, (exc.OperationalError, exc.IntegrityError)) and "exists" in text
+        return "locked" in text or "busy" in text or clash or (opening and isinstance(error, exc.IntegrityError))
+    if isinstance(
+        error, (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, sqlalchemy.exc.DisconnectionError)
+    ):
+        return True
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return True
+    return opening and isinstance(error, (exc.ProgrammingError, exc.IntegrityError))

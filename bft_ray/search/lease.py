@@ -1,0 +1,167 @@
+"""Who runs a study: one driver at a time, told apart from one that was killed.
+
+A row beside Optuna's tables names the driver: host, process, when that process began, and its last sign of life. A
+driver on the same host is alive while its process is; one on another host while its last sign is younger than
+`LEASE_S` (clocks are taken to agree to seconds). Whoever finds a dead driver takes its place by comparing and setting
+the row, so of two only one does; a driver that was replaced learns so at its next sign of life.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import Column, Float, MetaData, String, Table, Text, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from bft_ray.errors import BadInput, BftError
+from bft_ray.search.database import Database
+
+LEASE_S = 60.0
+_BEAT_S = 5.0  # signs of life are this far apart, however often `beat` is called
+
+_TABLE = Table(
+    "bft_ray_leases",
+    MetaData(),
+    Column("study", String(512), primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("beat", Float(53), nullable=False),
+)
+
+
+class Replaced(BftError):
+    """Another driver runs the study now; this one must stop."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that drives a study; `token` tells attempts apart."""
+
+    host: str
+    boot: str
+    pid: int
+    born: str
+    token: str
+
+    @classmethod
+    def of_this_process(cls) -> Owner:
+        """This process, with a new token."""
+        return cls(socket.gethostname(), _boot(), os.getpid(), _born(os.getpid()) or "", uuid.uuid4().hex)
+
+    def is_alive(self, beat: float) -> bool:
+        """Whether it still runs, as far as can be told from here; `beat`: its last sign of life."""
+        if self.host == socket.gethostname():
+            return self.boot == _boot() and self.born == _born(self.pid)
+        return time.time() - beat < LEASE_S
+
+
+class Lease:
+    """The right of this process to drive one study."""
+
+    def __init__(self, database: Database, study: str):
+        self._database, self._study = database, study
+        self.owner = Owner.of_this_process()
+        self._text = json.dumps(asdict(self.owner))
+        self._last = 0.0
+        database.patiently("opening it", lambda: _TABLE.create(database.engine, checkfirst=True), opening=True)
+
+    def holder(self) -> tuple[Owner, float] | None:
+        """Who drives the study, dead or alive, and its last sign of life (seconds since 1970)."""
+        query = select(_TABLE.c.owner, _TABLE.c.beat).where(_TABLE.c.study == self._study)
+
+        def read() -> tuple[Owner, float] | None:
+            with self._database.engine.connect() as connection:
+                row = connection.execute(query).one_or_none()
+            return None if row is None else (Owner(**json.loads(row.owner)), row.beat)
+
+        return self._database.patiently("looking who drives the study", read)
+
+    def take(self) -> None:
+        """Become the driver.
+
+        Raises:
+            BadInput: another one is alive.
+        """
+        for _ in range(3):  # the row may change hands between looking and taking
+            held = self.holder()
+            if held and held[0] == self.owner:
+                return self.beat()
+            if held and held[0].is_alive(held[1]):
+                owner, age = held[0], time.time() - held[1]
+                raise BadInput(
+                    "study",
+                    self._study,
+                    f"but process {owner.pid} on {owner.host} drives it (last sign of life {age:.0f} s ago)",
+                    f"Look at it with --status, or end it. One that was killed on another host counts as dead "
+                    f"{LEASE_S:g} s after its last sign.",
+                )
+            if self._database.patiently("taking the study", partial(self._replace, held)):
+                self._last = time.monotonic()
+                return
+        raise BadInput("study", self._study, "driven by one process at a time", "Another one has just begun.")
+
+    def _replace(self, held: tuple[Owner, float] | None) -> bool:
+        row = {"owner": self._text, "beat": time.time()}
+        try:
+            with self._database.engine.begin() as connection:
+                if held is None:
+                    return connection.execute(insert(_TABLE).values(study=self._study, **row)).rowcount == 1
+                old = (_TABLE.c.study == self._study) & (_TABLE.c.owner == json.dumps(asdict(held[0])))
+                return connection.execute(update(_TABLE).where(old).values(**row)).rowcount == 1
+        except IntegrityError:
+            return False
+
+    def beat(self, always: bool = False) -> None:
+        """Give a sign of life; cheap, to be called in every turn of the driver's loop.
+
+        Args:
+            always: also where the last one is only seconds old: to be sure that the study is still ours.
+
+        Raises:
+            Replaced: another driver has taken the study.
+        """
+        if not always and self._last and time.monotonic() - self._last < _BEAT_S:
+            return
+        mine = (_TABLE.c.study == self._study) & (_TABLE.c.owner == self._text)
+
+        def write() -> int:
+            with self._database.engine.begin() as connection:
+                return connection.execute(update(_TABLE).where(mine).values(beat=time.time())).rowcount
+
+        if self._database.patiently("giving a sign of life", write) != 1:
+            raise Replaced(f"another process drives the study {self._study} now; this one has stopped")
+        self._last = time.monotonic()
+
+    def drop(self) -> None:
+        """Give the study back; nothing where it is not ours."""
+        mine = (_TABLE.c.study == self._study) & (_TABLE.c.owner == self._text)
+
+        def write() -> None:
+            with self._database.engine.begin() as connection:
+                connection.execute(delete(_TABLE).where(mine))
+
+        self._database.patiently("giving the study back", write)
+        self._last = 0.0
+
+
+def _boot() -> str:
+    """What tells one start of this machine from another."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None where it is gone, or dead and not yet buried."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]
