@@ -106,3 +106,10 @@ def test_items_that_were_not_measured_are_left_out():
     rows = [{"id": n, "score_mlp": n / 4, "label": n % 2} for n in range(4)]
     area = paired(rows, rows, "described/embedding_auroc_mlp")
     assert area is not None and area.before == 0.75 and area.drop == 0
+
+
+def test_where_no_item_moved_nothing_is_said_to_be_detectable():
+    records = [{"set": "x", "id": str(i), "exact_match": 0.0} for i in range(4)]
+    same = EvaluationResult({"x/exact_match": 0.0}, records)
+    (line,) = render(compare(same, same)).splitlines()[1:]
+    assert line.split() == ["x/exact_match", "0.000", "0.000", "0.000", "0", "0", "4"]

@@ -176,17 +176,18 @@ def _cells(change: Change) -> list[str]:
     both = change.paired
     if both is None:
         return [change.name, shown(change.before), shown(change.after), shown(change.after - change.before), *[""] * 5]
+    has_spread = both.detectable > 0  # no item moved: that shows nothing about what could have been seen
     ends = sorted((-both.low, -both.high) if higher_is_better(change.name) else (both.low, both.high))
     return [
         change.name,
         shown(both.before),
         shown(both.after),
         shown(both.after - both.before),
-        f"[{shown(ends[0])}, {shown(ends[1])}]",
+        f"[{shown(ends[0])}, {shown(ends[1])}]" if has_spread else "",
         str(both.num_lost),
         str(both.num_gained),
         str(both.num_items),
-        shown(both.detectable),
+        shown(both.detectable) if has_spread else "",
     ]
 
 
