@@ -247,9 +247,11 @@ def test_pairs_are_split_by_genes_and_measured(tiny, genes):
     assert len(kept) == 200 - sum(bool({row["gene_a"], row["gene_b"]} & tested) for row in genes.train) < 200
     measured = answer(prepared, model)
     metrics, records = measured.metrics, measured.records
-    assert metrics["pairs/num_train_pairs"] == len(kept)
-    assert metrics["pairs/num_dropped"] == 200 - len(kept) > 20
-    assert metrics["pairs/num_undescribed"] == 0 and metrics["pairs/num_items"] == 60 == len(records)
+    assert metrics["described_pairs/num_train_pairs"] == len(kept)
+    assert metrics["described_pairs/num_dropped"] == 200 - len(kept) > 20
+    assert metrics["described_pairs/num_undescribed"] == 0 and metrics["described_pairs/num_items"] == 60 == len(
+        records
+    )
     labels = [row["label"] for row in read(genes.files["path"])]
     assert [record["label"] for record in records] == labels
     assert records[3]["id"] == "test.jsonl:4" and "gene_a" not in records[3]
@@ -263,12 +265,14 @@ def test_pairs_are_split_by_genes_and_measured(tiny, genes):
     direct = make_pipeline(StandardScaler(), LogisticRegression(C=1 / x.shape[1], max_iter=2000, tol=1e-6))
     scores = direct.fit(x, [row["label"] for row in kept]).predict_proba(features(read(genes.files["path"])))[:, 1]
     assert [record["score"] for record in records] == pytest.approx(scores, abs=1e-4)
-    assert metrics["pairs/embedding_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=2e-3)
-    assert metrics["pairs/embedding_auroc"] > 0.8  # three kinds of words are easy to tell
+    assert metrics["described_pairs/embedding_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=2e-3)
+    assert metrics["described_pairs/embedding_auroc"] > 0.8  # three kinds of words are easy to tell
     mlp = [record["score_mlp"] for record in records]
-    assert metrics["pairs/embedding_auroc_mlp"] == pytest.approx(roc_auc_score(labels, mlp), abs=1e-12)
-    assert metrics["pairs/embedding_auprc_mlp"] == pytest.approx(average_precision_score(labels, mlp), abs=1e-12)
-    assert metrics["pairs/embedding_auroc_detectable"] > metrics["pairs/embedding_auroc_se"] > 0
+    assert metrics["described_pairs/embedding_auroc_mlp"] == pytest.approx(roc_auc_score(labels, mlp), abs=1e-12)
+    assert metrics["described_pairs/embedding_auprc_mlp"] == pytest.approx(
+        average_precision_score(labels, mlp), abs=1e-12
+    )
+    assert metrics["described_pairs/embedding_auroc_detectable"] > metrics["described_pairs/embedding_auroc_se"] > 0
     assert all(describe(name) for name in metrics)
 
 
@@ -289,7 +293,7 @@ def test_pairs_of_genes_without_a_description_are_counted(tiny, genes):
     task = EmbeddingPairsTask(**genes.files | {"descriptions": few})
     metrics = answer(prepare(task, context_of(tokenizer)), model).metrics
     every = genes.train + read(genes.files["path"])
-    assert metrics["pairs/num_undescribed"] == sum(bool({r["gene_a"], r["gene_b"]} & gone) for r in every) > 0
+    assert metrics["described_pairs/num_undescribed"] == sum(bool({r["gene_a"], r["gene_b"]} & gone) for r in every) > 0
 
 
 def test_pairs_of_a_gene_with_itself_are_counted(tiny, genes):
@@ -303,7 +307,7 @@ def test_pairs_of_a_gene_with_itself_are_counted(tiny, genes):
         answer(prepare(EmbeddingPairsTask(**files), context_of(tokenizer)), model).metrics
         for files in (genes.files | {"path": genes.write("test.jsonl", genes.test)}, genes.files | more)
     )
-    assert other == one | {"pairs/num_self_pairs": 15}
+    assert other == one | {"described_pairs/num_self_pairs": 15}
 
 
 def test_generated_descriptions_go_through_the_encoder(tiny, genes, tmp_path):
@@ -321,14 +325,14 @@ def test_generated_descriptions_go_through_the_encoder(tiny, genes, tmp_path):
     said = [np.array(tokenizer(described[gene], add_special_tokens=False)["input_ids"]) for gene in request.ids]
     answers = [[own, own] for own in said]
     metrics = prepared.finish([answers]).metrics
-    assert metrics["pairs/embedding_auroc"] > 0.8 and metrics["pairs/num_empty"] == 0
+    assert metrics["described_pairs/embedding_auroc"] > 0.8 and metrics["described_pairs/num_empty"] == 0
     # one sample of a gene may be empty; a gene of which nothing was said leaves its pairs out
     nothing = np.zeros(0, np.int32)
     quiet = [[own, nothing] if i else [nothing, nothing] for i, own in enumerate(said)]
     few = prepared.finish([quiet]).metrics
     touched = sum(request.ids[0] in (row["gene_a"], row["gene_b"]) for row in read(genes.files["path"]))
-    assert few["pairs/num_empty"] == len(said) + 1
-    assert few["pairs/num_items"] == 60 - touched and few["pairs/num_undescribed"] >= touched
+    assert few["described_pairs/num_empty"] == len(said) + 1
+    assert few["described_pairs/num_items"] == 60 - touched and few["described_pairs/num_undescribed"] >= touched
     with pytest.raises(BadInput, match=r"template.*0 pairs of label 0"):
         prepared.finish([[[nothing, nothing] for _ in said]])
 
@@ -359,8 +363,11 @@ def test_bad_input_is_named_before_any_model_is_asked(tiny, genes, tmp_path):
             prepare(EmbeddingPairsTask(**genes.files | changed), context)
 
     write = genes.write
-    refused(r"evaluation.tasks.pairs.train` is '.*nothing.jsonl'", train=str(tmp_path / "nothing.jsonl"))
-    refused(r"evaluation.tasks.pairs.descriptions` is '.*nothing.jsonl'", descriptions=str(tmp_path / "nothing.jsonl"))
+    refused(r"evaluation.tasks.described_pairs.train` is '.*nothing.jsonl'", train=str(tmp_path / "nothing.jsonl"))
+    refused(
+        r"evaluation.tasks.described_pairs.descriptions` is '.*nothing.jsonl'",
+        descriptions=str(tmp_path / "nothing.jsonl"),
+    )
     refused(r"bad.jsonl:1 description` is 'empty'", descriptions=write("bad.jsonl", [{"gene": "A", "description": ""}]))
     twice = [genes.rows[0], genes.rows[0]]
     refused(r"bad.jsonl:2 gene` is 'KIN0', but must be described once", descriptions=write("bad.jsonl", twice))
@@ -377,7 +384,9 @@ def test_bad_input_is_named_before_any_model_is_asked(tiny, genes, tmp_path):
     refused(r"touch a gene that is tested on", path=genes.files["train"])
     refused(r"template` is 'w1', but must be a template with {gene}", source="generated", encoder="x", template="w1")
     refused(
-        r"evaluation.tasks.pairs.encoder` is '.*no_encoder'", source="generated", encoder=str(tmp_path / "no_encoder")
+        r"evaluation.tasks.described_pairs.encoder` is '.*no_encoder'",
+        source="generated",
+        encoder=str(tmp_path / "no_encoder"),
     )
     with pytest.raises(ValidationError, match="text encoder when source is generated"):
         EmbeddingPairsTask(**genes.files, source="generated")
@@ -396,6 +405,6 @@ def test_real_genes_with_the_starter_model():
         path=str(folder / "described_pairs_test.jsonl"),
     )
     metrics = answer(prepare(task, context_of(tokenizer, max_length=512)), model, 8192).metrics
-    assert metrics["pairs/num_items"] == 165 and metrics["pairs/num_dropped"] == 0
-    assert metrics["pairs/embedding_auroc"] - 2 * metrics["pairs/embedding_auroc_se"] > 0.5
-    assert 0.08 < metrics["pairs/embedding_auroc_detectable"] < 0.16
+    assert metrics["described_pairs/num_items"] == 165 and metrics["described_pairs/num_dropped"] == 0
+    assert metrics["described_pairs/embedding_auroc"] - 2 * metrics["described_pairs/embedding_auroc_se"] > 0.5
+    assert 0.08 < metrics["described_pairs/embedding_auroc_detectable"] < 0.16

@@ -252,8 +252,8 @@ def test_embeddings_and_harness_are_tasks_of_an_evaluation(make_tree, tasks, tmp
             ]
         }
     )
-    names = ["pairs", "cells", "harness"]
+    names = ["described_pairs", "cells", "harness"]
     metrics = evaluate_model(make_config(tree), names=names).metrics
     assert {name.partition("/")[0] for name in metrics} == set(names)
-    assert metrics["pairs/num_train_pairs"] == 100 and metrics["cells/num_items"] == 30
+    assert metrics["described_pairs/num_train_pairs"] == 100 and metrics["cells/num_items"] == 30
     assert metrics["harness/num_items"] == 20
