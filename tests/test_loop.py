@@ -221,6 +221,21 @@ def test_exports_load_with_plain_transformers_and_peft(make_tree, tmp_path):
     assert not list(tmp_path.rglob("*.bin")), "weights are safetensors only"
 
 
+def test_a_saved_adapter_leaves_the_rotary_frequencies_in_fp32(make_tree, tmp_path):
+    """As training has them: cast to bf16 with the weights, the model that is evaluated would be another one."""
+    from bft_ray.model.causal_lm import load_model
+
+    tree = make_tree(lora={"rank": 4})
+    tree["model"]["dtype"] = "bf16"
+    export_alone(tree, str(tmp_path / "adapter"), merge=False)
+    config = make_config(tree)
+    trained = dict(load_model(config.model, config.lora).named_buffers())
+    loaded = load_model(config.model.model_copy(update={"path": str(tmp_path / "adapter")}))
+    assert {name: buffer.dtype for name, buffer in loaded.named_buffers()} == {n: b.dtype for n, b in trained.items()}
+    assert any(buffer.dtype == torch.float32 for buffer in trained.values())
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_a_resumed_step_equals_the_undisturbed_one(make_tree, tmp_path):
     """bf16, ZeRO-3, LoRA, the real engine on one GPU, saved and resumed. No Ray."""

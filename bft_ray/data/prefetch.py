@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -12,7 +12,7 @@ T = TypeVar("T")
 _POLL_S = 0.1  # how often a producer that waits for room looks whether it is still wanted
 
 
-def prefetch(make: Callable[[int], T], numbers: range, depth: int = 1) -> Iterator[T]:
+def prefetch(make: Callable[[int], T], numbers: range, depth: int = 1) -> Generator[T, None, None]:
     """`make(n)` for each n, in order, made in a thread up to `depth` ahead of whoever takes them.
 
     An exception of `make` comes out here, at its turn. Close the iterator (or let it end) to end the thread.

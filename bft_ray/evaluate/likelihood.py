@@ -72,4 +72,3 @@ def cut_batches(lengths: np.ndarray, batch_tokens: int, packing: bool = False) -
             batches.append([index])
             used = length
     return [np.array(batch, dtype=np.int64) for batch in batches]
-

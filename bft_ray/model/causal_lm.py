@@ -70,13 +70,22 @@ def load_model(config: ModelConfig, lora: LoraConfig | None = None, seed: int = 
     Raises:
         BadInput: weights that cannot be read, no safetensors, or a LoRA target that matches nothing.
     """
+    return attach(load_base(config), config, lora, seed)
+
+
+def load_base(config: ModelConfig) -> torch.nn.Module:
+    """The model without any adapter; see `load_model`.
+
+    On CPU, weights that are stored in `config.dtype` stay mapped from their file: processes of one machine share
+    those that nobody writes to.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
-    base, adapter = adapter_of(config)
+    base, _ = adapter_of(config)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base,
@@ -91,18 +100,28 @@ def load_model(config: ModelConfig, lora: LoraConfig | None = None, seed: int = 
     model.config.use_cache = False  # with a cache, packed neighbours leak into each other
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def attach(model: torch.nn.Module, config: ModelConfig, lora: LoraConfig | None, seed: int) -> torch.nn.Module:
+    """A base model with the adapter that `config` names, or a new one; itself where there is to be none."""
+    _, adapter = adapter_of(config)
     if adapter:
-        return _attach_adapter(model, adapter, config)
+        return _attach_adapter(model, adapter)
     return add_lora(model, lora, seed) if lora else model
 
 
-def _attach_adapter(model: Any, adapter: str, config: ModelConfig) -> Any:
+def _attach_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
     if not (Path(adapter) / "adapter_model.safetensors").is_file():
         raise BadInput("model.adapter", adapter, "a folder with adapter_config.json and adapter_model.safetensors")
+    dtype = model.dtype
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
-    return model.to(model.get_base_model().dtype)
+    for parameter in model.parameters():  # not `model.to`: rotary frequencies are buffers, and stay in fp32
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _unreadable(config: ModelConfig, what: str, error: Exception) -> BadInput:

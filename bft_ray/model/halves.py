@@ -53,7 +53,11 @@ class Halves:
         base = self.head.get_base_layer()
         down, up = self.head.lora_A[adapter], self.head.lora_B[adapter]
         low = down(self.head.lora_dropout[adapter](x.to(down.weight.dtype))) * self.head.scaling[adapter]
-        return torch.cat([x, low.to(x.dtype)], -1), torch.cat([base.weight, up.weight.to(base.weight.dtype)], 1), base.bias
+        return (
+            torch.cat([x, low.to(x.dtype)], -1),
+            torch.cat([base.weight, up.weight.to(base.weight.dtype)], 1),
+            base.bias,
+        )
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """What `operands` reads."""

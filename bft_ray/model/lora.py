@@ -33,6 +33,13 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
         return get_peft_model(model, settings, autocast_adapter_dtype=False)
 
 
+def remove_adapters(model: Any) -> Any:
+    """The base model, as it was before adapters were attached; its weights have not been touched."""
+    base = model.unload()
+    base.disable_input_require_grads()  # peft's own hook, for gradient checkpointing
+    return base
+
+
 def check_targets(model: Any, config: LoraConfig) -> None:
     """Every named target must match the end of a module's name."""
     if config.targets == "all-linear":

@@ -35,6 +35,13 @@ def join_alone(timeout_s: float = 600.0) -> None:
         )
 
 
+def pin_threads(config: Config) -> None:
+    """Use the CPU cores that the config reserves, no more: results on CPU depend on the number of threads."""
+    threads = max(1, int(config.cluster.cpus_per_worker))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
 def import_deepspeed() -> Any:
     """DeepSpeed, without the CPU communication op that it would otherwise compile for a minute at start."""
     if not torch.cuda.is_available():
@@ -52,18 +59,19 @@ class Engine:
     Args:
         config: the run's config.
         device: where this rank computes.
+        model: the model to train, loaded as `config` says (not under zero3); None: it is loaded here.
 
     A process group must exist (`join_alone`, or Ray Train's).
     """
 
-    def __init__(self, config: Config, device: torch.device):
+    def __init__(self, config: Config, device: torch.device, model: torch.nn.Module | None = None):
         deepspeed = import_deepspeed()
         settings = deepspeed_settings(config)
         self.stage: int = settings["zero_optimization"]["stage"]
         self.device = device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._max_grad_norm = config.optimizer.max_grad_norm
-        model = _load(config, settings)
+        model = _load(config, settings) if model is None else model
         model.train()
         self.num_trainable = sum(_numel(p) for p in model.parameters() if p.requires_grad)
         self.num_parameters = sum(map(_numel, model.parameters()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-import torch
 import torch.distributed as dist
 
 from bft_ray.config import Config, make_config
@@ -21,7 +19,7 @@ from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.tracking.run import Tracker
 from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest
-from bft_ray.train.engine import Engine
+from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.loop import Data, fit
 from bft_ray.train.storage import is_remote, join, put_folder
 
@@ -98,13 +96,6 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     finally:
         if tracker is not None:
             tracker.close()
-
-
-def pin_threads(config: Config) -> None:
-    """Use the CPU cores that the config reserves, no more: results on CPU depend on the number of threads."""
-    threads = max(1, int(config.cluster.cpus_per_worker))
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
 
 
 def load_data(config: Config, tokenizer: Any, local_rank: int) -> Data:
