@@ -44,7 +44,8 @@ def run_alone(tree: dict, folder: str, stop_after: int | None = None, device: st
             raise KeyboardInterrupt
 
     engine = Engine(config, torch.device(device))
-    host = LocalHost(Path(folder), engine.device, config.checkpoint.keep, listen if engine.rank == 0 else None)
+    own = Path(folder) if engine.rank == 0 else Path(f"{folder}-{engine.rank}")  # a LocalHost is one process's
+    host = LocalHost(own, engine.device, config.checkpoint.keep, listen if engine.rank == 0 else None)
     try:
         state = fit(engine, config, data, host)
     except KeyboardInterrupt:
