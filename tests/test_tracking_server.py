@@ -17,6 +17,8 @@ import pytest
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.tracking.children import Children
+from bft_ray.tracking.registry import find_champion, register_champion
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server, connect
 
@@ -176,3 +178,62 @@ def test_a_server_over_the_local_database_shows_its_artifacts(tmp_path):
             assert answer.read() == b"card"
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_while_the_server_is_away_and_registers_its_champion(server, tmp_path, caplog):
+    tracking = TrackingConfig(uri=server.uri, timeout_s=5.0)
+    (tmp_path / "model.safetensors").write_bytes(os.urandom(1000))
+    with Tracker.start(tracking, "bft/test", "study", {}, {}, keeper=False, spool=tmp_path / "spool") as tracker:
+        model_id = tracker.log_model(tmp_path, "bft-test")
+    series = [(step, {"train/nll": 1 / step}) for step in range(1, 1301)]
+    what = {"name": "w128", "params": {"loss.window": 128}, "tags": {}, "start_s": 1.0, "end_s": 2.0, "series": series}
+    own, other = Children(tracking, tracker.run_id), Children(tracking, tracker.run_id)
+    own.begin("search/0", "w128", {"loss.window": 128}, {}, 1.0)
+    assert own.flush(30)
+    server.stop()
+    begun = time.monotonic()
+    own.end("search/0", "FINISHED", **what)
+    own.begin("search/1", "w128", {}, {}, 1.0)
+    other.end("search/2", "FINISHED", **what)
+    assert time.monotonic() - begun < 0.5  # nobody waits
+    assert not other.close()  # a driver that ends meanwhile
+    assert time.monotonic() - begun < 15 and "lacks 1 trials" in caplog.text
+    server.start()
+    assert own.flush(60)
+    late = Children(tracking, tracker.run_id)
+    assert [late.is_logged(f"search/{n}") for n in range(3)] == [True, False, False]
+    late.end("search/2", "FINISHED", **what)
+    assert late.close() and own.close()
+    client = connect(server.uri)
+    for n, status in enumerate(["FINISHED", "KILLED", "FINISHED"]):
+        run_id = late.run_id(f"search/{n}")
+        assert client.get_run(run_id).info.status == status
+        steps = [] if n == 1 else [(step, 1 / step) for step in range(1, 1301)]
+        assert history(server.uri, run_id, "train/nll") == steps
+    assert caplog.text.count("trials are recorded later") == 2 and caplog.text.count("is back") == 1
+
+    for _ in range(2):
+        made = register_champion(
+            tracking,
+            "test",
+            run_id=tracker.run_id,
+            model_id=model_id,
+            source=str(tmp_path),
+            tags={"bft.study_id": "1", "at": "http://ann:s3cr3t-pw@host"},
+            config_yaml="domain: test\n",
+            description="beyond noise",
+        )
+    found = find_champion(tracking, "test")
+    assert (
+        (found.version, found.config_yaml, found.source)
+        == ("1", "domain: test\n", str(tmp_path))
+        == (
+            made.version,
+            made.config_yaml,
+            made.source,
+        )
+    )
+    version = client.get_model_version_by_alias("bft-test", "champion")
+    assert (version.source, version.tags["at"]) == (f"models:/{model_id}", "http://ann:***@host")
+    assert client.get_model_version_download_uri("bft-test", "1").endswith(f"{model_id}/artifacts")

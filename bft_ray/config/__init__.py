@@ -1,6 +1,6 @@
 """The typed, frozen config tree and its strict YAML; needs neither torch nor ray."""
 
-from bft_ray.config.load import flatten, load_config, make_config, make_loss_config, schema, to_yaml
+from bft_ray.config.load import config_from_yaml, flatten, load_config, make_config, make_loss_config, schema, to_yaml
 from bft_ray.config.loss import METHODS, LossConfig
 from bft_ray.config.tree import (
     CheckpointConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "ScheduleConfig",
     "SourceConfig",
     "TrackingConfig",
+    "config_from_yaml",
     "flatten",
     "load_config",
     "make_config",

@@ -51,11 +51,18 @@ def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
         BadInput: no such file or recipe, or text that is no YAML mapping.
         BadConfig: every unknown key, wrong type and broken rule, at once.
     """
-    path = find_config(source)
-    tree = read_yaml(path)
+    return _with_overrides(read_yaml(find_config(source)), str(source), overrides)
+
+
+def config_from_yaml(text: str, source: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """A config from its YAML text, with overrides; `source` names it in errors, which are those of `load_config`."""
+    return _with_overrides(_parse_yaml(text, source), source, overrides)
+
+
+def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str] | tuple[str, ...]) -> Config:
     for override in overrides:
         apply_override(tree, override)
-    return make_config(tree, str(source))
+    return make_config(tree, source)
 
 
 def find_config(source: str | Path) -> Path:
@@ -80,13 +87,21 @@ def recipes() -> dict[str, Path]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; BadInput names the line of a syntax error."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # _Loader is a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise BadInput(str(path), "not UTF-8 text", "valid YAML") from None
+    return _parse_yaml(text, str(path))
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise BadInput(where, getattr(error, "problem", None) or "not UTF-8 text", "valid YAML") from None
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise BadInput(where, getattr(error, "problem", None) or "unreadable", "valid YAML") from None
     if not isinstance(tree, dict):
-        raise BadInput(str(path), tree, "a YAML mapping of config sections", "`bft-ray config --schema` lists them.")
+        raise BadInput(source, tree, "a YAML mapping of config sections", "`bft-ray config --schema` lists them.")
     return tree
 
 

@@ -80,11 +80,16 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
 
 def create_run(client: MlflowClient, experiment_id: str, run_name: str, tags: dict[str, str]) -> str:
     """A new run's id; the run key is written with it, so that a kill leaves no run that cannot be found."""
-    about = {"mlflow.source.name": "bft-ray"}
-    with contextlib.suppress(OSError, KeyError):  # no name for this user id, as in some containers
-        about["mlflow.user"] = getpass.getuser()
     key = {RUN_KEY: tags[RUN_KEY]} if RUN_KEY in tags else {}
-    return client.create_run(experiment_id, run_name=run_name, tags=about | key).info.run_id
+    return client.create_run(experiment_id, run_name=run_name, tags=about() | key).info.run_id
+
+
+def about() -> dict[str, str]:
+    """Tags of every run: what made it, and whose it is."""
+    tags = {"mlflow.source.name": "bft-ray"}
+    with contextlib.suppress(OSError, KeyError):  # no name for this user id, as in some containers
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
 
 
 def reopen_run(client: MlflowClient, run: Run) -> str:

@@ -2,7 +2,7 @@
 
 `python -m bft_ray.tracking.keeper` reads one line of JSON (address, run) from its standard input, then waits. The
 word "done" ends it. An end of input without that word means that the watched process is gone: then it sends what
-that one left in its journal, and sets the run KILLED.
+that one left in its journal, and sets the run KILLED. Nested runs that are still RUNNING become KILLED either way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from bft_ray.config import TrackingConfig
 
 GONE = "the process ended without a word (killed?)"
+_ENDED = "its driver ended while the tracking server was away"
 _DONE = "done"
 _PATIENCE_S = 3600.0  # how long a server that is away is tried again
 _LOOK_S = 1.0  # between two looks at whether the watched process lives
@@ -84,14 +85,18 @@ def _last_word(words: BinaryIO, parent: int) -> str:
 
 
 def _conclude(task: dict[str, Any], status: Any) -> None:
-    from bft_ray.tracking.run import Tracker  # late: MLflow is large, and mostly not needed
+    from bft_ray.tracking.children import end_children  # late: MLflow is large, and mostly not needed
+    from bft_ray.tracking.run import Tracker
 
     tracking = TrackingConfig.model_validate(task["tracking"] | {"system_metrics": False})
     tracker = Tracker.attach(tracking, task["run_id"], Path(task["spool"]))
+    reason = GONE if status is None else _ENDED  # of nested runs that nobody has ended
     deadline, pause = time.monotonic() + _PATIENCE_S, 1.0
     while time.monotonic() < deadline:
         with contextlib.suppress(Exception):  # away
-            now = tracker.client.get_run(task["run_id"]).info.status
+            run = tracker.client.get_run(task["run_id"]).info
+            now = run.status
+            end_children(tracker.client, run.experiment_id, run.run_id, "KILLED", reason)
             if now == "RUNNING" and status is None:
                 tracker.set_tags({"bft.reason": GONE})
                 status = "KILLED"

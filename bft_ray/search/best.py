@@ -1,0 +1,93 @@
+"""The champion of a domain: in words for a terminal, and as the config of a training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import time
+from collections.abc import Mapping
+
+from bft_ray.config import Config, LossConfig, TrackingConfig, config_from_yaml
+from bft_ray.metrics import format_value
+from bft_ray.tracking.registry import ALIAS, Champion
+from bft_ray.tracking.server import redact
+
+#: numbers of the loss that are worth a look even where they are those of the method
+_SHOWN = ("window", "gamma", "epsilon", "weight_cap", "token_cap")
+
+
+def describe_champion(champion: Champion, uri: str) -> str:
+    """What won, by how much, on what, and how to use it.
+
+    Args:
+        champion: as the registry has it; of its tags `metric`, `value`, `gain`, `interval`, `verdict`, `study` and
+            `data_fingerprint` are read, each of which may be missing.
+        uri: the tracking server that it was found at.
+    """
+    tags = champion.tags
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(champion.created_s))
+    where = "" if uri == TrackingConfig().uri else f" --uri {shlex.quote(redact(uri))}"
+    rows = {
+        "champion": f"{champion.name}, version {champion.version} of {when}",
+        "settings": _settings(config_from_yaml(champion.config_yaml, _title(champion))),
+        "metric": _metric(tags),
+        "gain": _gain(tags),
+        "verdict": tags.get("verdict", ""),
+        "study": tags.get("study", ""),
+        "data": tags.get("data_fingerprint", ""),
+        "run": f"{champion.run_id} (MLflow)",
+        "model": f"{champion.source}, models:/{champion.name}/{champion.version}",
+        "train": f"bft-ray train --champion {champion.domain}{where}",
+        "config": f"bft-ray best {champion.domain}{where} --yaml > {champion.domain}.yaml",
+    }
+    return "\n".join(f"{name:<10}{text.strip()}" for name, text in rows.items() if text)
+
+
+def champion_config(champion: Champion, uri: str, overrides: list[str]) -> Config:
+    """The config of a training with the champion's settings, recorded where the champion is; overrides win.
+
+    Raises:
+        BadInput, BadConfig: of the overrides, or of a config of another version of bft-ray.
+    """
+    own = ["name=null", f"tracking.uri={json.dumps(uri)}"]  # the registry keeps addresses without their passwords
+    config = config_from_yaml(champion.config_yaml, _title(champion), [*own, *overrides])
+    tags = config.tracking.tags | {f"bft.{ALIAS}": f"{champion.name}/{champion.version}"}
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
+
+
+def _title(champion: Champion) -> str:
+    return f"the config of {champion.name}/{champion.version}"
+
+
+def _settings(config: Config) -> str:
+    """Method, the numbers that it uses, what differs from it, and the course of the training."""
+    loss, usual = config.loss, LossConfig(method=config.loss.method)
+    parts: list[str] = [loss.method]
+    for name in LossConfig.model_fields:
+        value = getattr(loss, name)
+        if name == "method" or name in loss.unused_fields() or value is None:
+            continue
+        if name in _SHOWN or value != getattr(usual, name):
+            parts.append(f"{name} {value}")
+    schedule = config.schedule
+    length = f"{schedule.steps} steps" if schedule.steps else f"{schedule.epochs:g} epochs"
+    parts += [
+        f"learning_rate {config.optimizer.learning_rate:g}",
+        f"{length} of {config.data.global_batch_size} samples",
+    ]
+    return ", ".join(parts)
+
+
+def _metric(tags: Mapping[str, str]) -> str:
+    name, value = tags.get("metric", ""), tags.get("value", "")
+    with contextlib.suppress(ValueError):  # else told as it is
+        value = format_value(name, float(value))
+    return f"{name} {value}"
+
+
+def _gain(tags: Mapping[str, str]) -> str:
+    gain = tags.get("gain", "")
+    with contextlib.suppress(ValueError):
+        gain = f"{float(gain):+.4g}"
+    return gain and f"{gain} {tags.get('interval', '')} over the default"
