@@ -17,6 +17,7 @@ from bft_ray.search.leaderboard import (
     saved,
     status_text,
     table,
+    tuned,
 )
 from bft_ray.search.record import TrialRecord, mean
 
@@ -61,6 +62,23 @@ def test_order_best_and_counts():
     assert counts(RECORDS) == {"waiting": 1, "running": 1, "complete": 2, "pruned": 2, "failed": 1, "merged": 1}
 
 
+def test_baselines_at_their_best():
+    """A merged one counts: two baselines may be the same run."""
+    records = [
+        trial(0, value=0.1, extra={"baseline": "sft"}),
+        trial(1, value=0.3, extra={"baseline": "sft"}),
+        trial(2, value=0.4, extra={"baseline": "bft"}),
+        trial(3, value=0.4, extra={"baseline": "twin"}, merged_with="search/2"),
+        trial(4, "failed", extra={"baseline": "dft"}),
+    ]
+    assert [(name, record.number) for name, record in tuned(records, METRIC).items()] == [
+        ("bft", 2),
+        ("twin", 3),
+        ("sft", 1),
+    ]
+    assert list(tuned(records, "validation/nll")) == ["sft", "bft", "twin"]
+
+
 def test_steps_that_were_saved():
     """Trained 24 + 24 + 8 + 24 (failed) + 16; merged 24; stopped (24 - 8) + (24 - 16)."""
     found = saved(RECORDS)
@@ -94,6 +112,8 @@ def test_the_table():
     assert len(table(RECORDS, METRIC, limit=2)) == 3
     spread = table([trial(0, runs=[0.2, 0.4])], METRIC)
     assert spread[0][5] == "sd" and spread[1][4:6] == ["0.300", "0.14"]
+    uncapped = table([trial(0, value=0.3, window=None)], METRIC)
+    assert uncapped[1][2] == "none"
     lines = as_text(rows).splitlines()
     assert lines[1].split() == ["1", "1", "256", "0.001", "0.500", "24", "complete"]
     markdown = as_markdown([["a", "b"], ["1|2", "x\ny"]])
@@ -105,6 +125,8 @@ def test_expected_end():
     assert expected_s(RECORDS, 12, now=30.0) == pytest.approx(5 * 5 / 6 * 10 + 5)
     assert expected_s(RECORDS, 8, now=100.0) == pytest.approx(1 * 5 / 6 * 10)
     assert expected_s(RECORDS[5:7], 12, now=30.0) is None
+    assert expected_s(RECORDS, 12, now=30.0, slots=4) == pytest.approx((5 * 5 / 6 * 10 + 5) / 4)
+    assert expected_s(RECORDS, 8, now=30.0, slots=4) == pytest.approx((5 / 6 * 10 + 5) / 2)  # only two are left
 
 
 def test_status():

@@ -83,6 +83,18 @@ def best(records: Iterable[TrialRecord], metric: str) -> TrialRecord | None:
     return found[0] if found else None
 
 
+def tuned(baselines: Iterable[TrialRecord], metric: str) -> dict[str, TrialRecord]:
+    """Each baseline at its best: name -> its best complete trial (merged ones count), the best baseline first.
+
+    Args:
+        baselines: the trials of that part; each knows its baseline in `extra`.
+    """
+    found: dict[str, TrialRecord] = {}
+    for record in ranked((record for record in baselines if record.state == "complete"), metric):
+        found.setdefault(record.extra.get("baseline", record.name), record)
+    return found
+
+
 def counts(records: Iterable[TrialRecord]) -> dict[str, int]:
     """Status -> number of trials; every status is there."""
     found = dict.fromkeys(get_args(Status), 0)
@@ -142,7 +154,7 @@ def table(
     """
     order = ranked(records, metric, rung_metric)[:limit]
     settings = list(dict.fromkeys(name for record in records for name in record.assignment))
-    short = _short_names(settings)
+    short = short_names(settings)
     several = any(len(record.seeds) > 1 for record in records)
     head = [
         "place",
@@ -156,7 +168,7 @@ def table(
     rows = []
     for place, record in enumerate(order, 1):
         row = [str(place) if record.state == "complete" else "", str(record.number)]
-        row += [_value(record.assignment.get(name, "")) for name in settings]
+        row += [value_text(record.assignment.get(name, "")) for name in settings]
         row.append(format_value(metric, record.value) if record.value is not None else "")
         if several:
             runs = [metrics[metric] for metrics in record.by_seed.values() if metric in metrics]
@@ -207,13 +219,13 @@ def status_text(
     begun = [record.started for record in records if record.started is not None]
     if time_s is not None:
         left = time_s - (now - min(begun)) if begun else time_s
-        lines.append(f"time     {_span(max(left, 0))} left of {_span(time_s)} for starting trials")
+        lines.append(f"time     {span(max(left, 0))} left of {span(time_s)} for starting trials")
     end = expected_s(records, num_trials, now)
     if done < num_trials and end is not None:
-        lines.append(f"end      expected in {_span(end)}")
+        lines.append(f"end      expected in {span(end)}")
     top = best(records, metric)
     if top is not None and top.value is not None:
-        settings = " ".join(f"{name}={_value(value)}" for name, value in top.assignment.items())
+        settings = " ".join(f"{name}={value_text(value)}" for name, value in top.assignment.items())
         lines.append(f"best     {metric} {format_value(metric, top.value)}: trial {top.number}, {top.name or settings}")
     failed = [record for record in records if record.state == "failed" and not record.merged_with]
     lines += [f"failed   trial {record.number}: {record.reason}" for record in failed[:3]]
@@ -222,9 +234,12 @@ def status_text(
     return "\n".join(lines)
 
 
-def expected_s(records: Sequence[TrialRecord], num_trials: int, now: float) -> float | None:
+def expected_s(records: Sequence[TrialRecord], num_trials: int, now: float, slots: int | None = None) -> float | None:
     """Seconds until all trials have finished, if those to come are like those that did: with the mean duration of the
-    ones that were run, the share that was merged, and as many at a time as run now. None before the first has finished.
+    ones that were run, and the share that was merged. None before the first has finished.
+
+    Args:
+        slots: trials at a time; None: as many as run now.
     """
     finished = [record for record in records if record.is_finished]
     times = [record.duration_s for record in finished if not record.merged_with and record.duration_s is not None]
@@ -234,7 +249,7 @@ def expected_s(records: Sequence[TrialRecord], num_trials: int, now: float) -> f
     begun = [r.started for r in records if r.state == "running" and r.started is not None]
     to_come = max(num_trials - len(finished) - len(begun), 0)
     work = to_come * share_run * each + sum(max(each - (now - started), 0.0) for started in begun)
-    return work / max(len(begun), 1)
+    return work / max(min(slots or len(begun), to_come + len(begun)), 1)
 
 
 def _remark(record: TrialRecord, rung_metric: str) -> str:
@@ -249,18 +264,21 @@ def _remark(record: TrialRecord, rung_metric: str) -> str:
     return text + (f" (attempt {record.attempts})" if record.attempts > 1 and not record.merged_with else "")
 
 
-def _short_names(names: Iterable[str]) -> dict[str, str]:
+def short_names(names: Iterable[str]) -> dict[str, str]:
     """`loss.window` -> `window`, where no other field ends so."""
     found = list(names)
     ends = [name.rpartition(".")[2] for name in found]
     return {name: end if ends.count(end) == 1 else name for name, end in zip(found, ends, strict=True)}
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A setting's value for a table; a weight cap of null is none."""
+    if value is None:
+        return "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """`2 h 05 min`, `3 min 20 s`, `12 s`."""
     whole = round(seconds)
     if whole >= 3600:
