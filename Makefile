@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: help setup quickstart test lint clean
+.PHONY: help setup quickstart test lint clean cluster-up cluster-down
 help:
-	@echo "make quickstart   fine-tune the bundled starter model with sft and bft, and compare (CPU, minutes)"
+	@echo "make quickstart   a whole study with the bundled model and data: profile, search, confirmation (CPU, minutes)"
 	@echo "make test         run the tests"
 	@echo "make lint         ruff and mypy"
+	@echo "make cluster-up   Ray, PostgreSQL and MLflow on this machine (cluster/README.md); make cluster-down stops them"
 	@echo "make setup        make the virtual environment $(VENV) alone"
 	@echo "make clean        remove the environment and the results of the quickstart"
 
@@ -28,7 +29,13 @@ test: $(READY)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy bft_ray jobs
+	$(VENV)/bin/mypy bft_ray jobs cluster
+
+cluster-up: $(READY)
+	$(VENV)/bin/python -m cluster.local up
+
+cluster-down: $(READY)
+	$(VENV)/bin/python -m cluster.local down
 
 clean:
 	rm -rf $(VENV) bft_results mlflow.db mlruns build *.egg-info

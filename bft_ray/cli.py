@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from bft_ray import __version__
 from bft_ray.errors import BadConfig, BadInput, BftError
 
+DEFAULT_DATABASE = "sqlite:///bft_studies.db"
 _OVERRIDES = "overrides such as loss.window=64 or data.train.0.limit=100"
 
 
@@ -59,7 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     train = _command(commands, "train", _train, "fine-tune: Ray Train workers, DeepSpeed, one MLflow run")
-    _config_arguments(train)
+    _config_arguments(train, nargs="?")
+    train.add_argument("--champion", metavar="DOMAIN", help="the config that a study chose, instead of CONFIG")
+    train.add_argument("--uri", help="tracking server or database that has the champion (default: that of a config)")
     train.add_argument("--profile", action="store_true", help="profile 5 steps: a torch trace, a table of the time")
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure a base model, an adapter or a merged model")
@@ -78,6 +81,26 @@ def make_parser() -> argparse.ArgumentParser:
     profile.add_argument("--out", metavar="FOLDER", help="where files go (default: STORAGE/profiles/DOMAIN)")
     profile.add_argument("--against", metavar="FOLDER", help="an earlier profile: how far have the weights moved?")
     profile.add_argument("--no-mlflow", action="store_true", help="record nothing in MLflow")
+
+    search = _command(commands, "search", _search, "find the settings that suit a dataset, and confirm them")
+    search.add_argument("space", metavar="SPACE", help="search space: YAML file or a bundled one (--list)", nargs="?")
+    search.add_argument(
+        "overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the space (budget.trials=40) or of the config"
+    )
+    search.add_argument("--config", metavar="CONFIG", help="config to vary instead of the space's own")
+    search.add_argument("--database", metavar="URL", help="of the study (default: sqlite:///bft_studies.db)")
+    search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
+    how = search.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="check everything, say what would run and what it costs")
+    how.add_argument("--status", action="store_true", help="how the study stands, from any machine")
+    how.add_argument("--cancel", action="store_true", help="end the study cleanly; the same command goes on with it")
+    how.add_argument("--list", action="store_true", help="the search spaces that come with the package")
+
+    best = _command(commands, "best", _best, "show what the studies of a domain have chosen, and how to use it")
+    best.add_argument("domain", metavar="DOMAIN", help="sub-domain, e.g. medical_qa")
+    best.add_argument("--uri", help="tracking server or database (default: that of a config)")
+    best.add_argument("--version", metavar="N", help="this version instead of the champion")
+    best.add_argument("--yaml", action="store_true", help="print its config alone")
 
     config = _command(commands, "config", _config, "show the resolved config or its JSON schema")
     config.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or recipe")
@@ -106,16 +129,14 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
     return parser
 
 
-def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file, or recipe (bft-ray config --recipes lists them)")
+def _config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    text = "YAML file, or recipe (bft-ray config --recipes lists them)"
+    parser.add_argument("config", metavar="CONFIG", help=text, nargs=nargs)
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
 
 
 def _train(options: argparse.Namespace) -> int:
-    from bft_ray.config import load_config
-
-    profile = ["tracking.profile_steps=5"] if options.profile else []
-    config = load_config(options.config, profile + options.overrides)
+    config = _train_config(options)
     from bft_ray.train.launch import train  # after the config: a typo is told at once
 
     result = train(config)
@@ -123,6 +144,39 @@ def _train(options: argparse.Namespace) -> int:
     print(f"exported  {result.export} (weights of step {result.step})")
     print_metrics(result.before, result.after)
     print(f"look      {mlflow_command(config)}")
+    return 0
+
+
+def _train_config(options: argparse.Namespace) -> Any:
+    """Of the file or recipe, or that of a champion."""
+    from bft_ray.config import TrackingConfig, load_config
+
+    overrides = [*(["tracking.profile_steps=5"] if options.profile else []), *options.overrides]
+    source = options.config
+    if options.champion and source and "=" in source:  # an override stands where else the config does
+        source, overrides = None, [source, *overrides]
+    if bool(source) == bool(options.champion):
+        remedy = "One of the two: `bft-ray train CONFIG`, or `bft-ray train --champion DOMAIN`."
+        raise BadInput("CONFIG", source, "left out with --champion" if source else "given, or --champion", remedy)
+    if source:
+        if options.uri:
+            raise BadInput("--uri", options.uri, "left out without --champion", "Give tracking.uri=URI.")
+        return load_config(source, overrides)
+    from bft_ray.search.best import champion_config
+    from bft_ray.tracking.registry import find_champion
+
+    uri = options.uri or TrackingConfig().uri
+    return champion_config(find_champion(TrackingConfig(uri=uri), options.champion), uri, overrides)
+
+
+def _best(options: argparse.Namespace) -> int:
+    from bft_ray.config import TrackingConfig
+    from bft_ray.search.best import describe_champion
+    from bft_ray.tracking.registry import find_champion
+
+    uri = options.uri or TrackingConfig().uri
+    champion = find_champion(TrackingConfig(uri=uri), options.domain, options.version)
+    print(champion.config_yaml.rstrip() if options.yaml else describe_champion(champion, uri))
     return 0
 
 
@@ -166,6 +220,31 @@ def _profile(options: argparse.Namespace) -> int:
     profile = profile_data(config, out, against, options.config, track=not options.no_mlflow, progress=_shards)
     print(to_text(profile))
     print(f"\npage      {out / 'profile.html'}\nspace     {out / 'search_space.yaml'}")
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    if options.list:
+        from bft_ray.config.study import load_space, spaces
+
+        for name in spaces():
+            print(f"{name:<20}{load_space(name).description}")
+        return 0
+    from bft_ray.operate.studies import cancel_study, dry_run, run_study, status_of
+
+    database = options.database or DEFAULT_DATABASE
+    if options.status:
+        print(status_of(options.space, options.config, options.overrides, database))
+        return 0
+    if not options.space:
+        raise BadInput("SPACE", None, "a YAML file or the name of a search space", "`bft-ray search --list` has them.")
+    if options.cancel:
+        print(cancel_study(options.space, options.config, options.overrides, database))
+        return 0
+    if options.dry_run:
+        print(dry_run(options.space, options.config, options.overrides))
+        return 0
+    print(run_study(options.space, options.config, options.overrides, database, profile=not options.no_profile))
     return 0
 
 

@@ -1,12 +1,16 @@
-"""What a search costs beside training: trials an hour in a warm process, against a fresh process for each.
+"""What a search costs beside training, and what it saves.
 
-    python -m jobs.bench_search [--part warm] [--trials 12] [--fresh 4] [--steps 20] [--lora]
+    python -m jobs.bench_search [--part warm study grid merge kills bookkeeping] [--lora] [--out bench_search]
 
 - warm: trials of one worker, 20 steps of 8 rows x 128 tokens, starter model, each with a window, an epsilon and a cap of
-  its own. One process runs all of them; then the first few run again, each in a process of its own that imports,
-  reads the model and starts DeepSpeed. Losses must be the same.
+  its own, in one process; the first few again, each in a process of its own. Losses must be the same.
+- study: the same trials in a study on all cores, against a fresh TorchTrainer with DeepSpeed for each.
+- grid: 45 configurations of 60 steps, from the command to the best, against one fresh run after another.
+- merge: windows 64 to 1024 on short samples, with and without the merging of equal trials. Files: --merge-data.
+- kills: a deterministic study of 24 trials, its driver killed ten times, against an undisturbed one.
+- bookkeeping: 500 trials that do nothing, through Tune, database and MLflow (--database, --tracking: PostgreSQL).
 
-Prints a table and writes OUT.json, with the machine.
+Prints a table for each part and writes OUT.json, with the machine.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import torch
 
 from bft_ray.config import SourceConfig, make_config
 from bft_ray.data.rows import BadRow, read_rows
+from jobs import bench_study
 from jobs.bench import machine
 
 ROWS, TOKENS = 8, 128  # of a step
@@ -97,9 +102,8 @@ def run_in_turn(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return done
 
 
-def warm_part(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def warm_part(args: argparse.Namespace, folder: Path, trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Seconds a trial in a warm process and in fresh ones; the tokenised data is there before either begins."""
-    trials = trees(args, folder)
     context = multiprocessing.get_context("spawn")
 
     def in_process(some: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], float]:
@@ -153,14 +157,19 @@ def warm_table(found: dict[str, Any]) -> str:
 
 
 #: part -> what measures it, and what prints it
-PARTS: dict[str, tuple[Callable[[argparse.Namespace, Path], dict[str, Any]], Callable[[dict[str, Any]], str]]] = {
+PARTS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any]], str]]] = {
     "warm": (warm_part, warm_table),
+    "study": (bench_study.study_part, bench_study.study_table),
+    "grid": (bench_study.grid_part, bench_study.grid_table),
+    "merge": (bench_study.merge_part, bench_study.merge_table),
+    "kills": (bench_study.kills_part, bench_study.kills_table),
+    "bookkeeping": (bench_study.bookkeeping_part, bench_study.bookkeeping_table),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=["warm", "study"])
     parser.add_argument("--trials", type=int, default=12, help="in the warm process")
     parser.add_argument("--fresh", type=int, default=4, help="of them also in a process of their own")
     parser.add_argument("--steps", type=int, default=20, help="of a trial")
@@ -169,16 +178,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     usual = "bf16" if torch.cuda.is_available() else "fp32"
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default=usual)
     parser.add_argument("--threads", type=int, default=1, help="of a trial")
+    parser.add_argument("--grid-steps", type=int, default=60)
+    parser.add_argument("--merge-data", nargs="+", default=[], metavar="FILE", help="training rows")
+    parser.add_argument(
+        "--merge-length", nargs="+", type=int, default=[], help="tokens of the longest rows kept, by file"
+    )
+    parser.add_argument("--merge-steps", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--nothing", type=int, default=500, help="trials that do nothing")
+    parser.add_argument("--slots", type=int, default=2, help="of them at a time")
+    parser.add_argument("--database", metavar="URL", help="of the studies' records in the part bookkeeping")
+    parser.add_argument("--tracking", metavar="URI", help="MLflow server in the part bookkeeping")
     parser.add_argument("--out", type=Path, default=Path("bench_search"), help="path of the results, without suffix")
     args = parser.parse_args(argv)
     results: dict[str, Any] = {
         "arguments": {name: str(value) for name, value in vars(args).items()},
         "machine": machine(args.threads, ["peft", "optuna"]),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        for part in args.part:
-            measure, table = PARTS[part]
-            results[part] = measure(args, Path(folder))
+    args.merge_longest = dict(zip(args.merge_data, args.merge_length, strict=False))
+    for part in args.part:
+        measure, table = PARTS[part]
+        with tempfile.TemporaryDirectory() as folder:
+            results[part] = measure(args, Path(folder), trees(args, Path(folder)))
             print(f"{part}\n{table(results[part])}", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")

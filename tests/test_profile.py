@@ -67,6 +67,20 @@ def test_weights_are_those_of_the_loss_at_step_0(config):
         assert np.abs(setting.confidence - sums.confidence.numpy()).max() <= 1e-6
 
 
+def test_two_workers_find_the_same(make_tree, tmp_path):
+    """The forward pass on Ray, sample by sample, as in this process."""
+    import ray
+
+    alone = make_config(make_tree(data={"cache_dir": str(tmp_path / "alone")}))
+    shared = make_config(make_tree(data={"cache_dir": str(tmp_path / "shared")}, cluster={"num_workers": 2}))
+    shards: list[tuple[int, int]] = []
+    own, _ = token_logps(alone, dataset_of(alone))
+    spread, cached = token_logps(shared, dataset_of(shared), lambda done, total: shards.append((done, total)))
+    assert not cached and len(shards) > 1 and not ray.is_initialized()
+    assert spread.ids == own.ids and (spread.num_tokens == own.num_tokens).all()
+    assert np.abs(spread.logp - own.logp).max() <= 1e-5
+
+
 def test_windows_by_hand():
     rows = window_figures(by_hand(), [2, 3, 5])
     assert [row["whole_share"] for row in rows] == pytest.approx([1 / 3, 2 / 3, 1.0])

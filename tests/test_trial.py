@@ -1,8 +1,7 @@
-"""A trial in this process: what it measures and when, how it ends, and the same on a Ray actor."""
+"""A trial in this process: what it measures and when, how it ends, pauses and goes on."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,11 @@ def paused_and_resumed(trees: list[dict], folder: str) -> list[Any]:
     found = []
     for number, tree in enumerate(trees):
         pause = Path(folder) / str(number)
-        parts = [trial(tree, [0, 2, 4], stop_at=stop, pause=pause)[0] for stop in (2, 4, None)]
-        found.append((parts, trial(tree, [0, 2, 4])[0], [path.name for path in pause.parent.iterdir()]))
+        parts = [trial(tree, [0, 2, 4], until=stop, pause=pause)[0] for stop in (2, 4, None)]
+        (state,) = (pause / "engine").glob("*model_states.pt")
+        state.write_bytes(state.read_bytes()[:-1] + b"!")
+        damaged = trial(tree, [4], until=4, pause=pause)[0]
+        found.append((parts, trial(tree, [0, 2, 4])[0], [path.name for path in pause.parent.iterdir()], damaged))
     return found
 
 
@@ -81,14 +83,15 @@ def test_a_paused_trial_goes_on_as_if_nothing_had_been(make_tree, tmp_path):
     trees = [
         make_tree(deepspeed={"preset": preset}, lora=lora) for preset, lora in (("zero1", {"rank": 2}), ("zero0", None))
     ]
-    for (parts, whole, folders), name in zip(
+    for (parts, whole, folders, damaged), name in zip(
         run_ranks(paused_and_resumed, 1, trees, str(tmp_path))[0], "01", strict=True
     ):
-        assert [(part.status, part.num_steps) for part in parts] == [("pruned", 2), ("pruned", 4), ("complete", 6)]
+        assert [(part.status, part.num_steps) for part in parts] == [("paused", 2), ("paused", 4), ("complete", 6)]
         assert [list(part.metrics) for part in parts] == [[0, 2], [4], [6]]
         assert [step for part in parts for step in steps_of(part)] == steps_of(whole)
         assert parts[0].metrics | parts[1].metrics | parts[2].metrics == whole.metrics
         assert parts[2].records == whole.records and name in folders and f"{name}.part" not in folders
+        assert (steps_of(damaged), damaged.status) == (steps_of(whole)[:4], "paused")  # it began anew
 
 
 def several_ends(tree: dict) -> list[Any]:
@@ -129,46 +132,3 @@ def test_how_trials_end(make_tree):
 def test_what_needs_other_machinery_is_refused(make_tree, change, field):
     with pytest.raises(BadInput, match=f"`{field}` is .* for a trial within one process"):
         trial(make_tree(**change), [])
-
-
-# --- on Ray ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ray_of_two_cpus():
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR)
-    yield ray
-    ray.shutdown()
-
-
-def test_trials_on_an_actor(ray_of_two_cpus, make_tree, tmp_path):
-    """Two trials of one actor and the same in a process of its own; a driver stops the second at a rung."""
-    from bft_ray.search.worker import Ask, hire, open_rungs
-
-    ray = ray_of_two_cpus
-    tree = make_tree(lora={"rank": 2})
-    ((alone, _),) = run_ranks(trial, 1, tree, [2, 4])
-    actor, rungs = hire(make_config(tree).cluster), open_rungs()
-    try:
-        first = ray.get(actor.run.remote(tree, [2, 4], None, str(tmp_path / "kept")))
-        running, asked = actor.run.remote(tree, [2, 4], Ask(rungs, "second")), []
-        while not asked or asked[-1].step < 4:
-            for question in ray.get(rungs.take.remote(), timeout=120):
-                asked.append(question)
-                ray.get(rungs.answer.remote(question, question.step < 4))
-        second = ray.get(running)
-        with pytest.raises(BadInput, match=r"`cluster\.num_workers`"):
-            try:
-                ray.get(actor.run.remote(make_tree(cluster={"num_workers": 2}), []))
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-    finally:
-        ray.kill(actor)
-        ray.kill(rungs)
-    assert steps_of(first) == steps_of(alone) and first.metrics == alone.metrics and first.records == alone.records
-    assert (tmp_path / "kept" / "adapter_model.safetensors").is_file()
-    assert (second.status, [(q.trial, q.step) for q in asked]) == ("pruned", [("second", 2), ("second", 4)])
-    assert steps_of(second) == steps_of(alone)[:4] and second.metrics[4] == alone.metrics[4] == asked[-1].metrics
-    assert second.seconds["start"] < 0.5 * first.seconds["start"]

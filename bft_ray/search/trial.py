@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,24 +34,28 @@ from bft_ray.train.step import train_step
 #: (steps done, metrics) -> whether the trial goes on
 Report = Callable[[int, dict[str, float]], bool]
 
+log = logging.getLogger(__name__)
+
+_STEP = "step.json"  # beside a paused trial's state
+
 
 @dataclass
 class TrialResult:
-    """What became of a trial; plain values, which travel and can be stored.
+    """What has become of a trial so far; plain values, which travel and can be stored.
 
     Args:
-        status: complete; pruned: stopped at a rung; failed: a loss or an answer was not finite. Only a complete
-            trial has a score.
+        status: paused: its state lies in a folder; pruned: it was stopped; failed: a loss or an answer was not finite.
+            Only a complete trial has a score.
         reason: why it failed.
         num_steps: steps that moved the weights, those before a pause among them.
         train: metrics of each step (`train/...`), since the pause where there was one.
         metrics: steps done -> what was measured then.
         records: one an item of the last measurement of a complete trial: `set`, `id`, numbers, never text.
-        seconds: by part: `start` (from the call to the first step), `train`, `measure`, `report` (the answer waited
-            for), `end`.
+        seconds: by part: `start` (from the call to the first step), `train`, `measure`, `report` (while the caller had
+            the word), `end`.
     """
 
-    status: Literal["complete", "pruned", "failed"] = "complete"
+    status: Literal["running", "paused", "complete", "pruned", "failed"] = "running"
     reason: str | None = None
     num_steps: int = 0
     train: list[dict[str, float]] = field(default_factory=list)
@@ -58,35 +64,41 @@ class TrialResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run_trial(
+def trial(
     config: Config,
-    rungs: Sequence[int],
-    report: Report,
+    rungs: Collection[int],
     warm: Warm,
+    result: TrialResult,
     *,
-    keep: Path | None = None,
+    start: int = 0,
+    until: int | None = None,
     pause: Path | None = None,
+    keep: Path | None = None,
     at_rungs: Collection[str] | None = None,
-) -> TrialResult:
+) -> Generator[int, None, None]:
     """Train from the base model to the last step, and measure `data.validation` and `evaluation.tasks`.
 
     On CPU the result is a function of the config and the data, bit for bit: whatever the process has run before, and
-    as `bft_ray.train.loop.fit` would train. Nothing is written but the weights, where asked.
+    as `bft_ray.train.loop.fit` would train. Nothing is written but the state and the weights, where asked.
+
+    Yields the number of steps done at each measurement, when `result` tells it all; at the last, its status is no
+    longer `running`. Closing the generator stops the trial, and gives back all that it held.
 
     Args:
-        rungs: steps after which the model is measured and reported, as it is at the end; 0 is the base model.
-        report: is told each measurement; at a rung, False stops the trial.
+        rungs: steps after which the model is measured, as it is at the end; 0 is the base model.
         warm: what stays loaded in this process.
+        result: is told what becomes of the trial.
+        start: steps that the state in `pause` has behind it (see `paused_at`): the trial goes on from it, as if it had
+            not been paused.
+        until: one of `rungs`: leave weights and optimizer in `pause` there, and end.
         keep: folder for the final weights of a complete trial: an adapter, or a whole model, that transformers loads.
-        pause: folder in which a trial that is stopped leaves weights and optimizer, and from which it goes on if they
-            are there, as if it had not been stopped: so a process need not wait for the other trials of a rung.
         at_rungs: names of the sets that are measured at rungs (`validation`, or a task's); None: all of them.
 
     Raises:
-        BadInput: a config that cannot run here (bad data or model, several workers, zero3), or a damaged `pause`.
+        BadInput: a config that cannot run here (bad data or model, several workers, zero3).
+        BftError: a loss or an answer was not finite.
     """
-    laps, result = _Laps(), TrialResult()
-    result.seconds = laps.seconds
+    laps = _Laps(result.seconds)
     _require_one_worker(config)
     pin_threads(config)
     join_alone()
@@ -96,7 +108,9 @@ def run_trial(
     with _set_apart(), warm.model(config) as model:
         engine = Engine(config, warm.device, model)
         try:
-            start = _go_on(engine, pause)
+            if start:
+                assert pause is not None
+                engine.load(pause)
             with closing(_training(engine, config, data, start, {*rungs, num_steps}, result)) as stops:
                 laps.end("start")
                 for step in stops:
@@ -105,25 +119,62 @@ def run_trial(
                     measured = measure(engine, tasks, None if is_last else at_rungs)
                     result.metrics[step] = measured.metrics
                     laps.end("measure")
-                    goes_on = report(step, measured.metrics)
-                    laps.end("report")
                     if is_last:
-                        result.records = measured.records
-                    elif not goes_on:
-                        result.status = "pruned"
-                        _pause(engine, step, pause)
+                        if keep is not None:
+                            _keep_weights(engine, config, tasks, keep)
+                        result.status, result.records = "complete", measured.records
+                    elif step == until:
+                        assert pause is not None
+                        _leave(engine, step, pause)
+                        result.status = "paused"
+                    laps.end("end")
+                    yield step
+                    laps.end("report")
+                    if step == until:
                         break
-            if keep is not None and result.status == "complete":
-                _keep_weights(engine, config, tasks, keep)
-        except BadInput:
-            raise
-        except BftError as error:
-            result.status, result.reason = "failed", str(error)
         finally:
             engine.close()
             del engine, model
     laps.end("end")
+
+
+def run_trial(
+    config: Config, rungs: Collection[int], report: Report, warm: Warm, *, pause: Path | None = None, **options: Any
+) -> TrialResult:
+    """Run a `trial` that is told to the caller as it goes; from the state in `pause`, where there is one.
+
+    Args:
+        report: is told each measurement; at a rung, False stops the trial.
+        options: of `trial`.
+
+    Raises:
+        BadInput: see `trial`. What was not finite is a result.
+    """
+    result = TrialResult()
+    start = (paused_at(pause) if pause else None) or 0
+    try:
+        with closing(trial(config, rungs, warm, result, start=start, pause=pause, **options)) as stops:
+            for step in stops:
+                if not report(step, result.metrics[step]) and result.status == "running":
+                    result.status = "pruned"
+                    break
+    except BadInput:
+        raise
+    except BftError as error:
+        result.status, result.reason = "failed", str(error)
     return result
+
+
+def paused_at(folder: Path) -> int | None:
+    """Steps done by the trial that left its state in this folder; None where there is none, or it is damaged."""
+    if not folder.is_dir():
+        return None
+    try:
+        verify_manifest(folder, 0, 1)
+        return int(json.loads((folder / _STEP).read_text()))
+    except (BadInput, OSError, ValueError) as error:
+        log.warning("the state of a trial is damaged, which begins anew: %s", error)
+        return None
 
 
 def _training(
@@ -189,13 +240,13 @@ def _set_apart() -> Iterator[None]:
 class _Laps:
     """Seconds by part: each `end` gives the time since the one before to its part."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
         self._last = time.perf_counter()
 
     def end(self, part: str) -> None:
         now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._seconds[part] = self._seconds.get(part, 0.0) + now - self._last
         self._last = now
 
 
@@ -207,19 +258,11 @@ def _require_one_worker(config: Config) -> None:
         raise BadInput("deepspeed.preset", "zero3", rule, "On one worker zero2 needs hardly more memory.")
 
 
-def _go_on(engine: Engine, folder: Path | None) -> int:
-    """The step at which the trial was paused, its state restored; 0 where it was not."""
-    if folder is None or not folder.is_dir():
-        return 0
-    verify_manifest(folder, 0, 1)
-    return int(engine.load(folder)["step"])
-
-
-def _pause(engine: Engine, step: int, folder: Path | None) -> None:
-    if folder is not None:
-        with _whole(folder) as made:
-            engine.save(made, {"step": step})
-            write_manifest(made, 0, 1)
+def _leave(engine: Engine, step: int, folder: Path) -> None:
+    with _whole(folder) as made:
+        engine.save(made, {})
+        (made / _STEP).write_text(json.dumps(step))
+        write_manifest(made, 0, 1)
 
 
 def _keep_weights(engine: Engine, config: Config, tasks: Tasks, folder: Path) -> None:

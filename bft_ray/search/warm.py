@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -64,6 +65,14 @@ class Warm:
         self._tokenizers: _Kept[Any] = _Kept(_OTHERS)
         self._data: _Kept[Data] = _Kept(_OTHERS)
         self._tasks: _Kept[Tasks] = _Kept(_OTHERS)
+
+    def forget(self) -> None:
+        """Keep nothing of what is loaded: after an error that may have left it broken."""
+        for kept in (self._models, self._tokenizers, self._data, self._tasks):
+            kept.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def tokenizer(self, config: ModelConfig) -> Any:
         """The tokenizer; see `load_tokenizer`."""
@@ -139,6 +148,10 @@ class _Kept(Generic[T]):
     def drop(self, key: str) -> None:
         """Keep it no longer."""
         del self._things[key]
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._things.clear()
 
 
 # --- keys -------------------------------------------------------------------------------------------------

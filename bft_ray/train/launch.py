@@ -5,30 +5,29 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
-from bft_ray.errors import BadConfig, BadInput, BftError
+from bft_ray.errors import BadConfig, BadInput
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import adapter_of, load_tokenizer
 from bft_ray.model.export import describe_weights
 from bft_ray.model.lora import check_targets
-from bft_ray.spread import connect, num_gpus_per_worker, require_resources
+from bft_ray.spread import connect, require_resources
 from bft_ray.tracking.begin import MAY_CHANGE
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
 from bft_ray.train.progress import Board, Display, Watcher
+from bft_ray.train.workers import run_workers
 
-_PATHS = {"path", "descriptions", "train", "candidates", "encoder", "include_path", "cache"}  # of sources and tasks
+#: fields of sources and tasks that name files
+PATHS = {"path", "descriptions", "train", "candidates", "encoder", "include_path", "cache"}
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,19 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
 
 def pin(config: Config) -> Config:
     """The config with a name, and with paths that mean the same on every worker of this machine."""
+    name = config.name or f"{config.loss.method}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    return pin_paths(config.model_copy(update={"name": name}))
+
+
+def pin_paths(config: Config) -> Config:
+    """The config with paths that mean the same on every worker of this machine."""
     tree = config.model_dump()
-    tree["name"] = config.name or f"{config.loss.method}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     tree["cluster"]["storage_path"] = storage.absolute(config.cluster.storage_path)
+    if config.data.cache_dir is not None:
+        tree["data"]["cache_dir"] = str(Path(config.data.cache_dir).expanduser().resolve())
     tree["tracking"]["uri"] = absolute_uri(config.tracking.uri)
     for source in [*tree["data"]["train"], *tree["data"]["validation"], *tree["evaluation"]["tasks"]]:
-        for key in _PATHS.intersection(source):
+        for key in PATHS.intersection(source):
             source[key] = _pin_path(source[key])
     for key in ("path", "adapter"):
         tree["model"][key] = _pin_path(tree["model"][key])
@@ -202,80 +208,11 @@ def _before(
 def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int:
     """Run the workers; returns the step of the exported weights."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
 
-    from bft_ray.train.worker import SCORE, train_worker
-
-    cluster = config.cluster
-    gpus = num_gpus_per_worker(cluster)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_s)
     board = ray.remote(num_cpus=0)(Board).remote()
-    trainer = TorchTrainer(
-        train_worker,  # type: ignore[arg-type]  # a value that it returns is rank 0's `return_value`
-        train_loop_config={
-            "config": config.model_dump(),
-            "run_id": tracker.run_id,
-            "board": board,
-            "folder": folder,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cluster.cpus_per_worker}
-            | ({"GPU": gpus} if gpus else {})
-            | cluster.resources_per_worker,
-            placement_strategy=cluster.placement,
-        ),
-        run_config=RunConfig(
-            name=str(config.name),
-            storage_path=cluster.storage_path,
-            failure_config=FailureConfig(
-                max_failures=cluster.max_failures,
-                controller_failure_limit=cluster.max_failures,  # type: ignore[call-arg]  # also bounds the wait for a lost node
-            ),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.checkpoint.keep, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
-            ),
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(cluster.collective_timeout_s)),
-    )
+    payload = {"run_id": tracker.run_id, "board": board, "folder": folder, "export": storage.join(folder, "export")}
     with Watcher(board, display):
-        try:
-            outcome = _interruptibly(trainer.fit).return_value
-        except TrainingFailedError as error:
-            raise _cause(error) from error
-    if "error" in outcome:
-        raise outcome["error"]
-    return int(outcome["step"])
-
-
-def _interruptibly(function: Callable[[], Any]) -> Any:
-    """Call in a thread and wait. In the main thread Ray Train would take Ctrl-C for itself, and end with status 0."""
-    future: Future[Any] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, name="bft-ray-fit", daemon=True).start()
-    return future.result()
-
-
-def _cause(error: Exception) -> BftError:
-    """The worker's own error where it raised one of ours; else a summary that names what happened."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        inner = getattr(failure, "cause", None) or failure
-        if isinstance(inner, BftError):
-            return inner
-    first = str(error).strip().splitlines()
-    return BftError(
-        f"training failed: {first[0] if first else type(error).__name__}\n"
-        "The workers' logs are in the Ray session's log folder (ray logs, or the dashboard); "
-        "the same command goes on from the last checkpoint."
-    )
+        return int(run_workers(config, payload, config.cluster.storage_path, str(config.name))["step"])
 
 
 def _finish(

@@ -52,16 +52,20 @@ def make_plan(config: Config, train: TokenDataset) -> tuple[BatchPlan, int]:
     return plan, config.schedule.steps or max(1, math.ceil(config.schedule.epochs * plan.steps_per_epoch))
 
 
-def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
+def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | None = None) -> LoopState:
     """Train from the last checkpoint of `host`, or from the start, to the last step.
 
     Every rank calls it. Evaluates and saves every so many steps and at the end; the best and the last checkpoint stay.
+
+    Args:
+        until: end after so many steps, as if the run had been stopped there; the learning rate stays that of the whole.
 
     Raises:
         NonFinite: on every rank, for a loss or gradient that is not finite.
         BadInput: a checkpoint that is broken or of another number of workers.
     """
     plan, num_steps = make_plan(config, data.train)
+    last = num_steps if until is None else min(until, num_steps)
     evaluate_every = config.evaluation.every_steps or max(1, num_steps // 10)
     save_every = config.checkpoint.every_steps or evaluate_every
     higher = higher_is_better(config.checkpoint.metric)
@@ -76,11 +80,11 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
         if rank0:
             host.tell("validation", {"step": 0} | measured)
 
-    shares = prefetch(lambda step: share_of(engine, config, data, plan.batch(step)), range(state.step, num_steps))
+    shares = prefetch(lambda step: share_of(engine, config, data, plan.batch(step)), range(state.step, last))
     num_profiled = config.tracking.profile_steps if rank0 else 0
     began = time.perf_counter()
     with profiled(num_profiled, engine.device, host.publish) as step_ended:
-        for step in range(state.step, num_steps):
+        for step in range(state.step, last):
             with phase("data"):
                 share = next(shares)
             rate = learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule)
@@ -95,18 +99,18 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
                 host.tell("step", {"step": done, "num_steps": num_steps} | metrics)
 
             measured = {}
-            if data.validation and (done % evaluate_every == 0 or done == num_steps):
+            if data.validation and (done % evaluate_every == 0 or done == last):
                 measured = validate(engine, data, config)
                 if rank0:
                     host.tell("validation", {"step": done} | measured)
-            if done % save_every == 0 or done == num_steps or measured:
+            if done % save_every == 0 or done == last or measured:
                 value = measured.get(config.checkpoint.metric)
                 better = improves(value, state.best_value, higher)
                 state = LoopState(done, value if better else state.best_value, done if better else state.best_step)
                 _save(engine, host, state, None if value is None else (value if higher else -value))
                 began = time.perf_counter()  # validation and saving do not count as a step
     if rank0:
-        host.tell("end", {"step": num_steps})
+        host.tell("end", {"step": last})
     return state
 
 

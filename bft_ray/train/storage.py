@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -84,16 +85,33 @@ def put_folder(folder: Path, path: str) -> None:
     pyarrow.fs.copy_files(str(folder), place, destination_filesystem=filesystem)
 
 
-def fetch_folder(path: str) -> Path:
-    """A local folder with what lies at `path`: the folder itself, or a copy of what the store holds."""
+def fetch_folder(path: str, into: Path | None = None) -> Path:
+    """A local folder with what lies at `path`: the folder itself, or a copy of what the store holds.
+
+    Args:
+        into: where the copy goes; None: a new temporary folder.
+
+    Raises:
+        FileNotFoundError: the store holds no such folder.
+    """
     if not is_remote(path):
         return Path(path)
     import pyarrow.fs
 
     filesystem, place = _at(path)
-    local = Path(tempfile.mkdtemp(prefix="bft_ray_fetch_"))
+    local = into or Path(tempfile.mkdtemp(prefix="bft_ray_fetch_"))
     pyarrow.fs.copy_files(place, str(local), source_filesystem=filesystem)
     return local
+
+
+def remove_folder(path: str) -> None:
+    """Delete a folder and all that lies in it; nothing where there is none."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    filesystem, place = _at(path)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_dir(place)
 
 
 def _at(path: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,8 @@ from bft_ray.train.storage import is_remote, join, put_folder
 
 SCORE = "bft_score"  # Ray Train keeps the checkpoints with the largest
 NOT_MEASURED = -sys.float_info.max
+
+_TRAIN = "train.json"  # in a checkpoint: metrics of the steps before it
 
 
 class RayHost:
@@ -69,6 +72,29 @@ class RayHost:
             self._board.post.remote(event, values)
 
 
+class RememberingHost(RayHost):
+    """Keeps the metrics of all steps in each checkpoint: so they are those of the state, whatever has died on the way."""
+
+    def __init__(self, folder: str, tracker: Tracker | None, board: Any):
+        super().__init__(folder, tracker, board)
+        self.train: list[dict[str, float]] = []
+
+    def last_checkpoint(self) -> Path | None:
+        folder = super().last_checkpoint()
+        self.train = [] if folder is None else json.loads((folder / _TRAIN).read_text())
+        return folder
+
+    def keep(self, folder: Path, step: int, score: float | None) -> None:
+        if ray.train.get_context().get_world_rank() == 0:
+            (folder / _TRAIN).write_text(json.dumps(self.train))
+        super().keep(folder, step, score)
+
+    def tell(self, event: str, values: dict[str, Any]) -> None:
+        if event == "step":
+            self.train.append({name: value for name, value in values.items() if name.startswith("train/")})
+        super().tell(event, values)
+
+
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train, then export from rank 0.
 
@@ -76,21 +102,26 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     workers again would only repeat it.
 
     Args:
-        payload: `config` (plain tree), `run_id` of MLflow, `board` (actor that shows progress), `folder` (of the run).
+        payload: `config` (plain tree), `folder` (of the run), `export` (folder of its weights), `run_id` of MLflow and
+            `board` (actor that shows progress) where there are any; for a trial `until` (see `fit`): then the metrics
+            of all steps come back too.
     """
     config = make_config(payload["config"])
     pin_threads(config)
     context = ray.train.get_context()
-    tracker = Tracker.attach(config.tracking, payload["run_id"]) if context.get_world_rank() == 0 else None
-    host = RayHost(payload["folder"], tracker, payload["board"])
+    is_tracked = context.get_world_rank() == 0 and "run_id" in payload
+    tracker = Tracker.attach(config.tracking, payload["run_id"]) if is_tracked else None
+    kind = RememberingHost if "until" in payload else RayHost
+    host = kind(payload["folder"], tracker, payload.get("board"))
     engine = None
     try:
         tokenizer = load_tokenizer(config.model)
         data = load_data(config, tokenizer, context.get_local_rank())
         engine = Engine(config, host.device)
-        state = fit(engine, config, data, host)
-        step = export(engine, config, tokenizer, host, state, join(payload["folder"], "export"))
-        return {"step": step, "best_value": state.best_value, "best_step": state.best_step}
+        state = fit(engine, config, data, host, payload.get("until"))
+        step = export(engine, config, tokenizer, host, state, payload["export"])
+        remembered = {"train": host.train} if isinstance(host, RememberingHost) else {}
+        return {"step": step, "best_value": state.best_value, "best_step": state.best_step} | remembered
     except NonFinite as error:
         return {"error": error}
     finally:

@@ -1,0 +1,87 @@
+"""`bft-ray search`: start a study, look at it, end it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from bft_ray.config.cost import describe
+from bft_ray.config.study import find_space, load_study
+from bft_ray.errors import BadInput
+from bft_ray.search.agenda import PARTS
+from bft_ray.search.database import Database
+from bft_ray.search.drive import search
+from bft_ray.search.leaderboard import status_text
+from bft_ray.search.ready import look_at
+from bft_ray.search.store import SEARCH, Store, studies
+
+
+def run_study(source: str, config: str | None, overrides: Sequence[str], database: str, *, profile: bool = True) -> str:
+    """Run a study to its end, or go on with it; returns what was found.
+
+    Raises:
+        BadInput, BadConfig, BftError: see `search`.
+    """
+    space, base = load_study(source, config, overrides)
+    result = search(space, base, database, profile=profile)
+    return result.text
+
+
+def dry_run(source: str, config: str | None, overrides: Sequence[str]) -> str:
+    """What a study would run and cost; its data are read and tokenised, for the longest sample decides what is merged.
+
+    Raises:
+        BadInput, BadConfig: for everything that can be known before a worker starts.
+    """
+    space, base = load_study(source, config, overrides)
+    facts = look_at(space, base)
+    return describe(space, base, facts.longest, facts.num_samples)
+
+
+def status_of(source: str | None, config: str | None, overrides: Sequence[str], database: str) -> str:
+    """How a study stands; without a source, the names of all that the database holds."""
+    if source is None:
+        with Database(database) as opened:
+            names = studies(opened)
+        return "\n".join(names) or "the database holds no study"
+    name = _name_of(source, config, overrides)
+    with Database(database) as opened:
+        store = Store.find(opened, name)
+        parts, notes = {part: store.open_part(part).records() for part in PARTS}, store.notes()
+    settings = notes["settings"]
+    metric, time_s = settings["space.objective.metric"], settings.get("space.budget.time_s")
+    text = [f"study    {name}" + (", finished" if "result" in notes else "")]
+    totals = {SEARCH: notes["num_trials"]}
+    for part in PARTS:
+        records = parts[part]
+        if records or part == SEARCH:
+            limit = time_s if part == SEARCH else None
+            total = totals.get(part, len(records))
+            text += ["", f"--- {part}", status_text(records, metric, total, now=time.time(), time_s=limit)]
+    if "result" in notes:
+        text += ["", notes["result"]["text"]]
+    return "\n".join(text)
+
+
+def cancel_study(source: str, config: str | None, overrides: Sequence[str], database: str) -> str:
+    """Ask the driver of a study to end; it does so within seconds, and the study can be gone on with.
+
+    Raises:
+        BadInput: no such study.
+    """
+    name = _name_of(source, config, overrides)
+    with Database(database) as opened:
+        Store.find(opened, name).note("cancel", True)
+    return f"asked the driver of {name} to end; it does so within seconds, and the same command goes on with the study"
+
+
+def _name_of(source: str, config: str | None, overrides: Sequence[str]) -> str:
+    """`NAME/DOMAIN`: as it is given, or of a search space."""
+    try:
+        find_space(source)
+    except BadInput:
+        if "/" in source:
+            return source
+        raise
+    space, base = load_study(source, config, overrides)
+    return f"{space.name}/{space.domain or base.domain}"

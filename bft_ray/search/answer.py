@@ -1,0 +1,184 @@
+"""What a study has found: the choice from the records, and the one look at the test split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bft_ray.config import Config
+from bft_ray.config.assign import with_overrides
+from bft_ray.config.space import DEFAULT
+from bft_ray.errors import BftError
+from bft_ray.evaluate.run import EvaluationResult, evaluate_model
+from bft_ray.metrics import higher_is_better
+from bft_ray.search.arms import Arm, arms_of, confirmed, plan_of
+from bft_ray.search.choose import Choice, Limit, choose
+from bft_ray.search.describe import TestResult
+from bft_ray.search.items import item_scores
+from bft_ray.search.leg import Leg
+from bft_ray.search.record import TrialRecord
+from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, Store
+from bft_ray.search.study import Study, by_id
+from bft_ray.train import storage
+from bft_ray.train.launch import pin_paths
+
+_ALPHA = 0.05  # of the one comparison on the test split
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study has found.
+
+    Args:
+        choice: by the rules of `bft_ray.search.choose`; None for a study that compares and chooses nothing.
+        champion: the arm that won; None where nothing could be chosen.
+        config: its config, as it was trained for the weights below.
+        weights: its first confirmation run's.
+        test: of champion and default on the test split; None without one.
+    """
+
+    choice: Choice | None = None
+    champion: Arm | None = None
+    config: Config | None = None
+    weights: str | None = None
+    test: TestResult | None = None
+
+
+def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None] = lambda text: None) -> Answer:
+    """Choose, and look at the test split, once: what was measured is kept with the study.
+
+    Args:
+        parts: of the study, all trials finished.
+
+    Raises:
+        BftError: the weights of the confirmation are gone.
+    """
+    confirmation = study.space.confirmation
+    if confirmation is None:
+        return Answer()
+    records = {part: parts[part].records() for part in (BASELINES, SEARCH, CONFIRMATION)}
+    arms = {arm.name: arm for arm in arms_of(study.space, records[BASELINES], records[SEARCH])}
+    limit = _limit(study, parts[SEARCH], next(iter(arms.values())), records, line)
+    choice = choose(confirmed(study.space, records[CONFIRMATION]), plan_of(study.space, list(arms.values()), limit))
+    if choice.champion is None:
+        return Answer(choice)
+    champion = arms[choice.champion]
+    config = _config(study, champion, records)
+    weights = {name: _weights(study, name, records[CONFIRMATION]) for name in {champion.name, DEFAULT}}
+    test = None
+    if confirmation.test:
+        measured = {name: _tested(study, parts[SEARCH], arms[name], weights[name], records, line) for name in weights}
+        test = _compare(study.space.objective.metric, champion.name, measured)
+    _drop_others(study, records[CONFIRMATION], set(weights.values()))
+    return Answer(choice, champion, config, weights[champion.name], test)
+
+
+def _config(study: Study, arm: Arm, records: Mapping[str, Sequence[TrialRecord]]) -> Config:
+    """Of an arm's first confirmation run, without what is measured only there."""
+    assert study.space.confirmation is not None
+    others = by_id([*records[BASELINES], *records[SEARCH]])
+    return study.config(arm.trial, study.space.confirmation.seeds[0], others)
+
+
+def _weights(study: Study, arm: str, records: Sequence[TrialRecord]) -> str:
+    assert study.space.confirmation is not None
+    seed = study.space.confirmation.seeds[0]
+    record = next(one for one in records if one.extra["arm"] == arm and one.seeds == (seed,))
+    return Leg(study.id, record.id, seed, {}, study.folder_of(record)).weights
+
+
+def _drop_others(study: Study, records: Sequence[TrialRecord], kept: set[str]) -> None:
+    for record in records:
+        leg = Leg(study.id, record.id, record.seeds[0], {}, study.folder_of(record))
+        if leg.weights not in kept:
+            storage.remove_folder(leg.weights)
+
+
+# --- measured once, and kept --------------------------------------------------------------------------------
+
+
+def _limit(
+    study: Study, store: Store, arm: Arm, records: Mapping[str, Sequence[TrialRecord]], line: Callable[[str], None]
+) -> Limit | None:
+    """The second objective, with the base model's value on the confirmation split."""
+    second, confirmation = study.space.objective.second, study.space.confirmation
+    if second is None or confirmation is None:
+        return None
+    before = store.notes().get("before")
+    if before is None:
+        line(f"{second.metric} of the base model")
+        config = pin_paths(with_overrides(_config(study, arm, records), confirmation.overrides, "confirmation"))
+        before = evaluate_model(config, names=[second.metric.split("/")[0]]).metrics[second.metric]
+        store.note("before", before)
+    return Limit(second.metric, before, second.largest_loss)
+
+
+def _tested(
+    study: Study,
+    store: Store,
+    arm: Arm,
+    weights: str,
+    records: Mapping[str, Sequence[TrialRecord]],
+    line: Callable[[str], None],
+) -> dict[str, Any]:
+    """Metrics, and scores of items, of an arm's model on the test split."""
+    known = store.notes().get(f"test {arm.name}")
+    if known is not None:
+        return known
+    assert study.space.confirmation is not None
+    line(f"test: {arm.name}")
+    config = pin_paths(with_overrides(_config(study, arm, records), study.space.confirmation.test, "confirmation.test"))
+    measured = _measure(config, weights)
+    items = item_scores(study.space.objective.metric, measured.records)
+    store.note(f"test {arm.name}", {"metrics": measured.metrics, "items": items})
+    return {"metrics": measured.metrics, "items": items}
+
+
+def _measure(config: Config, weights: str) -> EvaluationResult:
+    local = storage.fetch_folder(weights)
+    if not local.is_dir():
+        raise BftError(f"the weights {weights} are gone, and with them the look at the test split")
+    model = config.model.model_copy(update={"path": str(local), "adapter": None})
+    return evaluate_model(config.model_copy(update={"model": model}))
+
+
+def _compare(metric: str, champion: str, measured: Mapping[str, Mapping[str, Any]]) -> TestResult:
+    """Champion against default, paired by item: mean difference, and its t interval. One model each: what other seeds
+    would have brought is not in it.
+    """
+    values = {name: one["metrics"][metric] for name, one in measured.items()}
+    own, default = (measured[name]["items"] for name in (champion, DEFAULT))
+    sign = 1 if higher_is_better(metric) else -1
+    difference = sign * np.array([own[item] - default[item] for item in sorted(own)])
+    count = len(difference)
+    half = (
+        float(stats.t.isf(_ALPHA / 2, count - 1)) * float(difference.std(ddof=1)) / math.sqrt(count)
+        if count > 1
+        else math.nan
+    )
+    gain = float(difference.mean())
+    return TestResult(
+        champion=champion,
+        default=DEFAULT,
+        metric=metric,
+        champion_value=values[champion],
+        default_value=values[DEFAULT],
+        gain=gain,
+        low=gain - half,
+        high=gain + half,
+        num_items=count,
+    )
+
+
+def as_json(found: Answer) -> dict[str, Any]:
+    """The choice and everything that it rests on, as plain values."""
+    return {
+        "choice": None if found.choice is None else asdict(found.choice),
+        "test": None if found.test is None else asdict(found.test),
+        "weights": found.weights,
+    }

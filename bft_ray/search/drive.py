@@ -1,0 +1,200 @@
+"""`bft-ray search`: a study from its search space to a champion in the registry. The same call goes on after any end."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from bft_ray.config import Config, to_yaml
+from bft_ray.config.space import SearchSpace
+from bft_ray.errors import BadInput, BftError
+from bft_ray.profile.run import profile_data
+from bft_ray.search.agenda import part_of, totals
+from bft_ray.search.answer import answer
+from bft_ray.search.conclude import StudyResult, conclude, describe_study
+from bft_ray.search.conductor import Conductor, legs_ahead
+from bft_ray.search.database import Database
+from bft_ray.search.live import Live
+from bft_ray.search.ready import Facts, look_at
+from bft_ray.search.recorder import Recorder, params_of
+from bft_ray.search.store import Store
+from bft_ray.search.study import Study
+from bft_ray.search.suggest import num_trials, rung_metric
+from bft_ray.spread import connect, require_resources
+from bft_ray.tracking.children import Children
+from bft_ray.tracking.run import Tracker
+from bft_ray.tracking.server import redact
+from bft_ray.train import storage
+from bft_ray.train.launch import pin_paths
+
+_PATIENCE_S = 120.0  # for a tracking server that is away at the end
+_LOOK_S = 2.0  # between two looks whether the study is cancelled
+
+
+class Cancelled(BftError):
+    """Somebody has cancelled the study."""
+
+
+def search(
+    space: SearchSpace, base: Config, database_url: str, *, profile: bool = True, live: Live | None = None
+) -> StudyResult:
+    """Run a study, or go on with it: baselines, search, confirmation, choice, test, registry.
+
+    Args:
+        space, base: as `load_study` gives them.
+        database_url: of the study: `sqlite:///FILE` or the address of a PostgreSQL.
+        profile: also draw the window profile of the training data.
+
+    Raises:
+        BadConfig, BadInput: before any worker starts, for everything that can be known by then; also for a study that
+            is there with other settings, or that another driver runs.
+        Cancelled: by `cancel`.
+        BftError: all trials failed, or there is nothing to hold a winner against.
+    """
+    address = base.cluster.address or ""
+    if address.startswith("ray://"):
+        remedy = (
+            "Submit it as a job (`ray job submit -- python -m jobs.search ...`), or run it on a node of the cluster."
+        )
+        raise BadInput("cluster.address", address, "the address of a cluster that this machine is a node of", remedy)
+    base = pin_paths(base.model_copy(update={"name": None}))
+    title = f"{space.name}, domain {space.domain or base.domain}"
+    with (
+        Database(database_url) as database,
+        live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
+    ):
+        facts = look_at(space, base, shown.note)
+        store = Store.create(database, space, base, facts.fingerprints)
+        _refuse_more_after_confirmation(store, space)
+        if (done := store.notes().get("result")) is not None:
+            shown.note(f"the study {store.study} is finished")
+            return StudyResult(**done)
+        store.lease.take()
+        store.note("cancel", False)
+        # what was given with the command, such as tracking.uri, stands in the trials' config
+        study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
+        with connect(facts.first.cluster):
+            require_resources(facts.first.cluster)
+            if profile:
+                _profile(study, facts.first, shown.note)
+            return _run(study, store, facts.first, shown)
+
+
+def _study(store: Store, space: SearchSpace, base: Config, facts: Facts) -> Study:
+    """With the id that it was given when it began."""
+    found = store.notes().get("id")
+    if found is None:
+        store.note("id", found := uuid.uuid4().hex)
+    folder = storage.join(facts.first.cluster.storage_path, "studies", space.domain or base.domain, space.name)
+    return Study(found, space, base, facts.longest, facts.num_samples, folder)
+
+
+def _refuse_more_after_confirmation(store: Store, space: SearchSpace) -> None:
+    seen = store.notes().get("confirmed_after")
+    if seen is not None and num_trials(space) > seen:
+        rule = f"at most {seen}: the confirmation has begun, and what it has seen must not steer a search"
+        raise BadInput(
+            "budget.trials", num_trials(space), rule, "Give the study another `name`, and fresh data to confirm it."
+        )
+
+
+def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
+    """Everything that needs the cluster and MLflow."""
+    from bft_ray.search import tuning
+
+    notes = store.notes()
+    with Tracker.start(
+        study.base.tracking,
+        experiment=first.experiment,
+        run_name=study.space.name,
+        run_id=notes.get("run_id"),
+        params=params_of(study, first),
+        tags={"bft.kind": "study", "bft.domain": study.domain, "bft.study": study.name, "bft.study_id": study.id},
+    ) as tracker:
+        store.note("run_id", tracker.run_id)
+        shown.note(f"study {study.name}: MLflow run {tracker.run_id} in experiment {first.experiment}")
+        _log_inputs(tracker, study, first, notes["settings"]["data.train"])
+        children = Children(study.base.tracking, tracker.run_id)
+        recorder = Recorder(study, tracker, children)
+        conductor = Conductor(
+            study,
+            store,
+            tuning.num_slots(first.cluster),
+            recorder,
+            ahead=legs_ahead(study, first),
+            max_failures=first.cluster.max_failures,
+        )
+        reason = "the driver ended"
+        try:
+            for line in conductor.told:
+                shown.note(line)
+            recorder.catch_up([record for own in conductor.all_records().values() for record in own])
+            look = _looks(store, conductor, shown, tuning.num_slots(first.cluster))
+            tuning.run(conductor, first, look)
+            look()
+            found = answer(study, conductor.parts, shown.note)
+            result = conclude(study, store, conductor, found, tracker, recorder)
+            if children.flush(_PATIENCE_S) and tracker.flush(_PATIENCE_S):
+                store.note("result", vars(result))
+            else:
+                shown.note("MLflow is away: the same command records what it lacks")
+            return result
+        except Cancelled as error:
+            reason = str(error)
+            describe_study(study, conductor, None, recorder)
+            tracker.finish("KILLED", reason)
+            raise
+        finally:
+            with contextlib.suppress(BftError):  # the database is away, or another driver has taken over
+                conductor.release(reason)
+            children.close("KILLED", reason)
+            with contextlib.suppress(BftError):
+                store.lease.drop()
+
+
+def _looks(store: Store, conductor: Conductor, shown: Live, slots: Callable[[], int]) -> Callable[[], None]:
+    """What the driver does beside: the display, and whether anybody has cancelled."""
+    looked = time.monotonic()
+
+    def look() -> None:
+        nonlocal looked
+        records = conductor.all_records()
+        part = part_of(conductor.study.space, records)
+        shown.part(part, totals(conductor.study.space, records)[part])
+        shown.show(records, slots(), time.time())
+        if time.monotonic() - looked >= _LOOK_S:
+            looked = time.monotonic()
+            if store.notes().get("cancel"):
+                raise Cancelled("cancelled; the same command goes on with the study")
+
+    return look
+
+
+def _log_inputs(tracker: Tracker, study: Study, first: Config, fingerprint: str) -> None:
+    tracker.log_text(redact(to_yaml(study.base)), "config.yaml")
+    tracker.log_text(redact(to_yaml(study.space)), "search_space.yaml")
+    paths = ", ".join(source.path for source in first.data.train)
+    if study.num_samples is not None:
+        tracker.log_dataset("train", paths, fingerprint, study.num_samples, "train")
+    folder = Path(study.folder) / "profile"
+    if not storage.is_remote(study.folder) and folder.is_dir():
+        with tempfile.TemporaryDirectory() as temporary:
+            for path in folder.iterdir():
+                if path.suffix in (".png", ".html", ".json"):
+                    (Path(temporary) / path.name).write_bytes(path.read_bytes())
+            tracker.log_artifacts(temporary, "profile")
+
+
+def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
+    """The window profile of the training data; its forward pass is done once for the same data and model."""
+    if storage.is_remote(study.folder):
+        return line("no profile is drawn where cluster.storage_path is an object store: see `bft-ray profile --out`")
+    out = Path(study.folder) / "profile"
+    if not (out / "profile.json").is_file():
+        line("profile of the training data")
+        for finding in profile_data(first, out, track=False).findings:
+            line(f"  {finding}")

@@ -1,0 +1,88 @@
+"""Everything that can be wrong with a study, looked at before a worker starts; and what the data say of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bft_ray.config import Config
+from bft_ray.config.assign import config_of, with_overrides
+from bft_ray.config.grid import representatives
+from bft_ray.config.space import SearchSpace
+from bft_ray.data.dataset import TokenDataset, prepare
+from bft_ray.data.tables import resolve_path
+from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.tracking.server import check_server
+from bft_ray.train import storage
+from bft_ray.train.checkpoint import checksum
+from bft_ray.train.launch import PATHS, check_lora, check_tasks, pin_paths
+
+#: parameters of these sections make other tokens of the same rows
+_TOKENISING = ("data.", "model.")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data say.
+
+    Args:
+        first: the first trial's config: what all of them need of a worker and of the data.
+        longest, num_samples: see `Study`; None where trials differ in it.
+        fingerprints: use -> fingerprint of its data; part of what the study is.
+    """
+
+    first: Config
+    longest: int | None
+    num_samples: int | None
+    fingerprints: dict[str, str]
+
+
+def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lambda text: None) -> Facts:
+    """Read and tokenise all data of the study, and try the places that it writes to.
+
+    Args:
+        line: is told what was kept and dropped of the data.
+
+    Raises:
+        BadInput: bad data, a model or tokenizer that cannot be read, a folder that cannot be written, no server.
+    """
+    first = pin_paths(config_of(base, space, representatives(space, 1)[0]))
+    storage.check_writable(first.cluster.storage_path)
+    check_server(first.tracking)
+    check_lora(first)
+    splits = {"search": first}
+    if space.confirmation is not None:
+        splits["confirmation"] = pin_paths(with_overrides(first, space.confirmation.overrides, "confirmation"))
+        if space.confirmation.test:
+            splits["test"] = pin_paths(with_overrides(first, space.confirmation.test, "confirmation.test"))
+    tokenizer = load_tokenizer(first.model)
+    train = prepare(first.data.train, tokenizer, first.data, "data.train")
+    line(f"train data: {_brief(train)}")
+    fingerprints = {"train": train.fingerprint}
+    for split, config in splits.items():
+        if config.data.validation:
+            dataset = prepare(config.data.validation, tokenizer, config.data, f"data.validation ({split})")
+            line(f"{split} data: {_brief(dataset)}")
+            fingerprints[f"{split}.validation"] = dataset.fingerprint
+        check_tasks(config)
+        fingerprints |= {f"{split}.{task.name}": _fingerprint(task.model_dump()) for task in config.evaluation.tasks}
+    varies = any(name.startswith(_TOKENISING) for name in space.parameters)
+    longest, count = int(train.num_supervised.max()), len(train)
+    return Facts(first, None if varies else longest, None if varies else count, fingerprints)
+
+
+def _brief(dataset: TokenDataset) -> str:
+    """The first line of its report."""
+    return dataset.report.to_text().partition("\n")[0]
+
+
+def _fingerprint(task: dict) -> str:
+    """Of the content of a task's local files."""
+    found = []
+    for name in sorted(PATHS & set(task)):
+        path = Path(resolve_path(str(task[name]))) if task[name] else None
+        if path is not None and path.is_file():
+            found.append(checksum(path))
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()

@@ -1,0 +1,174 @@
+"""What happens in a study, as MLflow keeps it: a nested run for each trial, and what they add up to on the study run."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from bft_ray.config import Config
+from bft_ray.config.ranges import Parameter
+from bft_ray.metrics import is_better
+from bft_ray.search.leaderboard import as_markdown, table
+from bft_ray.search.leg import Run
+from bft_ray.search.record import TrialRecord
+from bft_ray.search.store import CONFIRMATION, SEARCH
+from bft_ray.search.study import Study
+from bft_ray.search.suggest import rung_metric
+from bft_ray.tracking.children import Children
+from bft_ray.tracking.run import Tracker
+
+_POINTS = 100  # of a curve: each metric costs the server a row
+_STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "complete": "FINISHED",
+    "pruned": "FINISHED",
+    "failed": "FAILED",
+}
+
+
+class Recorder:
+    """Writes a study to MLflow; a `Listener` of the conductor."""
+
+    def __init__(self, study: Study, tracker: Tracker, children: Children):
+        self._study, self._tracker, self._children = study, tracker, children
+        self._best: float | None = None
+
+    def __call__(self, event: Literal["begun", "ended"], record: TrialRecord) -> None:
+        """A trial begins or ends."""
+        if event == "begun":
+            start = record.started or record.created or 0.0
+            self._children.begin(record.id, _name(record), _params(record), self._tags(record), start)
+            return
+        self._end(record)
+        if record.part == SEARCH and record.value is not None and not record.merged_with:
+            if self._best is None or is_better(self._study.space.objective.metric, record.value, self._best):
+                self._best = record.value
+            self._tracker.log_metrics(
+                {f"best/{self._study.space.objective.metric}": self._best}, step=record.number + 1
+            )
+
+    def catch_up(self, records: Sequence[TrialRecord]) -> None:
+        """Record what an earlier driver was killed before it could."""
+        for record in records:
+            if record.is_finished and not self._children.is_logged(record.id):
+                self._end(record)
+
+    def _end(self, record: TrialRecord) -> None:
+        self._children.end(
+            record.id,
+            _STATUS[record.state],
+            name=_name(record),
+            params=_params(record),
+            tags=self._tags(record),
+            start_s=record.started or record.created or 0.0,
+            end_s=record.finished or record.created or 0.0,
+            series=list(self._series(record)),
+            reason=record.merged_because if record.merged_with else record.reason or None,
+        )
+
+    def _tags(self, record: TrialRecord) -> dict[str, str]:
+        tags = {
+            "bft.kind": "trial",
+            "bft.part": record.part,
+            "bft.domain": self._study.domain,
+            "bft.study": self._study.name,
+            "bft.status": record.status,
+        }
+        if record.merged_with:
+            tags["bft.merged_with"] = record.merged_with
+        return tags | {f"bft.{name}": str(record.extra[name]) for name in ("arm", "baseline") if name in record.extra}
+
+    def _series(self, record: TrialRecord) -> Iterator[tuple[int, dict[str, float]]]:
+        """Step -> metrics: the curve of the one run, or what its runs have come to in the mean."""
+        if record.merged_with or len(record.seeds) > 1:
+            metric = rung_metric(self._study.space)
+            yield from ((step, {metric: value}) for step, value in record.rung_values.items())
+            if record.metrics:
+                yield record.num_steps // len(record.seeds), dict(record.metrics)
+            return
+        run = Run.of(self._study.id, self._study.folder_of(record), record.seeds[0])
+        if run is None:
+            return
+        every = math.ceil(len(run.train) / _POINTS)
+        for step, metrics in enumerate(run.train, 1):
+            if step % every == 0 or step in run.metrics:
+                yield step, metrics | run.metrics.get(step, {})
+
+    # ---- on the study run -------------------------------------------------------------------------------------------
+
+    def describe(self, note: str, parts: Mapping[str, Sequence[TrialRecord]], pictures: Mapping[str, bytes]) -> None:
+        """The words at the head of the run's page, the tables, and the pictures."""
+        space = self._study.space
+        self._tracker.set_tags({"mlflow.note.content": note})
+        self._tracker.log_text(note, "study.md")
+        for part, records in parts.items():
+            if records:
+                rows = table(records, space.objective.metric, rung_metric=rung_metric(space))
+                self._tracker.log_text(as_markdown(rows) + "\n", f"{_TABLES.get(part, part)}.md")
+        self._tracker.log_text(json.dumps(_plain(parts), indent=1), "records.json")
+        if pictures:
+            with tempfile.TemporaryDirectory() as folder:
+                for name, png in pictures.items():
+                    (Path(folder) / f"{name}.png").write_bytes(png)
+                self._tracker.log_artifacts(folder, "pictures")
+
+
+_TABLES = {SEARCH: "leaderboard"}
+
+
+def _name(record: TrialRecord) -> str:
+    """Runs of a confirmation differ in their seed alone."""
+    return f"{record.name} seed {record.seeds[0]}" if record.part == CONFIRMATION else record.name
+
+
+def _params(record: TrialRecord) -> dict[str, Any]:
+    seeds = record.seeds[0] if len(record.seeds) == 1 else list(record.seeds)
+    return dict(record.assignment) | {"seed": seeds}
+
+
+def _plain(parts: Mapping[str, Sequence[TrialRecord]]) -> list[dict[str, Any]]:
+    """All trials as JSON, without the scores of single items."""
+    return [
+        {
+            "id": record.id,
+            "name": record.name,
+            "status": record.status,
+            "settings": dict(record.assignment),
+            "seeds": list(record.seeds),
+            "value": record.value,
+            "metrics": dict(record.metrics),
+            "rungs": {str(step): value for step, value in record.rung_values.items()},
+            "num_steps": record.num_steps,
+            "merged_with": record.merged_with,
+            "reason": record.reason,
+            "duration_s": record.duration_s,
+        }
+        for records in parts.values()
+        for record in records
+    ]
+
+
+def params_of(study: Study, first: Config) -> dict[str, Any]:
+    """Params of the study run: what the study is, without what may change when it goes on."""
+    params = {
+        "space": study.space.name,
+        "domain": study.domain,
+        "objective": study.space.objective.metric,
+        "sampler": study.space.sampler.kind,
+        "scheduler": study.space.scheduler.kind,
+        "deterministic": study.space.deterministic,
+        "model.path": first.model.path,
+        "data.train": ", ".join(source.path for source in first.data.train),
+    }
+    return params | {f"search.{name}": _range(parameter) for name, parameter in study.space.parameters.items()}
+
+
+def _range(parameter: Parameter) -> str:
+    """`16, 64, 256`, or `0.01 to 0.5`; with its condition."""
+    values = parameter.finite()
+    text = ", ".join(map(str, values)) if values else " to ".join(map(str, parameter.ends()))
+    when = [f"{parent} is {' or '.join(map(str, wanted))}" for parent, wanted in parameter.when.items()]
+    return " if ".join([text, *([" and ".join(when)] if when else [])])

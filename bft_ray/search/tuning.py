@@ -1,0 +1,192 @@
+"""The study on Ray Tune: it places legs on the cluster and keeps their processes warm; the conductor decides.
+
+A leg is one Tune trial. What Tune itself records goes to a folder that is thrown away: a study goes on from its
+database. Tune takes a worker down when no leg is there for it, hence the conductor's `ahead`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+#: read by Tune when it is imported, or when it begins
+_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files of its own for each trial
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study here, with every status set
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # snapshots that nobody reads
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the conductor limits them
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+os.environ |= {name: value for name, value in _SETTINGS.items() if name not in os.environ}
+
+import ray  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.experiment import Trial  # noqa: E402
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+from bft_ray.config import ClusterConfig, Config  # noqa: E402
+from bft_ray.search.conductor import OVER, Conductor  # noqa: E402
+from bft_ray.search.leg import Leg  # noqa: E402
+from bft_ray.search.trainable import TrialActor  # noqa: E402
+from bft_ray.spread import num_places, worker_resources  # noqa: E402
+from bft_ray.train.stretch import is_one_process  # noqa: E402
+
+_COUNT_S = 5.0  # between two looks at the size of the cluster
+_LOOK_S = 0.25  # between two calls of `look`
+
+
+def run(
+    conductor: Conductor,
+    config: Config,
+    look: Callable[[], None] = lambda: None,
+    actor: type[tune.Trainable] = TrialActor,
+) -> None:
+    """Run the study to its end; within `bft_ray.spread.connect` only.
+
+    Args:
+        config: of the trials, as far as it says what a worker needs.
+        look: called a few times a second; what it raises ends the study.
+        actor: what carries out legs.
+
+    Raises:
+        Exception: what the conductor or `look` has raised, as it was.
+    """
+    bridge = _Bridge(conductor, look)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="bft_ray_tune_") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Tune's, about its own settings
+        no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a leg leaves its state itself
+        tuner = tune.Tuner(
+            tune.with_resources(actor, _resources(config)),
+            tune_config=tune.TuneConfig(
+                search_alg=_Suggestions(bridge), scheduler=_Rungs(bridge), num_samples=-1, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="study",
+                storage_path=folder,
+                verbose=0,
+                callbacks=[_Events(bridge)],
+                checkpoint_config=no_checkpoints,
+            ),
+        )
+        try:
+            tuner.fit()
+        except Exception:
+            if bridge.error is None:
+                raise
+    if bridge.error is not None:
+        raise bridge.error
+
+
+def num_slots(cluster: ClusterConfig) -> Callable[[], int]:
+    """How many trials the nodes of the cluster could run at a time, whoever else is there; looked up now and then."""
+    known, at = 0, -_COUNT_S
+
+    def count() -> int:
+        nonlocal known, at
+        if time.monotonic() - at >= _COUNT_S:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            known, at = num_places(nodes, worker_resources(cluster)) // cluster.num_workers, time.monotonic()
+        return known
+
+    return count
+
+
+def _resources(config: Config) -> tune.PlacementGroupFactory:
+    """Of one trial: its worker. Several workers are reserved by Ray Train, and the trial only waits for them; Tune wants
+    it to hold something.
+    """
+    return tune.PlacementGroupFactory(
+        [worker_resources(config.cluster) if is_one_process(config) else {"memory": 2.0**20}]
+    )
+
+
+class _Bridge:
+    """What Tune's three hooks share. What the conductor raises is kept, for Tune would wrap it or swallow it."""
+
+    def __init__(self, conductor: Conductor, look: Callable[[], None]):
+        self.conductor, self._look = conductor, look
+        self.legs: dict[str, Leg] = {}  # by the id that Tune gave
+        self.error: BaseException | None = None
+        self._looked = 0.0
+
+    def __reduce__(self) -> Any:
+        return object, ()  # Tune takes snapshots of all that it is given, and nothing is ever restored from one
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        try:
+            return function(*arguments)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def look(self) -> None:
+        if time.monotonic() - self._looked >= _LOOK_S:
+            self._looked = time.monotonic()
+            self.call(self._look)
+
+
+class _Suggestions(Searcher):
+    """Hands the conductor's legs to Tune, and ends of legs back to it."""
+
+    def __init__(self, bridge: _Bridge):
+        super().__init__()
+        self._bridge = bridge
+
+    def __deepcopy__(self, memo: dict) -> _Suggestions:
+        return self
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
+        leg = self._bridge.call(self._bridge.conductor.next)
+        if leg is None or leg == OVER:
+            return None if leg is None else Searcher.FINISHED
+        self._bridge.legs[trial_id] = leg
+        return {"leg": leg}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        leg = self._bridge.legs.pop(trial_id)
+        if error or not result or "reached" not in result:
+            self._bridge.call(self._bridge.conductor.broke, leg, "its process or node is gone (out of memory?)")
+        else:
+            self._bridge.call(self._bridge.conductor.ended, leg, result["reached"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's database has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class _Rungs(FIFOScheduler):
+    """Stops trials that the conductor does not let go on."""
+
+    def __init__(self, bridge: _Bridge):
+        super().__init__()
+        self._bridge = bridge
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        leg = self._bridge.legs[trial.trial_id]
+        on = self._bridge.call(self._bridge.conductor.goes_on, leg, result["reached"])
+        return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
+
+
+class _Events(tune.Callback):
+    """Tells when a worker has taken a leg, and lets the driver look around."""
+
+    def __init__(self, bridge: _Bridge):
+        self._bridge = bridge
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._bridge.call(self._bridge.conductor.begun, self._bridge.legs[trial.trial_id])
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._bridge.look()

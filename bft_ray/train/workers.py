@@ -1,0 +1,93 @@
+"""Ray Train workers for one config: made, waited for, and their end explained."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from bft_ray.config import Config
+from bft_ray.errors import BftError
+from bft_ray.spread import num_gpus_per_worker
+
+
+def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
+    """What rank 0's `train_worker` has returned; within `bft_ray.spread.connect` only.
+
+    Args:
+        payload: of `train_worker`, to which the config is added.
+        storage_path, name: checkpoints go to the folder `name` in `storage_path`; from those that lie there it goes on.
+
+    Raises:
+        NonFinite: a loss or gradient was not finite.
+        BftError: the workers failed more often than `cluster.max_failures`; or what one of them raised on purpose.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from bft_ray.train.worker import SCORE, train_worker
+
+    cluster = config.cluster
+    gpus = num_gpus_per_worker(cluster)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_s)
+    trainer = TorchTrainer(
+        train_worker,  # type: ignore[arg-type]  # a value that it returns is rank 0's `return_value`
+        train_loop_config=payload | {"config": config.model_dump()},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cluster.cpus_per_worker}
+            | ({"GPU": gpus} if gpus else {})
+            | cluster.resources_per_worker,
+            placement_strategy=cluster.placement,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage_path,
+            failure_config=FailureConfig(
+                max_failures=cluster.max_failures,
+                controller_failure_limit=cluster.max_failures,  # type: ignore[call-arg]  # also bounds the wait for a lost node
+            ),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.checkpoint.keep, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
+            ),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(cluster.collective_timeout_s)),
+    )
+    try:
+        outcome = _interruptibly(trainer.fit).return_value
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome
+
+
+def _interruptibly(function: Callable[[], Any]) -> Any:
+    """Call in a thread and wait. In the main thread Ray Train would take Ctrl-C for itself, and end with status 0."""
+    future: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="bft-ray-fit", daemon=True).start()
+    return future.result()
+
+
+def _cause(error: Exception) -> BftError:
+    """The worker's own error where it raised one of ours; else a summary that names what happened."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        inner = getattr(failure, "cause", None) or failure
+        if isinstance(inner, BftError):
+            return inner
+    first = str(error).strip().splitlines()
+    return BftError(
+        f"training failed: {first[0] if first else type(error).__name__}\n"
+        "The workers' logs are in the Ray session's log folder (ray logs, or the dashboard); "
+        "the same command goes on from the last checkpoint."
+    )
