@@ -55,12 +55,6 @@ def search(
         Cancelled: by `cancel`.
         BftError: all trials failed, or there is nothing to hold a winner against.
     """
-    address = base.cluster.address or ""
-    if address.startswith("ray://"):
-        remedy = (
-            "Submit it as a job (`ray job submit -- python -m jobs.search ...`), or run it on a node of the cluster."
-        )
-        raise BadInput("cluster.address", address, "the address of a cluster that this machine is a node of", remedy)
     base = pin_paths(base.model_copy(update={"name": None}))
     title = f"{space.name}, domain {space.domain or base.domain}"
     with (
@@ -68,6 +62,7 @@ def search(
         live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
     ):
         facts = look_at(space, base, shown.note)
+        _require_a_node(facts.first)
         store = Store.create(database, space, base, facts.fingerprints)
         _refuse_more_after_confirmation(store, space)
         if (done := store.notes().get("result")) is not None:
@@ -82,6 +77,14 @@ def search(
             if profile:
                 _profile(study, facts.first, shown.note)
             return _run(study, store, facts.first, shown)
+
+
+def _require_a_node(first: Config) -> None:
+    """Tune would run the driver elsewhere for a Ray client, away from the study's database."""
+    address = first.cluster.address or ""
+    if address.startswith("ray://"):
+        remedy = "Submit it as a job (ray job submit -- python -m jobs.search ...), or run it on a node of the cluster."
+        raise BadInput("cluster.address", address, "the address of a cluster that this machine is a node of", remedy)
 
 
 def _study(store: Store, space: SearchSpace, base: Config, facts: Facts) -> Study:
