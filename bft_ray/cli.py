@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from bft_ray import __version__
 from bft_ray.errors import BadConfig, BadInput, BftError
 
-DEFAULT_DATABASE = "sqlite:///bft_studies.db"
 _OVERRIDES = "overrides such as loss.window=64 or data.train.0.limit=100"
 
 
@@ -231,6 +230,7 @@ def _search(options: argparse.Namespace) -> int:
             print(f"{name:<20}{load_space(name).description}")
         return 0
     from bft_ray.operate.studies import cancel_study, dry_run, run_study, status_of
+    from bft_ray.search.database import DEFAULT_DATABASE
 
     database = options.database or DEFAULT_DATABASE
     if options.status:

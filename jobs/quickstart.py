@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from bft_ray.cli import DEFAULT_DATABASE, mlflow_command
+from bft_ray.cli import mlflow_command
 from bft_ray.config.study import load_study
 from bft_ray.errors import BftError
 
@@ -19,7 +19,8 @@ def main(overrides: list[str]) -> int:
     """Run the study of the bundled search space, and say where to look."""
     began = time.monotonic()
     space, base = load_study("starter", overrides=overrides)
-    from bft_ray.search.drive import search  # late: torch and Ray
+    from bft_ray.search.database import DEFAULT_DATABASE  # late: torch and Ray
+    from bft_ray.search.drive import search
 
     result = search(space, base, DEFAULT_DATABASE)
     bft_ray = Path(sys.executable).parent / "bft-ray"
@@ -34,6 +35,9 @@ def main(overrides: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     except BftError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -267,7 +267,24 @@ def test_a_dead_worker_is_replaced_until_it_is_too_much(tmp_path, url):
     assert executor.run()
     records = executor.records(SEARCH)
     assert records[1].status in ("complete", "pruned") and records[1].attempts == 3
-    assert records[3].status == "failed" and "died 4 times" in records[3].reason
+    assert records[3].status == "failed" and "broke 4 times" in records[3].reason
+
+
+def test_what_may_pass_is_tried_again(tmp_path, url):
+    """A failure that need not come again, such as a full disk, is no result."""
+    executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
+    plain, failed = executor._walk, []
+
+    def walk(leg):
+        if leg.trial == "search/1" and len(failed) < 2:
+            failed.append(leg)
+            return iter([Reached(0, {}, "failed", "OSError: no space left", is_lasting=False)])
+        return plain(leg)
+
+    executor._walk = walk
+    assert executor.run()
+    record = executor.records(SEARCH)[1]
+    assert len(failed) == 2 and record.status in ("complete", "pruned") and record.attempts == 3
 
 
 def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):
@@ -310,5 +327,38 @@ def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatc
 
     executor._turn = turn
     assert executor.run()
-    assert 20 < len(executor.records(SEARCH)) < 90
+    searched = len(executor.records(SEARCH))
+    assert 20 < searched < 90
     assert len(executor.records(CONFIRMATION)) == 25
+    now[0] -= 1e4  # whatever the clock says: what the confirmation has seen steers no search
+    assert executor.run() and len(executor.records(SEARCH)) == searched
+
+
+@pytest.mark.parametrize("seconds", [7, 11, 18])
+def test_time_ends_a_deterministic_search_with_a_whole_batch(tmp_path, url, monkeypatch, seconds):
+    now = [1e9]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    budget = {"trials": 60, "steps": STEPS, "time_s": seconds}
+    executor = Executor(make_study(tmp_path, budget=budget, deterministic=True, baselines=[], confirmation=None), url)
+    plain = executor._turn
+
+    def turn(running):
+        now[0] += 1.0
+        plain(running)
+
+    executor._turn = turn
+    assert executor.run()
+    records = executor.records(SEARCH)
+    assert len(records) % 9 == 0 and all(record.is_finished for record in records)
+
+
+def test_baselines_that_are_one_run_share_their_scores(tmp_path, url):
+    """On samples of 400 tokens a window of 512 is one of 1024: the confirmation trains it once."""
+    bft = [{"name": name, "overrides": {"loss.window": window}} for name, window in (("wide", 1024), ("bft", 512))]
+    executor = Executor(make_study(tmp_path, baselines=bft), url)
+    assert executor.run()
+    runs, parts = executor.records(CONFIRMATION), [executor.records(part) for part in PARTS[:2]]
+    assert {record.merged_with is None for record in runs if record.extra["arm"] == "bft"} == {False}
+    plan = plan_of(executor.study.space, arms_of(executor.study.space, *parts), None)
+    choice = choose(confirmed(executor.study.space, runs), plan)
+    assert choice.champion is not None and choice.arm("wide").gain.gain == 0

@@ -169,9 +169,9 @@ def test_a_study_and_its_twin_that_is_killed_and_cancelled(files, tmp_path, capf
     tree = next(iter(calm[SEARCH]))
     done = [record for record in killed[SEARCH] if record.status == "complete"][:2]
     for record in done:
-        run = Run.of(
-            _id(tmp_path, "killed"), str(tmp_path / f"other/studies/test/killed/search/{record.number:04d}"), 0
-        )
+        own_id = _id(tmp_path, "killed")
+        folder = tmp_path / "other" / "studies" / "test" / f"killed-{own_id[:8]}" / "search" / f"{record.number:04d}"
+        run = Run.of(own_id, str(folder), 0)
         assert run is not None and run.num_steps == STEPS
         tree = json.loads(json.dumps(files)) | {"seed": 0}
         tree["schedule"] = {"steps": STEPS}

@@ -263,6 +263,8 @@ def test_other_settings_or_data_are_refused(tmp_path):
     more = make_space(budget={"trials": 48, "steps": 24, "time_s": 60.0})  # a larger budget, elsewhere: it goes on
     moved = make_base(cluster={"num_workers": 2}, tracking={"uri": "postgresql://me:secret@host/db"})
     store = Store.create(database, more, moved, {"train": "f1"})
+    assert store.notes()["settings"]["space.budget.trials"] == 24  # until it drives the study
+    store.reconcile()
     assert store.notes()["settings"]["space.budget.trials"] == 48
     assert store.notes()["settings"]["config.tracking.uri"] == "postgresql://me:***@host/db"
     exact = make_space(name="exact", deterministic=True)

@@ -162,47 +162,53 @@ def test_a_batch_with_nan_stops_the_run_and_names_its_samples(ray_of_two, make_t
     assert "not finite" in run.data.tags["bft.reason"]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_command_goes_on(make_tree, tmp_path, signum):
+def test_an_interrupted_command_goes_on(make_tree, tmp_path):
     """A true status whatever ended the driver, nothing left running, and the same command finishes the run."""
     tree = make_tree(
         cluster={"num_workers": 1, "gpus_per_worker": 0, "storage_path": str(tmp_path / "results")},
-        schedule={"steps": 300},
+        schedule={"steps": 400},
         evaluation={"every_steps": 20},
     )
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "bft_ray.cli", "train", str(config)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as driver:
-        assert driver.stderr is not None
-        for line in driver.stderr:
-            if line.startswith("checkpoint of step 20 saved"):
-                family = psutil.Process(driver.pid).children(recursive=True)
-                driver.send_signal(signum)
-                break
-        said = driver.stderr.read()
-        driver.wait(timeout=60)
-    assert driver.returncode == (-signum if signum == signal.SIGKILL else 130), said
-
     client = MlflowClient(tree["tracking"]["uri"])
-    (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
-    end = time.monotonic() + 60
-    while (status := client.search_runs([experiment.experiment_id])[0].info.status) == "RUNNING":
-        assert time.monotonic() < end, "the run is still said to be running"
-        time.sleep(0.5)
-    assert status == "KILLED"
-    assert client.search_runs([experiment.experiment_id])[0].data.tags["bft.reason"]
-    end = time.monotonic() + 60
-    while left := [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
-        assert time.monotonic() < end, f"processes are left behind: {left}"
-        time.sleep(0.5)
+    for number, signum in enumerate([signal.SIGINT, signal.SIGKILL, signal.SIGTERM]):
+        said, family = interrupt(command, signum)
+        assert ("resumes after step" in said) == (number > 0)
+        (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
+        end = time.monotonic() + 60
+        while (run := client.search_runs([experiment.experiment_id])[0]).info.status == "RUNNING":
+            assert time.monotonic() < end, f"the run is still said to be running after {signum!r}"
+            time.sleep(0.5)
+        assert run.info.status == "KILLED" and run.data.tags["bft.reason"]
+        while left := [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+            assert time.monotonic() < end + 60, f"processes are left behind: {left}"
+            time.sleep(0.5)
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "resumes after step" in again.stderr
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert [step for step, _ in history(client, run.info.run_id, "train/nll")] == list(range(1, 301))
+    assert [step for step, _ in history(client, run.info.run_id, "train/nll")] == list(range(1, 401))
+
+
+def interrupt(command: list[str], signum: int) -> tuple[str, list[psutil.Process]]:
+    """Start a command, end it so when it has saved its first checkpoint; what it said, and its processes."""
+    said = ""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as driver:
+        assert driver.stderr is not None
+        for line in driver.stderr:
+            said += line
+            if line.startswith("checkpoint of step"):
+                family = psutil.Process(driver.pid).children(recursive=True)
+                driver.send_signal(signum)
+                break
+        said += driver.stderr.read()
+        driver.wait(timeout=60)
+    assert driver.returncode == (-signum if signum == signal.SIGKILL else 130), said
+    return said, family
 
 
 def test_a_name_cannot_be_used_for_another_run(ray_of_two, make_tree, tmp_path):

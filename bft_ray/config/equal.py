@@ -67,10 +67,17 @@ def distinct(configs: Sequence[Config], longest: int | None) -> list[list[int]]:
 
 
 def run_key(config: Config, longest: int | None) -> str:
-    """Text that is the same for equal runs on the same data, and for no others that are known; see `distinct`."""
+    """Text that is the same for equal runs on the same data, and for no others that are known; see `distinct`.
+
+    Where a run takes place and how its batches are laid out is left out: results do not depend on it.
+    """
     fields = config.model_dump(mode="json")
     fields["loss"] = canonical(config.loss, _ENDLESS if longest is None else longest)
-    fields.pop("name")
+    for name in ("name", "cluster", "tracking"):
+        fields.pop(name)
+    for name in ("cache_dir", "micro_batch_tokens", "micro_batch_size"):
+        fields["data"].pop(name)
+    fields["evaluation"].pop("batch_tokens")
     return json.dumps(fields, sort_keys=True)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bft_ray.config.cost import describe
 from bft_ray.config.study import find_space, load_study
 from bft_ray.errors import BadInput
 from bft_ray.search.agenda import PARTS
-from bft_ray.search.database import Database
+from bft_ray.search.database import DEFAULT_DATABASE, Database
 from bft_ray.search.drive import search
 from bft_ray.search.leaderboard import status_text
+from bft_ray.search.lease import Owner
 from bft_ray.search.ready import look_at
 from bft_ray.search.store import SEARCH, Store, studies
 
@@ -22,6 +25,9 @@ def run_study(source: str, config: str | None, overrides: Sequence[str], databas
     Raises:
         BadInput, BadConfig, BftError: see `search`.
     """
+    if database == DEFAULT_DATABASE and "_ray_pkg_" in os.getcwd():
+        rule = "an address outside of the job's working directory, which ends with the job"
+        raise BadInput("--database", database, rule, "Give sqlite:////SHARED/FOLDER/studies.db or postgresql://...")
     space, base = load_study(source, config, overrides)
     result = search(space, base, database, profile=profile)
     return result.text
@@ -48,19 +54,33 @@ def status_of(source: str | None, config: str | None, overrides: Sequence[str], 
     with Database(database) as opened:
         store = Store.find(opened, name)
         parts, notes = {part: store.open_part(part).records() for part in PARTS}, store.notes()
+        holder = store.lease.holder()
     settings = notes["settings"]
     metric, time_s = settings["space.objective.metric"], settings.get("space.budget.time_s")
-    text = [f"study    {name}" + (", finished" if "result" in notes else "")]
+    rung_metric = settings.get("space.scheduler.metric") or metric
+    text = [f"study    {name}{_driven(holder, notes)}"]
     totals = {SEARCH: notes["num_trials"]}
     for part in PARTS:
         records = parts[part]
         if records or part == SEARCH:
             limit = time_s if part == SEARCH else None
             total = totals.get(part, len(records))
-            text += ["", f"--- {part}", status_text(records, metric, total, now=time.time(), time_s=limit)]
+            text += [
+                "",
+                f"--- {part}",
+                status_text(records, metric, total, now=time.time(), time_s=limit, rung_metric=rung_metric),
+            ]
     if "result" in notes:
         text += ["", notes["result"]["text"]]
     return "\n".join(text)
+
+
+def _driven(holder: tuple[Owner, float] | None, notes: Mapping[str, Any]) -> str:
+    if "result" in notes:
+        return ", finished"
+    if holder is None or not holder[0].is_alive(holder[1]):
+        return ", not running: the same `bft-ray search` goes on with it"
+    return f", driven by process {holder[0].pid} on {holder[0].host}"
 
 
 def cancel_study(source: str, config: str | None, overrides: Sequence[str], database: str) -> str:
@@ -71,7 +91,11 @@ def cancel_study(source: str, config: str | None, overrides: Sequence[str], data
     """
     name = _name_of(source, config, overrides)
     with Database(database) as opened:
-        Store.find(opened, name).note("cancel", True)
+        store = Store.find(opened, name)
+        holder = store.lease.holder()
+        if holder is None or not holder[0].is_alive(holder[1]):
+            return f"no driver of {name} runs"
+        store.note("cancel", True)
     return f"asked the driver of {name} to end; it does so within seconds, and the same command goes on with the study"
 
 

@@ -13,7 +13,7 @@ from bft_ray.search.arms import arms_of
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.search.study import trial_name
-from bft_ray.search.suggest import is_ready, num_trials, propose
+from bft_ray.search.suggest import batch_size, is_ready, num_trials, propose
 
 PARTS = (BASELINES, SEARCH, CONFIRMATION)
 #: part -> its trials, by number
@@ -51,7 +51,7 @@ def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
         words = trial_name(assignment, name)
         return Proposal(BASELINES, number, assignment, words, tuple(space.seeds), {"baseline": name})
     search = records[SEARCH]
-    if _proposes(space, search) and is_ready(space, len(search), search):
+    if _proposes(space, records) and is_ready(space, len(search), search):
         found = propose(space, len(search), search)
         assert found is not None  # `num_trials` knows the end of a grid
         return Proposal(SEARCH, len(search), found, trial_name(found), tuple(space.seeds))
@@ -67,7 +67,7 @@ def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
 def is_searched(space: SearchSpace, records: Records) -> bool:
     """Whether baselines and search have come to their end."""
     ended = all(record.is_finished for part in (BASELINES, SEARCH) for record in records[part])
-    return ended and not _proposes(space, records[SEARCH]) and len(records[BASELINES]) == len(_baselines(space))
+    return ended and not _proposes(space, records) and len(records[BASELINES]) == len(_baselines(space))
 
 
 def part_of(space: SearchSpace, records: Records) -> str:
@@ -84,15 +84,22 @@ def totals(space: SearchSpace, records: Records) -> dict[str, int]:
         confirmed = (space.confirmation.top_k + len(space.baselines)) * len(space.confirmation.seeds)
         if is_searched(space, records):
             confirmed = len(_confirmation(space, records))
-    proposed = num_trials(space) if _proposes(space, search) else len(search)
+    proposed = num_trials(space) if _proposes(space, records) else len(search)
     return {BASELINES: len(_baselines(space)), SEARCH: proposed, CONFIRMATION: confirmed}
 
 
-def _proposes(space: SearchSpace, search: Sequence[TrialRecord]) -> bool:
-    """Whether the search puts down more trials: neither their number nor the time for starting them is used up."""
+def _proposes(space: SearchSpace, records: Records) -> bool:
+    """Whether the search puts down more trials: neither their number nor the time for starting them is used up, and
+    the confirmation has not begun. A deterministic batch is put down whole, for it is judged as a whole.
+    """
+    search = records[SEARCH]
+    if records[CONFIRMATION]:
+        return False
     begun = [record.started for record in search if record.started and not record.merged_with]
     limit = space.budget.time_s
     is_late = limit is not None and bool(begun) and time.time() - min(begun) > limit
+    if space.deterministic and len(search) % batch_size(space):
+        is_late = False
     return len(search) < num_trials(space) and not is_late
 
 

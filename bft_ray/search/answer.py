@@ -69,13 +69,13 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
         return Answer(choice)
     champion = arms[choice.champion]
     config = _config(study, champion, records)
-    weights = {name: _weights(study, name, records[CONFIRMATION]) for name in {champion.name, DEFAULT}}
+    weights = {name: _weights(study, name, records[CONFIRMATION]) for name in sorted({champion.name, DEFAULT})}
     test = None
     if confirmation.test:
         measured = {name: _tested(study, parts[SEARCH], arms[name], weights[name], records, line) for name in weights}
         test = _compare(study.space.objective.metric, champion.name, measured)
     _drop_others(study, records[CONFIRMATION], set(weights.values()))
-    return Answer(choice, champion, config, weights[champion.name], test)
+    return Answer(choice, champion, pin_paths(config), weights[champion.name], test)
 
 
 def _config(study: Study, arm: Arm, records: Mapping[str, Sequence[TrialRecord]]) -> Config:
@@ -89,6 +89,7 @@ def _weights(study: Study, arm: str, records: Sequence[TrialRecord]) -> str:
     assert study.space.confirmation is not None
     seed = study.space.confirmation.seeds[0]
     record = next(one for one in records if one.extra["arm"] == arm and one.seeds == (seed,))
+    record = by_id(records)[record.merged_with or record.id]
     return Leg(study.id, record.id, seed, {}, study.folder_of(record)).weights
 
 

@@ -77,13 +77,14 @@ def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None) -> Pl
 
 
 def confirmed(space: SearchSpace, records: Sequence[TrialRecord]) -> list[Record]:
-    """The runs of the confirmation, as the choice sees them."""
+    """The runs of the confirmation, as the choice sees them; one that was merged has the scores of its twin."""
     second = space.objective.second
+    ran = {record.id: record for record in records}
     return [
         Record(
             name=record.extra["arm"],
             seed=record.seeds[0],
-            items=record.extra.get("items", {}) if record.state == "complete" else {},
+            items=ran[record.merged_with or record.id].extra.get("items", {}) if record.state == "complete" else {},
             second=record.metrics.get(second.metric) if second else None,
             failed="" if record.state == "complete" else record.reason or record.state,
         )

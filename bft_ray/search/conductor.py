@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from bft_ray.config import Config
+from bft_ray.config.equal import run_key
 from bft_ray.config.space import Asha
 from bft_ray.errors import BadInput, BftError
 from bft_ray.search.agenda import PARTS, next_trial
@@ -23,8 +24,9 @@ from bft_ray.search.record import TrialRecord
 from bft_ray.search.rungs import goes_on, survivors
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, BySeed, Store
 from bft_ray.search.study import Study
-from bft_ray.search.suggest import batch_of, rung_metric
+from bft_ray.search.suggest import batch_of, num_trials, rung_metric
 from bft_ray.train import storage
+from bft_ray.train.launch import pin_paths
 from bft_ray.train.stretch import is_one_process
 
 #: a study in which so many trials have failed and none has come to anything is ended
@@ -62,7 +64,6 @@ class Conductor:
         self.parts = {BASELINES: store.open_part(BASELINES), SEARCH: store, CONFIRMATION: store.open_part(CONFIRMATION)}
         self.told = [line for part in PARTS for line in self.parts[part].reconcile()]
         self._active: dict[tuple[str, int], Leg] = {}  # (trial, seed) -> what runs
-        self._passed: set[tuple[str, int]] = set()  # (trial, step) that may go on behind a rung
         self._configs: dict[str, Config] = {}
         self._dropped: set[str] = set()  # trials of the search whose weights are deleted
         self._settle()
@@ -97,7 +98,11 @@ class Conductor:
         if leg is not None:
             self._active[leg.trial, leg.seed] = leg
             return leg
-        return None if self._open() else OVER
+        if not self._active and (left := self._open()):  # better an end than to wait for ever
+            raise BftError(
+                f"{len(left)} trials, {left[0].id} among them, wait for each other: this is a fault of bft-ray"
+            )
+        return None if self._active else OVER
 
     def _open(self) -> list[TrialRecord]:
         return [record for part in PARTS for record in self.records(part) if not record.is_finished]
@@ -120,7 +125,7 @@ class Conductor:
         until = None
         if rungs and not self.study.is_judged_in_place(config):
             last = max((step for step, at in record.rungs.items() if seed in at), default=0)
-            if last and (record.id, last) not in self._passed:
+            if last and record.extra.get("passed", 0) < last:
                 return None
             until = next((rung for rung in rungs if rung > last), None)
             rungs = (until,) if until else ()
@@ -129,12 +134,14 @@ class Conductor:
             study=self.study.id,
             trial=record.id,
             seed=seed,
-            tree=config.model_dump(mode="json"),
+            # without passwords, which Tune would put into its own files
+            tree=pin_paths(config).model_dump(mode="json", exclude={"tracking"}),
             folder=self.study.folder_of(record),
             rungs=rungs,
             until=until,
             at_rungs=(measured,),
             keep=self._keeps_weights(record, seed),
+            same=run_key(config, None),
         )
 
     def _keeps_weights(self, record: TrialRecord, seed: int) -> bool:
@@ -158,7 +165,7 @@ class Conductor:
         if new is None:
             return False
         if new.part == CONFIRMATION and new.number == 0:
-            self.parts[SEARCH].note("confirmed_after", len(self.records(SEARCH)))
+            self.parts[SEARCH].note("confirmed_after", num_trials(self._space))
         config = self._config(new.record)
         key = key_of(config, new.seeds, self.study.longest)
         elsewhere = self.records(BASELINES) if new.part == SEARCH else []
@@ -209,7 +216,9 @@ class Conductor:
         store, number = self._at(leg)
         if store.record(number).is_finished or reached.status == "running":
             return  # it was stopped, or another seed of it has failed
-        if reached.status == "failed":
+        if reached.status == "failed" and not reached.is_lasting:
+            self._again(store, number, reached.reason)
+        elif reached.status == "failed":
             self._fail(store, number, reached.reason, reached.step)
         elif reached.status == "paused":
             self._at_rung(leg, reached)
@@ -221,16 +230,18 @@ class Conductor:
         """The process of a leg ended without a result; the trial is run again, unless that happens too often."""
         self._active.pop((leg.trial, leg.seed), None)
         store, number = self._at(leg)
-        record = store.record(number)
-        if record.is_finished:
-            return
-        breaks = record.extra.get("breaks", 0) + 1
+        if not store.record(number).is_finished:
+            self._again(store, number, reason)
+
+    def _again(self, store: Store, number: int, reason: str) -> None:
+        """Run it again, unless it broke too often."""
+        breaks = store.record(number).extra.get("breaks", 0) + 1
         store.keep(number, breaks=breaks)
         if breaks > self._max_failures:
-            why = f"its worker died {breaks} times, and cluster.max_failures is {self._max_failures}: {reason}"
+            why = f"it broke {breaks} times, and cluster.max_failures is {self._max_failures}: {reason}"
             self._fail(store, number, why, 0)
         else:
-            store.release(number, f"its worker died: {reason}")
+            store.release(number, reason)
 
     def release(self, reason: str) -> None:
         """Send back all that runs: the driver ends."""
@@ -264,7 +275,7 @@ class Conductor:
             if record.is_finished or record.merged_with or record.last_rung is None:
                 continue
             config, step = self._config(record), record.last_rung[0]
-            if self.study.is_judged_in_place(config) or (record.id, step) in self._passed:
+            if self.study.is_judged_in_place(config) or record.extra.get("passed", 0) >= step:
                 continue
             on: bool | None
             if self._space.deterministic:
@@ -274,7 +285,7 @@ class Conductor:
             else:
                 on = goes_on(self.records(SEARCH), record.number, step, reduction, metric)
             if on:
-                self._passed.add((record.id, step))
+                self.parts[SEARCH].keep(record.number, passed=step)
             elif on is not None:
                 self._prune(record, step)
 
@@ -288,6 +299,10 @@ class Conductor:
 
     def _fail(self, store: Store, number: int, reason: str, num_steps: int) -> None:
         store.fail(number, reason, num_steps)
+        for seed in store.record(number).seeds:
+            leg = self._leg_of(store.record(number), seed)
+            storage.remove_folder(leg.pause)
+            storage.remove_folder(leg.weights)
         self._finished(store, number)
         ran = [
             record for part in PARTS for record in self.records(part) if record.is_finished and not record.merged_with
@@ -302,7 +317,8 @@ class Conductor:
         runs = _runs(record) | {leg.seed: {"metrics": reached.metrics, "num_steps": reached.step}}
         if record.part == CONFIRMATION:
             run = Run.read(leg)
-            assert run is not None
+            if run is None:
+                raise BftError(f"{leg.folder} has no file of {leg.trial}: all nodes must share cluster.storage_path")
             try:
                 store.keep(number, items=item_scores(self._space.objective.metric, run.records))
             except BadInput as error:  # not finite, say

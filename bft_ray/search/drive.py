@@ -25,6 +25,7 @@ from bft_ray.search.store import Store
 from bft_ray.search.study import Study
 from bft_ray.search.suggest import num_trials, rung_metric
 from bft_ray.spread import connect, require_resources
+from bft_ray.tracking.begin import RUN_KEY
 from bft_ray.tracking.children import Children
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import redact
@@ -55,13 +56,13 @@ def search(
         Cancelled: by `cancel`.
         BftError: all trials failed, or there is nothing to hold a winner against.
     """
-    base = pin_paths(base.model_copy(update={"name": None}))
+    base = base.model_copy(update={"name": None})
     title = f"{space.name}, domain {space.domain or base.domain}"
     with (
         Database(database_url) as database,
         live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
     ):
-        facts = look_at(space, base, shown.note)
+        facts = look_at(space, pin_paths(base), shown.note)
         _require_a_node(facts.first)
         store = Store.create(database, space, base, facts.fingerprints)
         _refuse_more_after_confirmation(store, space)
@@ -69,14 +70,15 @@ def search(
             shown.note(f"the study {store.study} is finished")
             return StudyResult(**done)
         store.lease.take()
-        store.note("cancel", False)
-        # what was given with the command, such as tracking.uri, stands in the trials' config
-        study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
-        with connect(facts.first.cluster):
-            require_resources(facts.first.cluster)
-            if profile:
-                _profile(study, facts.first, shown.note)
-            return _run(study, store, facts.first, shown)
+        with store.lease.kept():
+            store.note("cancel", False)
+            # what was given with the command, such as tracking.uri, stands in the trials' config
+            study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
+            with connect(facts.first.cluster):
+                require_resources(facts.first.cluster)
+                if profile:
+                    _profile(study, facts.first, shown.note)
+                return _run(study, store, facts.first, shown)
 
 
 def _require_a_node(first: Config) -> None:
@@ -92,7 +94,8 @@ def _study(store: Store, space: SearchSpace, base: Config, facts: Facts) -> Stud
     found = store.notes().get("id")
     if found is None:
         store.note("id", found := uuid.uuid4().hex)
-    folder = storage.join(facts.first.cluster.storage_path, "studies", space.domain or base.domain, space.name)
+    name = f"{space.name}-{found[:8]}"  # another study of this name, in another database, has another one
+    folder = storage.join(facts.first.cluster.storage_path, "studies", space.domain or base.domain, name)
     return Study(found, space, base, facts.longest, facts.num_samples, folder)
 
 
@@ -116,7 +119,13 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
         run_name=study.space.name,
         run_id=notes.get("run_id"),
         params=params_of(study, first),
-        tags={"bft.kind": "study", "bft.domain": study.domain, "bft.study": study.name, "bft.study_id": study.id},
+        tags={
+            RUN_KEY: study.id,  # found by it if a driver is killed before it notes the run
+            "bft.kind": "study",
+            "bft.domain": study.domain,
+            "bft.study": study.name,
+            "bft.study_id": study.id,
+        },
     ) as tracker:
         store.note("run_id", tracker.run_id)
         shown.note(f"study {study.name}: MLflow run {tracker.run_id} in experiment {first.experiment}")
@@ -155,8 +164,6 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             with contextlib.suppress(BftError):  # the database is away, or another driver has taken over
                 conductor.release(reason)
             children.close("KILLED", reason)
-            with contextlib.suppress(BftError):
-                store.lease.drop()
 
 
 def _looks(store: Store, conductor: Conductor, shown: Live, slots: Callable[[], int]) -> Callable[[], None]:

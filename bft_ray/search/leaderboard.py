@@ -78,8 +78,9 @@ def ranked(records: Iterable[TrialRecord], metric: str, rung_metric: str | None 
 
 
 def best(records: Iterable[TrialRecord], metric: str) -> TrialRecord | None:
-    """The best complete trial, of equals the first; None while there is none. Never a merged one: its twin is first."""
-    found = ranked((record for record in records if record.state == "complete" and not record.merged_with), metric)
+    """The best complete trial, of equals the first; None while there is none. Never one whose twin is of its part."""
+    complete = [record for record in records if record.state == "complete"]
+    found = ranked((one for one in complete if not (one.merged_with or "").startswith(f"{one.part}/")), metric)
     return found[0] if found else None
 
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -85,11 +88,13 @@ class Lease:
     def take(self) -> None:
         """Become the driver.
 
+        One on another host that has given no sign of life lately is waited for, until it counts as dead.
+
         Raises:
             BadInput: another one is alive.
         """
         for _ in range(3):  # the row may change hands between looking and taking
-            held = self.holder()
+            held = self._silent(self.holder())
             if held and held[0] == self.owner:
                 return self.beat()
             if held and held[0].is_alive(held[1]):
@@ -105,6 +110,37 @@ class Lease:
                 self._last = time.monotonic()
                 return
         raise BadInput("study", self._study, "driven by one process at a time", "Another one has just begun.")
+
+    def _silent(self, held: tuple[Owner, float] | None) -> tuple[Owner, float] | None:
+        """The holder as it is when it has moved, or counts as dead; one on this host is known at once."""
+        while held and held[0] != self.owner and held[0].host != socket.gethostname() and held[0].is_alive(held[1]):
+            if time.time() - held[1] < 2 * _BEAT_S:
+                break  # it has moved lately
+            time.sleep(1.0)
+            now = self.holder()
+            if now != held:
+                return now
+        return held
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Gives signs of life by itself, for as long as the context lasts; then drops the study."""
+        ended = threading.Event()
+
+        def work() -> None:
+            while not ended.wait(_BEAT_S):
+                with suppress(Exception):  # the driver's own calls meet it
+                    self.beat()
+
+        thread = threading.Thread(target=work, name="bft-lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(_BEAT_S)
+            with suppress(BftError):  # the database is away, or another driver has taken over
+                self.drop()
 
     def _replace(self, held: tuple[Owner, float] | None) -> bool:
         row = {"owner": self._text, "beat": time.time()}

@@ -27,6 +27,7 @@ class Leg:
         until: one of the rungs: leave the state in the folder there, and end. None: to the last step.
         at_rungs: names of the sets that are measured at rungs (`validation`, or a task's); None: all.
         keep: leave the final weights in `weights`.
+        same: text that is equal for equal runs, where the tree is not: it holds paths of this machine. "": the tree.
     """
 
     study: str
@@ -38,11 +39,13 @@ class Leg:
     until: int | None = None
     at_rungs: tuple[str, ...] | None = None
     keep: bool = False
+    same: str = ""
 
     @property
     def key(self) -> str:
         """What the run is: the study, and its config as a hash."""
-        return f"{self.study}.{hashlib.sha256(json.dumps(self.tree, sort_keys=True).encode()).hexdigest()[:32]}"
+        text = self.same or json.dumps(self.tree, sort_keys=True)
+        return f"{self.study}.{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     @property
     def weights(self) -> str:
@@ -64,12 +67,14 @@ class Reached:
         metrics: measured there.
         status: of the run.
         reason: why it failed.
+        is_lasting: whether it would fail again, as far as can be told.
     """
 
     step: int
     metrics: dict[str, float]
     status: RunStatus
     reason: str = ""
+    is_lasting: bool = True
 
 
 @dataclass

@@ -13,6 +13,7 @@ from bft_ray.config.grid import representatives
 from bft_ray.config.space import SearchSpace
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.tables import resolve_path
+from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.tracking.server import check_server
 from bft_ray.train import storage
@@ -20,7 +21,7 @@ from bft_ray.train.checkpoint import checksum
 from bft_ray.train.launch import PATHS, check_lora, check_tasks, pin_paths
 
 #: parameters of these sections make other tokens of the same rows
-_TOKENISING = ("data.", "model.")
+_TOKENISING = ("data.train", "data.template", "data.max_length", "data.too_long", "model.")
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,22 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
             fingerprints[f"{split}.validation"] = dataset.fingerprint
         check_tasks(config)
         fingerprints |= {f"{split}.{task.name}": _fingerprint(task.model_dump()) for task in config.evaluation.tasks}
+    _refuse_the_same_rows(space, fingerprints)
     varies = any(name.startswith(_TOKENISING) for name in space.parameters)
     longest, count = int(train.num_supervised.max()), len(train)
     return Facts(first, None if varies else longest, None if varies else count, fingerprints)
+
+
+def _refuse_the_same_rows(space: SearchSpace, fingerprints: dict[str, str]) -> None:
+    """Paths may differ and rows be the same: a copy confirms nothing."""
+    of = space.objective.metric.split("/")[0]
+    seen = {fingerprints["train"]: "trained on"}
+    for split, field in (("search", "data"), ("confirmation", "confirmation.overrides"), ("test", "confirmation.test")):
+        fingerprint = fingerprints.get(f"{split}.{of}", "")
+        if fingerprint and fingerprint in seen:
+            rule = f"data of its own: {space.objective.metric} would be measured on rows that are {seen[fingerprint]}"
+            raise BadInput(field, f"the data of the {split}", rule, "Give each split rows of its own.")
+        seen[fingerprint] = f"those of the {split}"
 
 
 def _brief(dataset: TokenDataset) -> str:
@@ -79,10 +93,10 @@ def _brief(dataset: TokenDataset) -> str:
 
 
 def _fingerprint(task: dict) -> str:
-    """Of the content of a task's local files."""
+    """Of the content of a task's local files; "" where it has none."""
     found = []
     for name in sorted(PATHS & set(task)):
         path = Path(resolve_path(str(task[name]))) if task[name] else None
         if path is not None and path.is_file():
             found.append(checksum(path))
-    return hashlib.sha256(" ".join(found).encode()).hexdigest()
+    return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else ""

@@ -35,6 +35,7 @@ class Recorder:
     def __init__(self, study: Study, tracker: Tracker, children: Children):
         self._study, self._tracker, self._children = study, tracker, children
         self._best: float | None = None
+        self._num_ended = 0  # trials of the search
 
     def __call__(self, event: Literal["begun", "ended"], record: TrialRecord) -> None:
         """A trial begins or ends."""
@@ -43,18 +44,25 @@ class Recorder:
             self._children.begin(record.id, _name(record), _params(record), self._tags(record), start)
             return
         self._end(record)
-        if record.part == SEARCH and record.value is not None and not record.merged_with:
-            if self._best is None or is_better(self._study.space.objective.metric, record.value, self._best):
-                self._best = record.value
-            self._tracker.log_metrics(
-                {f"best/{self._study.space.objective.metric}": self._best}, step=record.number + 1
-            )
+        self._count(record)
+        if record.part == SEARCH and self._best is not None:
+            metric = self._study.space.objective.metric
+            self._tracker.log_metrics({f"best/{metric}": self._best}, step=self._num_ended)
 
     def catch_up(self, records: Sequence[TrialRecord]) -> None:
         """Record what an earlier driver was killed before it could."""
         for record in records:
-            if record.is_finished and not self._children.is_logged(record.id):
-                self._end(record)
+            if record.is_finished:
+                self._count(record)
+                if not self._children.is_logged(record.id):
+                    self._end(record)
+
+    def _count(self, record: TrialRecord) -> None:
+        if record.part == SEARCH:
+            self._num_ended += 1
+            value, metric = record.value, self._study.space.objective.metric
+            if value is not None and (self._best is None or is_better(metric, value, self._best)):
+                self._best = value
 
     def _end(self, record: TrialRecord) -> None:
         self._children.end(
@@ -160,10 +168,15 @@ def params_of(study: Study, first: Config) -> dict[str, Any]:
         "sampler": study.space.sampler.kind,
         "scheduler": study.space.scheduler.kind,
         "deterministic": study.space.deterministic,
-        "model.path": first.model.path,
-        "data.train": ", ".join(source.path for source in first.data.train),
+        "model.path": _short(first.model.path),
+        "data.train": ", ".join(_short(source.path) for source in first.data.train),
     }
     return params | {f"search.{name}": _range(parameter) for name, parameter in study.space.parameters.items()}
+
+
+def _short(path: str) -> str:
+    """A path of this machine by its name alone: the study may go on where it lies elsewhere."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _range(parameter: Parameter) -> str:

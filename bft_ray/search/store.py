@@ -64,6 +64,7 @@ class Store:
     def __init__(self, database: Database, study: str, part: str, study_id: int, metric: str, lease: Lease):
         self.database, self.study, self.part, self.metric, self.lease = database, study, part, metric, lease
         self._storage, self._id = database.storage, study_id
+        self._new: tuple[Mapping[str, Any], int] | None = None  # settings and trials, to be put down by the driver
         self._mine: dict[int, TrialRecord] | None = None  # all records, while this process drives the study
 
     @classmethod
@@ -81,10 +82,15 @@ class Store:
         old = store.notes().get("settings")
         if old is not None:
             refuse_others(study, old, settings)
-        if old != settings:
-            store.note("num_trials", num_trials(space))
-            store.note("settings", settings)
+        if old is None:
+            store._note_settings(settings, num_trials(space))
+        elif old != settings:  # others look at them: only the driver changes them
+            store._new = (settings, num_trials(space))
         return store
+
+    def _note_settings(self, settings: Mapping[str, Any], count: int) -> None:
+        self.note("num_trials", count)
+        self.note("settings", dict(settings))
 
     @classmethod
     def find(cls, database: Database, study: str) -> Store:
@@ -159,6 +165,9 @@ class Store:
             BadInput: another driver is alive.
         """
         self.lease.take()
+        if self._new is not None:
+            self._note_settings(*self._new)
+            self._new = None
         trials = self._trials()
         running = {record.number for record in (self._mine or {}).values() if record.state == "running"}  # by us
         self._mine = {trial.number: thaw(trial, self.part) for trial in trials}

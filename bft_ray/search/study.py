@@ -13,7 +13,6 @@ from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.train import storage
-from bft_ray.train.launch import pin_paths
 from bft_ray.train.stretch import is_one_process
 
 #: fields -> what stands before their value in the name of a trial
@@ -59,7 +58,7 @@ class Study:
         return storage.join(self.folder, record.part, f"{record.number:04d}")
 
     def config(self, record: TrialRecord, seed: int, others: Mapping[str, TrialRecord]) -> Config:
-        """The config of one run of a trial, with paths that hold on every worker.
+        """The config of one run of a trial, with paths as they were given.
 
         Args:
             others: id -> record; that of the trial which a confirmation repeats must be there.
@@ -67,11 +66,11 @@ class Study:
         if record.part == CONFIRMATION:
             assert self.space.confirmation is not None
             config = self.config(others[record.extra["of"]], seed, others)
-            return pin_paths(with_overrides(config, self.space.confirmation.overrides, "confirmation.overrides"))
+            return with_overrides(config, self.space.confirmation.overrides, "confirmation.overrides")
         if record.part == BASELINES:
             baseline = next(one for one in self.space.baselines if one.name == record.extra["baseline"])
-            return pin_paths(baseline_config(self.base, self.space, baseline, record.assignment, seed))
-        return pin_paths(config_of(self.base, self.space, record.assignment, seed))
+            return baseline_config(self.base, self.space, baseline, record.assignment, seed)
+        return config_of(self.base, self.space, record.assignment, seed)
 
     def steps(self, config: Config) -> int | None:
         """Optimizer steps of a run; None where only the run itself can tell."""

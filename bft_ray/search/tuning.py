@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 #: read by Tune when it is imported, or when it begins
@@ -59,7 +59,7 @@ def run(
         Exception: what the conductor or `look` has raised, as it was.
     """
     bridge = _Bridge(conductor, look)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would tell every error with pages of its own
     with tempfile.TemporaryDirectory(prefix="bft_ray_tune_") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's, about its own settings
         no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a leg leaves its state itself
@@ -93,10 +93,24 @@ def num_slots(cluster: ClusterConfig) -> Callable[[], int]:
         nonlocal known, at
         if time.monotonic() - at >= _COUNT_S:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            known, at = num_places(nodes, worker_resources(cluster)) // cluster.num_workers, time.monotonic()
+            known, at = num_runs(nodes, worker_resources(cluster), cluster), time.monotonic()
         return known
 
     return count
+
+
+def num_runs(nodes: Sequence[dict[str, float]], need: dict[str, float], cluster: ClusterConfig) -> int:
+    """How many runs of `cluster.num_workers` workers fit on nodes with these resources, under its placement."""
+    if cluster.placement == "STRICT_PACK":
+        return sum(num_places([node], need) // cluster.num_workers for node in nodes)
+    free, runs = [num_places([node], need) for node in nodes], 0
+    if cluster.placement != "STRICT_SPREAD":
+        return sum(free) // cluster.num_workers
+    while sum(places > 0 for places in free) >= cluster.num_workers:  # each run on as many nodes, those with most room
+        for index in sorted(range(len(free)), key=lambda index: -free[index])[: cluster.num_workers]:
+            free[index] -= 1
+        runs += 1
+    return runs
 
 
 def _resources(config: Config) -> tune.PlacementGroupFactory:
@@ -153,7 +167,9 @@ class _Suggestions(Searcher):
         return {"leg": leg}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        leg = self._bridge.legs.pop(trial_id)
+        leg = self._bridge.legs.pop(trial_id, None)
+        if leg is None:  # told before, and then that it failed while being stopped
+            return
         if error or not result or "reached" not in result:
             self._bridge.call(self._bridge.conductor.broke, leg, "its process or node is gone (out of memory?)")
         else:

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from bft_ray.config import Config, make_config
@@ -63,7 +64,7 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
         run.status, run.reason = "failed", reason
         if is_lasting:
             run.write(leg)
-        yield run.reached
+        yield replace(run.reached, is_lasting=is_lasting)
 
 
 def _reached_before(run: Run, leg: Leg) -> Reached | None:
@@ -167,9 +168,10 @@ def _sum(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
 
 def _together(leg: Leg, config: Config, run: Run) -> Generator[None, None, None]:
     """Train through Ray Train up to each rung, and measure the weights after it; yields as `_alone` does."""
-    if not run.metrics:
+    if Run.read(leg) is None:  # what lies there is not of this run; else it is the checkpoint of a lost driver
         storage.remove_folder(leg.pause)
     run.status = "running"
+    run.write(leg)
     ahead = [rung for rung in sorted(leg.rungs) if rung not in run.metrics]
     for stop in [*ahead, None] if leg.until is None else [rung for rung in ahead if rung <= leg.until]:
         began, weights = time.perf_counter(), None
