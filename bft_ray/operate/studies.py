@@ -10,13 +10,15 @@ from typing import Any
 from bft_ray.config.cost import describe
 from bft_ray.config.study import find_space, load_study
 from bft_ray.errors import BadInput
+from bft_ray.metrics import format_value
 from bft_ray.search.agenda import PARTS
 from bft_ray.search.database import DEFAULT_DATABASE, Database
 from bft_ray.search.drive import search
-from bft_ray.search.leaderboard import status_text
+from bft_ray.search.leaderboard import as_text, status_text
 from bft_ray.search.lease import Owner
 from bft_ray.search.ready import look_at
-from bft_ray.search.store import SEARCH, Store, studies
+from bft_ray.search.record import TrialRecord, mean
+from bft_ray.search.store import CONFIRMATION, SEARCH, Store, studies
 
 
 def run_study(source: str, config: str | None, overrides: Sequence[str], database: str, *, profile: bool = True) -> str:
@@ -63,6 +65,9 @@ def status_of(source: str | None, config: str | None, overrides: Sequence[str], 
     for part in PARTS:
         records = parts[part]
         if records or part == SEARCH:
+            if part == CONFIRMATION:
+                text += ["", f"--- {part}", _arms(records, metric)]
+                continue
             limit = time_s if part == SEARCH else None
             total = totals.get(part, len(records))
             text += [
@@ -73,6 +78,16 @@ def status_of(source: str | None, config: str | None, overrides: Sequence[str], 
     if "result" in notes:
         text += ["", notes["result"]["text"]]
     return "\n".join(text)
+
+
+def _arms(records: Sequence[TrialRecord], metric: str) -> str:
+    """How far each arm is; what they come to is told when all are done."""
+    rows = [["arm", "seeds", metric]]
+    for name in dict.fromkeys(record.name for record in records):
+        own = [record for record in records if record.name == name]
+        done = [record.value for record in own if record.value is not None]
+        rows.append([name, f"{len(done)} of {len(own)}", format_value(metric, mean(done)) if done else ""])
+    return as_text(rows)
 
 
 def _driven(holder: tuple[Owner, float] | None, notes: Mapping[str, Any]) -> str:
