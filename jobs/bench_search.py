@@ -179,12 +179,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default=usual)
     parser.add_argument("--threads", type=int, default=1, help="of a trial")
     parser.add_argument("--grid-steps", type=int, default=60)
+    parser.add_argument(
+        "--exhaustive", action="store_true", help="the grid also without early stops: what there was to find"
+    )
     parser.add_argument("--merge-data", nargs="+", default=[], metavar="FILE", help="training rows")
     parser.add_argument(
         "--merge-length", nargs="+", type=int, default=[], help="tokens of the longest rows kept, by file"
     )
     parser.add_argument("--merge-steps", type=int, default=20)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--kill-after", nargs=2, type=float, default=[12.0, 30.0], metavar="S", help="of each start")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--nothing", type=int, default=500, help="trials that do nothing")
     parser.add_argument("--slots", type=int, default=2, help="of them at a time")

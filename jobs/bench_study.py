@@ -103,7 +103,6 @@ def study_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
     from bft_ray.search.leg import Run
     from bft_ray.spread import connect
 
-    fresh = fresh_trainers(trees[: args.fresh], folder)
     base = make_config({key: value for key, value in trees[0].items() if key != "loss"})
     losses = [tree["loss"] for tree in trees]
     values = {
@@ -115,14 +114,13 @@ def study_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
     ran = [record for record in conductor.records(SEARCH) if not record.merged_with]
     warm = [record for record in ran[args.trials :] if record.finished and record.started]
     span = max(one.finished or 0 for one in warm) - min(one.started or 0 for one in warm)
+    configs = [conductor.study.config(record, 0, {}) for record in ran[: args.fresh]]
+    fresh = fresh_trainers([config.model_dump(mode="json") for config in configs], folder)
     same = []
-    for tree, one in zip(trees, fresh, strict=False):
-        wanted = {f"loss.{field}": tree["loss"][field] for field in ("window", "epsilon", "weight_cap")}
-        for record in ran:
-            if dict(record.assignment) == wanted:
-                run = Run.of("rate", conductor.study.folder_of(record), 0)
-                assert run is not None
-                same.append([step["train/loss"] for step in run.train] == one["losses"])
+    for record, one in zip(ran, fresh, strict=False):
+        run = Run.of("rate", conductor.study.folder_of(record), 0)
+        assert run is not None
+        same.append([step["train/loss"] for step in run.train] == one["losses"])
     fresh_s = statistics.mean(one["seconds"] for one in fresh)
     return {
         "fresh_s": fresh_s,
@@ -165,13 +163,12 @@ def grid_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str, 
         make_space("whole", values, fixed=fixed),
     )
     seconds = {}
-    for space in (stopped, whole):
+    for space in (stopped, whole) if args.exhaustive else (stopped,):
         began = time.time()
         command = write_study(folder, space, base)
         subprocess.run(command, check=True, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         seconds[space.name] = max(one.finished or 0 for one in records_of(folder, space.name, "bench")) - began
     found = {name: best(records_of(folder, name, "bench"), OBJECTIVE) for name in seconds}
-    assert found["stopped"] and found["whole"] and found["whole"].value and found["stopped"].value
     fresh = []
     for number in range(args.fresh // 2):
         began = time.time()
@@ -179,19 +176,24 @@ def grid_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str, 
         command = [sys.executable, "-m", "bft_ray.cli", "train", "config.yaml", f"name=fresh-{number}", *loss]
         subprocess.run(command, check=True, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         fresh.append(time.time() - began)
-    noise = _noise(base, dict(found["whole"].assignment) | fixed)
-    num = len(records_of(folder, "whole", "bench"))
-    return {
+    num, each = len(records_of(folder, "stopped", "bench")), statistics.mean(fresh)
+    top, all_of_it = found["stopped"], found.get("whole")
+    assert top is not None
+    result = {
         "configurations": num,
         "study_s": seconds["stopped"],
-        "study_without_stops_s": seconds["whole"],
-        "fresh_run_s": statistics.mean(fresh),
-        "fresh_grid_s": num * statistics.mean(fresh),
-        "share": seconds["stopped"] / (num * statistics.mean(fresh)),
-        "best": found["stopped"].value,
-        "best_without_stops": found["whole"].value,
-        "sd_over_seeds": noise,
+        "fresh_run_s": each,
+        "fresh_grid_s": num * each,
+        "share": seconds["stopped"] / (num * each),
+        "best": top.value,
     }
+    if all_of_it is not None:
+        result |= {
+            "study_without_stops_s": seconds["whole"],
+            "best_without_stops": all_of_it.value,
+            "sd_over_seeds": _noise(base, dict(all_of_it.assignment) | fixed),
+        }
+    return result
 
 
 def _noise(base: dict[str, Any], assignment: dict[str, Any]) -> float:
@@ -203,13 +205,17 @@ def _noise(base: dict[str, Any], assignment: dict[str, Any]) -> float:
 
 
 def grid_table(found: dict[str, Any]) -> str:
-    return (
-        f"{found['configurations']} configurations: {found['study_s']:.0f} s from the command to the best "
-        f"(without early stops {found['study_without_stops_s']:.0f} s); one fresh run after another "
-        f"{found['fresh_grid_s']:.0f} s ({found['fresh_run_s']:.1f} s each): 1/{1 / found['share']:.1f}\n"
-        f"best {OBJECTIVE} {found['best']:.4f}, without early stops {found['best_without_stops']:.4f}; "
-        f"one standard deviation over seeds is {found['sd_over_seeds']:.4f}"
+    text = (
+        f"{found['configurations']} configurations: {found['study_s']:.0f} s from the command to the best; one fresh run "
+        f"after another {found['fresh_grid_s']:.0f} s ({found['fresh_run_s']:.1f} s each): 1/{1 / found['share']:.1f}\n"
+        f"best {OBJECTIVE} {found['best']:.4f}"
     )
+    if "best_without_stops" in found:
+        text += (
+            f"; without early stops {found['best_without_stops']:.4f} in {found['study_without_stops_s']:.0f} s, "
+            f"one standard deviation over seeds is {found['sd_over_seeds']:.4f}"
+        )
+    return text
 
 
 # --- equal trials -------------------------------------------------------------------------------------------
@@ -291,7 +297,7 @@ def kills_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
         while not done:
             process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             try:
-                done = process.wait(draw.uniform(12, 30) if kills else _STUDY_S) == 0
+                done = process.wait(draw.uniform(*args.kill_after) if kills else _STUDY_S) == 0
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
