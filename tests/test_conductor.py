@@ -310,6 +310,16 @@ def test_a_value_that_is_not_finite_fails_at_its_rung(tmp_path, url):
     assert record.status == "failed" and record.reason == f"{METRIC} is nan at step 4 (seed 0)"
 
 
+def make_turns_take_a_second(executor: Executor, now: list[float]) -> None:
+    plain = executor._turn
+
+    def turn(running):
+        now[0] += 1.0
+        plain(running)
+
+    executor._turn = turn
+
+
 def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatch):
     now = [1e9]
     monkeypatch.setattr("time.time", lambda: now[0])
@@ -319,13 +329,7 @@ def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatc
     }
     budget = {"trials": 500, "steps": STEPS, "time_s": 60}
     executor = Executor(make_study(tmp_path, budget=budget, parameters=endless), url)
-    plain = executor._turn
-
-    def turn(running):
-        now[0] += 1.0
-        plain(running)
-
-    executor._turn = turn
+    make_turns_take_a_second(executor, now)
     assert executor.run()
     searched = len(executor.records(SEARCH))
     assert 20 < searched < 90
@@ -340,13 +344,7 @@ def test_time_ends_a_deterministic_search_with_a_whole_batch(tmp_path, url, monk
     monkeypatch.setattr("time.time", lambda: now[0])
     budget = {"trials": 60, "steps": STEPS, "time_s": seconds}
     executor = Executor(make_study(tmp_path, budget=budget, deterministic=True, baselines=[], confirmation=None), url)
-    plain = executor._turn
-
-    def turn(running):
-        now[0] += 1.0
-        plain(running)
-
-    executor._turn = turn
+    make_turns_take_a_second(executor, now)
     assert executor.run()
     records = executor.records(SEARCH)
     assert len(records) % 9 == 0 and all(record.is_finished for record in records)

@@ -69,10 +69,10 @@ def _register(study: Study, store: Store, found: Answer, tracker: Tracker) -> st
         return None
     metric, arm = study.space.objective.metric, found.choice.arm(found.champion.name)
     config = found.config.model_copy(update={"name": None})
+    if found.test is not None:
+        tracker.log_metrics({f"test/{metric}": found.test.champion_value}, step=0)
     model_id = store.notes().get("model_id")
     if study.base.tracking.log_model and model_id is None:
-        numbers = {f"test/{metric}": found.test.champion_value} if found.test else {}
-        tracker.log_metrics(numbers, step=0)
         model_id = tracker.log_model(storage.fetch_folder(found.weights), name=f"bft-{study.domain}")
         store.note("model_id", model_id)
     tags: dict[str, Any] = {
