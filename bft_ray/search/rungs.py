@@ -10,7 +10,9 @@ With reduction eta, and n trials at a rung:
 - `survivors`, synchronous: all trials of a batch wait for each other, and the best ceil(n / eta) go on (successive
   halving, Jamieson and Talwalkar 2016). It depends on no order, so a study can be repeated exactly.
 
-A value that is not finite never goes on. Merged trials have no say: they were not run.
+Among equal values the trial of the lower number goes first: settings that do not differ in effect (a cap that never
+binds, say) give equal values, and would all go on together. A value that is not finite never goes on. Merged trials
+have no say: they were not run.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ def goes_on(records: Iterable[TrialRecord], number: int, step: int, reduction: i
     if not math.isfinite(own):
         return False
     sign = -1 if higher_is_better(metric) else 1
-    num_better = sum(math.isfinite(value) and sign * value < sign * own for value in values.values())
-    return num_better < max(1, len(values) // reduction)
+    place = (sign * own, number)
+    num_before = sum(math.isfinite(value) and (sign * value, each) < place for each, value in values.items())
+    return num_before < max(1, len(values) // reduction)
 
 
 def survivors(
@@ -48,8 +51,7 @@ def survivors(
     """Numbers of the trials of a batch that go on after the rung of `step`; None while one of them is awaited.
 
     Entrants of the first rung are all trials of the batch, of every other rung the survivors of the one before. The
-    best ceil(entrants / reduction) survive; failed trials are entrants, so that a failure promotes nobody. Among equal
-    values the lower number goes first.
+    best ceil(entrants / reduction) survive; failed trials are entrants, so that a failure promotes nobody.
 
     Args:
         batch: all of its records, in any order (`bft_ray.search.suggest.batch_of`): one that is missing is not awaited.
