@@ -30,6 +30,10 @@ class BadInput(BftError, ValueError):
         return type(self), (self.field, self.value, self.rule, self.remedy)
 
 
+class NoRoom(BadInput):
+    """The cluster has no room for the workers at the moment: others have it, or nodes are gone. It may come back."""
+
+
 class BadConfig(BftError, ValueError):
     """All problems of one configuration at once, so that they can be mended in one go."""
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from bft_ray.config import ClusterConfig
-from bft_ray.errors import BadInput, BftError
+from bft_ray.errors import BadInput, BftError, NoRoom
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def spread(
         progress: called with (shards done, shards in all).
 
     Raises:
-        BadInput: the cluster cannot be reached, or cannot hold the workers within `cluster.start_timeout_s`.
+        BadInput: the cluster cannot be reached, or (NoRoom) cannot hold the workers within `cluster.start_timeout_s`.
         BftError: workers kept dying or did not start.
         Exception: what `fn` or `setup` raised on a worker, as it was.
     """
@@ -132,7 +132,7 @@ def require_resources(cluster: ClusterConfig) -> None:
     `cluster.start_timeout_s`.
 
     Raises:
-        BadInput: says what was asked and what the cluster has.
+        NoRoom: says what was asked and what the cluster has.
     """
     import ray
 
@@ -219,14 +219,14 @@ def _unreachable(address: str | None, error: BaseException) -> BadInput:
     )
 
 
-def _too_small(cluster: ClusterConfig, need: dict[str, float], rule: str) -> BadInput:
+def _too_small(cluster: ClusterConfig, need: dict[str, float], rule: str) -> NoRoom:
     import ray
 
     total, free = ray.cluster_resources(), ray.available_resources()
     has = _amounts({name: total.get(name, 0.0) for name in need})
     left = _amounts({name: free.get(name, 0.0) for name in need})
     nodes = sum(node["Alive"] for node in ray.nodes())
-    return BadInput(
+    return NoRoom(
         "cluster.num_workers",
         cluster.num_workers,
         f"{rule}: each worker asks for {_amounts(need)} ({cluster.placement}), and the cluster has {has} "
@@ -353,7 +353,7 @@ def _outcome(ref: Any) -> tuple[Any, Exception | None]:
 
 
 def _reserve(need: dict[str, float], num_workers: int, cluster: ClusterConfig) -> Any:
-    """The places of all workers, together, or BadInput when others keep them for longer than we wait."""
+    """The places of all workers, together, or NoRoom when others keep them for longer than we wait."""
     import ray
 
     group = ray.util.placement_group([need] * num_workers, strategy=cluster.placement)

@@ -19,7 +19,7 @@ from bft_ray.search.leaderboard import (
     table,
     tuned,
 )
-from bft_ray.search.record import TrialRecord, mean
+from bft_ray.search.record import TrialRecord, mean, trained_s
 
 METRIC = "choices/probability"
 
@@ -141,3 +141,16 @@ def test_status():
         "trials   0 of 12 finished",
         "steps    0 trained, 0 saved by merging, 0 by early stops",
     ]
+
+
+def test_time_counts_once_and_not_while_the_study_lay_still():
+    records = [
+        trial(0, value=0.5, started=100.0, finished=110.0),
+        trial(1, value=0.5, started=105.0, finished=120.0),  # at the same time
+        trial(2, value=0.5, started=5000.0, finished=5010.0),  # the next day
+        trial(3, value=0.5, started=0.0, finished=9000.0, merged_with="search/0"),
+        trial(4, state="waiting", started=0.0),  # sent back when its driver died
+        trial(5, state="running", started=5008.0),
+    ]
+    assert trained_s(records, now=5020.0) == 20 + 20
+    assert trained_s([], now=1.0) == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bft_ray.config import ClusterConfig
-from bft_ray.errors import BadInput, BftError
+from bft_ray.errors import BadInput, BftError, NoRoom
 from bft_ray.spread import connect, num_places, require_resources, spread, worker_resources
 
 
@@ -211,7 +211,7 @@ def test_cpus_that_others_keep_are_waited_for_no_longer_than_told(ray_of_two_cpu
     holder = ray_of_two_cpus.remote(num_cpus=1)(type("Holder", (), {"there": lambda self: True})).remote()
     ray_of_two_cpus.get(holder.there.remote())
     try:
-        with pytest.raises(BadInput, match=r"within start_timeout_s = 1 s: .* has CPU 2 on 1 node \(CPU 1 free\)"):
+        with pytest.raises(NoRoom, match=r"within start_timeout_s = 1 s: .* has CPU 2 on 1 node \(CPU 1 free\)"):
             spread(square, [1, 2], cluster=two_workers(start_timeout_s=1.0))
     finally:
         ray_of_two_cpus.kill(holder)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bft_ray.config import ClusterConfig
+from bft_ray.errors import BftError
+from bft_ray.search import tuning
 from bft_ray.search.tuning import num_runs
 
 
@@ -27,3 +29,19 @@ def test_runs_fit_whole(nodes, workers, placement, runs):
 def test_parts_of_a_gpu():
     nodes = [{"CPU": 16.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
     assert num_runs(nodes, {"CPU": 1.0, "GPU": 0.25}, ClusterConfig()) == 6
+
+
+def test_nodes_that_are_gone_are_told_and_waited_for_no_longer_than_said(monkeypatch, caplog):
+    now, slots = [0.0], [2]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(tuning, "num_slots", lambda cluster: lambda: slots[0])
+    look = tuning._room(ClusterConfig(start_timeout_s=30))
+    for at, there in [(100, 2), (101, 0), (125, 0), (128, 1), (129, 0), (157, 0)]:
+        now[0], slots[0] = at, there
+        look()
+    assert [record.message for record in caplog.records] == [
+        "no node has room for a trial; waiting up to 30 s for one"
+    ] * 2
+    now[0] = 160
+    with pytest.raises(BftError, match=r"start_timeout_s = 30 s.*the same command goes on"):
+        look()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bft_ray.errors import NoRoom
 from bft_ray.search.leg import Leg, Reached, Run
 from bft_ray.train import storage
 from tests.ranks import run_ranks
@@ -147,12 +148,17 @@ def failures(tree: dict, folder: str) -> list[tuple[Any, ...]]:
         def tasks(self, config: Any) -> Any:
             raise KeyError("w1 w2 w3")
 
-    warm, odd = Warm(torch.device("cpu")), Odd(torch.device("cpu"))
+    class Crowded(Warm):
+        def data(self, config: Any) -> Any:
+            raise NoRoom("cluster.num_workers", 2, "fewer")
+
+    warm, odd, crowded = (kind(torch.device("cpu")) for kind in (Warm, Odd, Crowded))
     wild = tree | {"optimizer": {"learning_rate": 1e30, "max_grad_norm": None}}
     lost = tree | {"data": tree["data"] | {"train": [{"path": "/nowhere/rows.jsonl"}]}}
     typo = tree | {"data": tree["data"] | {"paking": True}}
     found: list[tuple[Any, ...]] = []
-    for number, (own, broken) in enumerate([(wild, warm), (lost, warm), (typo, warm), (tree, odd), (tree, warm)]):
+    runs = [(wild, warm), (lost, warm), (typo, warm), (tree, odd), (tree, warm), (tree, crowded)]
+    for number, (own, broken) in enumerate(runs):
         leg = make_leg(own, f"{folder}/{number}", rungs=(), at_rungs=None)
         *_, last = walk(leg, broken)
         run = Run.read(leg)
@@ -163,7 +169,10 @@ def failures(tree: dict, folder: str) -> list[tuple[Any, ...]]:
 def test_a_failure_is_a_record(make_tree, tmp_path):
     """What would come again is written down; anything else is told, and clears the process."""
     (found,) = run_ranks(failures, 1, make_tree(), str(tmp_path))
+    crowded, crowded_run, _ = found.pop()
+    assert crowded.status == "failed" and not crowded.is_lasting and crowded_run is None  # there may be room later
     (wild, wild_run, _), (lost, lost_run, _), (typo, typo_run, _), (odd, odd_run, odd_kept), (good, good_run, _) = found
+    assert lost.is_lasting
     assert (wild.status, wild_run) == ("failed", ("failed", wild.reason)) and wild.step < 6
     assert wild.reason.startswith("NonFinite: the ") and "is not finite" in wild.reason
     assert lost_run == ("failed", lost.reason) and lost.reason.startswith("BadInput: `data.train.0.path`")

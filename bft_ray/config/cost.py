@@ -117,7 +117,7 @@ def describe(space: SearchSpace, base: Config, longest: int | None = None, num_s
     if isinstance(space.scheduler, Asha):
         rows.append(("rungs", f"{', '.join(map(str, cost.rungs)) or '?'}: 1 of {space.scheduler.reduction} goes on"))
     if space.budget.time_s is not None:
-        rows.append(("time", f"no trial starts after {space.budget.time_s:g} s"))
+        rows.append(("time", f"no trial starts when trials ran for {space.budget.time_s:g} s"))
     rows += [
         ("", ""),
         ("part", f"{'runs':>8}  {'steps':>12}"),

@@ -10,7 +10,7 @@ from typing import Any
 from bft_ray.config.grid import baseline_assignments
 from bft_ray.config.space import SearchSpace
 from bft_ray.search.arms import arms_of
-from bft_ray.search.record import TrialRecord
+from bft_ray.search.record import TrialRecord, trained_s
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.search.study import trial_name
 from bft_ray.search.suggest import batch_size, is_ready, num_trials, propose
@@ -95,9 +95,8 @@ def _proposes(space: SearchSpace, records: Records) -> bool:
     search = records[SEARCH]
     if records[CONFIRMATION]:
         return False
-    begun = [record.started for record in search if record.started and not record.merged_with]
     limit = space.budget.time_s
-    is_late = limit is not None and bool(begun) and time.time() - min(begun) > limit
+    is_late = limit is not None and trained_s(search, time.time()) > limit
     if space.deterministic and len(search) % batch_size(space):
         is_late = False
     return len(search) < num_trials(space) and not is_late

@@ -347,7 +347,8 @@ class Conductor:
         """Of the trials of the search, the weights of the best `checkpoint.keep` stay."""
         metric = self._space.objective.metric
         done = [r for r in ranked(self.records(SEARCH), metric) if r.state == "complete" and not r.merged_with]
-        for record in done[self.study.base.checkpoint.keep :]:
+        keep = self._config(done[0]).checkpoint.keep if done else 0
+        for record in done[keep:]:
             if record.id not in self._dropped:
                 storage.remove_folder(self._leg_of(record, record.seeds[0]).weights)
                 self._dropped.add(record.id)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from bft_ray.metrics import format_value, higher_is_better
-from bft_ray.search.record import Status, TrialRecord, mean
+from bft_ray.search.record import Status, TrialRecord, mean, trained_s
 
 _ORDER = {"complete": 0, "pruned": 1, "running": 2, "waiting": 3, "failed": 4}
 
@@ -208,7 +208,7 @@ def status_text(
     Args:
         num_trials: that the study will propose.
         now: seconds since 1970.
-        time_s: no trial starts after so many seconds from the first one's start; None: no limit.
+        time_s: no trial starts after so many seconds in which trials ran; None: no limit.
     """
     by_status, steps = counts(records), saved(records)
     done = sum(record.is_finished for record in records)
@@ -217,9 +217,8 @@ def status_text(
     lines.append(
         f"steps    {steps.trained:,} trained, {steps.merged:,} saved by merging, {steps.pruned:,} by early stops"
     )
-    begun = [record.started for record in records if record.started is not None]
     if time_s is not None:
-        left = time_s - (now - min(begun)) if begun else time_s
+        left = time_s - trained_s(records, now)
         lines.append(f"time     {span(max(left, 0))} left of {span(time_s)} for starting trials")
     end = expected_s(records, num_trials, now)
     if done < num_trials and end is not None:

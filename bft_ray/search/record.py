@@ -98,6 +98,26 @@ class TrialRecord:
         return max(values.items()) if values else None
 
 
+def trained_s(records: Iterable[TrialRecord], now: float) -> float:
+    """Seconds [s] in which at least one of these trials ran: neither twice where several did, nor while the study lay
+    still. What a killed driver's trials had run before is not in it.
+
+    Args:
+        now: seconds since 1970; the end, so far, of trials that run.
+    """
+    ran = [record for record in records if record.started and not record.merged_with]
+    spans = [
+        (record.started or 0.0, record.finished if record.is_finished else now)
+        for record in ran
+        if record.state != "waiting"
+    ]
+    total, until = 0.0, -math.inf
+    for began, ended in sorted((began, ended or began) for began, ended in spans):
+        total += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return total
+
+
 def mean(values: Iterable[float]) -> float:
     """The plain mean, summed without loss, so that it does not depend on the order; NaN of nothing."""
     found = list(values)

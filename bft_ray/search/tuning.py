@@ -32,11 +32,14 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from bft_ray.config import ClusterConfig, Config  # noqa: E402
+from bft_ray.errors import BftError  # noqa: E402
 from bft_ray.search.conductor import OVER, Conductor  # noqa: E402
 from bft_ray.search.leg import Leg  # noqa: E402
 from bft_ray.search.trainable import TrialActor  # noqa: E402
 from bft_ray.spread import num_places, worker_resources  # noqa: E402
 from bft_ray.train.stretch import is_one_process  # noqa: E402
+
+log = logging.getLogger(__name__)
 
 _COUNT_S = 5.0  # between two looks at the size of the cluster
 _LOOK_S = 0.25  # between two calls of `look`
@@ -58,7 +61,7 @@ def run(
     Raises:
         Exception: what the conductor or `look` has raised, as it was.
     """
-    bridge = _Bridge(conductor, look)
+    bridge = _Bridge(conductor, _both(_room(config.cluster), look))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would tell every error with pages of its own
     with tempfile.TemporaryDirectory(prefix="bft_ray_tune_") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's, about its own settings
@@ -97,6 +100,35 @@ def num_slots(cluster: ClusterConfig) -> Callable[[], int]:
         return known
 
     return count
+
+
+def _room(cluster: ClusterConfig) -> Callable[[], None]:
+    """Looks whether there is room for a trial: Tune would wait for nodes that are gone without a word, and for ever."""
+    slots, since = num_slots(cluster), time.monotonic()
+    told = False
+
+    def look() -> None:
+        nonlocal since, told
+        if slots():
+            since, told = time.monotonic(), False
+        elif time.monotonic() - since > cluster.start_timeout_s:
+            raise BftError(
+                f"no node has had room for a trial for cluster.start_timeout_s = {cluster.start_timeout_s:g} s. "
+                "When the cluster is back, the same command goes on."
+            )
+        elif not told:
+            told = True
+            log.warning("no node has room for a trial; waiting up to %g s for one", cluster.start_timeout_s)
+
+    return look
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        first()
+        second()
+
+    return call
 
 
 def num_runs(nodes: Sequence[dict[str, float]], need: dict[str, float], cluster: ClusterConfig) -> int:

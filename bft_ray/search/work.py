@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bft_ray.config import Config, make_config
-from bft_ray.errors import BadConfig, BadInput, BftError, NonFinite
+from bft_ray.errors import BadConfig, BadInput, BftError, NonFinite, NoRoom
 from bft_ray.search.leg import Leg, Reached, Run
 from bft_ray.search.trial import TrialResult, paused_at, trial
 from bft_ray.search.warm import Warm
@@ -22,7 +22,7 @@ from bft_ray.train.stretch import is_one_process, measure_weights, stretch
 
 log = logging.getLogger(__name__)
 
-_LASTING = (BadInput, BadConfig, NonFinite)  # what would be the same the next time
+_LASTING = (BadInput, BadConfig, NonFinite)  # what would be the same the next time, but for `NoRoom`
 _TELLING = (BftError, RuntimeError, OSError, MemoryError, ImportError)  # whose texts hold no rows of the data
 
 
@@ -55,7 +55,8 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
                 yield run.reached
     except Exception as error:
         # the generator must not yield in here: the error's traceback holds the model
-        reason, is_lasting, is_broken = _reason(error), isinstance(error, _LASTING), not isinstance(error, BftError)
+        reason, is_broken = _reason(error), not isinstance(error, BftError)
+        is_lasting = isinstance(error, _LASTING) and not isinstance(error, NoRoom)
         if is_broken:
             log.error("trial %s: %s\n%s", leg.trial, reason, "".join(traceback.format_tb(error.__traceback__)))
     if is_broken:
