@@ -214,4 +214,4 @@ def _adamw(model: torch.nn.Module, config: Config, device: torch.device) -> Any:
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # the step runs on the CPU, vectorised
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **common)
-    return torch.optim.AdamW(groups, fused=device.type == "cuda", **common)
+    return torch.optim.AdamW(groups, fused=True, **common)
