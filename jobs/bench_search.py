@@ -57,7 +57,7 @@ def trees(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     full_rows("starter:gene_interaction/train", folder / "rows.jsonl")
     base = {
         "domain": "bench",
-        "model": {"path": "starter", "dtype": args.dtype},
+        "model": {"path": "starter", "dtype": args.dtype, "attention": args.attention},
         "lora": {"rank": 16} if args.lora else None,
         "data": {
             "train": [{"path": str(folder / "rows.jsonl")}],
@@ -177,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lora", action="store_true", help="adapters of rank 16 instead of all weights")
     usual = "bf16" if torch.cuda.is_available() else "fp32"
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default=usual)
+    parser.add_argument(
+        "--attention", choices=["sdpa", "eager"], default="sdpa", help="on CPU in bf16, sdpa's backward pass is slow"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of a trial")
     parser.add_argument("--grid-steps", type=int, default=60)
     parser.add_argument(
