@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bft_ray.profile.run import Profile
 
+_NEAREST = 20  # pairs on the page; the JSON has all
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .15rem .7rem; text-align: right; }
@@ -34,6 +35,15 @@ def to_html(profile: Profile, pictures: dict[str, bytes]) -> str:
         names = [", ".join(profile.settings[index]["name"] for index in group) for group in merged]
         parts.append("<p>The same run at every step, so one of each is enough:</p>")
         parts.append("<ul>" + "".join(f"<li>{html.escape(name)}</li>" for name in names) + "</ul>")
+    if profile.near:
+        shown = profile.near_rows(_NEAREST)
+        parts.append(
+            f"<p>Different runs that start nearly alike, nearest first ({len(shown)} of {len(profile.near)} pairs); "
+            "nothing is merged for it:</p>"
+        )
+        parts.append(
+            _table(["setting", "setting", "share of the weight that differs", "rank correlation"], _near(shown))
+        )
     if profile.drift:
         parts += ["<h2>How far the weights have moved</h2>"]
         rows = [[name, f"{row['moved']:.3f}", f"{row['rank_correlation']:.3f}"] for name, row in profile.drift.items()]
@@ -81,6 +91,13 @@ def _setting_rows(profile: Profile) -> list[list[str]]:
             *(f"{row[name]:.2f}" for name in names),
         ]
         for row in profile.settings
+    ]
+
+
+def _near(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [row["a"], row["b"], f"{row['moved']:.2%}", "" if (rank := row["rank_correlation"]) is None else f"{rank:.4f}"]
+        for row in rows
     ]
 
 

@@ -11,20 +11,17 @@ if TYPE_CHECKING:
 
     from bft_ray.profile.run import Profile
 
+PICTURES = ("lengths", "tokens", "windows", "settings", "ranks")
 _BAND = ("confidence_p10", "confidence_p50", "confidence_p90")
 _STYLES = ("-", "--", "-.", ":")  # of caps, from the smallest
+_OF_CONFIDENCE = {"geometric": "black", "arithmetic": "grey"}
 _LEGIBLE = 24  # settings whose names fit beside a matrix
 
 
 def draw(profile: Profile) -> dict[str, Figure]:
-    """Name -> figure: lengths, tokens, windows, settings, ranks."""
-    return {
-        "lengths": _lengths(profile),
-        "tokens": _tokens(profile),
-        "windows": _windows(profile),
-        "settings": _settings(profile),
-        "ranks": _ranks(profile),
-    }
+    """Name -> figure, for each of PICTURES."""
+    figures = (_lengths, _tokens, _windows, _settings, _ranks)
+    return {name: figure(profile) for name, figure in zip(PICTURES, figures, strict=True)}
 
 
 def _figure(width: float = 7, height: float = 3.6) -> tuple[Figure, Any]:
@@ -78,19 +75,22 @@ def _windows(profile: Profile) -> Figure:
 
 
 def _settings(profile: Profile) -> Figure:
-    """A line for each form, epsilon (colour) and cap (style) over the windows."""
+    """A line for each form, epsilon (colour) and cap (style) over the windows; `complement` in black and grey."""
     figure, axes = _figure(height=4.2)
     lines: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for row in profile.settings:
         is_inverse = row["sample_weight"] == "inverse"
-        key = ("inverse", row["epsilon"], row["weight_cap"]) if is_inverse else ("complement", None, None)
-        lines.setdefault(key, []).append((row["window"], row["effective_share"]))
-    epsilons = sorted({key[1] for key in lines if key[1] is not None})
-    caps = sorted({key[2] for key in lines if key[0] == "inverse"}, key=lambda cap: cap or np.inf)
+        own = (row["epsilon"], row["weight_cap"]) if is_inverse else (None, None)
+        lines.setdefault((row["sample_weight"], row["confidence"], *own), []).append(
+            (row["window"], row["effective_share"])
+        )
+    epsilons = sorted({key[2] for key in lines if key[2] is not None})
+    caps = sorted({key[3] for key in lines if key[0] == "inverse"}, key=lambda cap: cap or np.inf)
     for key, points in lines.items():
-        form, epsilon, cap = key
+        form, confidence, epsilon, cap = key
         if form == "complement":
-            look, label = {"color": "black", "linewidth": 2}, "complement"
+            look = {"color": _OF_CONFIDENCE[confidence], "linewidth": 2}
+            label = f"complement, {confidence}"
         else:
             look = {"color": f"C{epsilons.index(epsilon)}", "linestyle": _STYLES[caps.index(cap) % len(_STYLES)]}
             label = f"inverse e{epsilon:g}" + (f" c{cap:g}" if cap is not None else ", no cap")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.profile import tokens as files
 from bft_ray.profile.page import png, to_html
-from bft_ray.profile.pictures import draw
+from bft_ray.profile.pictures import PICTURES, draw
 from bft_ray.profile.propose import propose
 from bft_ray.profile.weights import (
     Setting,
@@ -35,8 +37,10 @@ from bft_ray.profile.weights import (
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server, redact
 
-_FIELDS = {"sample_weight", "window", "epsilon", "weight_cap"}
+_FIELDS = {"sample_weight", "confidence", "window", "epsilon", "weight_cap"}
 TOKENS_FILE = "tokens.parquet"
+#: what else `write` leaves: numbers, pictures and names of settings, without sample ids
+SHOWN_FILES = ("profile.html", "profile.json", "search_space.yaml", *(f"{name}.png" for name in PICTURES))
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,19 @@ class Profile:
     def distinct(self) -> list[int]:
         return [group[0] for group in self.equal]
 
+    def near_rows(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """The pairs of `near` by name, with the rank correlation of their weights; at most `limit`, nearest first."""
+        place = {index: row for row, index in enumerate(self.distinct)}
+        return [
+            {
+                "a": self.settings[a]["name"],
+                "b": self.settings[b]["name"],
+                "moved": apart,
+                "rank_correlation": _number(self.ranks[place[a], place[b]]),
+            }
+            for a, b, apart in self.near[:limit]
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tokens and the pictures, for JSON."""
         lengths = self.tokens.num_tokens
@@ -84,15 +101,20 @@ class Profile:
             "windows": self.windows,
             "settings": self.settings,
             "equal": [[names[index] for index in group] for group in self.equal if len(group) > 1],
-            "near": [{"a": names[a], "b": names[b], "moved": apart} for a, b, apart in self.near],
+            "near": self.near_rows(),
             "rank_correlations": {
                 "settings": [names[index] for index in self.distinct],
-                "matrix": [[None if math.isnan(value) else round(value, 6) for value in row] for row in self.ranks],
+                "matrix": [[_number(value) for value in row] for row in self.ranks],
             },
             "drift": self.drift,
             "findings": self.findings,
             "seconds": self.seconds,
         }
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return None if math.isnan(value) else round(float(value), 6)
 
 
 def profile_data(
@@ -107,13 +129,17 @@ def profile_data(
 
     Args:
         against: folder of an earlier profile of the same data (the base model's, say): tells how far weights moved.
-        source: where the config came from, for the proposed search space.
+        source: recipe or file that the config came from: the proposed space names it, and fixes what differs from it.
         track: also record an MLflow run of kind `profile`.
         progress: called with (shards done, shards in all).
 
     Raises:
-        BadInput: bad data or model, an earlier profile of other data, a server that does not answer.
+        BadInput: bad data or model, an earlier profile of other data, or one that `out` would overwrite, a server that
+            does not answer.
     """
+    if against and out.resolve() == against.resolve():
+        rule = "another folder than that of `against`, whose files would be overwritten"
+        raise BadInput("out", str(out), rule, "Give --out a folder of its own.")
     if track:
         check_server(config.tracking)
     earlier = _earlier(against) if against else None
@@ -123,7 +149,7 @@ def profile_data(
     began = time.perf_counter()
     tokens, cached = files.token_logps(config, dataset, progress)
     forward_s = time.perf_counter() - began
-    title = f"{config.domain}, {Path(config.model.path).name}"
+    title = f"{config.domain}, {model_label(config.model.path)}"
     profile = analyse(tokens, config.profile, title, config, source, earlier)
     profile.seconds.update({"forward": forward_s, "cached": float(cached)})
     write(profile, out)
@@ -144,7 +170,7 @@ def analyse(
     began = time.perf_counter()
     windows = window_figures(tokens, settings.windows)
     windows_s = time.perf_counter() - began
-    made = weigh_settings(tokens, _losses(settings))
+    made = weigh_settings(tokens, _losses(settings, config.loss.gamma))
     longest = int(tokens.num_tokens.max())
     equal = equal_groups(made, longest)
     near = near_pairs(made, equal, settings.near)
@@ -184,11 +210,21 @@ def _earlier(folder: Path) -> TokenLogps:
     return found
 
 
-def _losses(settings: ProfileConfig) -> list[LossConfig]:
-    """Both forms of the sample weight over all windows; the inverse one over all epsilons and caps."""
-    losses = [LossConfig(method="bft", window=window) for window in settings.windows]
+def model_label(path: str) -> str:
+    """A short name of a model's folder or hub id: the run's name for its `export`."""
+    folder = Path(path).resolve()
+    return folder.parent.name if folder.name == "export" else folder.name
+
+
+def _losses(settings: ProfileConfig, gamma: float) -> list[LossConfig]:
+    """Each form of the sample weight that a named method has, over all windows; `inverse` over epsilons and caps too.
+
+    `bft` stands for `bft_no_token`, whose sample weights are the same.
+    """
+    losses = [LossConfig(method="bft", window=window, gamma=gamma) for window in settings.windows]
+    losses += [LossConfig(method="bft_group", window=window, gamma=gamma) for window in settings.windows]
     for window, epsilon, cap in itertools.product(settings.windows, settings.epsilons, settings.caps):
-        losses.append(LossConfig(method="bft_inverse", window=window, epsilon=epsilon, weight_cap=cap))
+        losses.append(LossConfig(method="bft_inverse", window=window, epsilon=epsilon, weight_cap=cap, gamma=gamma))
     return losses
 
 
@@ -245,8 +281,6 @@ def _findings(
 
 def _record(config: Config, profile: Profile, out: Path) -> None:
     """An MLflow run of kind `profile` with the files, but not the tokens."""
-    import tempfile
-
     numbers = {"profile/num_settings": float(len(profile.settings)), "profile/num_distinct": float(len(profile.equal))}
     with Tracker.start(
         config.tracking,
@@ -258,8 +292,16 @@ def _record(config: Config, profile: Profile, out: Path) -> None:
     ) as tracker:
         tracker.log_metrics(numbers, step=0)
         tracker.log_text(redact(to_yaml(config)), "config.yaml")
-        with tempfile.TemporaryDirectory() as folder:
-            for path in out.iterdir():
-                if path.suffix in (".png", ".html", ".json", ".yaml"):
-                    (Path(folder) / path.name).write_bytes(path.read_bytes())
-            tracker.log_artifacts(folder, "profile")
+        log_files(tracker, out)
+
+
+def log_files(tracker: Tracker, out: Path) -> None:
+    """What `write` has left in `out`, but not the tokens, as artifacts of a run; never another file of that folder.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in SHOWN_FILES:
+            shutil.copy(out / name, folder)
+        tracker.log_artifacts(folder, "profile")

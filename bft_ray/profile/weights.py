@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from bft_ray.config import LossConfig
 from bft_ray.config.equal import canonical
-from bft_ray.loss import window_confidence
 from bft_ray.loss.weights import sample_weights
 
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -30,15 +28,40 @@ class TokenLogps:
     ids: list[str]
     logp: np.ndarray
     num_tokens: np.ndarray
-
-    @cached_property
-    def _sample(self) -> torch.Tensor:
-        return torch.from_numpy(np.repeat(np.arange(len(self.num_tokens)), self.num_tokens))
+    _prefixes: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _confidences: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def confidence(self, window: int, mean: str) -> np.ndarray:
-        """[S] float64: `c_s(g)`, by the very function of the loss."""
-        logp = torch.from_numpy(self.logp)
-        return window_confidence(logp, self._sample, len(self.num_tokens), window, mean).numpy()  # type: ignore[arg-type]
+        """[S] float64: `c_s(g)` as `bft_ray.loss.window_confidence` has it, kept for whoever asks again.
+
+        That function knows one window; here the sums from the start are shared by all windows of a mean.
+        """
+        key = (window, mean)
+        if key not in self._confidences:
+            least = _least_means(self._prefix(mean), self.num_tokens, window)
+            self._confidences[key] = np.exp(least) if mean == "geometric" else least
+        return self._confidences[key]
+
+    def _prefix(self, mean: str) -> np.ndarray:
+        """[N + 1] float64: sums of the log-probabilities (or probabilities) from the start, as in the loss."""
+        if mean not in self._prefixes:
+            values = self.logp.astype(np.float64)
+            self._prefixes[mean] = np.concatenate([[0.0], np.cumsum(values if mean == "geometric" else np.exp(values))])
+        return self._prefixes[mean]
+
+
+def _least_means(prefix: np.ndarray, num_tokens: np.ndarray, window: int) -> np.ndarray:
+    """[S]: the least mean of any window of a sample; of all of it where it has no more tokens than the window."""
+    stop = np.cumsum(num_tokens)
+    start = stop - num_tokens
+    means = (prefix[stop] - prefix[start]) / num_tokens
+    slides = num_tokens > window
+    if slides.any():
+        sums = prefix[window:] - prefix[:-window]  # from every token on; those across two samples are passed over
+        bounds = np.stack([start[slides], stop[slides] - window + 1], axis=1).ravel()
+        bounds = bounds[: -1 if bounds[-1] == len(sums) else None]  # where the last part ends with the sums
+        means[slides] = np.minimum.reduceat(sums, bounds)[::2] / window
+    return means
 
 
 @dataclass(frozen=True)
@@ -57,7 +80,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Short: `complement w256`, `inverse w128 e0.05 c8`; `arithmetic` where it is."""
+        """Short: `complement w256`, `inverse w128 e0.05 c8`; `arithmetic` where it is, `gamma2` where it is not 1."""
         loss = self.loss
         parts = [loss.sample_weight, f"w{loss.window}"]
         if loss.sample_weight == "inverse":
@@ -66,6 +89,8 @@ class Setting:
             parts.append(f"c{loss.weight_cap:g}")
         if loss.confidence == "arithmetic":
             parts.append("arithmetic")
+        if loss.gamma != 1:
+            parts.append(f"gamma{loss.gamma:g}")
         return " ".join(parts)
 
     def figures(self) -> dict[str, float]:
@@ -89,14 +114,10 @@ class Setting:
 
 
 def weigh_settings(tokens: TokenLogps, losses: Sequence[LossConfig]) -> list[Setting]:
-    """The starting weights of each setting; confidences are computed once a (window, mean)."""
-    confidences: dict[tuple[int, str], np.ndarray] = {}
+    """The starting weights of each setting."""
     made = []
     for loss in losses:
-        key = (loss.window, loss.confidence)
-        if key not in confidences:
-            confidences[key] = tokens.confidence(*key)
-        confidence = confidences[key]
+        confidence = tokens.confidence(loss.window, loss.confidence)
         raw, _ = sample_weights(torch.from_numpy(confidence), loss)
         mean = float(raw.mean())
         weight = raw.numpy() / mean if mean > 0 else np.ones(len(confidence))
@@ -149,12 +170,15 @@ def near_pairs(
 ) -> list[tuple[int, int, float]]:
     """Pairs of settings of different groups whose starting weights differ by less than `below`, nearest first.
 
-    One of each group stands for it. They only *start* alike: nothing is merged for it.
+    One of each group stands for it. They only *start* alike: nothing is merged for it. Settings with different token
+    weights are not compared: their runs differ even under the same sample weights.
     """
     heads = [group[0] for group in groups]
     pairs = []
     for place, a in enumerate(heads):
         for b in heads[place + 1 :]:
+            if settings[a].loss.token_weight != settings[b].loss.token_weight:
+                continue
             apart = distance(settings[a].weight, settings[b].weight)
             if apart < below:
                 pairs.append((a, b, apart))
