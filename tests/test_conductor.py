@@ -351,9 +351,9 @@ def test_time_ends_a_deterministic_search_with_a_whole_batch(tmp_path, url, monk
 
 
 def test_baselines_that_are_one_run_share_their_scores(tmp_path, url):
-    """On samples of 400 tokens a window of 512 is one of 1024: the confirmation trains it once."""
-    bft = [{"name": name, "overrides": {"loss.window": window}} for name, window in (("wide", 1024), ("bft", 512))]
-    executor = Executor(make_study(tmp_path, baselines=bft), url)
+    """On samples of 200 tokens a window of 256 is one of 1024: the confirmation trains it once."""
+    bft = [{"name": name, "overrides": {"loss.window": window}} for name, window in (("wide", 1024), ("bft", 256))]
+    executor = Executor(replace(make_study(tmp_path, baselines=bft), longest=200), url)
     assert executor.run()
     runs, parts = executor.records(CONFIRMATION), [executor.records(part) for part in PARTS[:2]]
     assert {record.merged_with is None for record in runs if record.extra["arm"] == "bft"} == {False}

@@ -392,6 +392,25 @@ def test_a_baseline_takes_nothing_from_the_loss_of_the_config():
     assert {(config.optimizer.learning_rate, config.seed) for config in found} == {(1e-3, 3)}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"loss.method": "sft"}, "`baselines.0.overrides.loss.method` is 'sft', but must be bft, as published"),
+        ({"loss.window": 64}, "`baselines.0.overrides.loss.window` is 64, but must be 256, as published"),
+        ({"loss.gamma": 2.0}, "`baselines.0.overrides.loss.gamma` is 2.0, but must be 1.0"),
+        ({"loss.weight_cap": 0.5}, "`baselines.0.overrides.loss.weight_cap` is 0.5, but must be null"),
+        ({"loss": {"method": "dft"}}, "`baselines.0.overrides.loss.method` is 'dft', but must be bft"),
+    ],
+)
+def test_what_is_called_bft_is_the_published_method(overrides, message):
+    with pytest.raises(BadConfig) as caught:
+        make_space(baselines=[{"name": "bft", "overrides": overrides}])
+    assert message in str(caught.value) and "Give a baseline with other settings another name." in str(caught.value)
+    make_space(baselines=[{"name": "bft", "overrides": {"loss.method": "bft"}}, {"name": "b", "overrides": overrides}])
+    for same in ({"loss.window": 256, "lora.dropout": 0.1}, {"optimizer.weight_decay": 0.1}, {"loss.epsilon": 0.2}):
+        make_space(baselines=[{"name": "bft", "overrides": same}])  # epsilon has no effect here
+
+
 def test_learning_rates_of_baselines_come_from_a_range_or_a_list():
     rate = floats(low=1e-4, high=1e-2, log=True)
     space = make_space(parameters={"optimizer.learning_rate": rate}, learning_rates=[1e-4, 1e-3, 1e-2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import multiprocessing
@@ -70,6 +71,7 @@ B = {"loss.method": "bft_inverse", "loss.window": 128, "loss.epsilon": 0.1, "los
 def server(tmp_path_factory):
     with postgres(tmp_path_factory.mktemp("postgres")) as url:
         yield url
+        gc.collect()  # it waits for the connections of databases that a test has left open
 
 
 HAS_POSTGRES = pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")
@@ -201,6 +203,34 @@ def test_numbers_come_in_order_and_are_given_once(tmp_path):
         store.start(7)
     with pytest.raises(BadInput, match=r"`loss\.window` is 63, but must be one of the values of the space"):
         add(store, 1, A | {"loss.window": 63})
+
+
+def test_moments_are_read_the_same_in_every_time_zone(tmp_path, monkeypatch):
+    """The driver's clock is on Tokyo's time, that of whoever looks on New York's."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    zone(monkeypatch, "Asia/Tokyo")
+    store, began = new(url), time.time()
+    for number, assignment in enumerate([A, B, A | {"loss.gamma": 2.0}]):
+        add(store, number, assignment)
+        store.start(number)
+    store.complete(0, {0: {METRIC: 0.5}}, 24)
+    store.release(1, "its node is gone")
+    add(store, 3, A, key="key 0", twin=store.record(0), because="the same settings")
+    zone(monkeypatch, "America/New_York")
+    for records in (Store.find(Database(url), "small/test").records(), store.records()):
+        done, back, runs, merged = records
+        for moment in (done.started, done.finished, back.started, runs.started, merged.created, merged.finished):
+            assert moment is not None and abs(moment - began) < 30
+        assert back.finished is None and runs.finished is None
+    zone(monkeypatch, None)
+
+
+def zone(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    if name:
+        monkeypatch.setenv("TZ", name)
+    else:
+        monkeypatch.undo()
+    time.tzset()
 
 
 def test_notes_and_extra(tmp_path):
@@ -380,10 +410,14 @@ def test_one_driver_at_a_time(url):
 def test_who_counts_as_alive():
     own = Owner.of_this_process()
     assert own.is_alive(0.0)  # however long ago it gave a sign: its process is there
-    assert not replace(own, born="1").is_alive(time.time())  # its number was given to another process
-    assert not replace(own, boot="before").is_alive(time.time())
-    away = replace(own, host="elsewhere")
-    assert away.is_alive(time.time() - 50) and not away.is_alive(time.time() - 70)
+    assert own.is_here and not replace(own, born="1").is_alive(time.time())  # its number was given to another process
+    for away in (
+        replace(own, host="elsewhere"),
+        replace(own, boot="another machine of this name, or this one before it was restarted", born="1"),
+        replace(own, boot="", born=""),  # no Linux
+    ):
+        assert not away.is_here
+        assert away.is_alive(time.time() - 50) and not away.is_alive(time.time() - 70)
     child = subprocess.Popen(["sleep", "60"])
     born = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
     other = replace(own, pid=child.pid, born=born)
@@ -393,6 +427,24 @@ def test_who_counts_as_alive():
         time.sleep(0.01)
     assert not other.is_alive(time.time())  # dead, if not buried
     child.wait()
+
+
+def test_a_silent_driver_elsewhere_is_waited_for(tmp_path, caplog, monkeypatch):
+    """Another machine of this name, say, or this one before it was restarted: how long it takes is told."""
+    store = new(f"sqlite:///{tmp_path}/study.db")
+    other = Lease(store.database, store.study)
+    other.owner = replace(other.owner, boot="before")
+    other._text = json.dumps(vars(other.owner))
+    assert other._replace(store.lease.holder())
+    with pytest.raises(BadInput, match=r"drives it \(last sign of life 0 s ago\).*counts as dead in (60|59) s"):
+        store.lease.take()
+    monkeypatch.setattr("bft_ray.search.lease._BEAT_S", 0.2)
+    monkeypatch.setattr("bft_ray.search.lease.LEASE_S", 2.0)
+    time.sleep(0.5)
+    store.lease.take()
+    assert "is silent (this host may have been restarted since); it counts as dead in" in caplog.text
+    found = store.lease.holder()
+    assert found is not None and found[0] == store.lease.owner
 
 
 # ---- what a killed driver leaves -------------------------------------------------------------------------------------
@@ -576,8 +628,9 @@ def restart(folder: Path, url: str) -> subprocess.Popen:
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("mlflow.db", "an address that begins with sqlite:/// "),
+        ("mlflow.db", r"an address that begins with sqlite:/// \(a file\) or postgresql://"),
         ("sqlite://", "an address that begins with sqlite:/// "),
+        *((f"{kind}://me:secret@host/db", "sqlite:/// .* or postgresql:// ") for kind in ("mysql", "mssql", "oracle")),
         ("postgresql+pg_none://me:secret@host/db", "an address that SQLAlchemy reads"),
         ("postgresql://me:sec{ret}@127.0.0.1:1/db", "was away for 0.3 s while opening it"),
     ],
@@ -586,6 +639,60 @@ def test_bad_addresses(url, text):
     with pytest.raises((BadInput, DatabaseAway), match=text) as caught:
         Database(url, wait_s=0.3)
     assert "sec" not in str(caught.value).replace("seconds", "")
+
+
+def test_a_look_makes_nothing(tmp_path):
+    """Whoever looks at a study may have mistyped its address, and the right to read alone."""
+    for name in ("nowhere/study.db", "study.db"):
+        with pytest.raises(BadInput, match="a file that exists, to be looked at"):
+            Database(f"sqlite:///{tmp_path}/{name}", make=False)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(BadInput, match=r"a database that holds studies\. Is the address right\?"):
+        Database(f"sqlite:///{tmp_path}/empty.db", make=False)
+    assert not (tmp_path / "empty.db").stat().st_size
+    url = f"sqlite:///{tmp_path}/study.db"
+    Store.create(Database(url), SPACE, BASE, {})
+    with Database(url, make=False) as database:
+        store = Store.find(database, "small/test")
+        assert store.records() == store.open_part(BASELINES).records() == [] and store.lease.holder() is None
+        assert studies(database) == ["small/test"]
+    assert optuna.get_all_study_names(url) == ["small/test/search"]
+
+
+@HAS_POSTGRES
+def test_a_user_who_may_only_read(server):
+    import psycopg
+
+    plain = server.rpartition("/")[0].replace("postgresql+psycopg", "postgresql") + "/postgres"
+    name = f"db{time.time_ns()}"
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE USER reader_{name} PASSWORD 'secret'")
+    url = server.rpartition("/")[0] + f"/{name}"
+    reader = "postgresql" + url.partition("postgresql")[2].partition("://")[0] + f"://reader_{name}:secret@"
+    reader += url.rpartition("@")[2]
+    with pytest.raises(BadInput, match="a database that holds studies"):
+        Database(reader, make=False)
+    store = new(url)
+    add(store, 0)
+    store.start(0)
+    with psycopg.connect(plain.rpartition("/")[0] + f"/{name}", autocommit=True) as connection:
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader_{name}")
+    with Database(reader, make=False) as database:
+        found = Store.find(database, "small/test")
+        assert [record.state for record in found.records()] == ["running"] and found.lease.holder() is not None
+        assert found.open_part(BASELINES).records() == [] and found.notes()["num_trials"] == 24
+        with pytest.raises(BadInput, match="permission denied"):
+            found.note("cancel", True)
+
+
+@HAS_POSTGRES
+def test_a_wrong_address_is_told_within_seconds():
+    began = time.monotonic()
+    with pytest.raises(DatabaseAway, match="was away for 10 s while opening it"):
+        Database("postgresql://me:secret@127.0.0.1:1/db")
+    assert time.monotonic() - began < 15
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,6 +260,49 @@ def test_legs_on_one_actor(ray_of_two_cpus, make_tree, tmp_path):
     for leg, run in zip(legs, run_ranks(alone, 1, own)[0], strict=True):
         assert content(Run.read(leg)) == run
         assert Path(leg.pause).is_dir() == (leg.until is not None)
+
+
+class Holder:
+    """Holds places as the controller of Ray Train does."""
+
+    def hold(self) -> int:
+        import ray
+
+        ray.get(ray.util.placement_group([{"CPU": 1}]).ready())
+        return os.getpid()
+
+
+@pytest.mark.slow
+def test_places_of_a_killed_controller_are_given_back(ray_of_two_cpus):
+    """Those of a living one, and of this driver, stay."""
+    from bft_ray.train.workers import free_orphans
+
+    ray = ray_of_two_cpus
+    lives, dies = (ray.remote(num_cpus=0)(Holder).remote() for _ in range(2))
+    own = ray.util.placement_group([{"memory": 1}])
+    _, pid = ray.get([lives.hold.remote(), dies.hold.remote()])
+    assert ray.get(own.ready(), timeout=60) and held(ray) == 3
+    os.kill(pid, signal.SIGKILL)
+    free_until(ray, 2)
+    free_orphans()
+    assert held(ray) == 2
+    ray.kill(lives)
+    free_until(ray, 1)
+    ray.util.remove_placement_group(own)
+
+
+def free_until(ray: Any, number: int) -> None:
+    from bft_ray.train.workers import free_orphans
+
+    deadline = time.monotonic() + 60
+    while held(ray) > number and time.monotonic() < deadline:
+        free_orphans()
+        time.sleep(0.1)
+    assert held(ray) == number
+
+
+def held(ray: Any) -> int:
+    return sum(group["state"] == "CREATED" for group in ray.util.placement_group_table().values())
 
 
 @pytest.mark.slow

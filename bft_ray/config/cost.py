@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bft_ray.config.assign import baseline_config, config_of
 from bft_ray.config.equal import distinct, merge_reasons
-from bft_ray.config.grid import baseline_assignments, num_combinations, representatives
+from bft_ray.config.grid import baseline_assignments, num_combinations, num_trials, representatives
 from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.config.tree import Config
 
@@ -66,9 +66,7 @@ def cost_of(space: SearchSpace, base: Config, longest: int | None = None, num_sa
     configs = [config_of(base, space, assignment) for assignment in representatives(space, _LISTED)]
     groups = distinct(configs, longest)
     whole = combinations is not None and combinations <= _LISTED
-    trials = space.budget.trials
-    if trials is None or (space.sampler.kind == "grid" and combinations is not None):
-        trials = min(trials or combinations or 0, combinations or 0)
+    trials = num_trials(space)
     num_distinct = len(groups) if whole else None
     known = [steps_of(config, num_samples) for config in configs]
     steps = None if None in known else max(step for step in known if step is not None)
@@ -113,6 +111,7 @@ def describe(space: SearchSpace, base: Config, longest: int | None = None, num_s
             f"{cost.trials} by {space.sampler.kind}, seed {space.sampler.seed}; {_seeds(len(space.seeds))} each",
         ),
         ("steps of a trial", _count(cost.steps) if cost.steps is not None else _epochs(base)),
+        ("a run", _workers(space, base)),
     ]
     if isinstance(space.scheduler, Asha):
         rows.append(("rungs", f"{', '.join(map(str, cost.rungs)) or '?'}: 1 of {space.scheduler.reduction} goes on"))
@@ -182,6 +181,14 @@ def _combinations(cost: Cost, longest: int | None) -> str:
     if cost.distinct is None:
         return f"{cost.combinations:,}{unknown}"
     return f"{cost.combinations:,}, of which {cost.distinct:,} differ{unknown}"
+
+
+def _workers(space: SearchSpace, base: Config) -> str:
+    config = config_of(base, space, representatives(space, 1)[0])
+    if config.is_one_process:
+        return "1 worker, in a process that stays warm from trial to trial"
+    workers = f"{config.cluster.num_workers} worker{'s' if config.cluster.num_workers > 1 else ''}"
+    return f"{workers} by Ray Train, started for each run and rung (with cluster.num_workers=1 processes stay warm)"
 
 
 def _epochs(base: Config) -> str:

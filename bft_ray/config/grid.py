@@ -37,6 +37,14 @@ def num_combinations(space: SearchSpace) -> int | None:
     )
 
 
+def num_trials(space: SearchSpace) -> int:
+    """How many trials the search proposes, merged ones included: the budget, or the whole grid if that is smaller."""
+    combinations = num_combinations(space)
+    if space.budget.trials is None or (space.sampler.kind == "grid" and combinations is not None):
+        return min(space.budget.trials or combinations or 0, combinations or 0)
+    return space.budget.trials
+
+
 def representatives(space: SearchSpace, at_most: int) -> list[dict[str, Any]]:
     """All assignments where they are at most so many; else, under each value of the conditions, every parameter at
     each of its ends while the others stand at their first.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from bft_ray.config.base import Section, rule
+from bft_ray.config.loss import LossConfig
 from bft_ray.config.ranges import CategoricalParameter, Parameter, same
 from bft_ray.metrics import describe, is_judged
 
@@ -62,7 +63,9 @@ class Budget(Section):
 
     trials: int | None = Field(None, ge=1, description="trials, merged ones included; null: the whole grid")
     steps: int | None = Field(None, ge=1, description="optimizer steps of a full trial; null: what the config says")
-    time_s: float | None = Field(None, gt=0, description="no trial starts after so many seconds; null: no limit")
+    time_s: float | None = Field(
+        None, gt=0, description="no trial starts when trials ran for so many seconds; null: no limit"
+    )
 
 
 class Sampler(Section):
@@ -153,6 +156,27 @@ def default_baselines() -> list[Baseline]:
         Baseline(name="dft", overrides={"loss.method": "dft"}),
         Baseline(name=DEFAULT, overrides={"loss.method": "bft", "loss.window": 256}),
     ]
+
+
+def _refuse_another_default(field: str, overrides: dict[str, Any]) -> None:
+    """What is named as the published method must be it: its results stand under that name."""
+    whole = overrides.get("loss")
+    given = dict(whole) if isinstance(whole, dict) else {}
+    given |= {name.removeprefix("loss."): value for name, value in overrides.items() if name.startswith("loss.")}
+    try:
+        loss = LossConfig(**given)
+    except ValidationError:  # told with the config that it stands in
+        return
+    published = LossConfig(method="bft", window=256)
+    for name in LossConfig.model_fields:
+        must_be = getattr(published, name)
+        if name not in published.unused_fields() and getattr(loss, name) != must_be:
+            raise rule(
+                f"{field}.loss.{name}",
+                getattr(loss, name),
+                f"{'null' if must_be is None else must_be}, as published: the baseline named `{DEFAULT}` wins ties",
+                "Give a baseline with other settings another name.",
+            )
 
 
 class SearchSpace(Section):
@@ -299,6 +323,8 @@ class SearchSpace(Section):
                     raise rule(
                         f"baselines.{index}.overrides.{name}", "given", "left out: every baseline is tuned over it"
                     )
+            if baseline.name == DEFAULT:
+                _refuse_another_default(f"baselines.{index}.overrides", baseline.overrides)
         if self.baselines:
             self._tuning_is_finite()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -215,7 +216,10 @@ class EvaluationConfig(Section):
 class TrackingConfig(Section):
     """MLflow."""
 
-    uri: str = Field("sqlite:///mlflow.db", description="tracking server or database")
+    uri: str = Field(
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db",
+        description="tracking server or database; left out: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db",
+    )
     experiment: str | None = Field(None, description="experiment; null: bft/<domain>")
     tags: dict[str, str] = Field(default_factory=dict, description="further tags of the run")
     timeout_s: float = Field(20.0, gt=0, description="longest wait for the server before the run is refused")
@@ -245,7 +249,12 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     profile: ProfileConfig = ProfileConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @property
+    def is_one_process(self) -> bool:
+        """Whether a trial of this config runs within one process, rather than in stretches through Ray Train."""
+        return self.cluster.num_workers == 1 and self.deepspeed.preset != "zero3"
 
     @model_validator(mode="after")
     def _rules(self) -> Config:

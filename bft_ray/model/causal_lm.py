@@ -1,4 +1,6 @@
-"""A causal language model and its tokenizer, from a folder, the hub or the package; with LoRA where asked."""
+"""A causal language model and its tokenizer, from a folder, an object store, the hub or the package; with LoRA where
+asked.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import LoraConfig, ModelConfig
+from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
 from bft_ray.model.lora import add_lora
 
@@ -25,13 +28,36 @@ def resolve_model(path: str) -> str:
 
 
 def adapter_of(config: ModelConfig) -> tuple[str, str | None]:
-    """(base model, adapter folder or None): `path` may itself be an adapter folder that names its base."""
-    path = resolve_model(config.path)
+    """(base model, adapter folder or None): `path` may itself be an adapter folder that names its base.
+
+    What lies in an object store comes as a folder of this machine, fetched where it is not there yet.
+
+    Raises:
+        BadInput: a URI that cannot be read.
+    """
+    named, adapter = _names_of(config)
+    return _here(named, "model.path"), adapter and _here(adapter, "model.adapter")
+
+
+def _names_of(config: ModelConfig) -> tuple[str, str | None]:
+    """As `adapter_of`; of the base its name, which means the same on every machine: URI, hub id or folder."""
+    path = _here(config.path, "model.path")
     described = Path(path) / "adapter_config.json"
     if config.adapter is None and described.is_file():
-        base = json.loads(described.read_text())["base_model_name_or_path"]
-        return resolve_model(base), path
-    return path, config.adapter
+        return json.loads(described.read_text())["base_model_name_or_path"], path
+    return config.path, config.adapter
+
+
+def _here(path: str, field: str) -> str:
+    """A URI as a folder of this machine; anything else as `resolve_model` has it."""
+    if not is_remote(path):
+        return resolve_model(path)
+    try:
+        return str(local_copy(path))
+    except (OSError, ValueError) as error:  # pyarrow raises a different type for each store
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        remedy = "Check the address, and the credentials for the store."
+        raise BadInput(field, path, f"the URI of a folder that can be read: {reason}", remedy) from None
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -97,6 +123,8 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
         )
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(config, "model", error) from None
+    if is_remote(name := _names_of(config)[0]):
+        model.name_or_path = name  # peft writes it into adapters, and a copy's path means nothing elsewhere
     model.config.use_cache = False  # with a cache, packed neighbours leak into each other
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bft_ray.config.grid import baseline_assignments
+from bft_ray.config.grid import baseline_assignments, num_trials
 from bft_ray.config.space import SearchSpace
 from bft_ray.search.arms import arms_of
 from bft_ray.search.record import TrialRecord, trained_s
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.search.study import trial_name
-from bft_ray.search.suggest import batch_size, is_ready, num_trials, propose
+from bft_ray.search.suggest import batch_size, is_ready, propose
 
 PARTS = (BASELINES, SEARCH, CONFIRMATION)
 #: part -> its trials, by number

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from bft_ray.config import Config
 from bft_ray.config.equal import run_key
+from bft_ray.config.grid import num_trials
 from bft_ray.config.space import Asha
 from bft_ray.errors import BadInput, BftError
 from bft_ray.search.agenda import PARTS, next_trial
@@ -24,10 +25,9 @@ from bft_ray.search.record import TrialRecord
 from bft_ray.search.rungs import goes_on, survivors
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, BySeed, Store
 from bft_ray.search.study import Study
-from bft_ray.search.suggest import batch_of, num_trials, rung_metric
+from bft_ray.search.suggest import batch_of, rung_metric
 from bft_ray.train import storage
 from bft_ray.train.launch import pin_paths
-from bft_ray.train.stretch import is_one_process
 
 #: a study in which so many trials have failed and none has come to anything is ended
 _HOPELESS = 3
@@ -359,7 +359,7 @@ class Conductor:
 
 def legs_ahead(study: Study, config: Config) -> int:
     """How many legs to give out beyond the slots: one keeps warm workers busy; several workers only wait for room."""
-    return 1 if is_one_process(config) else 0
+    return 1 if config.is_one_process else 0
 
 
 def _runs(record: TrialRecord) -> dict[int, Any]:

@@ -6,6 +6,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 FIELD = "database"
 DEFAULT_DATABASE = "sqlite:///bft_studies.db"
-_SCHEMES = ("postgresql", "mysql", "mssql", "oracle")
+_SCHEME = "postgresql"  # beside SQLite; the text columns of others are too short for scores of many items
 #: errors of the database that no waiting mends
 _FINAL = ("authentication failed", "does not exist", "unknown database", "access denied", "readonly", "read-only")
 #: file systems that several machines may have mounted at once; their names begin so
@@ -46,6 +47,7 @@ _NETWORK = (
     "gfs",
 )
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+_OPENING_S = 10.0  # an address that is wrong is told soon; one that once answered is waited for
 
 _log = logging.getLogger(__name__)
 
@@ -58,32 +60,33 @@ class Database:
     """An Optuna storage, and calls of it that outlive a short absence of the server.
 
     Args:
-        url: `sqlite:///FILE`, or the address of a PostgreSQL (or other) database. Its tables are made where missing.
-        wait_s: how long a call waits for a database that does not answer.
+        url: `sqlite:///FILE`, or the address of a PostgreSQL. Its tables are made where missing.
+        wait_s: how long a call waits for a database that does not answer; the first one no longer than 10 s.
+        make: False to look at what is there: nothing is made, and nothing is written.
 
     Raises:
-        BadInput: an address that is none, a missing driver, a database that refuses, or one of another Optuna.
-        DatabaseAway: it does not answer within `wait_s`.
+        BadInput: an address that is none, a missing driver, a database that refuses, or one of another Optuna; without
+            `make` also one that holds no studies.
+        DatabaseAway: it does not answer.
     """
 
-    def __init__(self, url: str, wait_s: float = 60.0):
+    def __init__(self, url: str, wait_s: float = 60.0, *, make: bool = True):
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of every study that `suggest` replays
         self.url, self.wait_s = absolute_uri(url), wait_s
         self.shown = redact(self.url)
         path = sqlite_path(self.url)
         scheme = self.url.partition(":")[0].partition("+")[0]
-        if path is None and scheme not in _SCHEMES:
-            rule = "an address that begins with sqlite:/// (a file), postgresql:// or mysql://"
+        if path is None and scheme != _SCHEME:
+            rule = "an address that begins with sqlite:/// (a file) or postgresql:// (a server)"
             raise BadInput(FIELD, self.shown, rule, f"For example {DEFAULT_DATABASE}.")
         if path is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise BadInput(FIELD, self.shown, "in a folder that can be written", first_line(error)) from None
-        self._rdb = self.patiently("opening it", self._open, opening=True)
+            _require_file(path, self.shown, make)
+        self._rdb = self.patiently(
+            "opening it", partial(self._open, make), opening=True, wait_s=min(wait_s, _OPENING_S)
+        )
         self.engine: Engine = self._rdb.engine
         self.storage: BaseStorage = get_storage(self._rdb)
-        if path is not None and not _is_on_network(path):
+        if make and path is not None and not _is_on_network(path):
             self.patiently("opening it", self._log_ahead)
 
     def _log_ahead(self) -> None:
@@ -93,17 +96,21 @@ class Database:
         with self.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
-    def _open(self) -> RDBStorage:
+    def _open(self, make: bool) -> RDBStorage:
         """The storage. Two processes that make its tables at once disturb each other: the second try finds them."""
         if sqlite_path(self.url) is not None:
             options: dict = {"connect_args": {"timeout": self.wait_s}}
         else:
             options = {}  # no ping before each call: a call that meets a lost connection is repeated
             if self.url.startswith("postgresql"):
-                options["connect_args"] = {"connect_timeout": max(2, min(10, int(self.wait_s)))}
+                options["connect_args"] = {"connect_timeout": max(2, min(5, int(self.wait_s)))}
         try:
+            if not make:
+                self._require_tables(options)
             # Optuna fills a template, in which a password with braces would be one
-            return RDBStorage(self.url.replace("{", "{{").replace("}", "}}"), engine_kwargs=options)
+            return RDBStorage(
+                self.url.replace("{", "{{").replace("}", "}}"), engine_kwargs=options, skip_table_creation=not make
+            )
         except ImportError as error:
             cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
             package = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(str(cause.name), cause.name)
@@ -117,18 +124,29 @@ class Database:
             rule = "a database of the installed version of Optuna"
             raise BadInput(FIELD, self.shown, rule, redact(first_line(error, 300)) + ".") from None
 
-    def patiently(self, doing: str, call: Callable[[], T], *, opening: bool = False) -> T:
+    def _require_tables(self, options: dict) -> None:
+        """Optuna would make them, and note its version, in whatever database it is given."""
+        engine = sqlalchemy.create_engine(self.url, **options)
+        try:
+            if not sqlalchemy.inspect(engine).has_table("version_info"):
+                raise BadInput(FIELD, self.shown, "a database that holds studies", "Is the address right?")
+        finally:
+            engine.dispose()
+
+    def patiently(self, doing: str, call: Callable[[], T], *, opening: bool = False, wait_s: float | None = None) -> T:
         """Call it; again, after growing pauses, while the database is away. `call` must be safe to repeat.
 
         Args:
             doing: for the message, such as `writing a result`.
             opening: whether tables are being made, which another process may be doing at the same time.
+            wait_s: how long; None: as the database was opened with.
 
         Raises:
             BadInput: the database answers and refuses.
             DatabaseAway: it was away for `wait_s`.
         """
-        end, pause = time.monotonic() + self.wait_s, _FIRST_PAUSE_S
+        wait_s = self.wait_s if wait_s is None else wait_s
+        end, pause = time.monotonic() + wait_s, _FIRST_PAUSE_S
         while True:
             try:
                 return call()
@@ -140,7 +158,7 @@ class Database:
                     raise BadInput(FIELD, self.shown, rule, f"{doing}: {text}.") from None
                 if time.monotonic() + pause > end:
                     raise DatabaseAway(
-                        f"the database {self.shown} was away for {self.wait_s:g} s while {doing}: {text}. "
+                        f"the database {self.shown} was away for {wait_s:g} s while {doing}: {text}. "
                         "What was written before stands: start it, and give the same command again."
                     ) from None
             _log.warning("the database %s is away while %s (%s); waiting", self.shown, doing, text)
@@ -157,6 +175,18 @@ class Database:
         """Give its connections back."""
         self._rdb.remove_session()
         self.engine.dispose()
+
+
+def _require_file(path: Path, shown: str, make: bool) -> None:
+    """The file's folder, which is made; or the file itself, which is not."""
+    if not make:
+        if not path.is_file():
+            raise BadInput(FIELD, shown, "a file that exists, to be looked at", f"Paths are relative to {Path.cwd()}.")
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(FIELD, shown, "in a folder that can be written", first_line(error)) from None
 
 
 def _is_on_network(path: Path) -> bool:

@@ -1,14 +1,16 @@
 """Who runs a study: one driver at a time, told apart from one that was killed.
 
 A row beside Optuna's tables names the driver: host, process, when that process began, and its last sign of life. A
-driver on the same host is alive while its process is; one on another host while its last sign is younger than
-`LEASE_S` (clocks are taken to agree to seconds). Whoever finds a dead driver takes its place by comparing and setting
-the row, so of two only one does; a driver that was replaced learns so at its next sign of life.
+driver on this start of this host is alive while its process is; any other one while its last sign is younger than
+`LEASE_S` (clocks are taken to agree to seconds): hosts of one name are told apart by their boot id, and after a reboot
+the driver of before is waited for like one elsewhere. Whoever finds a dead driver takes its place by comparing and
+setting the row, so of two only one does; a driver that was replaced learns so at its next sign of life.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -20,7 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import Column, Float, MetaData, String, Table, Text, delete, insert, select, update
+from sqlalchemy import Column, Float, MetaData, String, Table, Text, delete, insert, inspect, select, update
 from sqlalchemy.exc import IntegrityError
 
 from bft_ray.errors import BadInput, BftError
@@ -36,6 +38,8 @@ _TABLE = Table(
     Column("owner", Text, nullable=False),
     Column("beat", Float(53), nullable=False),
 )
+
+_log = logging.getLogger(__name__)
 
 
 class Replaced(BftError):
@@ -57,11 +61,14 @@ class Owner:
         """This process, with a new token."""
         return cls(socket.gethostname(), _boot(), os.getpid(), _born(os.getpid()) or "", uuid.uuid4().hex)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its process can be looked up from this one. A name alone says little: two machines may share it."""
+        return bool(self.boot) and (self.host, self.boot) == (socket.gethostname(), _boot())
+
     def is_alive(self, beat: float) -> bool:
         """Whether it still runs, as far as can be told from here; `beat`: its last sign of life."""
-        if self.host == socket.gethostname():
-            return self.boot == _boot() and self.born == _born(self.pid)
-        return time.time() - beat < LEASE_S
+        return self.born == _born(self.pid) if self.is_here else _left_s(beat) > 0
 
 
 class Lease:
@@ -72,13 +79,14 @@ class Lease:
         self.owner = Owner.of_this_process()
         self._text = json.dumps(asdict(self.owner))
         self._last = 0.0
-        database.patiently("opening it", lambda: _TABLE.create(database.engine, checkfirst=True), opening=True)
 
     def holder(self) -> tuple[Owner, float] | None:
         """Who drives the study, dead or alive, and its last sign of life (seconds since 1970)."""
         query = select(_TABLE.c.owner, _TABLE.c.beat).where(_TABLE.c.study == self._study)
 
         def read() -> tuple[Owner, float] | None:
+            if not inspect(self._database.engine).has_table(_TABLE.name):
+                return None  # nobody has driven a study here
             with self._database.engine.connect() as connection:
                 row = connection.execute(query).one_or_none()
             return None if row is None else (Owner(**json.loads(row.owner)), row.beat)
@@ -93,29 +101,45 @@ class Lease:
         Raises:
             BadInput: another one is alive.
         """
+        engine = self._database.engine
+        self._database.patiently("opening it", lambda: _TABLE.create(engine, checkfirst=True), opening=True)
         for _ in range(3):  # the row may change hands between looking and taking
             held = self._silent(self.holder())
             if held and held[0] == self.owner:
                 return self.beat()
             if held and held[0].is_alive(held[1]):
-                owner, age = held[0], time.time() - held[1]
-                raise BadInput(
-                    "study",
-                    self._study,
-                    f"but process {owner.pid} on {owner.host} drives it (last sign of life {age:.0f} s ago)",
-                    f"Look at it with --status, or end it. One that was killed on another host counts as dead "
-                    f"{LEASE_S:g} s after its last sign.",
-                )
+                raise self._driven(*held)
             if self._database.patiently("taking the study", partial(self._replace, held)):
                 self._last = time.monotonic()
                 return
         raise BadInput("study", self._study, "driven by one process at a time", "Another one has just begun.")
 
+    def _driven(self, owner: Owner, beat: float) -> BadInput:
+        """What a second driver is told."""
+        wait = "" if owner.is_here else f" One that was killed there counts as dead in {max(_left_s(beat), 0):.0f} s."
+        return BadInput(
+            "study",
+            self._study,
+            f"but process {owner.pid} on {owner.host} drives it (last sign of life {time.time() - beat:.0f} s ago)",
+            f"Look at it with --status, or end it.{wait}",
+        )
+
     def _silent(self, held: tuple[Owner, float] | None) -> tuple[Owner, float] | None:
-        """The holder as it is when it has moved, or counts as dead; one on this host is known at once."""
-        while held and held[0] != self.owner and held[0].host != socket.gethostname() and held[0].is_alive(held[1]):
+        """The holder as it is when it has moved, or counts as dead; one whose process can be looked up is known at
+        once.
+        """
+        told = False
+        while held and held[0] != self.owner and not held[0].is_here and held[0].is_alive(held[1]):
             if time.time() - held[1] < 2 * _BEAT_S:
                 break  # it has moved lately
+            if not told:
+                owner, left = held[0], _left_s(held[1])
+                told = True
+                _log.warning(
+                    "process %d on %s, which drove %s, is silent (this host may have been restarted since); "
+                    "it counts as dead in %.0f s: waiting",
+                    *(owner.pid, owner.host, self._study, left),
+                )
             time.sleep(1.0)
             now = self.holder()
             if now != held:
@@ -186,10 +210,18 @@ class Lease:
         self._last = 0.0
 
 
+def _left_s(beat: float) -> float:
+    """Seconds until a driver of which only this sign of life is known counts as dead."""
+    return LEASE_S - (time.time() - beat)
+
+
 def _boot() -> str:
-    """What tells one start of this machine from another."""
+    """What tells one start of this machine from another, and within it containers that see no process of each other;
+    "" where the system does not say.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 

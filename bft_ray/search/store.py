@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial
 
 from bft_ray.config import Config
 from bft_ray.config.assign import check_assignment
+from bft_ray.config.grid import num_trials
 from bft_ray.config.space import SearchSpace
 from bft_ray.errors import BadInput
 from bft_ray.metrics import higher_is_better
@@ -34,13 +35,13 @@ from bft_ray.search.frozen import STATES, freeze, means, outcome_of, plain_rungs
 from bft_ray.search.lease import Lease
 from bft_ray.search.record import State, TrialRecord
 from bft_ray.search.same_study import refuse_others, study_settings
-from bft_ray.search.suggest import num_trials
 from bft_ray.tracking.server import redact
 
 T = TypeVar("T")
 BySeed = Mapping[int, Mapping[str, float]]
 
 SEARCH, BASELINES, CONFIRMATION = "search", "baselines", "confirmation"
+_ABSENT = -1  # the id of a part that nobody has begun
 
 
 def studies(database: Database) -> list[str]:
@@ -61,9 +62,11 @@ def _begun(database: Database) -> dict[str, dict[str, Any]]:
 class Store:
     """The records of one part of one study; see the head of this file. Made by `create`, `find` and `open_part`."""
 
-    def __init__(self, database: Database, study: str, part: str, study_id: int, metric: str, lease: Lease):
+    def __init__(
+        self, database: Database, study: str, part: str, study_id: int, metric: str, lease: Lease, *, make: bool
+    ):
         self.database, self.study, self.part, self.metric, self.lease = database, study, part, metric, lease
-        self._storage, self._id = database.storage, study_id
+        self._storage, self._id, self._make = database.storage, study_id, make
         self._new: tuple[Mapping[str, Any], int] | None = None  # settings and trials, to be put down by the driver
         self._mine: dict[int, TrialRecord] | None = None  # all records, while this process drives the study
 
@@ -78,7 +81,7 @@ class Store:
             BadConfig: it is there with other settings or data; tells each that changed.
         """
         study, settings = f"{space.name}/{space.domain or base.domain}", study_settings(space, base, data)
-        store = cls._open(database, study, SEARCH, space.objective.metric)
+        store = cls._open(database, study, SEARCH, space.objective.metric, Lease(database, study), make=True)
         old = store.notes().get("settings")
         if old is not None:
             refuse_others(study, old, settings)
@@ -103,26 +106,31 @@ class Store:
         if study not in known:
             has = f"It holds {', '.join(sorted(known))}." if known else "It holds no study."
             raise BadInput("study", study, f"a study of {database.shown}", has)
-        return cls._open(database, study, SEARCH, known[study]["space.objective.metric"])
+        metric, lease = known[study]["space.objective.metric"], Lease(database, study)
+        return cls._open(database, study, SEARCH, metric, lease, make=False)
 
     @classmethod
-    def _open(cls, database: Database, study: str, part: str, metric: str, lease: Lease | None = None) -> Store:
+    def _open(cls, database: Database, study: str, part: str, metric: str, lease: Lease, make: bool) -> Store:
         storage, name = database.storage, f"{study}/{part}"
         direction = StudyDirection.MAXIMIZE if higher_is_better(metric) else StudyDirection.MINIMIZE
 
         def open_it() -> int:
             with contextlib.suppress(KeyError):
                 return storage.get_study_id_from_name(name)
+            if not make:
+                return _ABSENT
             with contextlib.suppress(DuplicatedStudyError):  # by another process, at this moment
                 return storage.create_new_study([direction], name)
             return storage.get_study_id_from_name(name)
 
         study_id = database.patiently("opening the study", open_it)
-        return cls(database, study, part, study_id, metric, lease or Lease(database, study))
+        return cls(database, study, part, study_id, metric, lease, make=make)
 
     def open_part(self, part: str) -> Store:
-        """Another part of the same study, under the same lease; made where it is not there."""
-        return Store._open(self.database, self.study, part, self.metric, self.lease)
+        """Another part of the same study, under the same lease. A store that `create` made makes it where it is not
+        there; of one that `find` found it is empty then.
+        """
+        return Store._open(self.database, self.study, part, self.metric, self.lease, self._make)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -409,6 +417,8 @@ class Store:
         self._patiently("writing to a trial", write)
 
     def _trials(self) -> list[FrozenTrial]:
+        if self._id == _ABSENT:
+            return []
         return self._patiently("reading trials", lambda: self._storage.get_all_trials(self._id, deepcopy=False))
 
     def _patiently(self, doing: str, call: Callable[[], T]) -> T:

@@ -13,7 +13,6 @@ from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.train import storage
-from bft_ray.train.stretch import is_one_process
 
 #: fields -> what stands before their value in the name of a trial
 _SHORT = {
@@ -93,7 +92,7 @@ class Study:
         a trial of several workers because killing those leaves their reservation behind, one of several seeds because
         these wait for each other, and a deterministic one because it waits for others that need its place.
         """
-        return is_one_process(config) and len(self.space.seeds) == 1 and not self.space.deterministic
+        return config.is_one_process and len(self.space.seeds) == 1 and not self.space.deterministic
 
 
 def trial_name(assignment: Mapping[str, Any], first: str = "") -> str:

@@ -36,7 +36,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from bft_ray.config.assign import active
-from bft_ray.config.grid import grid, num_combinations
+from bft_ray.config.grid import grid, num_combinations, num_trials
 from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.errors import BadInput
 from bft_ray.metrics import higher_is_better
@@ -52,14 +52,6 @@ _LEAST_BATCH = 8
 WINDOW = 200
 _BEST = 50
 _ANY_TIME = datetime(2000, 1, 1)  # trials must have one; no sampler looks at it
-
-
-def num_trials(space: SearchSpace) -> int:
-    """How many trials the search proposes, merged ones included: the budget, or the whole grid if that is smaller."""
-    combinations = num_combinations(space)
-    if space.budget.trials is None or (space.sampler.kind == "grid" and combinations is not None):
-        return min(space.budget.trials or combinations or 0, combinations or 0)
-    return space.budget.trials
 
 
 def batch_size(space: SearchSpace) -> int:

@@ -37,11 +37,11 @@ from bft_ray.search.conductor import OVER, Conductor  # noqa: E402
 from bft_ray.search.leg import Leg  # noqa: E402
 from bft_ray.search.trainable import TrialActor  # noqa: E402
 from bft_ray.spread import num_places, worker_resources  # noqa: E402
-from bft_ray.train.stretch import is_one_process  # noqa: E402
+from bft_ray.train.workers import free_orphans  # noqa: E402
 
 log = logging.getLogger(__name__)
 
-_COUNT_S = 5.0  # between two looks at the size of the cluster
+_COUNT_S = 5.0  # between two looks at the cluster
 _LOOK_S = 0.25  # between two calls of `look`
 
 
@@ -61,7 +61,10 @@ def run(
     Raises:
         Exception: what the conductor or `look` has raised, as it was.
     """
-    bridge = _Bridge(conductor, _both(_room(config.cluster), look))
+    looks = [_room(config.cluster), look]
+    if not config.is_one_process:
+        looks.append(_now_and_then(free_orphans))
+    bridge = _Bridge(conductor, looks)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would tell every error with pages of its own
     with tempfile.TemporaryDirectory(prefix="bft_ray_tune_") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's, about its own settings
@@ -123,10 +126,14 @@ def _room(cluster: ClusterConfig) -> Callable[[], None]:
     return look
 
 
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+def _now_and_then(function: Callable[[], None]) -> Callable[[], None]:
+    called = 0.0
+
     def call() -> None:
-        first()
-        second()
+        nonlocal called
+        if time.monotonic() - called >= _COUNT_S:
+            called = time.monotonic()
+            function()
 
     return call
 
@@ -150,15 +157,15 @@ def _resources(config: Config) -> tune.PlacementGroupFactory:
     it to hold something.
     """
     return tune.PlacementGroupFactory(
-        [worker_resources(config.cluster) if is_one_process(config) else {"memory": 2.0**20}]
+        [worker_resources(config.cluster) if config.is_one_process else {"memory": 2.0**20}]
     )
 
 
 class _Bridge:
     """What Tune's three hooks share. What the conductor raises is kept, for Tune would wrap it or swallow it."""
 
-    def __init__(self, conductor: Conductor, look: Callable[[], None]):
-        self.conductor, self._look = conductor, look
+    def __init__(self, conductor: Conductor, looks: Sequence[Callable[[], None]]):
+        self.conductor, self._looks = conductor, looks
         self.legs: dict[str, Leg] = {}  # by the id that Tune gave
         self.error: BaseException | None = None
         self._looked = 0.0
@@ -178,7 +185,8 @@ class _Bridge:
     def look(self) -> None:
         if time.monotonic() - self._looked >= _LOOK_S:
             self._looked = time.monotonic()
-            self.call(self._look)
+            for look in self._looks:
+                self.call(look)
 
 
 class _Suggestions(Searcher):

@@ -18,7 +18,7 @@ from bft_ray.search.trial import TrialResult, paused_at, trial
 from bft_ray.search.warm import Warm
 from bft_ray.tracking.server import redact
 from bft_ray.train import storage
-from bft_ray.train.stretch import is_one_process, measure_weights, stretch
+from bft_ray.train.stretch import measure_weights, stretch
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
     run, reason, is_lasting, is_broken = run or Run(leg.key), "", False, False
     try:
         config = make_config(leg.tree)
-        measuring = _alone(leg, config, run, warm) if is_one_process(config) else _together(leg, config, run)
+        measuring = _alone(leg, config, run, warm) if config.is_one_process else _together(leg, config, run)
         with closing(measuring) as stops:
             for _ in stops:
                 run.write(leg)

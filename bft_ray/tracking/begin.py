@@ -6,8 +6,10 @@ import contextlib
 import getpass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
-from bft_ray.tracking.server import redact
+from bft_ray.tracking.sender import patiently
+from bft_ray.tracking.server import absolute_uri, connect, redact, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,6 +78,26 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
             raise
         remedy = "Was the database moved or exchanged? Give its address, or another `name` to begin a new run."
         raise BadInput("run_id", run_id, "a run of the tracking server", remedy) from None
+
+
+def has_run(tracking: TrackingConfig, run_id: str) -> bool:
+    """Whether the server has a run, and nobody has deleted it; makes no database where there is none.
+
+    Raises:
+        Exception: of MLflow, if the server stays away for `tracking.timeout_s`.
+    """
+    path = sqlite_path(absolute_uri(tracking.uri))
+    if path is not None and not path.exists():
+        return False
+    client = connect(absolute_uri(tracking.uri))
+
+    def is_there() -> bool:
+        try:
+            return get_run(client, run_id).info.lifecycle_stage == "active"
+        except BadInput:
+            return False
+
+    return patiently(tracking.timeout_s, is_there)
 
 
 def create_run(client: MlflowClient, experiment_id: str, run_name: str, tags: dict[str, str]) -> str:

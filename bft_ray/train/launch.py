@@ -230,7 +230,8 @@ def _finish(
     after: dict[str, float] = {}
     if datasets.get("validation") or config.evaluation.tasks:
         display.line("evaluating the trained model")
-        model = config.model.model_copy(update={"path": str(local), "adapter": None})
+        # not `local`: workers on other nodes fetch it for themselves
+        model = config.model.model_copy(update={"path": exported, "adapter": None})
         after = evaluate_model(config.model_copy(update={"model": model})).metrics
         tracker.log_metrics(_final(after), step=step)
     text = model_card(

@@ -7,12 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from bft_ray.data.remote import filesystem_at as _at
+from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
-
-
-def is_remote(path: str) -> bool:
-    """Whether the path is a URI of an object store rather than a folder."""
-    return "://" in path and not path.startswith("file://")
 
 
 def absolute(path: str) -> str:
@@ -89,19 +86,28 @@ def fetch_folder(path: str, into: Path | None = None) -> Path:
     """A local folder with what lies at `path`: the folder itself, or a copy of what the store holds.
 
     Args:
-        into: where the copy goes; None: a new temporary folder.
+        into: where the copy goes; None: where this machine keeps such copies (`bft_ray.data.remote`).
 
     Raises:
         FileNotFoundError: the store holds no such folder.
     """
     if not is_remote(path):
         return Path(path)
+    if into is None:
+        return local_copy(path)
     import pyarrow.fs
 
     filesystem, place = _at(path)
-    local = into or Path(tempfile.mkdtemp(prefix="bft_ray_fetch_"))
-    pyarrow.fs.copy_files(place, str(local), source_filesystem=filesystem)
-    return local
+    pyarrow.fs.copy_files(place, str(into), source_filesystem=filesystem)
+    return into
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a folder."""
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    return filesystem.get_file_info(place).type == pyarrow.fs.FileType.Directory
 
 
 def remove_folder(path: str) -> None:
@@ -112,11 +118,3 @@ def remove_folder(path: str) -> None:
     filesystem, place = _at(path)
     with contextlib.suppress(FileNotFoundError):
         filesystem.delete_dir(place)
-
-
-def _at(path: str):
-    import pyarrow.fs
-
-    if is_remote(path):
-        return pyarrow.fs.FileSystem.from_uri(path)
-    return pyarrow.fs.LocalFileSystem(), path

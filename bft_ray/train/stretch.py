@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Collection
 
 from bft_ray.config import Config, make_config
 from bft_ray.evaluate.run import EvaluationResult, evaluate_model
-from bft_ray.train import storage
 from bft_ray.train.workers import run_workers
-
-
-def is_one_process(config: Config) -> bool:
-    """Whether a trial of this config runs within one process, rather than in stretches through Ray Train."""
-    return config.cluster.num_workers == 1 and config.deepspeed.preset != "zero3"
 
 
 def stretch(config: Config, folder: str, until: int | None, weights: str) -> tuple[int, list[dict[str, float]]]:
@@ -47,19 +40,14 @@ def measure_weights(config: Config, weights: str | None, names: Collection[str] 
     """What weights get in the sets of these names (None: all), on the workers of `config.cluster`.
 
     Args:
-        weights: folder or URI; None: the base model.
+        weights: folder or URI, which each node fetches for itself; None: the base model.
     """
     import ray
 
     model = config.model
-    local = None if weights is None else storage.fetch_folder(weights)
-    if local is not None:
-        model = model.model_copy(update={"path": str(local), "adapter": None})
+    if weights is not None:
+        model = model.model_copy(update={"path": weights, "adapter": None})
     # the address: not in this process, which has neither CPUs nor a GPU of its own
     cluster = config.cluster.model_copy(update={"address": ray.get_runtime_context().gcs_address})
-    try:
-        asked = config.model_copy(update={"model": model, "cluster": cluster})
-        return evaluate_model(asked, names=None if names is None else list(names))
-    finally:
-        if weights is not None and local is not None and storage.is_remote(weights):
-            shutil.rmtree(local, ignore_errors=True)
+    asked = config.model_copy(update={"model": model, "cluster": cluster})
+    return evaluate_model(asked, names=None if names is None else list(names))

@@ -1,0 +1,96 @@
+"""What lies in an object store, as a folder of this machine: fetched once, and shared by its processes.
+
+A copy is known by its URI and by names, sizes and times of the files there: where these change, another one is made. So
+every node that is handed a URI finds the same content, whichever node wrote it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_KEPT = 4  # copies that stay, those used last: a base model, and what is measured on it
+_IN_USE_S = 3600.0  # one that was asked for so lately stays too: a process may be about to read it
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is a URI of an object store rather than a folder."""
+    return "://" in path and not path.startswith("file://")
+
+
+def filesystem_at(path: str) -> tuple[Any, str]:
+    """pyarrow's file system, and the path on it."""
+    import pyarrow.fs
+
+    if is_remote(path):
+        return pyarrow.fs.FileSystem.from_uri(path)
+    return pyarrow.fs.LocalFileSystem(), path
+
+
+def local_copy(uri: str, cache: Path | None = None) -> Path:
+    """A folder of this machine with what lies at a URI now.
+
+    Args:
+        cache: where copies lie; None: ~/.cache/bft_ray/fetched. The oldest ones are deleted when another one comes.
+
+    Raises:
+        FileNotFoundError: the store holds no such folder.
+        OSError, ValueError: it does not answer, refuses, or the copy cannot be written.
+    """
+    import pyarrow.fs
+
+    filesystem, place = filesystem_at(uri)
+    cache = cache or Path.home() / ".cache" / "bft_ray" / "fetched"
+    cache.mkdir(parents=True, exist_ok=True)
+    copy = cache / _key(uri, filesystem, place)
+    with _locked(cache):  # the others on this machine wait for the one that fetches
+        if not copy.is_dir():
+            _forget_old(cache)
+            temporary = Path(tempfile.mkdtemp(prefix="fetching-", dir=cache))
+            try:
+                pyarrow.fs.copy_files(place, str(temporary), source_filesystem=filesystem)
+                with contextlib.suppress(OSError):  # where nothing can be locked, another process was quicker
+                    os.rename(temporary, copy)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        os.utime(copy)
+    return copy
+
+
+def _key(uri: str, filesystem: Any, place: str) -> str:
+    """Of the URI and all files below it."""
+    import pyarrow.fs
+
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True, recursive=True))
+    files = sorted((info.path, info.size, str(info.mtime)) for info in found if info.is_file)
+    if not files:
+        raise FileNotFoundError(f"there are no files at {uri}")
+    return hashlib.sha256(json.dumps([uri, files]).encode()).hexdigest()[:32]
+
+
+def _forget_old(cache: Path) -> None:
+    """Also what a process that was killed has left half fetched."""
+    copies = [(path.stat().st_mtime, path) for path in cache.iterdir()]
+    for used, path in sorted(copies, reverse=True)[_KEPT:]:
+        if time.time() - used > _IN_USE_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks on folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
