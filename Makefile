@@ -38,4 +38,4 @@ cluster-down: $(READY)
 	$(VENV)/bin/python -m cluster.local down
 
 clean:
-	rm -rf $(VENV) bft_results mlflow.db mlruns build *.egg-info
+	rm -rf $(VENV) bft_results bft_studies.db* mlflow.db* mlartifacts mlruns build *.egg-info

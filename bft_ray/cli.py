@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint if the run has a name", file=sys.stderr)
+        print(f"interrupted{getattr(options, 'after_interrupt', '')}", file=sys.stderr)
         return 130
 
 
@@ -59,6 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     train = _command(commands, "train", _train, "fine-tune: Ray Train workers, DeepSpeed, one MLflow run")
+    goes_on = "; the same command goes on from the last checkpoint if the run has a name"
+    train.set_defaults(after_interrupt=goes_on)
     _config_arguments(train, nargs="?")
     train.add_argument("--champion", metavar="DOMAIN", help="the config that a study chose, instead of CONFIG")
     train.add_argument("--uri", help="tracking server or database that has the champion (default: that of a config)")
@@ -77,27 +79,35 @@ def make_parser() -> argparse.ArgumentParser:
     profile = _command(commands, "profile", _profile, "what windows, epsilons and caps would do to a dataset")
     _config_arguments(profile)
     profile.add_argument("--model", metavar="PATH", help="folder or hub id to profile with instead of model.path")
-    profile.add_argument("--out", metavar="FOLDER", help="where files go (default: STORAGE/profiles/DOMAIN)")
+    profile.add_argument("--out", metavar="FOLDER", help="where files go (default: STORAGE/profiles/DOMAIN[-MODEL])")
     profile.add_argument("--against", metavar="FOLDER", help="an earlier profile: how far have the weights moved?")
     profile.add_argument("--no-mlflow", action="store_true", help="record nothing in MLflow")
 
     search = _command(commands, "search", _search, "find the settings that suit a dataset, and confirm them")
+    search.set_defaults(after_interrupt="; the same command goes on with the study")
     search.add_argument("space", metavar="SPACE", help="search space: YAML file or a bundled one (--list)", nargs="?")
     search.add_argument(
         "overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the space (budget.trials=40) or of the config"
     )
     search.add_argument("--config", metavar="CONFIG", help="config to vary instead of the space's own")
-    search.add_argument("--database", metavar="URL", help="of the study (default: sqlite:///bft_studies.db)")
+    search.add_argument(
+        "--database",
+        metavar="URL",
+        help="of the study: sqlite:///FILE or postgresql://... (default: the environment variable STUDY_DATABASE, which "
+        "shows its password to nobody, else sqlite:///bft_studies.db)",
+    )
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
     how = search.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="check everything, say what would run and what it costs")
-    how.add_argument("--status", action="store_true", help="how the study stands, from any machine")
+    how.add_argument(
+        "--status", action="store_true", help="how the study stands, from any machine; without SPACE a line for each"
+    )
     how.add_argument("--cancel", action="store_true", help="end the study cleanly; the same command goes on with it")
     how.add_argument("--list", action="store_true", help="the search spaces that come with the package")
 
     best = _command(commands, "best", _best, "show what the studies of a domain have chosen, and how to use it")
     best.add_argument("domain", metavar="DOMAIN", help="sub-domain, e.g. medical_qa")
-    best.add_argument("--uri", help="tracking server or database (default: that of a config)")
+    best.add_argument("--uri", help="tracking server or database (default: MLFLOW_TRACKING_URI, else that of a config)")
     best.add_argument("--version", metavar="N", help="this version instead of the champion")
     best.add_argument("--yaml", action="store_true", help="print its config alone")
 
@@ -210,11 +220,12 @@ def _profile(options: argparse.Namespace) -> int:
         model = config.model.model_copy(update={"path": options.model, "adapter": None})
         config = config.model_copy(update={"model": model})
     from bft_ray.profile.page import to_text
-    from bft_ray.profile.run import profile_data
+    from bft_ray.profile.run import model_label, profile_data
 
     if not options.out and "://" in config.cluster.storage_path:
         raise BadInput("--out", None, "given where cluster.storage_path is an object store", "Name a local folder.")
-    out = Path(options.out) if options.out else Path(config.cluster.storage_path) / "profiles" / config.domain
+    name = f"{config.domain}-{model_label(options.model)}" if options.model else config.domain
+    out = Path(options.out) if options.out else Path(config.cluster.storage_path) / "profiles" / name
     against = Path(options.against) if options.against else None
     profile = profile_data(config, out, against, options.config, track=not options.no_mlflow, progress=_shards)
     print(to_text(profile))
@@ -229,10 +240,9 @@ def _search(options: argparse.Namespace) -> int:
         for name in spaces():
             print(f"{name:<20}{load_space(name).description}")
         return 0
-    from bft_ray.operate.studies import cancel_study, dry_run, run_study, status_of
-    from bft_ray.search.database import DEFAULT_DATABASE
+    from bft_ray.operate.studies import cancel_study, database_url, dry_run, run_study, status_of
 
-    database = options.database or DEFAULT_DATABASE
+    database = database_url(options.database)
     if options.status:
         print(status_of(options.space, options.config, options.overrides, database))
         return 0

@@ -19,15 +19,16 @@ def main(overrides: list[str]) -> int:
     """Run the study of the bundled search space, and say where to look."""
     began = time.monotonic()
     space, base = load_study("starter", overrides=overrides)
-    from bft_ray.search.database import DEFAULT_DATABASE  # late: torch and Ray
+    from bft_ray.search.best import where  # late: torch and Ray
+    from bft_ray.search.database import DEFAULT_DATABASE
     from bft_ray.search.drive import search
 
     result = search(space, base, DEFAULT_DATABASE)
-    bft_ray = Path(sys.executable).parent / "bft-ray"
+    bft_ray, (option, _) = Path(sys.executable).parent / "bft-ray", where(base.tracking.uri)
     print(f"\n{result.text}\n\nThe study took {time.monotonic() - began:.0f} s. Look on:")
     print(f"  {result.folder}/profile/profile.html   windows, epsilons and caps on this data")
-    print(f"  {bft_ray} best {base.domain}   the champion, from the registry")
-    print(f"  {bft_ray} train --champion {base.domain}   trains with its settings")
+    print(f"  {bft_ray} best {base.domain}{option}   the champion, from the registry")
+    print(f"  {bft_ray} train --champion {base.domain}{option}   trains with its settings")
     print(f"  {mlflow_command(base)}")
     return 0
 

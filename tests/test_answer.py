@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bft_ray.config import make_config
+from bft_ray.config.assign import with_overrides
 from bft_ray.errors import BftError
-from bft_ray.search.answer import answer, as_json
+from bft_ray.evaluate.run import evaluate_model
+from bft_ray.search.answer import _compare, _measure, answer, as_json
 from bft_ray.search.arms import arms_of
+from bft_ray.search.explain import explain
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, SEARCH
 from bft_ray.search.study import Study, trial_name
@@ -97,9 +101,80 @@ def test_the_test_split_is_looked_at_once(make_tree, tiny_data, tmp_path):
     assert json.dumps(as_json(again)) == json.dumps(as_json(found)) and len(lines) == 2
 
 
-def _finished(make_tree, tiny_data, tmp_path) -> tuple[Study, Executor]:
+SECOND = "kept/probability"
+
+
+class WithSecond(Executor):
+    """Also measures what the model may have forgotten: the inverse form forgets nearly all."""
+
+    def _walk(self, leg):
+        kept = 0.01 if leg.tree["loss"]["method"] == "bft_inverse" else 0.9
+        for reached in super()._walk(leg):
+            yield replace(reached, metrics=reached.metrics | {SECOND: kept + 1e-3 * (leg.seed % 5)})
+
+
+def test_a_second_objective_through_a_whole_study(make_tree, tiny_data, tmp_path):
+    """The base model is measured once, on the confirmation split; what loses more than it may is not chosen."""
+    second = {"metric": SECOND, "largest_loss": 0.05}
+    kept = {"kind": "choice", "name": "kept", "path": "starter:gene_interaction/choices_validation", "limit": 5}
+    more = {
+        "objective": {"metric": METRIC, "second": second},
+        "confirmation": {
+            "top_k": 3,
+            "overrides": {
+                "evaluation.tasks.0.path": "starter:gene_interaction/choices_confirmation",
+                "evaluation.tasks.1.path": "starter:gene_interaction/choices_test",
+            },
+        },
+    }
+    study, executor = _finished(make_tree, tiny_data, tmp_path, WithSecond, [kept], **more)
+    lines: list[str] = []
+    found = answer(study, executor.conductor.parts, lines.append)
+    assert found.choice is not None and lines == [f"{SECOND} of the base model"]
+    limit = found.choice.plan.second
+    assert limit is not None and limit.metric == SECOND and limit.largest_loss == 0.05
+    own = with_overrides(study.base, more["confirmation"]["overrides"], "confirmation")
+    assert limit.before == pytest.approx(evaluate_model(own, names=["kept"]).metrics[SECOND], abs=1e-6)
+    assert executor.conductor.parts[SEARCH].notes()["before"] == limit.before
+
+    runs = executor.records("confirmation")
+    for arm in found.choice.arms:
+        values = [record.metrics[SECOND] for record in runs if record.extra["arm"] == arm.name]
+        assert arm.second == pytest.approx(sum(values) / 5)
+        assert arm.excluded == ("breaks the limit" if limit.before - arm.second > 0.05 else "")
+    broken = [arm for arm in found.choice.arms if arm.excluded]
+    assert broken and all("bft_inverse" in arm.name for arm in broken)
+    assert found.champion is not None and "bft_inverse" not in found.champion.name
+    assert found.choice.arms[0].excluded  # the best in the first objective
+    again = answer(study, executor.conductor.parts, lines.append)
+    assert json.dumps(as_json(again)) == json.dumps(as_json(found)) and len(lines) == 1
+    text = explain(found.choice)
+    assert f"Second objective: {SECOND}" in text and f"- `{broken[0].name}`: breaks the limit" in text
+
+
+def test_the_test_split_tells_what_it_could_have_shown():
+    """Differences 1, 2, 3, 6 of four items: mean 3, sd sqrt(14/3)."""
+    own = {"metrics": {METRIC: 0.5}, "items": dict(zip("abcd", (1.0, 2.0, 3.0, 6.0), strict=True))}
+    default = {"metrics": {METRIC: 0.4}, "items": dict.fromkeys("abcd", 0.0)}
+    found = _compare(METRIC, "w64", {"w64": own, "bft": default})
+    se = math.sqrt(14 / 3) / 2
+    assert (found.gain, found.low) == (3.0, pytest.approx(3 - 3.182446 * se))
+    assert found.detectable == pytest.approx((3.182446 + 0.978472) * se)  # t(0.975) and t(0.8) with 3 degrees
+    one = {name: {**each, "items": {"a": 1.0}} for name, each in (("w64", own), ("bft", default))}
+    assert math.isnan(_compare(METRIC, "w64", one).detectable)
+
+
+def test_weights_that_are_gone_are_told(make_tree, tmp_path):
+    config = make_config(make_tree())
+    with pytest.raises(BftError, match=r"the weights .*nowhere are gone"):
+        _measure(config, str(tmp_path / "nowhere"))
+
+
+def _finished(
+    make_tree, tiny_data, tmp_path, kind: type[Executor] = Executor, tasks: list[dict] | None = None, **more
+) -> tuple[Study, Executor]:
     """A study of the tiny model whose trials were only pretended."""
-    choices = [{"kind": "choice", "path": "starter:gene_interaction/choices_validation", "limit": 6}]
+    choices = [{"kind": "choice", "path": "starter:gene_interaction/choices_validation", "limit": 6}, *(tasks or [])]
     base = make_tree(evaluation={"tasks": choices, "batch_tokens": 512})
     base["data"]["validation"], base["checkpoint"] = [], {"export": "last", "keep": 2}
     del base["name"]
@@ -109,8 +184,8 @@ def _finished(make_tree, tiny_data, tmp_path) -> tuple[Study, Executor]:
             "overrides": {"evaluation.tasks.0.path": "starter:gene_interaction/choices_confirmation"},
             "test": {"evaluation.tasks.0.path": "starter:gene_interaction/choices_test"},
         }
-    }
+    } | more
     study = replace(make_study(tmp_path, **more), base=make_config(base))
-    executor = Executor(study, f"sqlite:///{tmp_path}/study.db")
+    executor = kind(study, f"sqlite:///{tmp_path}/study.db")
     assert executor.run()
     return study, executor

@@ -76,13 +76,14 @@ def test_a_baseline_beyond_noise_of_all_is_the_champion():
     assert all(comparison.is_better for comparison in choice.against)
     assert explain(choice).startswith("**The baseline `sft` wins, not BFT**, by +0.")
     assert "Over `a` it gains +0.1" in explain(choice)
+    assert "beyond noise it beats the default bft and every candidate that does so too." in explain(choice)
 
 
 def test_a_baseline_that_ties_with_a_candidate_does_not_win():
     choice = chosen({"a": 0.1, "sft": 0.102})
     assert (choice.champion, choice.verdict) == ("a", "candidate")
     assert choice.arms[0].name == "sft"
-    assert "But `sft` had a higher mean still" in explain(choice).splitlines()[0]
+    assert "But `sft` had a better mean still" in explain(choice).splitlines()[0]
 
 
 def test_candidates_within_noise_of_the_default_do_not_shield_it_from_a_baseline():
@@ -98,6 +99,17 @@ def test_candidates_within_noise_of_the_default_do_not_shield_it_from_a_baseline
     ]
     choice = choose(records, PLAN, draws=500)
     assert choice.champion == "sft" and [comparison.against for comparison in choice.against] == ["bft"]
+    text = explain(choice)
+    assert "beyond noise it beats the default bft, which no candidate does." in text.splitlines()[0]
+    assert "That it is better than `a` is not shown: their intervals overlap with its own." in text
+
+
+def test_what_the_data_rule_out_is_not_more_than_their_intervals_say():
+    choice = chosen({"a": -0.3, "b": -0.3, "sft": -0.3, "dft": -0.3})
+    assert choice.champion == "bft" and all(arm.gain.high < 0 for arm in choice.arms if arm.gain)
+    text = explain(choice)
+    assert "as far as intervals of 95% tell" in text and "none is likely to be better than the default" in text
+    assert "can be better" not in text
 
 
 def test_the_same_runs_under_two_names_are_a_tie():

@@ -126,7 +126,9 @@ def test_up_again_says_that_it_runs(folder):
 def test_a_search_as_a_job(folder, env, make_tree, tiny_data, tmp_path):
     """What KubeRay does with cluster/kuberay/rayjob.yaml, here: by addresses alone, from what git does not ignore."""
     confirmation = tmp_path / "confirmation.jsonl"
-    confirmation.write_text("\n".join(reversed(tiny_data.read_text().splitlines())))
+    rows = [json.loads(row) for row in tiny_data.read_text().splitlines()]
+    turned = [row | {"prompt": row["completion"], "completion": row["prompt"]} for row in rows]  # rows of its own
+    confirmation.write_text("\n".join(map(json.dumps, turned)))
     tree = make_tree(cluster={"num_workers": 1, "gpus_per_worker": 0})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     space = {
@@ -148,11 +150,10 @@ def test_a_search_as_a_job(folder, env, make_tree, tiny_data, tmp_path):
         },
     }
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
-    words = f'exec python -m jobs.search {tmp_path}/space.yaml --no-profile --database "$STUDY_DATABASE"'
-    words += f' tracking.uri="$MLFLOW_TRACKING_URI" cluster.storage_path={tmp_path}/shared'
+    words = ["python", "-m", "jobs.search", f"{tmp_path}/space.yaml", f"cluster.storage_path={tmp_path}/shared"]
     runtime = {"env_vars": {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}}
     command = ["ray", "job", "submit", "--working-dir", str(ROOT), "--runtime-env-json", json.dumps(runtime)]
-    command += ["--submission-id", "search", "--", "sh", "-c", words]
+    command += ["--submission-id", "search", "--", *words]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S, cwd="/")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
@@ -166,7 +167,7 @@ def test_a_search_as_a_job(folder, env, make_tree, tiny_data, tmp_path):
     assert any(path.is_file() for path in artifacts.rglob("*"))
     assert (tmp_path / "shared").is_dir() and not (tmp_path / "mlflow.db").exists()
     listed = subprocess.run(["ray", "job", "list"], env=env, capture_output=True, text=True, timeout=60)
-    assert "$STUDY_DATABASE" in listed.stdout and (folder / "postgres_password").read_text() not in listed.stdout
+    assert "jobs.search" in listed.stdout and (folder / "postgres_password").read_text() not in listed.stdout
 
 
 def test_down_leaves_no_process_and_up_goes_on_with_the_data(folder, env):

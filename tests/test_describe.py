@@ -16,6 +16,7 @@ from bft_ray.search.compare import evidence, reach, verdict
 from bft_ray.search.describe import LIMIT, TestResult, conclusion, describe
 from bft_ray.search.explain import explain
 from bft_ray.search.record import TrialRecord, mean
+from bft_ray.tracking.server import absolute_uri
 
 METRIC = "choices/probability"
 PLAN = Plan(METRIC, ("w128 lr0.001", "w64 lr0.001"), ("sft", "bft"), "bft", (1, 2, 3, 4, 5))
@@ -33,7 +34,7 @@ def space(**more: Any) -> SearchSpace:
         "objective": {"metric": METRIC},
         "budget": {"trials": 20},
         "scheduler": {"kind": "asha", "grace_steps": 9},
-        "confirmation": {"overrides": {"data.validation.0.path": "x"}},
+        "confirmation": {"top_k": 2, "overrides": {"data.validation.0.path": "x"}},
     }
     return SearchSpace.model_validate(tree | more)
 
@@ -67,7 +68,7 @@ RECORDS = {
         trial(4, state="failed", reason="out of memory"),
     ],
 }
-TEST = TestResult("w128 lr0.001", "bft", METRIC, 0.391, 0.352, 0.0391, 0.0101, 0.0681, 200)
+TEST = TestResult("w128 lr0.001", "bft", METRIC, 0.391, 0.352, 0.0391, 0.0101, 0.0681, 200, 0.0415)
 
 
 def chosen(shifts: dict[str, float], plan: Plan = PLAN) -> Choice:
@@ -97,7 +98,7 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
     assert lines[0] == explain(WON).splitlines()[0] and lines[0].startswith("**`w128 lr0.001` wins**, by +0.1")
     assert lines[2] == (
         "**Test split, looked at once**: `w128 lr0.001` has choices/probability 0.391 on 200 items, the default `bft` 0.352: "
-        "gain +0.0391 [+0.0101, +0.0681], paired by item."
+        "gain +0.0391 [+0.0101, +0.0681], paired by item. A true gain of 0.0415 shows in 8 of 10 such tests."
     )
     for line in (
         "| loss.method | bft_inverse |",  # fixed, and of the loss
@@ -138,15 +139,46 @@ def test_settings_of_a_baseline_that_won():
 
 
 def test_the_test_split_may_not_agree():
-    worse = TestResult("a", "bft", METRIC, 0.3, 0.352, -0.05, -0.06, -0.04, 200)
-    alone = TestResult("a", "bft", METRIC, 0.3, 0.299, 0.001, math.nan, math.nan, 1)
-    near = TestResult("a", "bft", METRIC, 0.3, 0.299, 0.001, -0.06, 0.07, 200)
-    same = TestResult("bft", "bft", METRIC, 0.3, 0.3, 0.0, 0.0, 0.0, 200)
+    worse = TestResult("a", "bft", METRIC, 0.3, 0.352, -0.05, -0.06, -0.04, 200, 0.014)
+    alone = TestResult("a", "bft", METRIC, 0.3, 0.299, 0.001, math.nan, math.nan, 1, math.nan)
+    near = TestResult("a", "bft", METRIC, 0.3, 0.299, 0.001, -0.06, 0.07, 200, 0.09)
+    same = TestResult("bft", "bft", METRIC, 0.3, 0.3, 0.0, 0.0, 0.0, 200, 0.0)
     notes = [describe(RECORDS, space(), WON, test, domain="d").splitlines()[2] for test in (worse, near, same, alone)]
-    assert notes[0].endswith("paired by item. It is worse there.")
-    assert notes[1].endswith("paired by item. The gain is not beyond noise there.")
+    told = "A true gain of {} shows in 8 of 10 such tests."
+    assert notes[0].endswith("paired by item. It is worse there. " + told.format("0.0140"))
+    assert notes[1].endswith("paired by item. The gain is not beyond noise there. " + told.format("0.0900"))
     assert notes[3].endswith("The gain is not beyond noise there.")
     assert notes[2].endswith("has choices/probability 0.300 on 200 items; it is the default.")
+
+
+def test_fewer_candidates_than_were_asked_for_are_told():
+    asked = space(confirmation={"top_k": 3, "overrides": {"data.validation.0.path": "x"}})
+    told = "Confirmed: 2 of the 3 candidates"
+    assert f"**{told}** that confirmation.top_k asks for." in describe(RECORDS, asked, WON, TEST, domain="d")
+    assert told in conclusion(RECORDS, asked, WON, TEST, domain="d")
+    assert "Confirmed:" not in describe(RECORDS, space(), WON, TEST, domain="d")
+    none = chosen({}, Plan(METRIC, (), ("sft", "bft"), "bft", (1, 2)))
+    assert "**Confirmed: none of the 2 candidates**" in describe(RECORDS, space(), none, None, domain="d")
+
+
+@pytest.mark.parametrize(
+    ("uri", "option"),
+    [
+        ("sqlite:///mlflow.db", ""),
+        (absolute_uri("sqlite:///mlflow.db"), ""),  # the driver pins it
+        ("sqlite:////data/my runs.db", " --uri 'sqlite:////data/my runs.db'"),
+        ("http://mlflow:5000", " --uri http://mlflow:5000"),
+        ("postgresql://ann:s3cr3t@db/mlflow", ' --uri "$MLFLOW_TRACKING_URI"'),
+    ],
+)
+def test_the_commands_work_as_they_are_printed(uri, option):
+    texts = [tell(RECORDS, space(), WON, TEST, domain="d", uri=uri) for tell in (describe, conclusion)]
+    for text in texts:
+        assert f"bft-ray best d{option}" in text and f"bft-ray train --champion d{option}" in text
+        assert "s3cr3t" not in text and ("MLFLOW_TRACKING_URI=postgresql://ann:***@db/mlflow" in text) == (
+            "$" in option
+        )
+        assert ("--uri" in text) == bool(option)
 
 
 @pytest.mark.parametrize(("num_arms", "kept"), [(3, range(10, 11)), (58, range(1, 10)), (200, range(1))])

@@ -15,6 +15,7 @@ import yaml
 
 from bft_ray.cli import make_parser
 from bft_ray.config.study import load_study
+from bft_ray.operate.studies import database_url
 from tests.conftest import ROOT, SHARED
 
 FOLDER = ROOT / "cluster" / "kuberay"
@@ -151,27 +152,24 @@ def test_secrets_come_from_the_secret_that_the_comments_name():
         assert "STUDY_DATABASE" not in {variable["name"] for variable in container["env"]}
 
 
-def test_the_entrypoint_is_a_search_and_its_record_has_no_password(tmp_path):
+def test_the_entrypoint_is_a_search_and_its_record_has_no_password(tmp_path, monkeypatch):
     """As KubeRay's submitter hands it to `ray job submit`, that to Ray, and Ray to the shell of the head."""
     stub = "ray() { shift 3; printf '%s\\0' \"$@\"; }"
     submitter = subprocess.check_output(["bash", "-ec", f"{stub}; ray job submit -- {JOB['spec']['entrypoint']} ;"])
     record = shlex.join(submitter.decode().split("\0")[:-1])
-    assert "$STUDY_DATABASE" in record and "p&ss" not in record
+    assert "STUDY_DATABASE" not in record and "tracking.uri" not in record
 
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
     python.chmod(0o755)
-    env = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "STUDY_DATABASE": ADDRESS,
-        "MLFLOW_TRACKING_URI": "http://m:5000",
-    }
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     got = subprocess.check_output(record, shell=True, env=env).decode().split("\0")[:-1]
     assert got[:2] == ["-m", "jobs.search"]
     options, rest = make_parser().parse_known_args(["search", *got[2:]])
     overrides = [*options.overrides, *rest]
-    assert options.database == ADDRESS and options.config.startswith("/results/")
+    assert options.config.startswith("/results/") and "cluster.storage_path=/results" in overrides
     assert all("=" in word and not word.startswith("-") for word in rest)
+    monkeypatch.setenv("STUDY_DATABASE", ADDRESS)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://m:5000")
     _, base = load_study(options.space, None, overrides)
-    assert "tracking.uri=http://m:5000" in overrides and "cluster.storage_path=/results" in overrides
-    assert base is not None
+    assert database_url(options.database) == ADDRESS and base.tracking.uri == "http://m:5000"

@@ -6,6 +6,7 @@ import contextlib
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,6 +14,8 @@ from bft_ray.cli import main
 from bft_ray.config import Config, TrackingConfig, config_from_yaml, load_config, make_config, to_yaml
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.search.best import champion_config, describe_champion
+from bft_ray.search.choose import Choice, Plan, Record, choose
+from bft_ray.search.conclude import champion_tags
 from bft_ray.tracking import registry
 from bft_ray.tracking.registry import Champion, find_champion, register_champion
 from bft_ray.tracking.run import Tracker
@@ -182,6 +185,64 @@ def test_a_champion_without_evidence_is_described_all_the_same(config):
     bare = Champion("math", "1", "bft-math", {"value": "None", "gain": "?"}, to_yaml(config), "r", "/weights", 0.0)
     text = describe_champion(bare, TrackingConfig().uri)
     assert "metric    None" in text and "bft-ray train --champion math\n" in text and "--uri" not in text
+
+
+PLAN = Plan("choices/probability", ("w64",), ("sft", "bft"), "bft", (1, 2))
+
+
+def choice_of(shift: float) -> Choice:
+    """`w64` is better than the default by so much, on all but a little noise."""
+    noise = np.random.default_rng(0).normal(size=(3, 2, 30)) * 0.02
+    arms = {"w64": shift, "sft": -0.3, "bft": 0.0}
+    return choose(
+        [
+            Record(name, seed, {str(i): 0.5 + own + float(noise[arm, seed - 1, i]) for i in range(30)})
+            for arm, (name, own) in enumerate(arms.items())
+            for seed in PLAN.seeds
+        ],
+        PLAN,
+        draws=200,
+    )
+
+
+def test_the_evidence_of_a_candidate_and_of_a_default(config):
+    won, stays = choice_of(0.3), choice_of(0.0)
+    assert (won.champion, stays.champion) == ("w64", "bft")
+    tags = champion_tags(won, config)
+    gain = won.arm("w64").gain
+    assert gain is not None and float(tags["gain"]) == gain.gain and float(tags["detectable"]) == gain.detectable
+    assert tags["interval"] == f"[{gain.low:.6g}, {gain.high:.6g}]" and "best_candidate" not in tags
+    published = load_config("starter", ["loss.method=bft"])
+    tags, best = champion_tags(stays, published), stays.arm("w64").gain
+    assert best is not None and not {"gain", "interval", "detectable"} & set(tags)
+    assert (tags["best_candidate"], float(tags["best_candidate_gain"])) == ("w64", best.gain)
+    assert tags["best_candidate_interval"] == f"[{best.low:.6g}, {best.high:.6g}]"
+    text = describe_champion(Champion("d", "1", "bft-d", tags, to_yaml(published), "r", "/w", 0.0), "sqlite:///x.db")
+    line = next(line for line in text.splitlines() if line.startswith("gain"))
+    assert line == (
+        f"gain      none, it is the default; the best candidate, w64, has {best.gain:+.4g} "
+        f"{tags['best_candidate_interval']} over it; a true gain of {best.detectable:.4g} shows in 8 of 10 such studies"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["loss.method=sft"], {}),
+        (["loss.method=bft"], {"window": "256"}),
+        (["loss.method=bft", "loss.weight_cap=0.5"], {"window": "256", "weight_cap": "0.5"}),
+        (["loss.method=bft_inverse"], {"window": "256", "epsilon": "0.05", "weight_cap": "8.0"}),
+    ],
+)
+def test_tags_tell_settings_that_act(settings, expected):
+    tags = champion_tags(choice_of(0.0), load_config("starter", settings))
+    assert {name: tags[name] for name in ("window", "epsilon", "weight_cap") if name in tags} == expected
+
+
+def test_commands_of_a_server_with_a_password(config):
+    own = Champion("d", "1", "bft-d", {}, to_yaml(config), "r", "/w", 0.0)
+    text = describe_champion(own, "postgresql://ann:s3cr3t@db/x")
+    assert 'bft-ray best d --uri "$MLFLOW_TRACKING_URI" --yaml > d.yaml' in text and "s3cr3t" not in text
 
 
 def test_train_takes_the_config_of_a_champion(store, champion, config):

@@ -217,7 +217,10 @@ def test_a_study_and_its_twin_that_is_killed_and_cancelled(files, tmp_path, capf
     shown = capfd.readouterr().out
     assert "calm/test, finished" in shown and "10 of 10 finished" in shown
     assert main(["search", "--status", *words]) == 0
-    assert capfd.readouterr().out.split() == ["calm/test", "killed/test"]
+    assert [line.split()[:2] for line in capfd.readouterr().out.splitlines()] == [
+        ["calm/test", "finished"],
+        ["killed/test", "finished"],
+    ]
     assert main(["search", str(spaces["calm"]), "budget.trials=20", *words]) == 2
     assert main(["best", "test", "--uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
     assert "validation/token_accuracy" in capfd.readouterr().out

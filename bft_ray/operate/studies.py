@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from bft_ray.config import Config
+from bft_ray.config.assign import config_of
 from bft_ray.config.cost import describe
+from bft_ray.config.grid import representatives
 from bft_ray.config.study import find_space, load_study
 from bft_ray.errors import BadInput
 from bft_ray.metrics import format_value
 from bft_ray.search.agenda import PARTS
 from bft_ray.search.database import DEFAULT_DATABASE, Database
 from bft_ray.search.drive import search
-from bft_ray.search.leaderboard import as_text, status_text
+from bft_ray.search.leaderboard import as_text, best, counts, expected_s, span, status_text, tuned
 from bft_ray.search.lease import Owner
 from bft_ray.search.ready import look_at
 from bft_ray.search.record import TrialRecord, mean
-from bft_ray.search.store import CONFIRMATION, SEARCH, Store, studies
+from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, Store, studies
+
+_NUM_FAILED = 3  # whose reasons are shown
+_GO_ON = ": the same `bft-ray search` goes on with it"
+
+
+def database_url(given: str | None) -> str:
+    """Of the studies: what is given, else the environment's, where no list of processes and no record of a job shows
+    its password, else a file.
+    """
+    return given or os.environ.get("STUDY_DATABASE") or DEFAULT_DATABASE
 
 
 def run_study(source: str, config: str | None, overrides: Sequence[str], database: str, *, profile: bool = True) -> str:
@@ -27,12 +43,37 @@ def run_study(source: str, config: str | None, overrides: Sequence[str], databas
     Raises:
         BadInput, BadConfig, BftError: see `search`.
     """
-    if database == DEFAULT_DATABASE and "_ray_pkg_" in os.getcwd():
-        rule = "an address outside of the job's working directory, which ends with the job"
-        raise BadInput("--database", database, rule, "Give sqlite:////SHARED/FOLDER/studies.db or postgresql://...")
     space, base = load_study(source, config, overrides)
+    if "_ray_pkg_" in os.getcwd():
+        _require_outlasting(database, config_of(base, space, representatives(space, 1)[0]))
     result = search(space, base, database, profile=profile)
     return result.text
+
+
+def _require_outlasting(database: str, first: Config) -> None:
+    """That the folder which Ray made for a job, and deletes after it, holds nothing which a study is resumed from.
+
+    Raises:
+        BadInput: names the address, and what to give instead.
+    """
+    rule = "outside of the job's working directory, which ends with the job"
+    for field, value, remedy in (
+        (
+            "--database",
+            database,
+            "Set STUDY_DATABASE=postgresql://... for the job, or give sqlite:////SHARED/studies.db.",
+        ),
+        (
+            "cluster.storage_path",
+            first.cluster.storage_path,
+            "Give a folder that all nodes share, or a URI (s3://...).",
+        ),
+        ("tracking.uri", first.tracking.uri, "Set MLFLOW_TRACKING_URI for the job, or tracking.uri."),
+    ):
+        place = value.removeprefix("sqlite:///")
+        is_local = "://" not in place
+        if is_local and "_ray_pkg_" in str(Path(place).expanduser().absolute()):
+            raise BadInput(field, value, rule, remedy)
 
 
 def dry_run(source: str, config: str | None, overrides: Sequence[str]) -> str:
@@ -47,65 +88,136 @@ def dry_run(source: str, config: str | None, overrides: Sequence[str]) -> str:
 
 
 def status_of(source: str | None, config: str | None, overrides: Sequence[str], database: str) -> str:
-    """How a study stands; without a source, the names of all that the database holds."""
+    """How a study stands; without a source, a line for each that the database holds. Nothing is written.
+
+    Raises:
+        BadInput: no such database or study.
+    """
     if source is None:
-        with Database(database) as opened:
-            names = studies(opened)
-        return "\n".join(names) or "the database holds no study"
+        with Database(database, make=False) as opened:
+            found = [_Look.at(Store.find(opened, name)) for name in studies(opened)]
+        return "\n".join(_line(look) for look in found) or "the database holds no study"
     name = _name_of(source, config, overrides)
-    with Database(database) as opened:
-        store = Store.find(opened, name)
-        parts, notes = {part: store.open_part(part).records() for part in PARTS}, store.notes()
-        holder = store.lease.holder()
-    settings = notes["settings"]
-    metric, time_s = settings["space.objective.metric"], settings.get("space.budget.time_s")
-    rung_metric = settings.get("space.scheduler.metric") or metric
-    text = [f"study    {name}{_driven(holder, notes)}"]
-    totals = {SEARCH: notes["num_trials"]}
-    for part in PARTS:
-        records = parts[part]
+    with Database(database, make=False) as opened:
+        look = _Look.at(Store.find(opened, name))
+    text = [f"study    {name}, {look.state}" + ("" if look.is_driven or look.is_finished else _GO_ON)]
+    for part, records in look.parts.items():
         if records or part == SEARCH:
-            if part == CONFIRMATION:
-                text += ["", f"--- {part}", _arms(records, metric)]
-                continue
-            limit = time_s if part == SEARCH else None
-            total = totals.get(part, len(records))
-            text += [
-                "",
-                f"--- {part}",
-                status_text(records, metric, total, now=time.time(), time_s=limit, rung_metric=rung_metric),
-            ]
-    if "result" in notes:
-        text += ["", notes["result"]["text"]]
+            text += ["", f"--- {part}", _part_text(look, part, records)]
+    if look.is_finished:
+        text += ["", look.notes["result"]["text"]]
     return "\n".join(text)
 
 
-def _arms(records: Sequence[TrialRecord], metric: str) -> str:
-    """How far each arm is; what they come to is told when all are done."""
+@dataclass(frozen=True)
+class _Look:
+    """A study, as it stood when it was looked at.
+
+    Args:
+        notes: see `Store.notes`.
+        parts: part -> its trials.
+        holder: who drives it, or did.
+    """
+
+    name: str
+    notes: Mapping[str, Any]
+    parts: Mapping[str, Sequence[TrialRecord]]
+    holder: tuple[Owner, float] | None
+
+    @classmethod
+    def at(cls, store: Store) -> _Look:
+        parts = {part: store.open_part(part).records() for part in PARTS}
+        return cls(store.study, store.notes(), parts, store.lease.holder())
+
+    @property
+    def metric(self) -> str:
+        return self.notes["settings"]["space.objective.metric"]
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.notes.get("result"))
+
+    @property
+    def is_driven(self) -> bool:
+        return not self.is_finished and self.holder is not None and self.holder[0].is_alive(self.holder[1])
+
+    @property
+    def state(self) -> str:
+        """In words."""
+        if self.is_driven:
+            assert self.holder is not None
+            return f"driven by process {self.holder[0].pid} on {self.holder[0].host}"
+        return "finished" if self.is_finished else "not running"
+
+    def total(self, part: str) -> int:
+        """Trials that the part has or will have, as far as is known."""
+        if part == CONFIRMATION and self.parts[part]:
+            return self._num_arms() * len(json.loads(self.notes["settings"]["space.confirmation.seeds"]))
+        return self.notes["num_trials"] if part == SEARCH else len(self.parts[part])
+
+    def _num_arms(self) -> int:
+        """As `bft_ray.search.arms.arms_of` would choose them."""
+        baselines = tuned(self.parts[BASELINES], self.metric)
+        complete = {record.key for record in self.parts[SEARCH] if record.state == "complete"}
+        candidates = complete - {record.key for record in baselines.values()}
+        return len(baselines) + min(len(candidates), self.notes["settings"]["space.confirmation.top_k"])
+
+
+def _line(look: _Look) -> str:
+    """`medical_qa/medical_qa  finished  search 36 of 36, best choices/probability 0.51`."""
+    counted = [
+        f"{part} {sum(record.is_finished for record in records)} of {look.total(part)}"
+        for part, records in look.parts.items()
+        if records or part == SEARCH
+    ]
+    top = best(look.parts[SEARCH], look.metric)
+    found = f", best {look.metric} {format_value(look.metric, top.value)}" if top and top.value is not None else ""
+    return f"{look.name}  {look.state}  {', '.join(counted)}{found}"
+
+
+def _part_text(look: _Look, part: str, records: Sequence[TrialRecord]) -> str:
+    settings, now = look.notes["settings"], time.time()
+    if part == CONFIRMATION:
+        return _arms(records, look.metric, look.total(part), now)
+    return status_text(
+        records,
+        look.metric,
+        look.total(part),
+        now=now,
+        time_s=settings.get("space.budget.time_s") if part == SEARCH else None,
+        rung_metric=settings.get("space.scheduler.metric") or look.metric,
+    )
+
+
+def _arms(records: Sequence[TrialRecord], metric: str, total: int, now: float) -> str:
+    """How far each arm is, what failed, and what is left; what they come to is told when all are done."""
+    done = sum(record.is_finished for record in records)
+    parts = ", ".join(f"{count} {status}" for status, count in counts(records).items() if count)
+    lines = [f"runs     {done} of {total} finished: {parts}"]
+    end = expected_s(records, total, now)
+    if done < total:
+        lines.append(f"left     {total - done}" + (f", the end is expected in {span(end)}" if end is not None else ""))
+    failed = [record for record in records if record.state == "failed" and not record.merged_with]
+    lines += [f"failed   {record.name}, seed {record.seeds[0]}: {record.reason}" for record in failed[:_NUM_FAILED]]
+    if len(failed) > _NUM_FAILED:
+        lines.append(f"         and {len(failed) - _NUM_FAILED} more")
     rows = [["arm", "seeds", metric]]
     for name in dict.fromkeys(record.name for record in records):
         own = [record for record in records if record.name == name]
-        done = [record.value for record in own if record.value is not None]
-        rows.append([name, f"{len(done)} of {len(own)}", format_value(metric, mean(done)) if done else ""])
-    return as_text(rows)
-
-
-def _driven(holder: tuple[Owner, float] | None, notes: Mapping[str, Any]) -> str:
-    if "result" in notes:
-        return ", finished"
-    if holder is None or not holder[0].is_alive(holder[1]):
-        return ", not running: the same `bft-ray search` goes on with it"
-    return f", driven by process {holder[0].pid} on {holder[0].host}"
+        values = [record.value for record in own if record.value is not None]
+        found = format_value(metric, mean(values)) if values else ""
+        rows.append([name, f"{len(values)} of {len(own)}", found])
+    return "\n".join([*lines, "", as_text(rows)])
 
 
 def cancel_study(source: str, config: str | None, overrides: Sequence[str], database: str) -> str:
     """Ask the driver of a study to end; it does so within seconds, and the study can be gone on with.
 
     Raises:
-        BadInput: no such study.
+        BadInput: no such database or study.
     """
     name = _name_of(source, config, overrides)
-    with Database(database) as opened:
+    with Database(database, make=False) as opened:
         store = Store.find(opened, name)
         holder = store.lease.holder()
         if holder is None or not holder[0].is_alive(holder[1]):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from bft_ray.config import Config, LossConfig, TrackingConfig, config_from_yaml
 from bft_ray.metrics import format_value
 from bft_ray.tracking.registry import ALIAS, Champion
-from bft_ray.tracking.server import redact
+from bft_ray.tracking.server import absolute_uri, redact
 
 #: numbers of the loss that are worth a look even where they are those of the method
 _SHOWN = ("window", "gamma", "epsilon", "weight_cap", "token_cap")
@@ -21,13 +21,13 @@ def describe_champion(champion: Champion, uri: str) -> str:
     """What won, by how much, on what, and how to use it.
 
     Args:
-        champion: as the registry has it; of its tags `metric`, `value`, `gain`, `interval`, `verdict`, `study` and
-            `data_fingerprint` are read, each of which may be missing.
+        champion: as the registry has it; of its tags `metric`, `value`, `gain`, `interval`, `detectable`, those of the
+            best candidate, `verdict`, `study` and `data_fingerprint` are read, each of which may be missing.
         uri: the tracking server that it was found at.
     """
     tags = champion.tags
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(champion.created_s))
-    where = "" if uri == TrackingConfig().uri else f" --uri {shlex.quote(redact(uri))}"
+    option, note = where(uri)
     rows = {
         "champion": f"{champion.name}, version {champion.version} of {when}",
         "settings": _settings(config_from_yaml(champion.config_yaml, _title(champion))),
@@ -38,10 +38,22 @@ def describe_champion(champion: Champion, uri: str) -> str:
         "data": tags.get("data_fingerprint", ""),
         "run": f"{champion.run_id} (MLflow)",
         "model": f"{champion.source}, models:/{champion.name}/{champion.version}",
-        "train": f"bft-ray train --champion {champion.domain}{where}",
-        "config": f"bft-ray best {champion.domain}{where} --yaml > {champion.domain}.yaml",
+        "train": f"bft-ray train --champion {champion.domain}{option}{note}",
+        "config": f"bft-ray best {champion.domain}{option} --yaml > {champion.domain}.yaml",
     }
     return "\n".join(f"{name:<10}{text.strip()}" for name, text in rows.items() if text)
+
+
+def where(uri: str) -> tuple[str, str]:
+    """How a command names the tracking server: its option ("" where it looks there by itself), and what to know of it.
+
+    A password is not shown; the address then comes from the environment.
+    """
+    if absolute_uri(uri) == absolute_uri(TrackingConfig().uri):
+        return "", ""
+    if redact(uri) != uri:
+        return ' --uri "$MLFLOW_TRACKING_URI"', f" (MLFLOW_TRACKING_URI={redact(uri)}, with its password)"
+    return f" --uri {shlex.quote(uri)}", ""
 
 
 def champion_config(champion: Champion, uri: str, overrides: list[str]) -> Config:
@@ -87,7 +99,25 @@ def _metric(tags: Mapping[str, str]) -> str:
 
 
 def _gain(tags: Mapping[str, str]) -> str:
-    gain = tags.get("gain", "")
-    with contextlib.suppress(ValueError):
+    """Of the champion over the default; where it is the default, of the best candidate, which was not enough."""
+    if "gain" in tags:
+        return f"{_measured(tags, '')} over the default{_detectable(tags, '')}"
+    if "best_candidate_gain" not in tags:
+        return ""
+    prefix = "best_candidate_"
+    own = f"{_measured(tags, prefix)} over it{_detectable(tags, prefix)}"
+    return f"none, it is the default; the best candidate, {tags.get('best_candidate', '')}, has {own}"
+
+
+def _measured(tags: Mapping[str, str], prefix: str) -> str:
+    gain = tags[f"{prefix}gain"]
+    with contextlib.suppress(ValueError):  # else told as it is
         gain = f"{float(gain):+.4g}"
-    return gain and f"{gain} {tags.get('interval', '')} over the default"
+    return f"{gain} {tags.get(f'{prefix}interval', '')}".strip()
+
+
+def _detectable(tags: Mapping[str, str], prefix: str) -> str:
+    """The smallest effect that the confirmation could have told."""
+    with contextlib.suppress(ValueError):
+        return f"; a true gain of {float(tags.get(f'{prefix}detectable', '')):.4g} shows in 8 of 10 such studies"
+    return ""

@@ -12,7 +12,9 @@ Gains are over the default (`bft` at window 256, as published) and "beyond noise
 3. The contender with the best mean is BFT's own winner.
 4. A baseline that beats the default and every contender beyond noise is the champion instead; of several the one with
    the best mean. (A claim about all contenders needs each single comparison to hold, so these need no further
-   correction: an intersection-union test, Berger 1982.)
+   correction: an intersection-union test, Berger 1982.) Candidates that are not shown to beat the default need not be
+   beaten: if they had to be, one that is merely noisy would keep the default in place against a baseline that is shown
+   to be better than it.
 
 Equal means are told apart by name, so that the order of the records decides nothing.
 """
@@ -132,7 +134,7 @@ class Choice:
         verdict: what kind of arm it is.
         reason: a clause that says why.
         arms: best mean first, those that do not count last.
-        against: for a baseline as champion: its gain over each contender.
+        against: for a baseline as champion: its gain over the default and each contender.
         level: two-sided level of each single interval.
         num_items: of the confirmation split.
     """
@@ -149,6 +151,11 @@ class Choice:
     def arm(self, name: str) -> Arm:
         """By name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def best_candidate(self) -> Arm | None:
+        """The candidate with the best mean that could be chosen; None where there is none."""
+        return next((arm for arm in self.arms if arm.kind == "candidate" and arm.gain and not arm.excluded), None)
 
 
 def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
@@ -206,13 +213,21 @@ def _decide(
     for name in others:
         against = tuple(compare_pair(name, rival, scores[name] - scores[rival], level) for rival in rivals)
         if all(comparison.is_better for comparison in against):
-            return name, "baseline", "it beats the default and every contender beyond noise", against
+            beaten = _beaten(plan, contenders) if plan.default in allowed else "every candidate that keeps the limit"
+            return name, "baseline", f"beyond noise it beats {beaten}", against
     best = contenders[0]
     if best == plan.default:
         return best, "default", "no candidate beats it beyond noise, and ties go to it", ()
     if plan.default not in allowed:
         return best, "candidate", "the best mean of the candidates within the limit, which the default breaks", ()
     return best, "candidate", "the best mean, and better than the default beyond noise", ()
+
+
+def _beaten(plan: Plan, contenders: Sequence[str]) -> str:
+    """What a baseline that wins has beaten, in words."""
+    if list(contenders) == [plan.default]:
+        return f"the default {plan.default}, which no candidate does"
+    return f"the default {plan.default} and every candidate that does so too"
 
 
 def _runs(records: Iterable[Record], plan: Plan) -> dict[str, dict[int, Record]]:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bft_ray.config import to_yaml
+from bft_ray.config import Config, TrackingConfig, to_yaml
+from bft_ray.errors import BadInput, BftError
 from bft_ray.search.answer import Answer, as_json
+from bft_ray.search.choose import Choice
 from bft_ray.search.conductor import Conductor
+from bft_ray.search.confirm import Comparison
 from bft_ray.search.describe import conclusion, describe
 from bft_ray.search.pictures import draw
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.recorder import Recorder
 from bft_ray.search.store import Store
 from bft_ray.search.study import Study
+from bft_ray.tracking.begin import has_run
 from bft_ray.tracking.registry import register_champion
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import redact
+from bft_ray.tracking.server import first_line, redact
 from bft_ray.train import storage
+
+log = logging.getLogger(__name__)
+
+
+class Unrecorded(BftError):
+    """The study has its answer, but MLflow did not take all of it."""
 
 
 @dataclass(frozen=True)
@@ -41,64 +53,148 @@ class StudyResult:
 
 
 def conclude(
-    study: Study, store: Store, conductor: Conductor, found: Answer, tracker: Tracker, recorder: Recorder
+    study: Study,
+    store: Store,
+    conductor: Conductor,
+    found: Answer,
+    tracker: Tracker,
+    recorder: Recorder,
+    line: Callable[[str], None] = lambda text: None,
 ) -> StudyResult:
-    """Words, pictures, registry."""
-    describe_study(study, conductor, found, recorder)
+    """Words, pictures, registry. Each may be repeated, and all are tried.
+
+    Args:
+        line: is told the answer where MLflow does not take it.
+
+    Raises:
+        Unrecorded: MLflow did not take the pictures, the model or its version.
+    """
+    lacking = [] if describe_study(study, conductor, found, recorder) else ["the pictures"]
     tracker.log_text(json.dumps(as_json(found), indent=1), "choice.json")
-    champion = _register(study, store, found, tracker)
-    parts = conductor.all_records()
-    text = conclusion(parts, study.space, found.choice, found.test, domain=study.domain)
+    champion = None
+    try:
+        champion = _register(study, store, found, tracker)
+    except Unrecorded as error:
+        lacking.append(str(error))
+    text = conclusion(
+        conductor.all_records(),
+        study.space,
+        found.choice,
+        found.test,
+        domain=study.domain,
+        uri=study.base.tracking.uri,
+    )
+    if lacking:
+        line(text)
+        raise Unrecorded(
+            f"the study has its answer, but MLflow lacks {' and '.join(lacking)}. The same command records that, and "
+            "trains nothing again."
+        )
     return StudyResult(study.name, tracker.run_id, study.folder, text, champion)
 
 
-def describe_study(study: Study, conductor: Conductor, found: Answer | None, recorder: Recorder) -> None:
+def require_left(result: StudyResult, tracking: TrackingConfig, database: str) -> None:
+    """That what a finished study has left is still there, for its answer leads to it.
+
+    Args:
+        database: of the study, as it may be shown.
+
+    Raises:
+        BadInput: its MLflow run or its folder is gone.
+    """
+    gone = []
+    if not has_run(tracking, result.run_id):
+        gone.append(f"its MLflow run {result.run_id} is not at {redact(tracking.uri)}")
+    if not storage.exists(result.folder):
+        gone.append(f"its folder {result.folder} is gone")
+    if gone:
+        remedy = (
+            "Bring them back (another tracking.uri?); or run it anew under another `name` or with another --database. "
+            f"What was found is still in {database}: `bft-ray search {result.name} --status`."
+        )
+        raise BadInput("study", result.name, f"whole, to be told again: {', and '.join(gone)}", remedy)
+
+
+def describe_study(study: Study, conductor: Conductor, found: Answer | None, recorder: Recorder) -> bool:
+    """Words and pictures on the run; whether MLflow took the pictures (words are sent by and by)."""
     parts: dict[str, list[TrialRecord]] = conductor.all_records()
     choice, test = (found.choice, found.test) if found else (None, None)
     sizes = {} if study.num_samples is None else {"train": study.num_samples}
-    recorder.describe(
-        describe(parts, study.space, choice, test, domain=study.domain, sizes=sizes),
+    return recorder.describe(
+        describe(parts, study.space, choice, test, domain=study.domain, sizes=sizes, uri=study.base.tracking.uri),
         parts,
         draw(parts, study.space, choice),
     )
 
 
 def _register(study: Study, store: Store, found: Answer, tracker: Tracker) -> str | None:
-    """The champion's model and config in MLflow's registry; returns its name and version."""
+    """The champion's model and config in MLflow's registry; returns its name and version.
+
+    Raises:
+        Unrecorded: MLflow did not take one of them. No version is made without the model that it is to have.
+    """
     if found.champion is None or found.config is None or found.weights is None or found.choice is None:
         return None
-    metric, arm = study.space.objective.metric, found.choice.arm(found.champion.name)
     config = found.config.model_copy(update={"name": None})
     if found.test is not None:
-        tracker.log_metrics({f"test/{metric}": found.test.champion_value}, step=0)
+        tracker.log_metrics({f"test/{found.test.metric}": found.test.champion_value}, step=0)
     model_id = store.notes().get("model_id")
     if study.base.tracking.log_model and model_id is None:
         model_id = tracker.log_model(storage.fetch_folder(found.weights), name=f"bft-{study.domain}")
+        if model_id is None:
+            raise Unrecorded("the champion's model (tracking.log_model=false registers it without)")
         store.note("model_id", model_id)
-    tags: dict[str, Any] = {
-        "method": config.loss.method,
-        "window": config.loss.window,
-        "epsilon": config.loss.epsilon,
-        "weight_cap": config.loss.weight_cap,
-        "learning_rate": config.optimizer.learning_rate,
-        "arm": arm.name,
-        "verdict": found.choice.verdict,
-        "metric": metric,
-        "value": arm.mean,
+    about = {
         "study": study.name,
         "bft.study_id": study.id,
         "data_fingerprint": store.notes()["settings"]["data.train"],
     }
-    if arm.gain is not None:
-        tags |= {"gain": arm.gain.gain, "interval": f"[{arm.gain.low:.6g}, {arm.gain.high:.6g}]"}
-    registered = register_champion(
-        study.base.tracking,
-        study.domain,
-        run_id=tracker.run_id,
-        model_id=model_id,
-        source=found.weights,
-        tags={name: str(value) for name, value in tags.items()},
-        config_yaml=redact(to_yaml(config)),
-        description=f"{found.choice.verdict}: {found.choice.reason}",
-    )
+    try:
+        registered = register_champion(
+            study.base.tracking,
+            study.domain,
+            run_id=tracker.run_id,
+            model_id=model_id,
+            source=found.weights,
+            tags=champion_tags(found.choice, config) | about,
+            config_yaml=redact(to_yaml(config)),
+            description=f"{found.choice.verdict}: {found.choice.reason}",
+        )
+    except Exception as error:  # MLflow's own, of many types
+        log.debug("the champion is not registered", exc_info=error)
+        raise Unrecorded(f"the champion's version in the registry ({redact(first_line(error))})") from error
     return f"{registered.name}/{registered.version}"
+
+
+def champion_tags(choice: Choice, config: Config) -> dict[str, str]:
+    """The evidence, as tags of a version: settings of the loss only where they act, and the gain over the default.
+
+    Where the default itself is the champion, the gain that counts is that of the best candidate, which was not enough;
+    its tags say whose it is.
+    """
+    assert choice.champion is not None
+    arm, loss, unused = choice.arm(choice.champion), config.loss, config.loss.unused_fields()
+    settings = {name: getattr(loss, name) for name in ("window", "epsilon", "weight_cap") if name not in unused}
+    tags: dict[str, Any] = {"method": loss.method}
+    tags |= {name: value for name, value in settings.items() if value is not None}
+    tags |= {
+        "learning_rate": config.optimizer.learning_rate,
+        "arm": arm.name,
+        "verdict": choice.verdict,
+        "metric": choice.plan.metric,
+        "value": arm.mean,
+    }
+    best = choice.best_candidate
+    if arm.gain is not None:
+        tags |= _gain_tags(arm.gain, "")
+    elif best is not None and best.gain is not None:
+        tags |= {"best_candidate": best.name} | _gain_tags(best.gain, "best_candidate_")
+    return {name: str(value) for name, value in tags.items()}
+
+
+def _gain_tags(gain: Comparison, prefix: str) -> dict[str, Any]:
+    return {
+        f"{prefix}gain": gain.gain,
+        f"{prefix}interval": f"[{gain.low:.6g}, {gain.high:.6g}]",
+        f"{prefix}detectable": gain.detectable,
+    }

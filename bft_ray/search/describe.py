@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bft_ray.config import TrackingConfig
 from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.metrics import format_value
 from bft_ray.search import compare
+from bft_ray.search.best import where
 from bft_ray.search.choose import Choice
 from bft_ray.search.explain import explain
 from bft_ray.search.leaderboard import (
@@ -47,6 +50,7 @@ class TestResult:
         champion_value, default_value: there.
         gain, low, high: champion over default, paired by item, and its interval; above 0 is better.
         num_items: of the test split.
+        detectable: the true gain that such a test shows in 8 of 10 repetitions; not a number where there is one item.
     """
 
     __test__ = False  # not for pytest
@@ -60,6 +64,7 @@ class TestResult:
     low: float
     high: float
     num_items: int
+    detectable: float
 
 
 def describe(
@@ -70,6 +75,7 @@ def describe(
     *,
     domain: str,
     sizes: Mapping[str, int] | None = None,
+    uri: str = TrackingConfig().uri,
 ) -> str:
     """The note, Markdown: what won and by how much, the evidence, and how to use it.
 
@@ -79,14 +85,15 @@ def describe(
         test: the look at the test split; None: there was none.
         domain: that the study stands under.
         sizes: what was measured or trained on -> its samples, such as `train`.
+        uri: of the tracking server, for the commands.
     """
     search, metric = records.get(SEARCH, ()), space.objective.metric
     if choice is not None:
         first, _, evidence = explain(choice).partition("\n\n")
     else:
         first, evidence = compare.verdict(search, space), compare.evidence(search, space)
-    settings, commands = _chosen(records, space, choice), _commands(domain, choice)
-    before = [first, test and _test(test)]
+    settings, commands = _chosen(records, space, choice), _commands(domain, choice, uri)
+    before = [first, _few(space, choice), test and _test(test)]
     if settings:
         before += ["#### Chosen settings", as_markdown([["field", "value"], *map(list, settings.items())])]
     before += ["#### Evidence" if evidence else "", evidence.strip()]
@@ -115,13 +122,19 @@ def describe(
 
 
 def conclusion(
-    records: Records, space: SearchSpace, choice: Choice | None, test: TestResult | None, *, domain: str
+    records: Records,
+    space: SearchSpace,
+    choice: Choice | None,
+    test: TestResult | None,
+    *,
+    domain: str,
+    uri: str = TrackingConfig().uri,
 ) -> str:
     """The end of a study for a terminal: 25 lines at most, of plain text (arguments: see `describe`)."""
     first = (
         explain(choice).partition("\n\n")[0] if choice is not None else compare.verdict(records.get(SEARCH, ()), space)
     )
-    lines = _wrapped(first)
+    lines = _wrapped(first) + _wrapped(_few(space, choice))
     if test is not None:
         lines += _wrapped(_test(test))
     settings = _chosen(records, space, choice)
@@ -129,7 +142,7 @@ def conclusion(
         short = short_names(settings)
         lines += _wrapped("Settings: " + ", ".join(f"{short[name]} {value}" for name, value in settings.items()))
     end = [_plain(_saved(records.get(SEARCH, ()))), ""]
-    end += [f"{command:<40} {what}" for command, what in _commands(domain, choice)]
+    end += [f"{command:<40} {what}" for command, what in _commands(domain, choice, uri)]
     rows = _rows(records, space, choice)
     room = _LINES - len(lines) - len(end) - 2
     shown = ["", *as_text(rows[:room]).splitlines(), ""] if len(rows) > 1 and room > 1 else [""]
@@ -145,9 +158,23 @@ def _test(test: TestResult) -> str:
     if test.champion == test.default:
         return f"{text}; it is the default."
     worse = "" if test.low > 0 else " It is worse there." if test.high < 0 else " The gain is not beyond noise there."
+    power = "" if math.isnan(test.detectable) else f" A true gain of {test.detectable:.4f} shows in 8 of 10 such tests."
     return (
         f"{text}, the default `{test.default}` {format_value(test.metric, test.default_value)}: gain {test.gain:+.4f} "
-        f"[{test.low:+.4f}, {test.high:+.4f}], paired by item.{worse}"
+        f"[{test.low:+.4f}, {test.high:+.4f}], paired by item.{worse}{power}"
+    )
+
+
+def _few(space: SearchSpace, choice: Choice | None) -> str:
+    """That fewer candidates were confirmed than were asked for; "" where that is not so."""
+    if choice is None or space.confirmation is None:
+        return ""
+    count, asked = len(choice.plan.candidates), space.confirmation.top_k
+    if count >= asked:
+        return ""
+    return (
+        f"**Confirmed: {count or 'none'} of the {asked} candidates** that confirmation.top_k asks for. Of the trials that ran to "
+        "their end, no more differ from each other and from the baselines."
     )
 
 
@@ -250,12 +277,13 @@ def _baselines(records: Records, space: SearchSpace) -> str:
     return as_markdown(rows)
 
 
-def _commands(domain: str, choice: Choice | None) -> list[tuple[str, str]]:
+def _commands(domain: str, choice: Choice | None, uri: str) -> list[tuple[str, str]]:
     if choice is None or choice.champion is None:
         return []
+    option, note = where(uri)
     return [
-        (f"bft-ray best {domain}", "the chosen configuration"),
-        (f"bft-ray train --champion {domain}", "trains with it"),
+        (f"bft-ray best {domain}{option}", f"the chosen configuration{note}"),
+        (f"bft-ray train --champion {domain}{option}", "trains with it"),
     ]
 
 

@@ -10,20 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bft_ray.config import Config, to_yaml
-from bft_ray.config.space import SearchSpace
+from bft_ray.config.assign import with_overrides
+from bft_ray.config.grid import num_trials
+from bft_ray.config.space import LEARNING_RATE, SearchSpace
 from bft_ray.errors import BadInput, BftError
-from bft_ray.profile.run import profile_data
+from bft_ray.profile.run import log_files, profile_data
 from bft_ray.search.agenda import part_of, totals
 from bft_ray.search.answer import answer
-from bft_ray.search.conclude import StudyResult, conclude, describe_study
+from bft_ray.search.conclude import StudyResult, conclude, describe_study, require_left
 from bft_ray.search.conductor import Conductor, legs_ahead
 from bft_ray.search.database import Database
 from bft_ray.search.live import Live
 from bft_ray.search.ready import Facts, look_at
 from bft_ray.search.recorder import Recorder, params_of
+from bft_ray.search.shared import require_shared
 from bft_ray.search.store import Store
 from bft_ray.search.study import Study
-from bft_ray.search.suggest import num_trials, rung_metric
+from bft_ray.search.suggest import rung_metric
 from bft_ray.spread import connect, require_resources
 from bft_ray.tracking.begin import RUN_KEY
 from bft_ray.tracking.children import Children
@@ -52,9 +55,10 @@ def search(
 
     Raises:
         BadConfig, BadInput: before any worker starts, for everything that can be known by then; also for a study that
-            is there with other settings, or that another driver runs.
+            is there with other settings, or that another driver runs, or that is finished and has lost its files.
         Cancelled: by `cancel`.
-        BftError: all trials failed, or there is nothing to hold a winner against.
+        BftError: all trials failed, or there is nothing to hold a winner against; or MLflow did not take all of the
+            answer, which the same call tries again.
     """
     base = base.model_copy(update={"name": None})
     title = f"{space.name}, domain {space.domain or base.domain}"
@@ -65,17 +69,19 @@ def search(
         facts = look_at(space, pin_paths(base), shown.note)
         _require_a_node(facts.first)
         store = Store.create(database, space, base, facts.fingerprints)
-        _refuse_more_after_confirmation(store, space)
-        if (done := store.notes().get("result")) is not None:
+        if (done := _finished(store, space)) is not None:
             shown.note(f"the study {store.study} is finished")
-            return StudyResult(**done)
+            require_left(done, facts.first.tracking, database.shown)
+            return done
         store.lease.take()
         with store.lease.kept():
             store.note("cancel", False)
+            store.note("result", None)  # that of a smaller budget, if any
             # what was given with the command, such as tracking.uri, stands in the trials' config
             study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
             with connect(facts.first.cluster):
                 require_resources(facts.first.cluster)
+                require_shared(facts.first.cluster)
                 if profile:
                     _profile(study, facts.first, shown.note)
                 return _run(study, store, facts.first, shown)
@@ -99,13 +105,24 @@ def _study(store: Store, space: SearchSpace, base: Config, facts: Facts) -> Stud
     return Study(found, space, base, facts.longest, facts.num_samples, folder)
 
 
-def _refuse_more_after_confirmation(store: Store, space: SearchSpace) -> None:
-    seen = store.notes().get("confirmed_after")
-    if seen is not None and num_trials(space) > seen:
-        rule = f"at most {seen}: the confirmation has begun, and what it has seen must not steer a search"
-        raise BadInput(
-            "budget.trials", num_trials(space), rule, "Give the study another `name`, and fresh data to confirm it."
-        )
+def _finished(store: Store, space: SearchSpace) -> StudyResult | None:
+    """What the study has come to with this budget; None where it has more to do.
+
+    Raises:
+        BadInput: another budget than that with which the confirmation has begun.
+    """
+    notes = store.notes()
+    # as the last driver had them: one that goes on with another budget takes the result away first
+    before = {"budget.trials": notes["num_trials"], "budget.time_s": notes["settings"].get("space.budget.time_s")}
+    asked = {"budget.trials": num_trials(space), "budget.time_s": space.budget.time_s}
+    changed = [field for field in asked if asked[field] != before[field]]
+    if changed and "confirmed_after" in notes:
+        field = changed[0]
+        rule = f"{before[field]} as before: the confirmation has begun, and what it has seen must not steer a search"
+        remedy = "Leave it so, or give the study another `name`, and fresh data to confirm it."
+        raise BadInput(field, asked[field], rule, remedy)
+    done = notes.get("result")
+    return None if changed or done is None else StudyResult(**done)
 
 
 def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
@@ -149,9 +166,10 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             tuning.run(conductor, first, look)
             look()
             found = answer(study, conductor.parts, shown.note)
-            result = conclude(study, store, conductor, found, tracker, recorder)
-            if children.flush(_PATIENCE_S) and tracker.flush(_PATIENCE_S):
-                store.note("result", vars(result))
+            result = conclude(study, store, conductor, found, tracker, recorder, shown.note)
+            sent = children.flush(_PATIENCE_S) and tracker.flush(_PATIENCE_S)
+            if sent and tracker.finish("FINISHED"):
+                store.note("result", vars(result))  # last of all: who finds it sends MLflow nothing more
             else:
                 shown.note("MLflow is away: the same command records what it lacks")
             return result
@@ -190,21 +208,23 @@ def _log_inputs(tracker: Tracker, study: Study, first: Config, fingerprint: str)
     paths = ", ".join(source.path for source in first.data.train)
     if study.num_samples is not None:
         tracker.log_dataset("train", paths, fingerprint, study.num_samples, "train")
-    folder = Path(study.folder) / "profile"
-    if not storage.is_remote(study.folder) and folder.is_dir():
-        with tempfile.TemporaryDirectory() as temporary:
-            for path in folder.iterdir():
-                if path.suffix in (".png", ".html", ".json"):
-                    (Path(temporary) / path.name).write_bytes(path.read_bytes())
-            tracker.log_artifacts(temporary, "profile")
+    with tempfile.TemporaryDirectory() as temporary, contextlib.suppress(FileNotFoundError):  # a study without one
+        log_files(tracker, storage.fetch_folder(storage.join(study.folder, "profile"), Path(temporary)))
 
 
 def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
     """The window profile of the training data; its forward pass is done once for the same data and model."""
-    if storage.is_remote(study.folder):
-        return line("no profile is drawn where cluster.storage_path is an object store: see `bft-ray profile --out`")
-    out = Path(study.folder) / "profile"
-    if not (out / "profile.json").is_file():
-        line("profile of the training data")
-        for finding in profile_data(first, out, track=False).findings:
+    place = storage.join(study.folder, "profile")
+    if storage.read_text(storage.join(place, "profile.json")) is not None:
+        return
+    line("profile of the training data")
+    config = first
+    if (
+        LEARNING_RATE in study.space.parameters
+    ):  # what it proposes lies around the study's, not around the first trial's
+        config = with_overrides(first, {LEARNING_RATE: study.base.optimizer.learning_rate}, "the profile")
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "profile"  # that anybody may read, as its copy
+        for finding in profile_data(config, out, source=study.space.config, track=False).findings:
             line(f"  {finding}")
+        storage.put_folder(out, place)

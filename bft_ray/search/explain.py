@@ -26,7 +26,7 @@ def _verdict(choice: Choice) -> str:
         return f"**Nothing was chosen**: {choice.reason}."
     arm = choice.arm(choice.champion)
     if choice.verdict == "default":
-        best = _best_candidate(choice)
+        best = choice.best_candidate
         text = f"**The default `{arm.name}` stays**: {choice.reason}"
         if best is not None and best.gain is not None:
             text += f"; the best candidate, `{best.name}`, differs from it by {_gain(best.gain)}"
@@ -45,7 +45,8 @@ def _ahead(choice: Choice) -> str:
     names = [f"`{a.name}`" for a in ahead if own is not None and a.mean is not None and sign * (a.mean - own) > 0]
     if not names:
         return ""
-    return f" But {' and '.join(names)} had a higher mean still, without beating the default and every contender beyond noise."
+    rule = "without beating the default and every candidate that beats it beyond noise"
+    return f" But {' and '.join(names)} had a better mean still, {rule}."
 
 
 def _evidence(choice: Choice) -> str:
@@ -81,7 +82,7 @@ def _cells(gain: Comparison | None) -> list[str]:
 def _doubt(choice: Choice) -> str:
     """What the data still allow."""
     arm = choice.arm(choice.champion or "")
-    lines = ["**How far this could still be wrong.**"]
+    lines = [f"**How far this could still be wrong**, as far as intervals of {1 - choice.plan.alpha:.0%} tell."]
     if choice.verdict == "default":
         rest = [other for other in choice.arms if other.gain is not None and not other.excluded]
         if not rest:
@@ -92,7 +93,7 @@ def _doubt(choice: Choice) -> str:
         if most.gain.high > 0:
             lines.append(f"`{most.name}` could be better than the default by up to {_size(most.gain.high)}.")
         else:
-            lines.append("No arm can be better than the default.")
+            lines.append("The intervals of all arms end at or below 0: none is likely to be better than the default.")
         lines.append(
             f"A true gain below {_size(least)} would have been missed more often than in 2 of 10 such studies, "
             "so no difference shown is not the same as none."
@@ -104,8 +105,7 @@ def _doubt(choice: Choice) -> str:
             f"{_signed(arm.gain.high)}; a gain of {_size(arm.gain.detectable)} shows in 8 of 10 such "
             "studies."
         )
-        if arm.kind == "candidate":
-            lines.append(_rivals(choice, arm))
+        lines.append(_rivals(choice, arm))
         lines.append(_cause(arm.gain))
     lines += [f"Over `{c.against}` it gains {_gain(c)}." for c in choice.against if c.against != choice.plan.default]
     lines.append("All of it is about this data, this base model and this budget.")
@@ -113,18 +113,21 @@ def _doubt(choice: Choice) -> str:
 
 
 def _rivals(choice: Choice, champion: Arm) -> str:
+    """Arms that it was not compared with, and is not shown to be better than."""
+    compared = {comparison.against for comparison in choice.against}
     near = [
         f"`{arm.name}`"
         for arm in choice.arms
         if arm.gain
         and champion.gain
         and arm is not champion
+        and arm.name not in compared
         and not arm.excluded
         and arm.gain.high >= champion.gain.low
     ]
     if not near:
         return ""
-    return f"Its rank above {', '.join(near)} is not shown: their intervals overlap with its own."
+    return f"That it is better than {', '.join(near)} is not shown: their intervals overlap with its own."
 
 
 def _cause(gain: Comparison) -> str:
@@ -154,10 +157,6 @@ def _left_out(choice: Choice) -> str:
 def _waiver(choice: Choice) -> str:
     count = len(choice.plan.seeds)
     return f"Only {count} seeds: a demonstration, not evidence (at least 5 are asked for)." if count < 5 else ""
-
-
-def _best_candidate(choice: Choice) -> Arm | None:
-    return next((arm for arm in choice.arms if arm.kind == "candidate" and arm.gain and not arm.excluded), None)
 
 
 def _gain(gain: Comparison) -> str:

@@ -10,11 +10,13 @@ from pathlib import Path
 from bft_ray.config import Config
 from bft_ray.config.assign import config_of, with_overrides
 from bft_ray.config.grid import representatives
+from bft_ray.config.measured import VALIDATION
 from bft_ray.config.space import SearchSpace
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.tables import resolve_path
-from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.search.base_weights import weights_fingerprint
+from bft_ray.search.splits import Rows, check_splits, items_of, rows_of
 from bft_ray.tracking.server import check_server
 from bft_ray.train import storage
 from bft_ray.train.checkpoint import checksum
@@ -31,7 +33,7 @@ class Facts:
     Args:
         first: the first trial's config: what all of them need of a worker and of the data.
         longest, num_samples: see `Study`; None where trials differ in it.
-        fingerprints: use -> fingerprint of its data; part of what the study is.
+        fingerprints: use -> fingerprint of its data, `model`: of the base weights; part of what the study is.
     """
 
     first: Config
@@ -47,7 +49,8 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
         line: is told what was kept and dropped of the data.
 
     Raises:
-        BadInput: bad data, a model or tokenizer that cannot be read, a folder that cannot be written, no server.
+        BadInput: bad data, splits that share rows, a model or tokenizer that cannot be read, a folder that cannot be
+            written, no server.
     """
     first = pin_paths(config_of(base, space, representatives(space, 1)[0]))
     storage.check_writable(first.cluster.storage_path)
@@ -61,30 +64,25 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
     tokenizer = load_tokenizer(first.model)
     train = prepare(first.data.train, tokenizer, first.data, "data.train")
     line(f"train data: {_brief(train)}")
-    fingerprints = {"train": train.fingerprint}
+    fingerprints = {"train": train.fingerprint, "model": weights_fingerprint(first.model)}
+    measured = space.objective.metric.split("/")[0]
+    rows: dict[str, Rows] = {}
     for split, config in splits.items():
         if config.data.validation:
             dataset = prepare(config.data.validation, tokenizer, config.data, f"data.validation ({split})")
             line(f"{split} data: {_brief(dataset)}")
             fingerprints[f"{split}.validation"] = dataset.fingerprint
+            if measured == VALIDATION:
+                rows[split] = rows_of(dataset)
         check_tasks(config)
         fingerprints |= {f"{split}.{task.name}": _fingerprint(task.model_dump()) for task in config.evaluation.tasks}
-    _refuse_the_same_rows(space, fingerprints)
+        for task in config.evaluation.tasks:
+            if task.name == measured:
+                rows[split] = items_of(task)
+    check_splits(space.objective.metric, rows, rows_of(train) if measured == VALIDATION else {}, line)
     varies = any(name.startswith(_TOKENISING) for name in space.parameters)
     longest, count = int(train.num_supervised.max()), len(train)
     return Facts(first, None if varies else longest, None if varies else count, fingerprints)
-
-
-def _refuse_the_same_rows(space: SearchSpace, fingerprints: dict[str, str]) -> None:
-    """Paths may differ and rows be the same: a copy confirms nothing."""
-    of = space.objective.metric.split("/")[0]
-    seen = {fingerprints["train"]: "trained on"}
-    for split, field in (("search", "data"), ("confirmation", "confirmation.overrides"), ("test", "confirmation.test")):
-        fingerprint = fingerprints.get(f"{split}.{of}", "")
-        if fingerprint and fingerprint in seen:
-            rule = f"data of its own: {space.objective.metric} would be measured on rows that are {seen[fingerprint]}"
-            raise BadInput(field, f"the data of the {split}", rule, "Give each split rows of its own.")
-        seen[fingerprint] = f"those of the {split}"
 
 
 def _brief(dataset: TokenDataset) -> str:

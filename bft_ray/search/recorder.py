@@ -107,8 +107,8 @@ class Recorder:
 
     # ---- on the study run -------------------------------------------------------------------------------------------
 
-    def describe(self, note: str, parts: Mapping[str, Sequence[TrialRecord]], pictures: Mapping[str, bytes]) -> None:
-        """The words at the head of the run's page, the tables, and the pictures."""
+    def describe(self, note: str, parts: Mapping[str, Sequence[TrialRecord]], pictures: Mapping[str, bytes]) -> bool:
+        """The words at the head of the run's page, the tables, and the pictures; False where these could not be sent."""
         space = self._study.space
         self._tracker.set_tags({"mlflow.note.content": note})
         self._tracker.log_text(note, "study.md")
@@ -121,7 +121,8 @@ class Recorder:
             with tempfile.TemporaryDirectory() as folder:
                 for name, png in pictures.items():
                     (Path(folder) / f"{name}.png").write_bytes(png)
-                self._tracker.log_artifacts(folder, "pictures")
+                return self._tracker.log_artifacts(folder, "pictures")
+        return True
 
 
 _TABLES = {SEARCH: "leaderboard"}

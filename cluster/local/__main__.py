@@ -35,9 +35,8 @@ NUMBERS = (
 )
 PORTS = ("gcs", "dashboard", "mlflow", "postgres")
 TAIL_BYTES = 3000
-#: `sh -c` hands the words to the job as they stand, so that Ray's record of it has no password
-EXAMPLE = """  ray job submit --working-dir . -- sh -c 'exec python -m jobs.search starter --database "$STUDY_DATABASE" \\
-    tracking.uri="$MLFLOW_TRACKING_URI" cluster.storage_path={results}'"""
+#: the job finds both servers in its environment, so that Ray's record of it has no password
+EXAMPLE = """  ray job submit --working-dir . -- python -m jobs.search starter cluster.storage_path={results}"""
 
 
 def main(arguments: list[str] | None = None) -> int:

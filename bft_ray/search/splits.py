@@ -1,0 +1,91 @@
+"""Whether the splits of a study have rows of their own. Files may differ and rows be the same: a copy, in another order
+or in part, confirms nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from bft_ray.config.tasks import Task
+from bft_ray.data.dataset import TokenDataset
+from bft_ray.data.tables import read_table
+from bft_ray.errors import BadInput
+
+#: hash of a row -> its id
+Rows = Mapping[bytes, str]
+#: kind of task -> columns of what is asked, in which an item may not stand in two splits
+_ASKED = {
+    "text": ("text", "messages", "prompt", "completion"),
+    "choice": ("context", "question", "choices"),
+    "pairs": ("gene_a", "gene_b"),
+    "embedding_pairs": ("gene_a", "gene_b"),
+    "generation": ("prompt",),
+    "names": ("prompt",),
+    "rubric": ("prompt",),
+}
+_FIELDS = {"search": "data", "confirmation": "confirmation.overrides", "test": "confirmation.test"}
+_NUM_IDS = 3  # that an error or a note names
+_TOLERATED = 0.01  # of a split's rows: some published test sets hold that many rows of their validation sets
+
+
+def rows_of(dataset: TokenDataset) -> Rows:
+    """Of tokenised samples: what is read, and what of it is supervised."""
+    return {
+        _hash(np.concatenate([dataset.tokens(place), dataset.labels(place)]).tobytes()): own
+        for place, own in enumerate(dataset.ids)
+    }
+
+
+def items_of(task: Task) -> Rows:
+    """Of a task's file; empty for a task of lm-evaluation-harness, whose names say what is measured."""
+    if task.kind == "harness":
+        return {}
+    columns = (task.genes,) if task.kind == "cells" else _ASKED[task.kind]
+    table = read_table(task.path, limit=task.limit, field=f"evaluation.tasks.{task.name}")
+    return {_hash(_asked(record, columns)): str(record.get("id", where)) for where, record in table}
+
+
+def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: Callable[[str], None]) -> None:
+    """Refuse splits that share more than one row in a hundred, and those that are the training data; tell of all other
+    rows that are shared, with each other or with the training.
+
+    Args:
+        metric: of the objective, which is measured on them.
+        splits: search, and where there are any confirmation and test.
+        trained: the training rows; empty where they are not of the same form.
+        line: is told what is no error.
+
+    Raises:
+        BadInput: names both splits, how many rows they share, and the first ids; never a row's text.
+    """
+    for place, (split, rows) in enumerate(splits.items()):
+        for other in ["training", *list(splits)[:place]]:
+            others = trained if other == "training" else splits[other]
+            if not (shared := [own for key, own in rows.items() if key in others]):
+                continue
+            largest = len(others) - 1 if other == "training" else _TOLERATED * len(rows)
+            what = f"{len(shared)} of the {len(rows)} rows of the {split} data are rows of the {other} data too"
+            which = ", ".join(shared[:_NUM_IDS]) + (", ..." if len(shared) > _NUM_IDS else "")
+            if len(shared) > largest:
+                rule = f"but {metric} must be measured on rows of its own ({what}: {which})"
+                raise BadInput(_FIELDS[split], f"the data of the {split}", rule, "Take them out of one of the two.")
+            line(f"note: {what} ({which})")
+
+
+def _asked(record: Mapping[str, Any], columns: tuple[str, ...]) -> bytes:
+    """As text that the order of options, or of the two genes of a pair, does not change."""
+    values = {name: record[name] for name in columns if record.get(name) is not None}
+    if columns == _ASKED["pairs"]:
+        return json.dumps(sorted(map(str, values.values()))).encode()
+    if isinstance(choices := values.get("choices"), list):
+        values["choices"] = sorted(map(str, choices))
+    return json.dumps(values, sort_keys=True, default=str).encode()
+
+
+def _hash(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
