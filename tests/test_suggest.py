@@ -119,6 +119,20 @@ def test_suggestions_lie_in_the_space_and_repeat(kind):
     assert propose(space, count - 1, others) == records[-1].assignment
 
 
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_a_small_space_is_not_drawn_from_twice(kind):
+    """30 settings: 15 different ones, where draws of their own would repeat about three; and after them it ends too."""
+    parameters = {
+        "loss.window": {"kind": "categorical", "values": [8, 16, 32, 64, 128, 256]},
+        "optimizer.learning_rate": {"kind": "categorical", "values": [1e-4, 2e-4, 3e-4, 1e-3, 3e-3]},
+    }
+    startup = {"startup_trials": 6} if kind == "tpe" else {}
+    space = make_space(parameters=parameters, sampler={"kind": kind, **startup}, budget={"trials": 15, "steps": 24})
+    assert len({json.dumps(record.assignment) for record in sequence(space, 15)}) == 15
+    one = make_space(parameters={"loss.window": {"kind": "categorical", "values": [8]}}, sampler={"kind": "random"})
+    assert [record.assignment for record in sequence(one, 3)] == [{"loss.window": 8}] * 3
+
+
 def test_another_seed_draws_others():
     other = make_space(sampler={"kind": "tpe", "startup_trials": 6, "seed": 1})
     assert propose(SPACES["tpe"], 0, []) != propose(other, 0, [])

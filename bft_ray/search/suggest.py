@@ -12,6 +12,9 @@ are is up to `known`:
   rungs that wait likewise (`bft_ray.search.rungs.survivors`), a study is the same on every repetition, after any crash
   and for any number of trials at a time. What finished in time does not matter; `budget.time_s` still would.
 
+A suggestion that has been made before would tell nothing new: it is drawn again, and where the sampler stays with what
+is known, at random.
+
 TPE is multivariate, grouped by conditions, and takes trials under way for poor ones (constant liar). Stopped trials
 count as Optuna counts them: behind all complete ones, by how far they came. A failed trial counts as stopped before
 its first rung: the worst, so that its neighbourhood is left.
@@ -51,6 +54,7 @@ _LEAST_BATCH = 8
 #: and it weighs old ones hardly at all: all but the last 25 lose weight by age, and at most 25 are "good" ones
 WINDOW = 200
 _BEST = 50
+_REDRAWS = 12  # of a suggestion that has been made before; where all of them have, one is made again
 _ANY_TIME = datetime(2000, 1, 1)  # trials must have one; no sampler looks at it
 
 
@@ -115,14 +119,30 @@ def propose(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> 
     """
     if space.sampler.kind == "grid":
         return _of_grid(space, number)
+    tried = [record.assignment for record in records if record.number < number]
+    found = _learnt(space, number, records, draw_seed(space, number))
+    for again in range(1, _REDRAWS):
+        if found not in tried:
+            break
+        seed, stays = draw_seed(space, number, again), 2 * again >= _REDRAWS
+        found = _at_random(space, seed) if stays else _learnt(space, number, records, seed)
+    return found
+
+
+def _at_random(space: SearchSpace, seed: int) -> dict[str, Any]:
+    return _ask(space, RandomSampler(seed=seed), [])
+
+
+def _learnt(space: SearchSpace, number: int, records: Sequence[TrialRecord], seed: int) -> dict[str, Any]:
+    """One draw of the space's sampler; see `propose`."""
     if space.sampler.kind == "random":
-        return _ask(space, RandomSampler(seed=draw_seed(space, number)), [])
+        return _at_random(space, seed)
     earlier = known(space, number, records)
     order = {record.number: float(place) for place, record in enumerate(_best_first(space, earlier))}
     if space.sampler.kind == "cmaes":
         if number < space.sampler.startup_trials:
-            return _ask(space, RandomSampler(seed=draw_seed(space, number)), [])
-        return cma.draw(space, draw_seed(space, number), earlier, order)
+            return _at_random(space, seed)
+        return cma.draw(space, seed, earlier, order)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`
         sampler = TPESampler(
@@ -130,14 +150,14 @@ def propose(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> 
             multivariate=True,
             group=True,
             constant_liar=True,
-            seed=draw_seed(space, number),
+            seed=seed,
         )
     return _ask(space, sampler, _window(earlier, order))
 
 
-def draw_seed(space: SearchSpace, number: int) -> int:
-    """Seed of suggestion `number`: the same on every machine."""
-    return _hash(space.sampler.seed, number) % 2**32
+def draw_seed(space: SearchSpace, number: int, again: int = 0) -> int:
+    """Seed of suggestion `number`, drawn again so often: the same on every machine."""
+    return _hash(space.sampler.seed, number, *([again] if again else [])) % 2**32
 
 
 def _learns(space: SearchSpace) -> bool:
