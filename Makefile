@@ -1,6 +1,8 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Each sets up what it needs, once.
 PYTHON ?= python3.11
 VENV := .venv
+# processes of the tests; each may hold a small Ray cluster, and needs about 4 GB
+TEST_WORKERS ?= 2
 READY := $(VENV)/.ready
 
 .PHONY: help setup quickstart test lint clean cluster-up cluster-down
@@ -25,7 +27,7 @@ quickstart: $(READY)
 	$(VENV)/bin/python -m jobs.quickstart
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

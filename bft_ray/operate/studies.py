@@ -211,7 +211,7 @@ def _arms(records: Sequence[TrialRecord], metric: str, total: int, now: float) -
 
 
 def cancel_study(source: str, config: str | None, overrides: Sequence[str], database: str) -> str:
-    """Ask the driver of a study to end; it does so within seconds, and the study can be gone on with.
+    """Ask the driver of a study to end: it does so within seconds while trials run. The study can be gone on with.
 
     Raises:
         BadInput: no such database or study.
@@ -223,7 +223,7 @@ def cancel_study(source: str, config: str | None, overrides: Sequence[str], data
         if holder is None or not holder[0].is_alive(holder[1]):
             return f"no driver of {name} runs"
         store.note("cancel", True)
-    return f"asked the driver of {name} to end; it does so within seconds, and the same command goes on with the study"
+    return f"asked the driver of {name} to end: within seconds while trials run. The same command goes on with the study"
 
 
 def _name_of(source: str, config: str | None, overrides: Sequence[str]) -> str:
