@@ -223,7 +223,9 @@ def cancel_study(source: str, config: str | None, overrides: Sequence[str], data
         if holder is None or not holder[0].is_alive(holder[1]):
             return f"no driver of {name} runs"
         store.note("cancel", True)
-    return f"asked the driver of {name} to end: within seconds while trials run. The same command goes on with the study"
+    return (
+        f"asked the driver of {name} to end: within seconds while trials run. The same command goes on with the study"
+    )
 
 
 def _name_of(source: str, config: str | None, overrides: Sequence[str]) -> str:

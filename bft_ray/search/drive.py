@@ -219,9 +219,7 @@ def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
         return
     line("profile of the training data")
     config = first
-    if (
-        LEARNING_RATE in study.space.parameters
-    ):  # what it proposes lies around the study's, not around the first trial's
+    if LEARNING_RATE in study.space.parameters:  # the proposed rates lie around the study's, not the first trial's
         config = with_overrides(first, {LEARNING_RATE: study.base.optimizer.learning_rate}, "the profile")
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "profile"  # that anybody may read, as its copy
