@@ -69,5 +69,7 @@ class NonFinite(BftError, ArithmeticError):
 
 
 def _short(value: Any, limit: int = 80) -> str:
+    """No more of a value than its two ends: those of a long path tell most, and little is shown of a text."""
     text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    end = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[: limit - 3 - end]}...{text[-end:]}"

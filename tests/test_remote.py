@@ -25,7 +25,11 @@ from tests.ranks import run_ranks
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> str:
     """URI of a store; what is fetched from it lies below a home of the test's own."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    token, home = Path.home() / ".ray" / "auth_token", tmp_path / "home"
+    if token.is_file():  # of a Ray that this process has started before: it looks for it again
+        (home / ".ray").mkdir(parents=True)
+        shutil.copy(token, home / ".ray")
+    monkeypatch.setenv("HOME", str(home))
     uri = f"fsspec+file://{tmp_path}/store"
     assert is_remote(uri)
     return uri
