@@ -63,7 +63,8 @@ class Conductor:
         self._num_slots, self._listen, self._ahead, self._max_failures = num_slots, listen, ahead, max_failures
         self.parts = {BASELINES: store.open_part(BASELINES), SEARCH: store, CONFIRMATION: store.open_part(CONFIRMATION)}
         self.told = [line for part in PARTS for line in self.parts[part].reconcile()]
-        self._active: dict[tuple[str, int], Leg] = {}  # (trial, seed) -> what runs
+        self._active: dict[tuple[str, int], Leg] = {}  # (trial, seed) -> what was given out
+        self._running: set[tuple[str, int]] = set()  # of these, what a worker has taken
         self._configs: dict[str, Config] = {}
         self._dropped: set[str] = set()  # trials of the search whose weights are deleted
         self._settle()
@@ -89,8 +90,11 @@ class Conductor:
         """
         for store in self.parts.values():
             store.lease.beat()
-        if len(self._active) >= max(1, self._num_slots()) + self._ahead:
+        slots = max(1, self._num_slots())
+        if len(self._active) >= slots + self._ahead:
             return None
+        if 0 < slots - len(self._running) <= len(self._active) - len(self._running):
+            return None  # these first: no free worker waits for a suggestion that it does not need yet
         leg = self._waiting_leg()
         while leg is None and self._add():
             self._judge()  # a batch may be whole now, and its rungs decided
@@ -190,6 +194,7 @@ class Conductor:
 
     def begun(self, leg: Leg) -> None:
         """A worker has taken it."""
+        self._running.add((leg.trial, leg.seed))
         store, number = self._at(leg)
         if store.record(number).state == "waiting":
             store.start(number)
@@ -212,7 +217,7 @@ class Conductor:
 
     def ended(self, leg: Leg, reached: Reached) -> None:
         """A worker has done a leg, or was stopped at a rung."""
-        self._active.pop((leg.trial, leg.seed), None)
+        self._take_back(leg)
         store, number = self._at(leg)
         if store.record(number).is_finished or reached.status == "running":
             return  # it was stopped, or another seed of it has failed
@@ -228,7 +233,7 @@ class Conductor:
 
     def broke(self, leg: Leg, reason: str) -> None:
         """The process of a leg ended without a result; the trial is run again, unless that happens too often."""
-        self._active.pop((leg.trial, leg.seed), None)
+        self._take_back(leg)
         store, number = self._at(leg)
         if not store.record(number).is_finished:
             self._again(store, number, reason)
@@ -249,6 +254,11 @@ class Conductor:
             store, number = self._at(leg)
             store.release(number, reason)
         self._active.clear()
+        self._running.clear()
+
+    def _take_back(self, leg: Leg) -> None:
+        self._active.pop((leg.trial, leg.seed), None)
+        self._running.discard((leg.trial, leg.seed))
 
     def _at(self, leg: Leg) -> tuple[Store, int]:
         part, _, number = leg.trial.partition("/")
