@@ -52,7 +52,7 @@ def local_copy(uri: str, cache: Path | None = None) -> Path:
     cache = cache or Path.home() / ".cache" / "bft_ray" / "fetched"
     cache.mkdir(parents=True, exist_ok=True)
     copy = cache / _key(uri, filesystem, place)
-    with _locked(cache):  # the others on this machine wait for the one that fetches
+    with locked(cache):  # the others on this machine wait for the one that fetches
         if not copy.is_dir():
             _forget_old(cache)
             temporary = Path(tempfile.mkdtemp(prefix="fetching-", dir=cache))
@@ -86,7 +86,8 @@ def _forget_old(cache: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder of this machine: other processes that ask for it wait."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks on folders

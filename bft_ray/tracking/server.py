@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bft_ray.config import TrackingConfig
+from bft_ray.data.remote import locked
 from bft_ray.errors import BadInput
 
 if TYPE_CHECKING:
@@ -90,25 +90,14 @@ def connect(uri: str) -> MlflowClient:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(path.parent) if path else contextlib.nullcontext():
+        # MLflow does not lock the creation of its tables, and two processes at once break it
+        with locked(path.parent) if path else contextlib.nullcontext():
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except MlflowException as error:
         if "out-of-date database schema" not in str(error):
             raise
         remedy = "Back it up, then run `mlflow db upgrade` on it, or give another database."
         raise BadInput(FIELD, redact(uri), "a database of the installed version of MLflow", remedy) from None
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder: MLflow does not lock the creation of its tables, and two processes at once break it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks on folders
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def bounded(timeout_s: float, function: Callable[..., T], *args: Any) -> T:
