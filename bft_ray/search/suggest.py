@@ -124,7 +124,7 @@ def propose(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> 
     for again in range(1, _REDRAWS):
         if found not in tried:
             break
-        seed, stays = draw_seed(space, number, again), 2 * again >= _REDRAWS
+        seed, stays = draw_seed(space, number, again), again > 1  # learning again costs more than drawing
         found = _at_random(space, seed) if stays else _learnt(space, number, records, seed)
     return found
 
