@@ -159,7 +159,7 @@ class Tracker:
         """Write params; one over 6,000 characters is kept whole as the artifact `params/NAME.txt`.
 
         Raises:
-            BadInput: the run holds another value, and results depend on it (see `begin.MAY_CHANGE`).
+            BadInput: the run holds another value, and results depend on it (see `resume.MAY_CHANGE`).
         """
         from mlflow.entities import Param
 
