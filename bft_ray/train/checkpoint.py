@@ -38,7 +38,7 @@ def verify_manifest(folder: Path, rank: int, world_size: int) -> None:
         BadInput: a missing shard, a changed file, or a checkpoint of another number of workers.
     """
     manifests = sorted(folder.glob("manifest-*.json"))
-    remedy = "Delete this checkpoint folder: the run then goes on from an earlier one."
+    remedy = f"Delete {folder}: the run then goes on from an earlier checkpoint, or from its start."
     if not manifests:
         raise BadInput("checkpoint", str(folder), "a folder with a manifest of every rank", remedy)
     check_num_workers(folder, world_size)
