@@ -14,6 +14,7 @@ from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.search.splits import Rows, check_splits, items_of, rows_of
+from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import check_server
 from bft_ray.train import storage
 from bft_ray.train.launch import check_lora, check_tasks, pin_paths
@@ -52,6 +53,7 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
     first = pin_paths(config_of(base, space, representatives(space, 1)[0]))
     storage.check_writable(first.cluster.storage_path)
     check_server(first.tracking)
+    check_artifacts(first.tracking, first.experiment)
     check_lora(first)
     splits = {"search": first}
     if space.confirmation is not None:

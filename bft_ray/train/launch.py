@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bft_ray.model.causal_lm import adapter_of, load_tokenizer
 from bft_ray.model.export import describe_weights
 from bft_ray.model.lora import check_targets
 from bft_ray.spread import connect, require_resources
+from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
@@ -40,6 +41,7 @@ class TrainResult:
     step: int  # that the exported weights are of
     before: dict[str, float]
     after: dict[str, float]
+    missing: dict[str, str] = field(default_factory=dict)  # what MLflow does not hold, though it was to -> why
 
 
 def train(config: Config, display: Display | None = None) -> TrainResult:
@@ -63,6 +65,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             str(config.name), record["run_id"], folder, exported, record["step"], record["before"], record["after"]
         )
     check_server(config.tracking)
+    check_artifacts(config.tracking, config.experiment)
     tokenizer = load_tokenizer(config.model)
     check_lora(config)
     datasets = load_datasets(config, tokenizer, display)
@@ -70,9 +73,9 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     refuse_other_data(record, identity, config, display.line)
     check_tasks(config)
     defaults = LossConfig(method=config.loss.method)
-    for field in config.loss.unused_fields():
-        if getattr(config.loss, field) != getattr(defaults, field):
-            display.line(f"note: loss.{field} has no effect with these loss settings")
+    for name in config.loss.unused_fields():
+        if getattr(config.loss, name) != getattr(defaults, name):
+            display.line(f"note: loss.{name} has no effect with these loss settings")
     if config.lora and config.lora.dropout > 0:
         display.line("note: lora.dropout > 0: results now depend on how batches are laid out over workers")
 
@@ -94,7 +97,8 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             _log_inputs(tracker, config, datasets)
             before = _before(config, tracker, record, keep, display)
             step = _fit(config, tracker, folder, display)
-            return _finish(config, tracker, folder, datasets, before, step, keep, display)
+            result = _finish(config, tracker, folder, datasets, before, step, keep, display)
+        return replace(result, missing=tracker.missing)
 
 
 def pin(config: Config) -> Config:
