@@ -15,6 +15,7 @@ from bft_ray.errors import BadInput
 from bft_ray.operate.finding import Finding, alone, from_error
 from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machine, check_versions
 from bft_ray.operate.nodes import check_cluster
+from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import bounded, check_server, first_line, redact
 
 NUM_ROWS = 200  # read of each source
@@ -183,9 +184,10 @@ def _read_task(config: Config, name: str) -> str:
 
 
 def check_tracking(config: Config) -> Iterable[Finding]:
-    """The tracking server or database, as a run checks it."""
+    """The tracking server or database, and where artifacts go, as a run checks it."""
     check_server(config.tracking)
-    yield Finding("tracking", "ok", redact(config.tracking.uri))
+    place = check_artifacts(config.tracking, config.experiment)
+    yield Finding("tracking", "ok", f"{redact(config.tracking.uri)}; artifacts go to {place}")
 
 
 def check_storage(cluster: ClusterConfig) -> Iterable[Finding]:
