@@ -54,8 +54,11 @@ class SourceConfig(Section):
     ratio: float = Field(
         1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)"
     )
+    form: str = Field("auto", description="form of the rows, such as alpaca or sharegpt; auto: told by the columns")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="names in the file of id, prompt, completion, messages, text"
+        default_factory=dict,
+        description="canonical field (id, group, prompt, completion, messages, tools, text, ...) -> column of the file, "
+        'or a template such as "{Question}\\n\\nContext: {context}"',
     )
     limit: int | None = Field(None, ge=1, description="read at most this many rows")
 

@@ -79,6 +79,11 @@ class TokenDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def samples_per_source(self) -> tuple[int, ...]:
+        """Samples of each source, in order: at least one each."""
+        return tuple(np.bincount(self.source_index).tolist())
+
     def __reduce__(self):
         return TokenDataset, (str(self.folder),)
 

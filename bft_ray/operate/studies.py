@@ -84,7 +84,7 @@ def dry_run(source: str, config: str | None, overrides: Sequence[str]) -> str:
     """
     space, base = load_study(source, config, overrides)
     facts = look_at(space, base)
-    return describe(space, base, facts.longest, facts.num_samples)
+    return describe(space, base, facts.longest, facts.samples_per_source)
 
 
 def status_of(source: str | None, config: str | None, overrides: Sequence[str], database: str) -> str:

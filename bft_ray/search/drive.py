@@ -102,7 +102,7 @@ def _study(store: Store, space: SearchSpace, base: Config, facts: Facts) -> Stud
         store.note("id", found := uuid.uuid4().hex)
     name = f"{space.name}-{found[:8]}"  # another study of this name, in another database, has another one
     folder = storage.join(facts.first.cluster.storage_path, "studies", space.domain or base.domain, name)
-    return Study(found, space, base, facts.longest, facts.num_samples, folder)
+    return Study(found, space, base, facts.longest, facts.samples_per_source, folder)
 
 
 def _finished(store: Store, space: SearchSpace) -> StudyResult | None:

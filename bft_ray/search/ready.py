@@ -30,13 +30,13 @@ class Facts:
 
     Args:
         first: the first trial's config: what all of them need of a worker and of the data.
-        longest, num_samples: see `Study`; None where trials differ in it.
+        longest, samples_per_source: see `Study`; None where trials differ in it.
         fingerprints: use -> fingerprint of its data, `model`: of the base weights; part of what the study is.
     """
 
     first: Config
     longest: int | None
-    num_samples: int | None
+    samples_per_source: tuple[int, ...] | None
     fingerprints: dict[str, str]
 
 
@@ -81,9 +81,9 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
             if task.name == measured:
                 rows[split] = items_of(task)
     check_splits(space.objective.metric, rows, rows_of(train) if measured == VALIDATION else {}, line)
-    varies = any(name.startswith(_TOKENISING) for name in space.parameters)
-    longest, count = int(train.num_supervised.max()), len(train)
-    return Facts(first, None if varies else longest, None if varies else count, fingerprints)
+    varies = any(name.startswith(_TOKENISING) and not name.endswith(".ratio") for name in space.parameters)
+    longest, samples = int(train.num_supervised.max()), train.samples_per_source
+    return Facts(first, None if varies else longest, None if varies else samples, fingerprints)
 
 
 def _brief(dataset: TokenDataset) -> str:
