@@ -13,7 +13,7 @@ from pathlib import Path
 from bft_ray.config import ClusterConfig, Config, SourceConfig
 from bft_ray.errors import BadInput
 from bft_ray.operate.finding import Finding, alone, from_error
-from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machine, check_versions
+from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machine, check_places, check_versions
 from bft_ray.operate.nodes import check_cluster
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import bounded, check_server, first_line, redact
@@ -39,6 +39,7 @@ def diagnose(config: Config | None = None, *, ray_address: str | None = None, ti
         ("compiler", check_compiler),
         ("gpu", lambda: check_gpus(config, is_local=cluster_name is None)),
         ("machine", lambda: check_machine(cluster if config and cluster_name is None else None)),
+        ("home", check_places),
     ]
     if config is not None:
         checks += [
