@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bft_ray import __version__
+from bft_ray.data.cache import ensure_home
 from bft_ray.errors import BadConfig, BadInput, BftError
 
+#: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
+_SAME_SPACE = {"profile", "cluster", "tracking"}
 _OVERRIDES = "overrides such as loss.window=64 or data.train.0.limit=100"
 
 
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     signal.signal(signal.SIGTERM, _terminate)
+    ensure_home()
     try:
         return options.run(options)
     except (BadInput, BadConfig) as error:
@@ -123,12 +127,28 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("config", nargs="?", metavar="CONFIG", help="also check what this config asks for")
     doctor.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
 
-    init = _command(commands, "init", _init, "write a config for your own file")
-    init.add_argument("data", metavar="DATA", help="JSONL, JSON, CSV or Parquet file")
-    init.add_argument("--domain", help="sub-domain name (default: from the file name)")
-    init.add_argument("--model", default="starter", help="folder or hub id of the base model (default: the starter)")
-    init.add_argument("--out", default="bft.yaml", metavar="FILE", help="config to write (default: bft.yaml)")
-    init.add_argument("--force", action="store_true", help="overwrite it")
+    init = _command(commands, "init", _init, "from your own rows to a study: a config, a search space, four splits")
+    init.add_argument(
+        "data", metavar="DATA", help="JSONL, JSON, CSV or Parquet file, saved datasets folder, or hub id (with --split)"
+    )
+    init.add_argument(
+        "--prompt", metavar="COLUMN", help=r"column of the question, or a template: '{Question}\n\nContext: {context}'"
+    )
+    init.add_argument("--completion", metavar="COLUMN", help="column of the answer, or a template")
+    init.add_argument(
+        "--group", metavar="COLUMN", help="patient, document, gene ...: its rows stay on one side of a split"
+    )
+    init.add_argument("--split", metavar="NAME", help="split of a hub dataset or saved folder, e.g. train")
+    init.add_argument("--config-name", metavar="NAME", help="configuration of a hub dataset")
+    init.add_argument("--limit", type=int, metavar="N", help="read the first N rows alone")
+    init.add_argument("--domain", help="sub-domain name (default: from the name of the data)")
+    init.add_argument(
+        "--model", default="starter", help="base model: starter (the default), smollm2, a folder or a hub id"
+    )
+    init.add_argument(
+        "--out", default="bft.yaml", metavar="FILE", help="config to write (default: bft.yaml); the rest lies beside it"
+    )
+    init.add_argument("--force", action="store_true", help="overwrite what an earlier init wrote there")
     return parser
 
 
@@ -219,7 +239,8 @@ def _profile(options: argparse.Namespace) -> int:
     if options.model:
         model = config.model.model_copy(update={"path": options.model, "adapter": None})
         config = config.model_copy(update={"model": model})
-    from bft_ray.profile.page import to_text
+    from bft_ray.profile.page import next_steps, to_text
+    from bft_ray.profile.rewrite import space_beside
     from bft_ray.profile.run import model_label, profile_data
 
     if not options.out and "://" in config.cluster.storage_path:
@@ -227,10 +248,19 @@ def _profile(options: argparse.Namespace) -> int:
     name = f"{config.domain}-{model_label(options.model)}" if options.model else config.domain
     out = Path(options.out) if options.out else Path(config.cluster.storage_path) / "profiles" / name
     against = Path(options.against) if options.against else None
-    profile = profile_data(config, out, against, options.config, track=not options.no_mlflow, progress=_shards)
+    beside = space_beside(options.config)
+    space = None if options.model or not set(map(_section, options.overrides)) <= _SAME_SPACE else beside
+    profile = profile_data(
+        config, out, against, options.config, track=not options.no_mlflow, progress=_shards, space=space
+    )
     print(to_text(profile))
-    print(f"\npage      {out / 'profile.html'}\nspace     {out / 'search_space.yaml'}")
+    print(f"\npage      {out / 'profile.html'}")
+    print(next_steps(profile, out, beside))
     return 0
+
+
+def _section(override: str) -> str:
+    return override.partition("=")[0].partition(".")[0]
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -298,10 +328,22 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from bft_ray.operate.init import write_config
+    from bft_ray.operate.init.study import Request, write_study
 
-    out = write_config(Path(options.data), Path(options.out), options.domain, options.model, options.force)
-    print(f"wrote {out}\ncheck it with   bft-ray doctor {out}\nthen            bft-ray train {out}")
+    request = Request(
+        data=options.data,
+        out=Path(options.out),
+        prompt=options.prompt,
+        completion=options.completion,
+        group=options.group,
+        split=options.split,
+        config_name=options.config_name,
+        limit=options.limit,
+        domain=options.domain,
+        model=options.model,
+        force=options.force,
+    )
+    print(write_study(request))
     return 0
 
 

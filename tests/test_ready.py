@@ -14,8 +14,8 @@ import yaml
 from bft_ray.config import ModelConfig
 from bft_ray.config.study import load_space, load_study, spaces
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.search import base_weights
-from bft_ray.search.base_weights import weights_fingerprint
+from bft_ray.model import base_weights
+from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.search.ready import Facts, look_at
 from bft_ray.search.same_study import refuse_others, study_settings
 

@@ -56,7 +56,7 @@ def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
 
 def config_from_yaml(text: str, source: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """A config from its YAML text, with overrides; `source` names it in errors, which are those of `load_config`."""
-    return _with_overrides(_parse_yaml(text, source), source, overrides)
+    return _with_overrides(parse_yaml(text, source), source, overrides)
 
 
 def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str] | tuple[str, ...]) -> Config:
@@ -90,10 +90,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise BadInput(str(path), "not UTF-8 text", "valid YAML") from None
-    return _parse_yaml(text, str(path))
+    return parse_yaml(text, str(path))
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A YAML mapping from its text; `source` names it in errors."""
     try:
         tree = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:

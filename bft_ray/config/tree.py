@@ -18,7 +18,9 @@ _TAKEN = {"train", "validation", "final"}  # names that no task may have
 class ModelConfig(Section):
     """The base model: any causal LM that transformers loads."""
 
-    path: str = Field("starter", description="folder, hub id, or `starter` (the bundled model)")
+    path: str = Field(
+        "starter", description="folder, hub id, GGUF file, `starter` (the bundled model), or `smollm2` (of a package)"
+    )
     revision: str | None = Field(None, description="hub revision (commit, tag or branch)")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="dtype of the weights and of the computation")
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
@@ -54,8 +56,11 @@ class SourceConfig(Section):
     ratio: float = Field(
         1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)"
     )
+    form: str = Field("auto", description="form of the rows, such as alpaca or sharegpt; auto: told by the columns")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="names in the file of id, prompt, completion, messages, text"
+        default_factory=dict,
+        description="canonical field (id, group, prompt, completion, messages, tools, text, ...) -> column of the file, "
+        'or a template such as "{Question}\\n\\nContext: {context}"',
     )
     limit: int | None = Field(None, ge=1, description="read at most this many rows")
 
