@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bft_ray import __version__
+from bft_ray.data.cache import ensure_home
 from bft_ray.errors import BadConfig, BadInput, BftError
 
 #: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     signal.signal(signal.SIGTERM, _terminate)
+    ensure_home()
     try:
         return options.run(options)
     except (BadInput, BadConfig) as error:
