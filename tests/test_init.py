@@ -284,6 +284,8 @@ def test_messages_text_parquet_and_json(tmp_path):
     pq.write_table(table, tmp_path / "p.parquet")
     init(tmp_path / "p.parquet", tmp_path / "p" / "bft.yaml", limit=15)
     assert sum(map(len, split_of(tmp_path / "p").values())) == 15
+    with pytest.raises(BadInput, match=r"`--limit` is 0, but must be at least 1\."):
+        init(tmp_path / "p.parquet", tmp_path / "q" / "bft.yaml", limit=0)
 
 
 def test_a_split_of_a_saved_folder(tmp_path, monkeypatch):
