@@ -82,7 +82,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             experiment=config.experiment,
             run_name=str(config.name),
             run_id=record.get("run_id"),
-            params=flatten(config),
+            params=_params(config),
             tags={"bft.domain": config.domain, "bft.method": config.loss.method, "bft.kind": "train"}
             | config.tracking.tags,
         ) as tracker:
@@ -180,6 +180,11 @@ def _record_of(folder: str, config: Config) -> dict[str, Any]:
 def _record_text(config: Config, run_id: str, **more: Any) -> str:
     """What stays beside the results; passwords in addresses do not."""
     return redact(json.dumps({"run_id": run_id, "config": flatten(config)} | more, indent=1))
+
+
+def _params(config: Config) -> dict[str, Any]:
+    """Params of the run; an open choice is left out, which the workers make and write (MLflow never changes a param)."""
+    return {name: value for name, value in flatten(config).items() if name != "data.packing" or value is not None}
 
 
 def _log_inputs(tracker: Tracker, config: Config, datasets: dict[str, TokenDataset]) -> None:
