@@ -125,8 +125,9 @@ def test_the_model_is_looked_at_closely(tree, model, tmp_path):
 def test_the_space_beside_a_config(tree, tmp_path):
     """Its splits are read too; where the config has a fault, that one is told alone."""
     path = tmp_path / "search_space.yaml"
-    rows = [{"prompt": f"other {n}", "completion": f"answer {n}"} for n in range(5)]
-    (tmp_path / "confirmation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("validation", "confirmation"):
+        rows = [{"prompt": f"{name} {n}", "completion": f"answer {n}"} for n in range(5)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "bft.yaml").write_text(yaml.safe_dump(tree))
     space = {
         "name": "small",
