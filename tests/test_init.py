@@ -96,7 +96,7 @@ def test_the_same_file_gives_the_same_files_and_others_are_not_overwritten(tmp_p
     data = write_csv(tmp_path / "x.csv", ["question", "answer"], questions(50))
     init(data, tmp_path / "bft.yaml")
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(BadInput, match="`--out` is .*must be a file that does not exist yet. Give --force"):
+    with pytest.raises(BadInput, match=r"`--out` is .*must be a file that does not exist yet\. Give --force"):
         init(data, tmp_path / "bft.yaml")
     init(data, tmp_path / "bft.yaml", force=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
@@ -112,7 +112,7 @@ def test_the_data_are_never_overwritten(tmp_path):
     data = write_csv(tmp_path / "bft_train.csv", ["question", "answer"], questions(50))
     moved = write_jsonl(tmp_path / "bft_train.jsonl", [{"question": q, "answer": a} for q, a in questions(50)])
     kept = moved.read_bytes()
-    with pytest.raises(BadInput, match="another file than the data, which it would overwrite. Give --out"):
+    with pytest.raises(BadInput, match=r"another file than the data, which it would overwrite\. Give --out"):
         init(moved, tmp_path / "bft.yaml", force=True)
     assert moved.read_bytes() == kept and sorted(tmp_path.iterdir()) == [data, moved]
 
@@ -204,7 +204,7 @@ def test_columns_are_named_and_joined(tmp_path):
         (f"case {n}\n\nContext: context {n}", f"finding {n}") for n in range(30)
     }
     assert r'prompt = "{Case}\n\nContext: {notes}", completion = "finding"' in said
-    with pytest.raises(BadInput, match="`--completion` is None, but must be given with --prompt. Add --completion"):
+    with pytest.raises(BadInput, match=r"`--completion` is None, but must be given with --prompt\. Add --completion"):
         init(data, tmp_path / "b.yaml", prompt="Case")
 
 
@@ -310,7 +310,7 @@ def test_bad_files_are_refused_and_nothing_is_left(tmp_path):
     good = write_csv(tmp_path / "good.csv", ["question", "answer"], questions(20))
     with pytest.raises(BadConfig, match="domain"):
         init(good, out, domain="Not A Name")
-    with pytest.raises(BadInput, match="`--out` is .*a folder that can be written"):
+    with pytest.raises(BadInput, match=r"`--out` is .*a folder that can be written"):
         init(good, good / "bft.yaml")
     assert not out.exists() and {path.suffix for path in tmp_path.iterdir()} == {".csv", ".jsonl"}
 

@@ -28,6 +28,7 @@ PARTS = "cell cycle,DNA repair,apoptosis,growth signals,transport,adhesion,splic
 #: least budget of a study that still compares, confirms and chooses
 SMALL = (
     "budget.trials=3",
+    "sampler.startup_trials=2",
     "confirmation.top_k=1",
     "confirmation.seeds=[101,102,103]",
     "confirmation.min_seeds_waived=true",

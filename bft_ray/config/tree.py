@@ -18,7 +18,9 @@ _TAKEN = {"train", "validation", "final"}  # names that no task may have
 class ModelConfig(Section):
     """The base model: any causal LM that transformers loads."""
 
-    path: str = Field("starter", description="folder, hub id, or `starter` (the bundled model)")
+    path: str = Field(
+        "starter", description="folder, hub id, GGUF file, `starter` (the bundled model), or `smollm2` (of a package)"
+    )
     revision: str | None = Field(None, description="hub revision (commit, tag or branch)")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="dtype of the weights and of the computation")
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(

@@ -148,45 +148,18 @@ def check_settings(config: Config) -> Iterable[Finding]:
 
 
 def check_model(config: Config) -> Iterable[Finding]:
-    """Config, tokenizer and the headers of the weights; LoRA targets against the architecture."""
-    from safetensors import SafetensorError, safe_open
-    from transformers import AutoConfig
-
+    """Tokenizer, configuration, headers of the weights, length and LoRA targets: as a run checks them."""
+    from bft_ray.model import check
     from bft_ray.model.causal_lm import adapter_of, load_tokenizer
-    from bft_ray.train.launch import check_lora
 
     tokenizer = load_tokenizer(config.model)
-    base, adapter = adapter_of(config.model)
-    try:
-        trust = config.model.trust_remote_code
-        described = AutoConfig.from_pretrained(base, revision=config.model.revision, trust_remote_code=trust)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        remedy = "Check the path, or the hub id, its access rights (HF_TOKEN) and the network."
-        raise BadInput("model.path", config.model.path, f"a model that transformers loads: {reason}", remedy) from None
-    for folder in filter(os.path.isdir, filter(None, (base, adapter))):
-        files = sorted(Path(folder).glob("*.safetensors"))
-        if not files:
-            remedy = "Convert it: save_pretrained of transformers writes safetensors."
-            raise BadInput("model.path", config.model.path, "a folder with *.safetensors weights", remedy)
-        for file in files:
-            try:
-                with safe_open(file, "numpy"):
-                    pass
-            except SafetensorError as error:
-                remedy = "It is cut off or damaged: copy or download it again."
-                raise BadInput(
-                    "model.path", str(file), f"a whole safetensors file: {first_line(error)}", remedy
-                ) from None
-    check_lora(config)
-    longest = getattr(described, "max_position_embeddings", None)
-    detail = f"{config.model.path}: {described.model_type}, {len(tokenizer)} tokens"
-    if not os.path.isdir(base):
+    notes = check.check_model(config, tokenizer)
+    detail = f"{config.model.path}: {check.describe(config).model_type}, {len(tokenizer)} tokens"
+    if not os.path.isdir(adapter_of(config.model)[0]):
         detail += "; the weights come from the hub when a run starts"
     yield Finding("model", "ok", detail)
-    if longest is not None and config.data.max_length > longest:
-        text = f"data.max_length is {config.data.max_length}, but the model was made for {longest} positions"
-        yield Finding("model", "fail", text, f"Set data.max_length={longest}.")
+    for note in notes:
+        yield Finding("model", "warn", note, "Change it, unless that is what you want.")
 
 
 def check_data(config: Config) -> Iterable[Finding]:
