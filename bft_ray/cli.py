@@ -166,6 +166,7 @@ def _config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None)
 
 def _train(options: argparse.Namespace) -> int:
     config = _train_config(options)
+    from bft_ray.operate.road import after_train
     from bft_ray.train.launch import train  # after the config: a typo is told at once
 
     result = train(config)
@@ -173,7 +174,12 @@ def _train(options: argparse.Namespace) -> int:
     print(f"exported  {result.export} (weights of step {result.step})")
     print_metrics(result.before, result.after)
     print(f"look      {mlflow_command(config)}")
-    return 0
+    source = None if options.champion else options.config
+    print(after_train(source, options.overrides, result.export))
+    if result.missing:
+        lacks = ", ".join(f"{what} ({why})" for what, why in sorted(result.missing.items()))
+        print(f"error: all is trained and exported, but MLflow lacks what it was to hold: {lacks}", file=sys.stderr)
+    return int(bool(result.missing))
 
 
 def _train_config(options: argparse.Namespace) -> Any:
@@ -225,10 +231,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     result = evaluate_model(config, Path(options.out) if options.out else None, names=names)
     if before is None:
         print_metrics({}, result.metrics)
-        return 0
-    from bft_ray.evaluate.compare import compare, render
+    else:
+        from bft_ray.evaluate.compare import compare, render
 
-    print(render(compare(before, result)))
+        print(render(compare(before, result)))
+    from bft_ray.operate.road import after_evaluate
+
+    text = after_evaluate(options.config, options.overrides, options.model, options.out, options.against)
+    print(*filter(None, [text]), sep="\n", end="\n" if text else "")
     return 0
 
 
@@ -322,8 +332,15 @@ def _doctor(options: argparse.Namespace) -> int:
     from bft_ray.config import load_config
     from bft_ray.operate.doctor import diagnose, exit_code, render
 
-    findings = diagnose(load_config(options.config, options.overrides) if options.config else None)
+    if not options.config:
+        findings = diagnose()
+        print(render(findings))
+        return exit_code(findings)
+    from bft_ray.operate.road import after_doctor, space_of
+
+    findings = diagnose(load_config(options.config, options.overrides), space=space_of(options.config))
     print(render(findings))
+    print(after_doctor(options.config, options.overrides, is_fine=not exit_code(findings)))
     return exit_code(findings)
 
 
