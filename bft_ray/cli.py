@@ -79,6 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--harness", metavar="NAMES", help="also tasks of lm-evaluation-harness, e.g. mmlu,cmmlu")
     evaluate.add_argument("--out", metavar="FOLDER", help="write metrics.json and a record per item (ids, no text)")
     evaluate.add_argument("--against", metavar="FOLDER", help="compare, item by item, with what --out wrote earlier")
+    evaluate.add_argument(
+        "--question", metavar="METRIC", help="with --against: the metric it is about (default: the domain's headline)"
+    )
 
     profile = _command(commands, "profile", _profile, "what windows, epsilons and caps would do to a dataset")
     _config_arguments(profile)
@@ -232,9 +235,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     if before is None:
         print_metrics({}, result.metrics)
     else:
+        from bft_ray.domains import domain
         from bft_ray.evaluate.compare import compare, render
 
-        print(render(compare(before, result)))
+        print(render(compare(before, result), options.question or domain(config.domain).headline))
     from bft_ray.operate.road import after_evaluate
 
     text = after_evaluate(options.config, options.overrides, options.model, options.out, options.against)
