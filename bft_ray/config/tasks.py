@@ -101,7 +101,7 @@ class NamesTask(TaskBase):
     prefix: str = Field("Process: ", description="text that stands before the name in a completion")
     candidates: str | None = Field(None, description="file of candidate names (column name); null: all gold names")
     encoder: str | None = Field(
-        None, description="text encoder (folder or hub id) of the name similarity; null: ROUGE alone"
+        None, description="text encoder (folder, hub id, or `minilm`) of the name similarity; null: ROUGE alone"
     )
     generate: bool = Field(True, description="also generate a name and score it")
     decoding: Decoding = Field(Decoding(max_new_tokens=32), description="how its answers are generated")
@@ -118,7 +118,7 @@ class EmbeddingPairsTask(TaskBase):
     source: Literal["hidden", "generated"] = Field(
         "hidden", description="hidden: the model's hidden states; generated: `encoder` over the model's descriptions"
     )
-    encoder: str | None = Field(None, description="text encoder (folder or hub id) for source generated")
+    encoder: str | None = Field(None, description="text encoder (folder, hub id, or `minilm`) for source generated")
     template: str = Field("Describe the gene {gene}.", description="prompt with {gene}, for source generated")
     seed: int = Field(0, ge=0, description="of the classifiers")
     decoding: Decoding = Field(Decoding(max_new_tokens=128), description="how its answers are generated")

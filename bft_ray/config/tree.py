@@ -19,7 +19,9 @@ _TAKEN = {"train", "validation", "final"}  # names that no task may have
 class ModelConfig(Section):
     """The base model: any causal LM that transformers loads."""
 
-    path: str = Field("starter", description="folder, hub id, or `starter` (the bundled model)")
+    path: str = Field(
+        "starter", description="folder, hub id, GGUF file, `starter` (the bundled model), or `smollm2` (of a package)"
+    )
     revision: str | None = Field(None, description="hub revision (commit, tag or branch)")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="dtype of the weights and of the computation")
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
@@ -82,7 +84,11 @@ class DataConfig(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="at most this many samples a micro-batch; null: no limit"
     )
-    packing: bool = Field(True, description="lay samples end to end in one row without padding")
+    packing: bool | None = Field(
+        None,
+        description="lay samples end to end in one row without padding; null: where that is exact for this model, and "
+        "faster (on a GPU); the choice is kept with the run or study",
+    )
     shuffle: bool = Field(True, description="draw a new order each epoch, from `seed`")
     date: str | None = Field(
         None,

@@ -25,6 +25,7 @@ from bft_ray.evaluate.tasks import VALIDATION, choose, prepare_task
 from bft_ray.evaluate.text import prepare_dataset
 from bft_ray.evaluate.worker import answer, load
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.check import check_model
 from bft_ray.spread import spread
 
 _SHARDS_A_WORKER = 4  # so that a slow worker does not hold up the rest, and little is lost with a dead one
@@ -75,7 +76,9 @@ def evaluate_model(
             that cannot hold the workers.
         BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
-    prepared = prepare_all(config, prepare_context(config), names)
+    context = prepare_context(config)
+    check_model(config, context.tokenizer)
+    prepared = prepare_all(config, context, names)
     if not prepared:
         remedy = "There is nothing to measure. For example evaluation.tasks: [{kind: choice, path: exam.jsonl}]."
         raise BadInput("data.validation", [], "given, or else evaluation.tasks", remedy)

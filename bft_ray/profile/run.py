@@ -23,6 +23,7 @@ from bft_ray.config.study import check_space
 from bft_ray.data.dataset import prepare
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.check import check_model
 from bft_ray.profile import tokens as files
 from bft_ray.profile.page import png, to_html
 from bft_ray.profile.pictures import PICTURES, draw
@@ -154,7 +155,9 @@ def profile_data(
     if track:
         check_server(config.tracking)
     earlier = _earlier(against) if against else None
-    dataset = prepare(config.data.train, load_tokenizer(config.model), config.data, "data.train")
+    tokenizer = load_tokenizer(config.model)
+    check_model(config, tokenizer)
+    dataset = prepare(config.data.train, tokenizer, config.data, "data.train")
     if earlier is not None and earlier.ids != dataset.ids:
         raise BadInput("against", str(against), "a profile of the same data", "The samples differ.")
     began = time.perf_counter()

@@ -13,11 +13,12 @@ from bft_ray.config.space import SearchSpace
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.check import check_model
 from bft_ray.search.splits import Rows, check_splits, items_of, rows_of
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import check_server
 from bft_ray.train import storage
-from bft_ray.train.launch import check_lora, check_tasks, pin_paths
+from bft_ray.train.launch import check_tasks, pin_paths
 from bft_ray.train.record import files_fingerprint
 
 #: parameters of these sections make other tokens of the same rows
@@ -54,13 +55,14 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
     storage.check_writable(first.cluster.storage_path)
     check_server(first.tracking)
     check_artifacts(first.tracking, first.experiment)
-    check_lora(first)
     splits = {"search": first}
     if space.confirmation is not None:
         splits["confirmation"] = pin_paths(with_overrides(first, space.confirmation.overrides, "confirmation"))
         if space.confirmation.test:
             splits["test"] = pin_paths(with_overrides(first, space.confirmation.test, "confirmation.test"))
     tokenizer = load_tokenizer(first.model)
+    for note in check_model(first, tokenizer):
+        line(f"note: {note}")
     train = prepare(first.data.train, tokenizer, first.data, "data.train")
     line(f"train data: {_brief(train)}")
     fingerprints = {"train": train.fingerprint, "model": weights_fingerprint(first.model)}

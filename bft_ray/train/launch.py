@@ -18,9 +18,10 @@ from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
-from bft_ray.model.causal_lm import adapter_of, load_tokenizer
+from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.check import check_model
 from bft_ray.model.export import describe_weights
-from bft_ray.model.lora import check_targets
+from bft_ray.model.named import NAMES
 from bft_ray.spread import connect, require_resources
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.run import Tracker
@@ -70,7 +71,8 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     check_artifacts(config.tracking, config.experiment)
     tokenizer = load_tokenizer(config.model)
     config = config.model_copy(update={"data": with_date(config.data, tokenizer)})
-    check_lora(config)
+    for note in check_model(config, tokenizer):
+        display.line(f"note: {note}")
     datasets = load_datasets(config, tokenizer, display)
     identity = identity_of(config, datasets)
     refuse_other_data(record, identity, config, display.line)
@@ -89,7 +91,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             experiment=config.experiment,
             run_name=str(config.name),
             run_id=record.get("run_id"),
-            params=flatten(config),
+            params=_params(config),
             tags={"bft.domain": config.domain, "bft.method": config.loss.method, "bft.kind": "train"}
             | config.tracking.tags,
         ) as tracker:
@@ -126,7 +128,7 @@ def pin_paths(config: Config) -> Config:
 
 
 def _pin_path(path: str | None) -> str | None:
-    return str(Path(path).resolve()) if path and Path(path).exists() and path != "starter" else path
+    return str(Path(path).resolve()) if path and Path(path).exists() and path not in NAMES else path
 
 
 def check_metric(config: Config) -> None:
@@ -135,20 +137,6 @@ def check_metric(config: Config) -> None:
     known = [f"validation/{suffix}" for suffix in ("nll", "perplexity", "token_accuracy", "bits_per_byte")]
     if name not in known:
         raise BadInput("checkpoint.metric", name, f"one of {', '.join(known)}")
-
-
-def check_lora(config: Config) -> None:
-    """LoRA targets against the architecture alone, without the weights."""
-    if not config.lora or config.lora.targets == "all-linear":
-        return
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    base, _ = adapter_of(config.model)
-    trust = config.model.trust_remote_code
-    described = AutoConfig.from_pretrained(base, revision=config.model.revision, trust_remote_code=trust)
-    with torch.device("meta"):
-        check_targets(AutoModelForCausalLM.from_config(described, trust_remote_code=trust), config.lora)
 
 
 def check_tasks(config: Config) -> None:
@@ -167,6 +155,11 @@ def load_datasets(config: Config, tokenizer: Any, display: Display) -> dict[str,
             datasets[use] = prepare(sources, tokenizer, config.data, f"data.{use}")
             display.line(f"{use} data: {datasets[use].report.to_text()}")
     return datasets
+
+
+def _params(config: Config) -> dict[str, Any]:
+    """Params of the run; an open choice is left out, which the workers make and write (MLflow never changes a param)."""
+    return {name: value for name, value in flatten(config).items() if name != "data.packing" or value is not None}
 
 
 def _log_inputs(tracker: Tracker, config: Config, datasets: dict[str, TokenDataset]) -> None:
