@@ -222,7 +222,7 @@ def _best(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from bft_ray.config import load_config
 
-    config = load_config(options.config, options.overrides)
+    config = load_config(options.config, options.overrides, for_training=False)
     if options.model:
         model = config.model.model_copy(update={"path": options.model, "adapter": None})
         config = config.model_copy(update={"model": model})
@@ -322,7 +322,7 @@ def _with_harness(config: Any, names: list[str]) -> Any:
 
     tree = config.model_dump()
     tree["evaluation"]["tasks"].append({"kind": "harness", "tasks": [name.strip() for name in names if name.strip()]})
-    return make_config(tree, "--harness")
+    return make_config(tree, "--harness", for_training=False)
 
 
 def _config(options: argparse.Namespace) -> int:

@@ -13,8 +13,14 @@ from bft_ray.config import Config, to_yaml
 from bft_ray.config.assign import with_overrides
 from bft_ray.config.cost import cost_of
 from bft_ray.config.grid import num_trials
+
+
+from bft_ray.config.assign import config_of, with_overrides
+from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
+from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
+from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.profile.run import log_files, profile_data
 from bft_ray.search.agenda import part_of, totals
 from bft_ray.search.answer import answer
@@ -77,6 +83,7 @@ def search(
         Database(database_url) as database,
         live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
     ):
+        base = _with_date(database, space, base)
         facts = look_at(space, pin_paths(base), shown.note)
         _require_a_node(facts.first)
         store = Store.create(database, space, base, facts.fingerprints)
@@ -111,6 +118,17 @@ def _expect(
         return
     for text in takes(space, facts.first, cost, measured_on(facts.first, line), local_slots(facts.first.cluster)):
         line(text)
+
+
+def _with_date(database: Database, space: SearchSpace, base: Config) -> Config:
+    """The base config with the date that a chat template gets in all trials: that of the study's first start."""
+    first = config_of(base, space, representatives(space, 1)[0])
+    began = None
+    with contextlib.suppress(BadInput):  # there is no such study yet
+        settings = Store.find(database, f"{space.name}/{space.domain or base.domain}").notes().get("settings", {})
+        began = settings.get("config.data.date")
+    dated = with_date(first.data, load_tokenizer(first.model), began)
+    return base.model_copy(update={"data": base.data.model_copy(update={"date": dated.date})})
 
 
 def _require_a_node(first: Config) -> None:
