@@ -181,6 +181,7 @@ def test_related_rows_stay_together_and_the_group_stays_in_the_rows(tmp_path):
     assert sum(map(len, sides.values())) == 45 == len(set.union(*sides.values()))
     assert {row.group for row in rows_of(load_config(tmp_path / "bft.yaml").data.train[0])} == sides["train"]
     assert f"{len(sides['validation']):>5} independent items, for the search" in said
+    assert 'grouped      by "patient": 45 groups, whose rows stay on one side of the splits' in said
 
 
 def test_equal_questions_in_other_writing_stay_on_one_side(tmp_path):
