@@ -156,6 +156,15 @@ def test_model_and_device_decide_precision_rates_and_budgets(tmp_path):
     assert (one.optimizer.learning_rate, two.optimizer.learning_rate) == (0.001, 0.0003)
 
 
+def test_windows_and_length_fit_rows_that_the_model_cannot_take_whole(tmp_path, tiny_model):
+    rows = [[f"q{n}", "word " * 2000] for n in range(60)]
+    data = write_csv(tmp_path / "x.csv", ["question", "answer"], rows)
+    init(data, tmp_path / "bft.yaml", model=str(tiny_model))
+    space, base = load_study(tmp_path / "search_space.yaml")
+    assert base.data.max_length == 512 and base.profile.windows[-1] == 1024  # of a model with 512 positions
+    assert space.parameters["loss.window"].finite() == [32, 64, 128, 256]
+
+
 def test_files_beside_the_data_are_used_and_questions_stand_on_one_side(tmp_path):
     every = questions(60)
     train = write_csv(tmp_path / "train.csv", ["question", "answer"], every[:50])
