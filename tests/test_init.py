@@ -82,7 +82,7 @@ def test_a_csv_becomes_a_study_that_loads_and_splits_that_are_whole(tmp_path):
     assert [baseline.name for baseline in space.baselines] == ["sft", "dft", "bft"]
     assert space.objective.metric == "validation/token_accuracy"
     assert "not used     pmid" in said and "131 rows" in said
-    assert "confirmation    30 independent items, for the choice: differences of 23 points and more" in said
+    assert "confirmation    30 independent items, for the choice: differences of 25 points and more" in said
     config, name = folder / "bft.yaml", folder / "search_space.yaml"
     assert [line.split("bft-ray ")[1] for line in said.splitlines()[-4:]] == [
         f"doctor '{config}'" if " " in str(config) else f"doctor {config}",
