@@ -234,11 +234,11 @@ def test_duplicate_id(tmp_path):
         ("r.json", '[{"text": "a"},\n {"text"]', "r.json:2` is 'broken at column 9', but must be valid JSON"),
         ("r.json", '{"text": "a"}', "is 'an object', but must be a list of objects"),
         ("r.json", '[{"text": "a"}, 1]', "r.json[1]` is 'a number', but must be a JSON object"),
-        ("r.csv", "prompt,completion\nq,a\nq\n", "r.csv:3` is 'a row of 1 cells', but must be one of 2"),
+        ("r.csv", "prompt,completion\nq,a\nq\n", "r.csv:3` is 'a row of 1 cells (commas)', but must be one of 2"),
         ("r.csv", 'prompt,completion\nq,"a\nb\n', "r.csv:2` is 'broken', but must be valid CSV"),
         ("r.csv", "text,text\na,b\n", "r.csv:1` is 'text', but must be a column name that stands there once"),
         ("r.parquet", "no parquet", "is 'broken', but must be a whole Parquet file"),
-        ("r.txt", "text", "but must be a file that ends in .jsonl, .json, .csv, .parquet"),
+        ("r.txt", "text", "but must be a file that ends in .jsonl, .json, .csv, .tsv, .parquet"),
     ],
 )
 def test_malformed_file(tmp_path, name, content, expected):

@@ -96,7 +96,7 @@ def test_the_same_file_gives_the_same_files_and_others_are_not_overwritten(tmp_p
     data = write_csv(tmp_path / "x.csv", ["question", "answer"], questions(50))
     init(data, tmp_path / "bft.yaml")
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(BadInput, match="`--out` is .*must be a file that does not exist yet. Give --force"):
+    with pytest.raises(BadInput, match=r"`--out` is .*must be a file that does not exist yet\. Give --force"):
         init(data, tmp_path / "bft.yaml")
     init(data, tmp_path / "bft.yaml", force=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
@@ -112,7 +112,7 @@ def test_the_data_are_never_overwritten(tmp_path):
     data = write_csv(tmp_path / "bft_train.csv", ["question", "answer"], questions(50))
     moved = write_jsonl(tmp_path / "bft_train.jsonl", [{"question": q, "answer": a} for q, a in questions(50)])
     kept = moved.read_bytes()
-    with pytest.raises(BadInput, match="another file than the data, which it would overwrite. Give --out"):
+    with pytest.raises(BadInput, match=r"another file than the data, which it would overwrite\. Give --out"):
         init(moved, tmp_path / "bft.yaml", force=True)
     assert moved.read_bytes() == kept and sorted(tmp_path.iterdir()) == [data, moved]
 
@@ -204,8 +204,23 @@ def test_columns_are_named_and_joined(tmp_path):
         (f"case {n}\n\nContext: context {n}", f"finding {n}") for n in range(30)
     }
     assert r'prompt = "{Case}\n\nContext: {notes}", completion = "finding"' in said
-    with pytest.raises(BadInput, match="`--completion` is None, but must be given with --prompt. Add --completion"):
+    with pytest.raises(BadInput, match=r"`--completion` is None, but must be given with --prompt\. Add --completion"):
         init(data, tmp_path / "b.yaml", prompt="Case")
+    with pytest.raises(
+        BadInput, match=r"`--prompt` is 'Cases', but must be a column of odd\.csv\. Did you mean `Case`"
+    ):
+        init(data, tmp_path / "b.yaml", prompt="{Cases} {notes}", completion="finding")
+    with pytest.raises(BadInput, match=r"`--group` is 'pmid', but .*odd\.csv\. There are: Case, notes, finding\."):
+        init(data, tmp_path / "b.yaml", prompt="Case", completion="finding", group="pmid")
+
+
+def test_a_column_with_content_is_used_or_left_out_by_name(tmp_path):
+    long = "the patient was seen on the ward for three days and had a fever"
+    data = write_csv(tmp_path / "x.csv", ["question", "answer", "notes"], [[*row, long] for row in questions(30)])
+    with pytest.raises(BadInput, match=r"x\.csv:2 notes.*what these do not name is left out"):
+        init(data, tmp_path / "bft.yaml")
+    said = init(data, tmp_path / "bft.yaml", prompt="question", completion="answer")
+    assert "not used     notes" in said and long not in (tmp_path / "bft_train.jsonl").read_text()
 
 
 def test_columns_that_mean_nothing_are_listed_with_the_options_that_map_them(tmp_path):
@@ -269,6 +284,8 @@ def test_messages_text_parquet_and_json(tmp_path):
     pq.write_table(table, tmp_path / "p.parquet")
     init(tmp_path / "p.parquet", tmp_path / "p" / "bft.yaml", limit=15)
     assert sum(map(len, split_of(tmp_path / "p").values())) == 15
+    with pytest.raises(BadInput, match=r"`--limit` is 0, but must be at least 1\."):
+        init(tmp_path / "p.parquet", tmp_path / "q" / "bft.yaml", limit=0)
 
 
 def test_a_split_of_a_saved_folder(tmp_path, monkeypatch):
@@ -280,7 +297,7 @@ def test_a_split_of_a_saved_folder(tmp_path, monkeypatch):
     init(tmp_path / "saved", tmp_path / "bft.yaml", split="train")
     assert sum(map(len, split_of(tmp_path).values())) == 30
     assert load_config(tmp_path / "bft.yaml").domain == "saved"
-    with pytest.raises(BadInput, match="--split"):
+    with pytest.raises(BadInput, match=r"`--split` is None, but must be one of train, other\."):
         init(tmp_path / "saved", tmp_path / "b.yaml")
 
 
@@ -310,7 +327,7 @@ def test_bad_files_are_refused_and_nothing_is_left(tmp_path):
     good = write_csv(tmp_path / "good.csv", ["question", "answer"], questions(20))
     with pytest.raises(BadConfig, match="domain"):
         init(good, out, domain="Not A Name")
-    with pytest.raises(BadInput, match="`--out` is .*a folder that can be written"):
+    with pytest.raises(BadInput, match=r"`--out` is .*a folder that can be written"):
         init(good, good / "bft.yaml")
     assert not out.exists() and {path.suffix for path in tmp_path.iterdir()} == {".csv", ".jsonl"}
 

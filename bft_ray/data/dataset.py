@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from bft_ray.config import DataConfig, SourceConfig
+from bft_ray.data.cache import cache_folder
 from bft_ray.data.report import DataReport, SourceReport, describe_lengths
 from bft_ray.data.rows import BadRow, Row, read_rows
 from bft_ray.data.tables import content_hash
@@ -127,7 +128,9 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
 
 
 def _cache_folder(config: DataConfig) -> Path:
-    folder = Path(config.cache_dir).expanduser() if config.cache_dir else Path.home() / ".cache" / "bft_ray"
+    if not config.cache_dir:
+        return cache_folder()
+    folder = Path(config.cache_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -20,7 +20,7 @@ from bft_ray.metrics import format_value
 from bft_ray.search.agenda import PARTS
 from bft_ray.search.database import DEFAULT_DATABASE, Database
 from bft_ray.search.drive import search
-from bft_ray.search.leaderboard import as_text, best, counts, expected_s, span, status_text, tuned
+from bft_ray.search.leaderboard import as_text, best, counts, expected_s, saved, span, status_text, tuned
 from bft_ray.search.lease import Owner
 from bft_ray.search.ready import look_at
 from bft_ray.search.record import TrialRecord, mean
@@ -101,6 +101,9 @@ def status_of(source: str | None, config: str | None, overrides: Sequence[str], 
     with Database(database, make=False) as opened:
         look = _Look.at(Store.find(opened, name))
     text = [f"study    {name}, {look.state}" + ("" if look.is_driven or look.is_finished else _GO_ON)]
+    steps = {part: saved(records).trained for part, records in look.parts.items() if records}
+    each = ", ".join(f"{part} {count:,}" for part, count in steps.items())
+    text.append(f"steps    {sum(steps.values()):,} trained" + (f": {each}" if len(steps) > 1 else ""))
     for part, records in look.parts.items():
         if records or part == SEARCH:
             text += ["", f"--- {part}", _part_text(look, part, records)]
@@ -170,7 +173,7 @@ def _line(look: _Look) -> str:
         for part, records in look.parts.items()
         if records or part == SEARCH
     ]
-    top = best(look.parts[SEARCH], look.metric)
+    top = best([*look.parts[BASELINES], *look.parts[SEARCH]], look.metric)
     found = f", best {look.metric} {format_value(look.metric, top.value)}" if top and top.value is not None else ""
     return f"{look.name}  {look.state}  {', '.join(counted)}{found}"
 
@@ -186,6 +189,7 @@ def _part_text(look: _Look, part: str, records: Sequence[TrialRecord]) -> str:
         now=now,
         time_s=settings.get("space.budget.time_s") if part == SEARCH else None,
         rung_metric=settings.get("space.scheduler.metric") or look.metric,
+        baselines=look.parts[BASELINES] if part == SEARCH else (),
     )
 
 

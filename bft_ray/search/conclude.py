@@ -83,6 +83,7 @@ def conclude(
         found.test,
         domain=study.domain,
         uri=study.base.tracking.uri,
+        items=found.items,
     )
     if lacking:
         line(text)
@@ -121,7 +122,16 @@ def describe_study(study: Study, conductor: Conductor, found: Answer | None, rec
     choice, test = (found.choice, found.test) if found else (None, None)
     sizes = {} if study.num_samples is None else {"train": study.num_samples}
     return recorder.describe(
-        describe(parts, study.space, choice, test, domain=study.domain, sizes=sizes, uri=study.base.tracking.uri),
+        describe(
+            parts,
+            study.space,
+            choice,
+            test,
+            domain=study.domain,
+            sizes=sizes,
+            uri=study.base.tracking.uri,
+            items=found.items if found else None,
+        ),
         parts,
         draw(parts, study.space, choice),
     )

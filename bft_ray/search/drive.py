@@ -21,6 +21,7 @@ from bft_ray.search.conclude import StudyResult, conclude, describe_study, requi
 from bft_ray.search.conductor import Conductor, legs_ahead
 from bft_ray.search.database import Database
 from bft_ray.search.live import Live
+from bft_ray.search.packing import settle_packing
 from bft_ray.search.ready import Facts, look_at
 from bft_ray.search.recorder import Recorder, params_of
 from bft_ray.search.shared import require_shared
@@ -82,6 +83,7 @@ def search(
             with connect(facts.first.cluster):
                 require_resources(facts.first.cluster)
                 require_shared(facts.first.cluster)
+                study, facts = settle_packing(study, facts, store, shown.note)
                 if profile:
                     _profile(study, facts.first, shown.note)
                 return _run(study, store, facts.first, shown)

@@ -107,7 +107,8 @@ def _draw(free: Sequence[_Unit], given: set[str]) -> dict[str, list[_Unit]]:
     drawn: dict[str, list[_Unit]] = {}
     left = list(free)
     for name in reversed([name for name in shares if name not in given]):
-        drawn[name] = _take(left, min(MOST_ROWS[name], round(shares[name] * num_rows)), least)
+        rows = min(MOST_ROWS[name], round(shares[name] * num_rows))
+        drawn[name] = _take(left, rows, least, max(least, round(2 * shares[name] * len(free))))
         taken = set(map(id, drawn[name]))
         left = [unit for unit in left if id(unit) not in taken]
     return drawn
@@ -125,12 +126,14 @@ def _shares(units: int, given: set[str]) -> dict[str, float]:
     raise BadInput("data", f"{what}{beside}", "at least 2", remedy)
 
 
-def _take(units: Sequence[_Unit], num_rows: int, least: int) -> list[_Unit]:
-    """The first units that make up `num_rows`, without those too large for it; at least `least` units."""
+def _take(units: Sequence[_Unit], num_rows: int, least: int, most: int) -> list[_Unit]:
+    """The first units that make up `num_rows`, without those too large for it; from `least` to `most` units: where
+    one group has most of the rows, the others are shared out all the same.
+    """
     taken: list[_Unit] = []
     size = 0
     for unit in units:
-        if size >= num_rows and len(taken) >= least:
+        if (size >= num_rows and len(taken) >= least) or len(taken) == most:
             break
         if size + len(unit.places) <= max(least, _OVER * num_rows):
             taken.append(unit)
