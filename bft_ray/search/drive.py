@@ -10,12 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bft_ray.config import Config, to_yaml
-from bft_ray.config.assign import with_overrides
-from bft_ray.config.cost import cost_of
-from bft_ray.config.grid import num_trials
-
-
 from bft_ray.config.assign import config_of, with_overrides
+from bft_ray.config.cost import cost_of
 from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
 from bft_ray.data.tokenise import with_date
