@@ -104,6 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
         "shows its password to nobody, else sqlite:///bft_studies.db)",
     )
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
+    search.add_argument("--no-measure", action="store_true", help="do not measure time and memory on a few steps first")
     how = search.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="check everything, say what would run and what it costs")
     how.add_argument(
@@ -296,9 +297,18 @@ def _search(options: argparse.Namespace) -> int:
         print(cancel_study(options.space, options.config, options.overrides, database))
         return 0
     if options.dry_run:
-        print(dry_run(options.space, options.config, options.overrides))
+        print(
+            dry_run(
+                options.space,
+                options.config,
+                options.overrides,
+                measure=not options.no_measure,
+                line=lambda text: print(text, file=sys.stderr, flush=True),
+            )
+        )
         return 0
-    print(run_study(options.space, options.config, options.overrides, database, profile=not options.no_profile))
+    chosen = {"profile": not options.no_profile, "measure": not options.no_measure}
+    print(run_study(options.space, options.config, options.overrides, database, **chosen))
     return 0
 
 
