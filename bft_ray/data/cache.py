@@ -33,6 +33,18 @@ def _places() -> list[Path]:
         return [temporary]
 
 
+def try_folder(folder: Path) -> None:
+    """Make and delete a file in a folder, or, of one that is not there yet, in what is to hold it; leaves nothing.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def ensure_home() -> None:
     """Give this process, and all that it starts, a home and a user name where it has none: many libraries ask for them.
 
