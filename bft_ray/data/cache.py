@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from bft_ray.errors import BadInput
+
 
 def cache_folder(*parts: str) -> Path:
     """A private folder that can be written: `~/.cache/bft_ray/PARTS`, else `TMPDIR/bft_ray_UID/PARTS`, else a new one.
@@ -43,6 +45,15 @@ def try_folder(folder: Path) -> None:
         folder = folder.parent
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def check_out(out: Path) -> None:
+    """BadInput where the folder of --out could not be written at the end of what takes a while; leaves nothing."""
+    try:
+        try_folder(out)
+    except OSError as error:
+        rule = f"a folder that can be written, or that can be made: {error.strerror}"
+        raise BadInput("--out", str(out), rule, "Name another one.") from None
 
 
 def ensure_home() -> None:
