@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bft_ray.config import LoraConfig, ModelConfig
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
-from bft_ray.model.gguf import converted, is_gguf
+from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.lora import add_lora
 from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
 from bft_ray.model.unreadable import READING, unreadable
@@ -52,8 +52,18 @@ def _names_of(config: ModelConfig) -> tuple[str, str | None]:
     path = _here(config.path, "model.path")
     described = Path(path) / "adapter_config.json"
     if config.adapter is None and described.is_file():
-        return json.loads(described.read_text())["base_model_name_or_path"], path
+        return _portable(json.loads(described.read_text())["base_model_name_or_path"]), path
     return config.path, config.adapter
+
+
+def _portable(base: str) -> str:
+    """The short name of a packaged model, where an adapter names the folder that it was converted to elsewhere."""
+    folder = Path(base)
+    if not folder.is_dir():
+        for name, model in MODELS.items():
+            if folder.name == entry_name(model.sha256):
+                return name
+    return base
 
 
 def _here(path: str, field: str) -> str:
@@ -84,7 +94,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
             revision=config.revision if source == base else None,
             trust_remote_code=config.trust_remote_code,
         )
-    except READING as error:
+    except Exception as error:  # tokenizers raises bare ones
         raise unreadable("model.path", config.path, source, "tokenizer", error) from None
     if tokenizer.eos_token_id is None:
         raise BadInput(

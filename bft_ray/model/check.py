@@ -16,7 +16,7 @@ from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.lora import check_targets
 from bft_ray.model.unreadable import READING, first_line, no_safetensors, unreadable
 
-_POSITIONS = re.compile(r"pos|wpe")  # names of tables of positions: wpe, embed_positions, position_embeddings ...
+_POSITIONS = re.compile(r"pos(?!t)|wpe")  # names of tables of positions: wpe, embed_positions, position_embeddings ...
 
 
 def check_model(config: Config, tokenizer: Any) -> list[str]:
@@ -83,7 +83,7 @@ def position_limit(described: Any, model: Any) -> tuple[int | None, bool]:
     if not isinstance(made_for, int):
         return None, False
     fails = any(
-        _POSITIONS.search(f"{name}.{inner}") and tensor.dim() >= 2 and made_for <= tensor.shape[0] <= made_for + 8
+        _POSITIONS.search(f"{name}.{inner}") and tensor.dim() >= 2 and made_for <= tensor.shape[0] <= made_for + 2
         for name, module in model.named_modules()
         if not hasattr(module, "make_weights")
         for inner, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))

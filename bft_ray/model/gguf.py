@@ -38,6 +38,11 @@ def is_gguf(path: str) -> bool:
     return path.lower().endswith(SUFFIX)
 
 
+def entry_name(sha256: str) -> str:
+    """Name of the folder that a file of this hash is converted to."""
+    return f"{sha256[:32]}-{_VERSION}"
+
+
 def converted(file: Path, field: str = "model.path", cache: Path | None = None) -> Path:
     """The folder with the model and the tokenizer of a GGUF file, that transformers loads.
 
@@ -51,7 +56,7 @@ def converted(file: Path, field: str = "model.path", cache: Path | None = None) 
     if not file.is_file():
         raise BadInput(field, str(file), "a GGUF file that exists", "Check the path; on a cluster, on every node.")
     cache = cache or Path.home() / ".cache" / "bft_ray" / "gguf"
-    final = cache / f"{sha256_of(file)[:32]}-{_VERSION}"
+    final = cache / entry_name(sha256_of(file))
     if _is_whole(final):
         return final
     try:
@@ -107,7 +112,7 @@ def _convert(file: Path, folder: Path, field: str) -> None:
         where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
         tokenizer = AutoTokenizer.from_pretrained(**where)
         packed: Any = AutoModelForCausalLM.from_pretrained(**where, **dense, dtype=_dtype_of(file))
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError, ImportError) as error:
+    except Exception as error:  # the readers raise what they happen to meet in a damaged file
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         remedy = (
             "It is damaged, or of an architecture that transformers does not read from GGUF: give a safetensors folder."
