@@ -211,9 +211,9 @@ def test_not_utf8(tmp_path):
 
 
 def test_unknown_form(tmp_path):
-    path = write_jsonl(tmp_path / "r.jsonl", [{"question": "q", "answer": "a"}])
+    path = write_jsonl(tmp_path / "r.jsonl", [{"case": "q", "finding": "a"}])
     message = error_of(path)
-    assert message.startswith(f"`{path}:1` is 'a row of question, answer', but must be a row of prompt and completion")
+    assert message.startswith(f"`{path}:1` is 'a row of case, finding', but must be a row of a known form")
     assert "data.train.0.columns" in message
 
 
@@ -234,11 +234,11 @@ def test_duplicate_id(tmp_path):
         ("r.json", '[{"text": "a"},\n {"text"]', "r.json:2` is 'broken at column 9', but must be valid JSON"),
         ("r.json", '{"text": "a"}', "is 'an object', but must be a list of objects"),
         ("r.json", '[{"text": "a"}, 1]', "r.json[1]` is 'a number', but must be a JSON object"),
-        ("r.csv", "prompt,completion\nq,a\nq\n", "r.csv:3` is 'a row of 1 cells', but must be one of 2"),
+        ("r.csv", "prompt,completion\nq,a\nq\n", "r.csv:3` is 'a row of 1 cells (commas)', but must be one of 2"),
         ("r.csv", 'prompt,completion\nq,"a\nb\n', "r.csv:2` is 'broken', but must be valid CSV"),
         ("r.csv", "text,text\na,b\n", "r.csv:1` is 'text', but must be a column name that stands there once"),
         ("r.parquet", "no parquet", "is 'broken', but must be a whole Parquet file"),
-        ("r.txt", "text", "but must be a file that ends in .jsonl, .json, .csv, .parquet"),
+        ("r.txt", "text", "but must be a file that ends in .jsonl, .json, .csv, .tsv, .parquet"),
     ],
 )
 def test_malformed_file(tmp_path, name, content, expected):
@@ -259,9 +259,11 @@ def test_parquet_null_and_nan(tmp_path):
 
 def test_csv_empty_cell_is_an_empty_completion(tmp_path):
     path = tmp_path / "r.csv"
-    path.write_text("prompt,completion\nq,\nq,NaN\n")
-    dropped, kept = rows_of(path)
-    assert dropped == BadRow(f"{path}:2", "empty completion") and kept.completion == "NaN"  # text stays text
+    path.write_text("prompt,completion\nq,\nq,NaN\nq,NaN it is\n")
+    empty, missing, kept = rows_of(path)
+    assert empty == BadRow(f"{path}:2", "empty completion")
+    assert missing == BadRow(f"{path}:3", "missing completion (the word NaN)")
+    assert kept.completion == "NaN it is"
 
 
 def test_missing_file_names_the_nearest(tmp_path):

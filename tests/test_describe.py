@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from bft_ray.config.space import SearchSpace
 from bft_ray.search.choose import Choice, Plan, Record, choose
@@ -16,6 +15,7 @@ from bft_ray.search.compare import evidence, reach, verdict
 from bft_ray.search.describe import LIMIT, TestResult, conclusion, describe
 from bft_ray.search.explain import explain
 from bft_ray.search.record import TrialRecord, mean
+from bft_ray.stats.power import detectable
 from bft_ray.tracking.server import absolute_uri
 
 METRIC = "choices/probability"
@@ -98,7 +98,8 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
     assert lines[0] == explain(WON).splitlines()[0] and lines[0].startswith("**`w128 lr0.001` wins**, by +0.1")
     assert lines[2] == (
         "**Test split, looked at once**: `w128 lr0.001` has choices/probability 0.391 on 200 items, the default `bft` 0.352: "
-        "gain +0.0391 [+0.0101, +0.0681], paired by item. A true gain of 0.0415 shows in 8 of 10 such tests."
+        "gain +0.0391 [+0.0101, +0.0681], paired by item: of these two models, not of their "
+        "settings. A true gain of 0.0415 shows in 8 of 10 such tests."
     )
     for line in (
         "| loss.method | bft_inverse |",  # fixed, and of the loss
@@ -115,8 +116,8 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
         "- samples: train 2,400, validation 229",
         "- budget: 5 trials (2 complete, 1 pruned, 1 failed, 1 merged), 81 steps each, seeds 0",
         "- sampler tpe, seed 0; early stops: ASHA from step 9, 1 of 3 goes on",
-        # trained 81 + 81 + 9, merged 9, stopped 81 - 9: 81 of 252
-        "- 171 steps trained, 9 saved by merging 1 trial with equal ones, 72 by stopping 1 trial early: 32% less than all",
+        # baselines 3 x 81, search 81 + 81 + 9, merged 9, stopped 81 - 9: 81 of 495
+        "- 414 steps trained, 9 saved by merging 1 trial with equal ones, 72 by stopping 1 trial early: 16% less than all",
         "- from the first start to the last end: 7 min 40 s",
         "- `bft-ray best medical_qa`: the chosen configuration",
         "- `bft-ray train --champion medical_qa`: trains with it",
@@ -145,9 +146,9 @@ def test_the_test_split_may_not_agree():
     same = TestResult("bft", "bft", METRIC, 0.3, 0.3, 0.0, 0.0, 0.0, 200, 0.0)
     notes = [describe(RECORDS, space(), WON, test, domain="d").splitlines()[2] for test in (worse, near, same, alone)]
     told = "A true gain of {} shows in 8 of 10 such tests."
-    assert notes[0].endswith("paired by item. It is worse there. " + told.format("0.0140"))
-    assert notes[1].endswith("paired by item. The gain is not beyond noise there. " + told.format("0.0900"))
-    assert notes[3].endswith("The gain is not beyond noise there.")
+    assert notes[0].endswith("not of their settings. It is worse there. " + told.format("0.0140"))
+    assert notes[1].endswith("not of their settings. The gain is not beyond noise there. " + told.format("0.0900"))
+    assert notes[3].endswith("0.299: gain +0.0010. The items have no spread, so nothing tells that from noise.")
     assert notes[2].endswith("has choices/probability 0.300 on 200 items; it is the default.")
 
 
@@ -216,7 +217,7 @@ def test_windows_side_by_side():
     assert seen is not None
     se = math.sqrt(2e-4 / 3)
     assert seen.least == pytest.approx(4.339 * se, rel=1e-3)  # q(0.95; 3, 6) of the tables
-    assert seen.detectable == pytest.approx(seen.least + stats.t.ppf(0.8, 6) * math.sqrt(2) * se)
+    assert seen.detectable == pytest.approx(detectable(math.sqrt(2) * se, 6, critical=seen.least / math.sqrt(2) / se))
     note = describe({"search": search}, own, None, None, domain="d")
     assert note.splitlines()[0] == (
         "**loss.window 128 has the best mean choices/probability, 0.410**; the worst, 64, has 0.320: a difference beyond "
@@ -231,27 +232,28 @@ def test_windows_side_by_side():
         "| 64 | 0.320 | 0.02 | 0.300 | 0.340 | 3 |",
     ]
     assert "\n".join(table) in note
-    assert "Means that differ by 0.035 or more do so beyond noise" in note and "0.046 shows in 8 of 10" in note
-    assert "champion" not in note and "use it" not in note
+    assert "Means that differ by 0.035 or more do so beyond noise" in note and "0.055 shows in 8 of 10" in note
+    assert "No confirmation, so no champion" in note and "use it" not in note
 
 
 def test_what_cannot_be_told():
     noisy = [[0.30, 0.42, 0.34], [0.30, 0.41, 0.42], [0.35, 0.26, 0.47], [0.35, 0.26, 0.47]]
     own, search = window_study(noisy)
-    assert ": a difference within noise (of two means, " in verdict(search, own)
+    assert ": a difference within noise (of two means, " in verdict({"search": search}, own)
     shared = [replace(record, merged_with="baselines/0") for record in search[:2]] + search[2:]
     assert reach(shared, METRIC, "loss.window") == reach(search[:1] + search[2:], METRIC, "loss.window")
     own, search = window_study([runs[:1] for runs in WINDOWS])
     assert reach(search, METRIC, "loss.window") is None
-    assert verdict(search, own).endswith("has 0.300: with one run each nothing tells that from noise.")
-    assert verdict([], own) == "**No trial has finished**: nothing can be said of choices/probability yet."
+    assert verdict({"search": search}, own).endswith("has 0.300: with one run each nothing tells that from noise.")
+    assert verdict({}, own) == "**No trial has finished**: nothing can be said of choices/probability yet."
     assert evidence([], own) == ""
     several = space(confirmation=None)
-    assert verdict(RECORDS["search"], several) == (
-        "**`w128 lr0.001` has the best choices/probability, 0.400**; the study compares, and chooses no champion."
+    assert verdict({"search": RECORDS["search"]}, several) == (
+        "**No winner is named**: the best trial is `w128 lr0.001` (choices/probability 0.400), the next trial, `w64 lr0.001` "
+        "(0.370). How far noise reaches is not known: there are no scores of single items."
     )
     assert evidence(RECORDS["search"], several).endswith("in the other settings as well: a lead, not a test.")
-    assert verdict(RECORDS["search"], space()).startswith("**Not confirmed**: `w128 lr0.001` has the best")
+    assert verdict(RECORDS, space()).startswith("**Not confirmed**: `w128 lr0.001` has the best")
 
 
 # ---- the end on a terminal ----------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def test_the_conclusion():
         *interval.split(),
         f"{gain.detectable:.4f}",
     ]
-    assert lines[-2].split(maxsplit=3) == ["bft-ray", "best", "medical_qa", "the chosen configuration"]
+    assert lines[-2].split(maxsplit=4) == ["bft-ray", "best", "medical_qa", "#", "the chosen configuration"]
     assert lines[-1].startswith("bft-ray train --champion medical_qa ")
     assert len(lines) <= 25 and not {"*", "`", "|"} & set(text)
 
@@ -288,5 +290,5 @@ def test_the_conclusion_of_a_large_study_is_cut_and_of_others_still_told():
     assert lines[0].startswith("loss.window 128 has the best mean") and "bft-ray" not in "".join(lines)
     assert [line.split()[0] for line in lines if line.endswith(" 3")] == ["128", "512", "1024", "64"]
     lines = conclusion(RECORDS, space(), None, None, domain="d").splitlines()
-    assert lines[0].startswith("Not confirmed: ") and "1      1      128" in "\n".join(lines)
+    assert lines[0].startswith("Not confirmed: ") and ["1", "1", "128"] in [line.split()[:3] for line in lines]
     assert conclusion({}, own, None, None, domain="d").startswith("No trial has finished")

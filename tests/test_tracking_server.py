@@ -17,6 +17,7 @@ import pytest
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.children import Children
 from bft_ray.tracking.registry import find_champion, register_champion
 from bft_ray.tracking.run import Tracker
@@ -60,11 +61,27 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def one_server(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def server(one_server):
+    """It runs, also where the test before has stopped it and failed."""
+    if one_server.process is None:
+        one_server.start()
+    return one_server
+
+
+def spooled(folder: Path, within_s: float) -> Path:
+    """The one file that holds what waits. While the keeper takes over the records of an ended process, there are two."""
+    deadline = time.monotonic() + within_s
+    while len(files := list(folder.iterdir())) != 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    [file] = files
+    return file
 
 
 def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
@@ -123,7 +140,7 @@ def test_a_run_that_ends_while_the_server_is_away_is_ended_by_the_keeper(server,
     begun = time.monotonic()
     assert tracker.finish("FAILED", "NonFinite: the loss of step 2 is not finite") is False
     assert time.monotonic() - begun < 20  # bounded
-    assert len(list((tmp_path / "spool").iterdir())) == 1
+    spooled(tmp_path / "spool", within_s=20)
     server.start()
     client = connect(server.uri)
     deadline = time.monotonic() + 90
@@ -151,6 +168,18 @@ def test_a_password_in_the_address_is_stored_and_shown_nowhere(server, tmp_path,
 
 
 @pytest.mark.slow
+def test_the_artifacts_of_a_server_are_tried(server, tmp_path):
+    tracking = TrackingConfig(uri=server.uri)
+    assert check_artifacts(tracking, "not made yet").startswith("mlflow-artifacts:")
+    connect(server.uri).create_experiment("elsewhere", artifact_location=str(tmp_path / "mine"))
+    assert check_artifacts(tracking, "elsewhere") == str(tmp_path / "mine")  # this machine writes there itself
+    (tmp_path / "file").write_text("")
+    connect(server.uri).create_experiment("closed", artifact_location=str(tmp_path / "file" / "mine"))
+    with pytest.raises(BadInput, match=r"the experiment closed go to .*file/mine \(NotADirectoryError"):
+        check_artifacts(tracking, "closed")
+    assert not any(path.name == "bft_ray_writable" for path in server.folder.rglob("*"))
+
+
 def test_check_tells_another_web_server_from_a_tracking_server(server):
     with pytest.raises(BadInput, match="It answers 404"):
         check_server(TrackingConfig(uri=f"{server.uri}/elsewhere", timeout_s=10.0))

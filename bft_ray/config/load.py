@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bft_ray.config.loss import LossConfig
-from bft_ray.config.tree import Config
+from bft_ray.config.tree import Config, ConfigToMeasure
 from bft_ray.errors import BadConfig, BadInput
 
 _QUOTE = "'"
@@ -44,25 +44,32 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(
+    source: str | Path, overrides: list[str] | tuple[str, ...] = (), *, for_training: bool = True
+) -> Config:
     """Read a config file, or a bundled recipe by its name, with overrides such as `loss.window=64`.
+
+    Args:
+        for_training: else training data and the rule on the exported checkpoint are not asked for.
 
     Raises:
         BadInput: no such file or recipe, or text that is no YAML mapping.
         BadConfig: every unknown key, wrong type and broken rule, at once.
     """
-    return _with_overrides(read_yaml(find_config(source)), str(source), overrides)
+    return _with_overrides(read_yaml(find_config(source)), str(source), overrides, for_training)
 
 
 def config_from_yaml(text: str, source: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """A config from its YAML text, with overrides; `source` names it in errors, which are those of `load_config`."""
-    return _with_overrides(_parse_yaml(text, source), source, overrides)
+    return _with_overrides(parse_yaml(text, source), source, overrides)
 
 
-def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str] | tuple[str, ...]) -> Config:
+def _with_overrides(
+    tree: dict[str, Any], source: str, overrides: list[str] | tuple[str, ...], for_training: bool = True
+) -> Config:
     for override in overrides:
         apply_override(tree, override)
-    return make_config(tree, source)
+    return make_config(tree, source, for_training=for_training)
 
 
 def find_config(source: str | Path) -> Path:
@@ -90,10 +97,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise BadInput(str(path), "not UTF-8 text", "valid YAML") from None
-    return _parse_yaml(text, str(path))
+    return parse_yaml(text, str(path))
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A YAML mapping from its text; `source` names it in errors."""
     try:
         tree = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:
@@ -154,9 +162,9 @@ def _index(place: list[Any], key: str, name: str) -> int:
     return int(key)
 
 
-def make_config(tree: dict[str, Any], source: str = "the config") -> Config:
+def make_config(tree: dict[str, Any], source: str = "the config", *, for_training: bool = True) -> Config:
     """Validate a plain tree; raises BadConfig with every problem."""
-    return validate(Config, tree, source)
+    return validate(Config if for_training else ConfigToMeasure, tree, source)
 
 
 def make_loss_config(tree: dict[str, Any], source: str = "the loss config") -> LossConfig:

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from bft_ray.config import Config
 from bft_ray.config.assign import with_overrides
 from bft_ray.config.space import DEFAULT
-from bft_ray.errors import BftError
+from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.run import EvaluationResult, evaluate_model
 from bft_ray.metrics import higher_is_better
 from bft_ray.search.arms import Arm, arms_of, confirmed, plan_of
 from bft_ray.search.choose import Choice, Limit, choose
 from bft_ray.search.describe import TestResult
 from bft_ray.search.items import item_scores
-from bft_ray.search.leg import Leg
+from bft_ray.search.leg import Leg, Run
 from bft_ray.search.record import TrialRecord
+from bft_ray.search.standing import Items, compared
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, Store
 from bft_ray.search.study import Study, by_id
+from bft_ray.stats.paired import paired_difference
 from bft_ray.train import storage
 from bft_ray.train.launch import pin_paths
-
-_ALPHA, _POWER = 0.05, 0.8  # of the one comparison on the test split
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Answer:
         config: its config, as it was trained for the weights below.
         weights: its first confirmation run's.
         test: of champion and default on the test split; None without one.
+        items: of a study that chooses nothing, the scores of the trials that it compares; see `Items`.
     """
 
     choice: Choice | None = None
@@ -47,6 +47,7 @@ class Answer:
     config: Config | None = None
     weights: str | None = None
     test: TestResult | None = None
+    items: Items = field(default_factory=dict)
 
 
 def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None] = lambda text: None) -> Answer:
@@ -60,7 +61,7 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
     """
     confirmation = study.space.confirmation
     if confirmation is None:
-        return Answer()
+        return Answer(items=_compared_items(study, parts))
     records = {part: parts[part].records() for part in (BASELINES, SEARCH, CONFIRMATION)}
     arms = {arm.name: arm for arm in arms_of(study.space, records[BASELINES], records[SEARCH])}
     limit = _limit(study, parts[SEARCH], next(iter(arms.values())), records, line)
@@ -76,6 +77,23 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
         test = _compare(study.space.objective.metric, champion.name, measured)
     _drop_others(study, records[CONFIRMATION], set(weights.values()))
     return Answer(choice, champion, pin_paths(config), weights[champion.name], test)
+
+
+def _compared_items(study: Study, parts: Mapping[str, Store]) -> dict[str, dict[int, dict[str, float]]]:
+    """Scores of the items of the best trial and of its rival, from the files of their runs; without those of which some
+    are gone, or whose metric has no figure of single items.
+    """
+    records = {part: parts[part].records() for part in (BASELINES, SEARCH)}
+    ran, metric = by_id([*records[BASELINES], *records[SEARCH]]), study.space.objective.metric
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for record in compared(records, metric):
+        folder = study.folder_of(ran[record.merged_with or record.id])
+        runs = {seed: Run.of(study.id, folder, seed) for seed in record.seeds}
+        with contextlib.suppress(BadInput):
+            scores = {seed: item_scores(metric, run.records) for seed, run in runs.items() if run is not None}
+            if len(scores) == len(runs):
+                found[record.id] = scores
+    return found
 
 
 def _config(study: Study, arm: Arm, records: Mapping[str, Sequence[TrialRecord]]) -> Config:
@@ -149,31 +167,24 @@ def _measure(config: Config, weights: str) -> EvaluationResult:
 
 
 def _compare(metric: str, champion: str, measured: Mapping[str, Mapping[str, Any]]) -> TestResult:
-    """Champion against default, paired by item: mean difference, its t interval, and the true gain that 8 of 10 such
-    tests show, (t(1 - alpha/2) + t(0.8)) se (Bloom 1995). One model each: what other seeds would have brought is not
-    in it.
+    """Champion against default, paired by item (`bft_ray.stats.paired`). One model each: what other seeds would have
+    brought is not in it.
     """
     values = {name: one["metrics"][metric] for name, one in measured.items()}
     own, default = (measured[name]["items"] for name in (champion, DEFAULT))
-    sign = 1 if higher_is_better(metric) else -1
-    difference = sign * np.array([own[item] - default[item] for item in sorted(own)])
-    count, gain = len(difference), float(difference.mean())
-    half = detectable = math.nan
-    if count > 1:
-        se = float(difference.std(ddof=1)) / math.sqrt(count)
-        half = float(stats.t.isf(_ALPHA / 2, count - 1)) * se
-        detectable = half + float(stats.t.isf(1 - _POWER, count - 1)) * se
+    sides = [np.array([scores[item] for item in sorted(own)]) for scores in (own, default)]
+    found = paired_difference(*(sides if higher_is_better(metric) else reversed(sides)))
     return TestResult(
         champion=champion,
         default=DEFAULT,
         metric=metric,
         champion_value=values[champion],
         default_value=values[DEFAULT],
-        gain=gain,
-        low=gain - half,
-        high=gain + half,
-        num_items=count,
-        detectable=detectable,
+        gain=found.value,
+        low=found.low,
+        high=found.high,
+        num_items=len(own),
+        detectable=found.detectable,
     )
 
 

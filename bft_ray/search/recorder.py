@@ -58,8 +58,8 @@ class Recorder:
                     self._end(record)
 
     def _count(self, record: TrialRecord) -> None:
-        if record.part == SEARCH:
-            self._num_ended += 1
+        if record.part != CONFIRMATION:  # baselines count: what is best so far is best of both
+            self._num_ended += record.part == SEARCH
             value, metric = record.value, self._study.space.objective.metric
             if value is not None and (self._best is None or is_better(metric, value, self._best)):
                 self._best = value

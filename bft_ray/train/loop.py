@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from bft_ray.config import Config, LossConfig
+from bft_ray.config.steps import num_steps
 from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.pack import collate
 from bft_ray.data.plan import BatchPlan, layout
@@ -49,7 +49,7 @@ def make_plan(config: Config, train: TokenDataset) -> tuple[BatchPlan, int]:
         source_index=train.source_index,
         ratios=[source.ratio for source in config.data.train],
     )
-    return plan, config.schedule.steps or max(1, math.ceil(config.schedule.epochs * plan.steps_per_epoch))
+    return plan, num_steps(config, train.samples_per_source)
 
 
 def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | None = None) -> LoopState:

@@ -23,6 +23,7 @@ from bft_ray.tracking.run import Tracker
 from bft_ray.train import storage
 from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest
 from bft_ray.train.engine import Engine, pin_threads
+from bft_ray.train.failure import Decision, explain
 from bft_ray.train.loop import Data, fit
 from bft_ray.train.storage import is_remote, join, put_folder
 
@@ -98,11 +99,26 @@ class RememberingHost(RayHost):
         super().tell(event, values)
 
 
+class StopAtFinal(ray.train.UserCallback):
+    """In Ray Train's controller: what must fail again ends the run at once; an error raised here does that."""
+
+    def __init__(self) -> None:
+        self._decision = Decision()
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self._decision.progressed()
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        final = self._decision.of(worker_exceptions)
+        if final is not None:
+            raise final
+
+
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train, then export from rank 0.
 
-    A loss that is not finite comes back as a value rather than as an exception: every rank has it, and starting the
-    workers again would only repeat it.
+    A loss that is not finite comes back as a value rather than as an exception: every rank has it. What a rank alone
+    may have is raised, so that the others do not wait for it; `StopAtFinal` tells whether the workers start again.
 
     Args:
         payload: `config` (plain tree), `folder` (of the run), `export` (folder of its weights), `run_id` of MLflow and
@@ -130,6 +146,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         return {"step": step, "best_value": state.best_value, "best_step": state.best_step} | remembered
     except NonFinite as error:
         return {"error": error}
+    except Exception as error:
+        raise explain(error, context.get_world_rank()) from error
     finally:
         if tracker is not None:
             tracker.close()
