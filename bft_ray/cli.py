@@ -79,6 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--harness", metavar="NAMES", help="also tasks of lm-evaluation-harness, e.g. mmlu,cmmlu")
     evaluate.add_argument("--out", metavar="FOLDER", help="write metrics.json and a record per item (ids, no text)")
     evaluate.add_argument("--against", metavar="FOLDER", help="compare, item by item, with what --out wrote earlier")
+    evaluate.add_argument(
+        "--question", metavar="METRIC", help="with --against: the metric it is about (default: the domain's headline)"
+    )
 
     profile = _command(commands, "profile", _profile, "what windows, epsilons and caps would do to a dataset")
     _config_arguments(profile)
@@ -167,6 +170,7 @@ def _config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None)
 
 def _train(options: argparse.Namespace) -> int:
     config = _train_config(options)
+    from bft_ray.operate.road import after_train
     from bft_ray.train.launch import train  # after the config: a typo is told at once
 
     result = train(config)
@@ -174,7 +178,12 @@ def _train(options: argparse.Namespace) -> int:
     print(f"exported  {result.export} (weights of step {result.step})")
     print_metrics(result.before, result.after)
     print(f"look      {mlflow_command(config)}")
-    return 0
+    source = None if options.champion else options.config
+    print(after_train(source, options.overrides, result.export))
+    if result.missing:
+        lacks = ", ".join(f"{what} ({why})" for what, why in sorted(result.missing.items()))
+        print(f"error: all is trained and exported, but MLflow lacks what it was to hold: {lacks}", file=sys.stderr)
+    return int(bool(result.missing))
 
 
 def _train_config(options: argparse.Namespace) -> Any:
@@ -226,10 +235,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     result = evaluate_model(config, Path(options.out) if options.out else None, names=names)
     if before is None:
         print_metrics({}, result.metrics)
-        return 0
-    from bft_ray.evaluate.compare import compare, render
+    else:
+        from bft_ray.domains import domain
+        from bft_ray.evaluate.compare import compare, render
 
-    print(render(compare(before, result)))
+        print(render(compare(before, result), options.question or domain(config.domain).headline))
+    from bft_ray.operate.road import after_evaluate
+
+    text = after_evaluate(options.config, options.overrides, options.model, options.out, options.against)
+    print(*filter(None, [text]), sep="\n", end="\n" if text else "")
     return 0
 
 
@@ -332,8 +346,15 @@ def _doctor(options: argparse.Namespace) -> int:
     from bft_ray.config import load_config
     from bft_ray.operate.doctor import diagnose, exit_code, render
 
-    findings = diagnose(load_config(options.config, options.overrides) if options.config else None)
+    if not options.config:
+        findings = diagnose()
+        print(render(findings))
+        return exit_code(findings)
+    from bft_ray.operate.road import after_doctor, space_of
+
+    findings = diagnose(load_config(options.config, options.overrides), space=space_of(options.config))
     print(render(findings))
+    print(after_doctor(options.config, options.overrides, is_fine=not exit_code(findings)))
     return exit_code(findings)
 
 

@@ -183,7 +183,7 @@ METRICS: tuple[Metric, ...] = (
 #: what may stand behind the name of a metric of a set
 _SUFFIXES = {
     "_se": "standard error over items",
-    "_detectable": "smallest difference of two such values that stands out, unpaired: 1.96 sqrt(2) se",
+    "_detectable": "smallest true difference of two such values, unpaired, that 8 of 10 comparisons show",
 }
 
 

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from bft_ray.config import Config, make_config
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.model.packing import Rows
 from bft_ray.train.engine import Engine, join_alone
 from bft_ray.train.loop import Data, make_plan, share_of
 from bft_ray.train.loss_model import LossModel
@@ -131,7 +132,7 @@ def bare(config: Config, data: Data, device: torch.device, steps: int) -> tuple[
     plan, _ = make_plan(config, data.train)
 
     class Alone:
-        rank, world_size = 0, 1
+        rank, world_size, rows = 0, 1, Rows(bool(config.data.packing))
 
     Alone.device = device  # type: ignore[attr-defined]
     began, tokens = 0.0, 0

@@ -223,7 +223,7 @@ def test_a_bag_of_genes_tells_real_cells_apart():
     assert metrics["cells/num_items"] == 700
     assert 0.7 < metrics["cells/knn_accuracy"] < 0.85  # the largest type is 0.34 of them
     assert 0.5 < metrics["cells/knn_macro_f1"] < 0.75 and 0.3 < metrics["cells/ari"] < 0.6
-    assert metrics["cells/knn_accuracy_detectable"] == pytest.approx(0.043, abs=0.005)
+    assert metrics["cells/knn_accuracy_detectable"] == pytest.approx(0.061, abs=0.007)
     shuffled = np.random.default_rng(0).permutation(bag)
     assert measure(task, cells, shuffled).metrics["cells/knn_accuracy"] < 0.4
 

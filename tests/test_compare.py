@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.compare import compare, mean_metrics, paired, ratio_error, render
+from bft_ray.evaluate.compare import Change, Paired, compare, paired, render
 from bft_ray.evaluate.run import EvaluationResult
+from bft_ray.stats.errors import mean_metrics, ratio_error
 
 
 def records(values, name="correct"):
@@ -23,7 +25,7 @@ def test_lost_and_gained_by_hand():
     assert both is not None
     assert (both.before, both.after) == (pytest.approx(4 / 6), pytest.approx(3 / 6))
     assert both.drop == pytest.approx(1 / 6) and (both.num_lost, both.num_gained, both.num_items) == (2, 1, 6)
-    assert both.low < both.drop < both.high
+    assert both.low < both.drop < both.high and both.p == 1.0  # McNemar: 2 against 1
 
 
 def test_lower_is_better_turns_the_sign():
@@ -43,12 +45,12 @@ def test_the_interval_is_that_of_the_mean_difference():
     assert both is not None
     difference = before - after
     error = difference.std(ddof=1) / math.sqrt(400)
-    assert both.detectable == pytest.approx(1.96 * error, rel=0.1)
-    assert (both.high - both.low) / 2 == pytest.approx(1.96 * error, rel=0.15)
+    low, high = stats.ttest_rel(before, after).confidence_interval(0.95)
+    assert (both.low, both.high) == (pytest.approx(low), pytest.approx(high))
+    assert both.p == pytest.approx(stats.ttest_rel(before, after).pvalue)
+    assert both.detectable == pytest.approx((1.966 + 0.842) * error, rel=0.01)
     unpaired = mean_metrics("x", before)["x_detectable"]
     assert both.detectable < unpaired / 5
-    again = paired(records(before, "probability"), records(after, "probability"), "choices/probability")
-    assert again == both  # seeded
 
 
 def test_areas_are_those_of_scikit_learn():
@@ -91,9 +93,14 @@ def test_the_table():
     header, accuracy, calibration = render(changes).splitlines()
     assert header.split()[:4] == ["metric", "before", "after", "difference"]
     cells = accuracy.split()
-    assert cells[:4] == ["mmlu/accuracy", "0.750", "0.250", "-0.500"] and cells[-4:-1] == ["2", "0", "4"]
+    assert cells[:4] == ["mmlu/accuracy", "0.750", "0.250", "-0.500"] and cells[-4:] == [
+        "0.5",
+        "2",
+        "0",
+        "4",
+    ]  # p, lost, gained, items: at 4 items nothing could be shown
     low, high = float(cells[4].strip("[,")), float(cells[5].strip("]"))
-    assert low <= -0.5 <= high <= 0
+    assert low < -0.5 < high and high >= 0
     assert calibration.split() == ["mmlu/calibration_error", "0.250", "0.500", "0.250"]
     assert render([]) == "nothing in common to compare"
 
@@ -112,4 +119,57 @@ def test_where_no_item_moved_nothing_is_said_to_be_detectable():
     records = [{"set": "x", "id": str(i), "exact_match": 0.0} for i in range(4)]
     same = EvaluationResult({"x/exact_match": 0.0}, records)
     (line,) = render(compare(same, same)).splitlines()[1:]
-    assert line.split() == ["x/exact_match", "0.000", "0.000", "0.000", "0", "0", "4"]
+    assert line.split() == ["x/exact_match", "0.000", "0.000", "0.000", "[-0.490,", "0.490]", "1", "0", "0", "4"]
+    rows = [{"set": "x", "id": str(i), "probability": 0.5 + i / 8} for i in range(4)]
+    same = EvaluationResult({"x/probability": 0.5}, rows)
+    (line,) = render(compare(same, same)).splitlines()[1:]
+    assert line.split() == ["x/probability", "0.688", "0.688", "0.000", "0", "0", "4"]
+    one = EvaluationResult({"x/probability": 0.5}, rows[:1])
+    (line,) = render(compare(one, one)).splitlines()[1:]
+    assert line.split() == ["x/probability", "0.500", "0.500", "0.000", "0", "0", "1"]
+
+
+def test_five_per_cent_lost_and_none_gained():
+    """6 of 120 lost, none gained: p = 2 / 2^6; of 5, p = 2 / 2^5, and no longer beyond noise."""
+    six = paired(records([1] * 120), records([0] * 6 + [1] * 114), "a/accuracy")
+    five = paired(records([1] * 120), records([0] * 5 + [1] * 115), "a/accuracy")
+    assert six is not None and five is not None
+    assert (six.p, five.p) == (pytest.approx(1 / 32), pytest.approx(1 / 16))
+    assert six.low > 0 and five.low == 0
+
+
+def test_the_question_stands_first_and_the_others_are_adjusted():
+    def change(name, p):
+        return Change(name, 0.5, 0.4, Paired(0.5, 0.4, 0.1, 0.01, 0.19, p, 0.2, 10, 2, 80, 0))
+
+    changes = [change("a/accuracy", 0.01), change("b/accuracy", 0.03), change("c/accuracy", 0.03)]
+    lines = render(changes, "c/accuracy").splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["c/accuracy", "a/accuracy", "b/accuracy"]
+    assert [line.split()[6] for line in lines[1:4]] == ["0.03", "0.02", "0.03"]  # Holm over two
+    assert lines[4] == (
+        "the question is c/accuracy; every other one is a lead, no finding: at 95 % one of 20 stands out by chance, and "
+        "their p is adjusted for all 2 (Holm)"
+    )
+    assert render(changes).splitlines()[4].startswith("no metric was named as the question; each is a lead, no finding")
+    assert render(changes[:1], "a/accuracy").splitlines()[2:] == []
+
+
+def test_items_that_share_groups_are_fewer():
+    draw = np.random.default_rng(0)
+    patients = np.repeat(np.arange(20), 10)
+    effect = np.repeat(draw.normal(size=20), 10)
+    sides = [
+        [
+            {"id": i, "probability": float(v), "groups": [f"p{g}"]}
+            for i, (v, g) in enumerate(zip(side, patients, strict=True))
+        ]
+        for side in (effect + 0.1 * draw.normal(size=200), np.zeros(200))
+    ]
+    shared = paired(*sides, "a/probability")
+    alone = paired(*([{k: v for k, v in r.items() if k != "groups"} for r in side] for side in sides), "a/probability")
+    assert shared is not None and alone is not None and (shared.num_groups, alone.num_groups) == (20, 0)
+    low, high = stats.ttest_1samp(effect[::10], 0).confidence_interval(0.95)
+    assert shared.high - shared.low == pytest.approx(high - low, rel=0.05)  # a mean of 20 patients
+    assert alone.high - alone.low < 0.4 * (shared.high - shared.low)
+    change = Change("a/probability", 0.0, 0.0, shared)
+    assert "items share groups, and the errors are over these: a/probability 20" in render([change])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from bft_ray.config.space import SearchSpace
 from bft_ray.search.choose import Choice, Plan, Record, choose
@@ -16,6 +15,7 @@ from bft_ray.search.compare import evidence, reach, verdict
 from bft_ray.search.describe import LIMIT, TestResult, conclusion, describe
 from bft_ray.search.explain import explain
 from bft_ray.search.record import TrialRecord, mean
+from bft_ray.stats.power import detectable
 from bft_ray.tracking.server import absolute_uri
 
 METRIC = "choices/probability"
@@ -98,7 +98,8 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
     assert lines[0] == explain(WON).splitlines()[0] and lines[0].startswith("**`w128 lr0.001` wins**, by +0.1")
     assert lines[2] == (
         "**Test split, looked at once**: `w128 lr0.001` has choices/probability 0.391 on 200 items, the default `bft` 0.352: "
-        "gain +0.0391 [+0.0101, +0.0681], paired by item. A true gain of 0.0415 shows in 8 of 10 such tests."
+        "gain +0.0391 [+0.0101, +0.0681], paired by item: of these two models, not of their "
+        "settings. A true gain of 0.0415 shows in 8 of 10 such tests."
     )
     for line in (
         "| loss.method | bft_inverse |",  # fixed, and of the loss
@@ -145,9 +146,9 @@ def test_the_test_split_may_not_agree():
     same = TestResult("bft", "bft", METRIC, 0.3, 0.3, 0.0, 0.0, 0.0, 200, 0.0)
     notes = [describe(RECORDS, space(), WON, test, domain="d").splitlines()[2] for test in (worse, near, same, alone)]
     told = "A true gain of {} shows in 8 of 10 such tests."
-    assert notes[0].endswith("paired by item. It is worse there. " + told.format("0.0140"))
-    assert notes[1].endswith("paired by item. The gain is not beyond noise there. " + told.format("0.0900"))
-    assert notes[3].endswith("The gain is not beyond noise there.")
+    assert notes[0].endswith("not of their settings. It is worse there. " + told.format("0.0140"))
+    assert notes[1].endswith("not of their settings. The gain is not beyond noise there. " + told.format("0.0900"))
+    assert notes[3].endswith("0.299: gain +0.0010. The items have no spread, so nothing tells that from noise.")
     assert notes[2].endswith("has choices/probability 0.300 on 200 items; it is the default.")
 
 
@@ -216,7 +217,7 @@ def test_windows_side_by_side():
     assert seen is not None
     se = math.sqrt(2e-4 / 3)
     assert seen.least == pytest.approx(4.339 * se, rel=1e-3)  # q(0.95; 3, 6) of the tables
-    assert seen.detectable == pytest.approx(seen.least + stats.t.ppf(0.8, 6) * math.sqrt(2) * se)
+    assert seen.detectable == pytest.approx(detectable(math.sqrt(2) * se, 6, critical=seen.least / math.sqrt(2) / se))
     note = describe({"search": search}, own, None, None, domain="d")
     assert note.splitlines()[0] == (
         "**loss.window 128 has the best mean choices/probability, 0.410**; the worst, 64, has 0.320: a difference beyond "
@@ -231,7 +232,7 @@ def test_windows_side_by_side():
         "| 64 | 0.320 | 0.02 | 0.300 | 0.340 | 3 |",
     ]
     assert "\n".join(table) in note
-    assert "Means that differ by 0.035 or more do so beyond noise" in note and "0.046 shows in 8 of 10" in note
+    assert "Means that differ by 0.035 or more do so beyond noise" in note and "0.055 shows in 8 of 10" in note
     assert "No confirmation, so no champion" in note and "use it" not in note
 
 

@@ -32,6 +32,7 @@ from bft_ray.evaluate.likelihood import LikelihoodSums, cut_batches
 from bft_ray.evaluate.request import Context, Scores
 from bft_ray.evaluate.score import run_score
 from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.stats.power import detectable
 
 # p(next | current) of a model that looks at one token only
 NEXT = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
@@ -166,7 +167,7 @@ def test_choice_metrics_by_hand():
     assert metrics["mmlu/accuracy"] == 0.75 and metrics["mmlu/probability"] == pytest.approx(0.6)
     assert metrics["mmlu/accuracy_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 3))
     assert metrics["mmlu/probability_se"] == pytest.approx(math.sqrt(0.08 / 3 / 4))
-    assert metrics["mmlu/accuracy_detectable"] == pytest.approx(1.96 * math.sqrt(2) * 0.25)
+    assert metrics["mmlu/accuracy_detectable"] == pytest.approx(detectable(math.sqrt(2) * 0.25, 6))
     assert (metrics["mmlu/num_items"], metrics["mmlu/num_truncated"]) == (4.0, 1.0)
     assert metrics["mmlu/calibration_error"] == pytest.approx(0.15)  # sure to 0.9, right in 0.75
     assert (

@@ -21,6 +21,7 @@ from bft_ray.evaluate.rouge import common_subsequence, rouge_1, rouge_l, token_f
 from bft_ray.metrics import describe
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.ends import end_tokens
+from bft_ray.stats.power import detectable
 from tests.tiny_tokenizer import CHATML, tiny_tokenizer
 
 GREEDY = Decoding(max_new_tokens=12)
@@ -266,7 +267,7 @@ def test_metrics_by_hand(context, tmp_path):
     assert metrics["qa/rouge_l"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert metrics["qa/exact_match_se"] == pytest.approx(np.std([0, 1, 0], ddof=1) / math.sqrt(3))
     assert metrics["qa/exact_match_detectable"] == pytest.approx(
-        1.96 * math.sqrt(2) * metrics["qa/exact_match_se"], rel=1e-3
+        detectable(math.sqrt(2) * metrics["qa/exact_match_se"], 4)
     )
     assert (metrics["qa/num_empty"], metrics["qa/num_unparsed"], metrics["qa/num_items"]) == (1, 0, 3)
     assert metrics["qa/answer_tokens"] == 1

@@ -206,6 +206,21 @@ def test_columns_are_named_and_joined(tmp_path):
     assert r'prompt = "{Case}\n\nContext: {notes}", completion = "finding"' in said
     with pytest.raises(BadInput, match=r"`--completion` is None, but must be given with --prompt\. Add --completion"):
         init(data, tmp_path / "b.yaml", prompt="Case")
+    with pytest.raises(
+        BadInput, match=r"`--prompt` is 'Cases', but must be a column of odd\.csv\. Did you mean `Case`"
+    ):
+        init(data, tmp_path / "b.yaml", prompt="{Cases} {notes}", completion="finding")
+    with pytest.raises(BadInput, match=r"`--group` is 'pmid', but .*odd\.csv\. There are: Case, notes, finding\."):
+        init(data, tmp_path / "b.yaml", prompt="Case", completion="finding", group="pmid")
+
+
+def test_a_column_with_content_is_used_or_left_out_by_name(tmp_path):
+    long = "the patient was seen on the ward for three days and had a fever"
+    data = write_csv(tmp_path / "x.csv", ["question", "answer", "notes"], [[*row, long] for row in questions(30)])
+    with pytest.raises(BadInput, match=r"x\.csv:2 notes.*what these do not name is left out"):
+        init(data, tmp_path / "bft.yaml")
+    said = init(data, tmp_path / "bft.yaml", prompt="question", completion="answer")
+    assert "not used     notes" in said and long not in (tmp_path / "bft_train.jsonl").read_text()
 
 
 def test_columns_that_mean_nothing_are_listed_with_the_options_that_map_them(tmp_path):
@@ -269,6 +284,8 @@ def test_messages_text_parquet_and_json(tmp_path):
     pq.write_table(table, tmp_path / "p.parquet")
     init(tmp_path / "p.parquet", tmp_path / "p" / "bft.yaml", limit=15)
     assert sum(map(len, split_of(tmp_path / "p").values())) == 15
+    with pytest.raises(BadInput, match=r"`--limit` is 0, but must be at least 1\."):
+        init(tmp_path / "p.parquet", tmp_path / "q" / "bft.yaml", limit=0)
 
 
 def test_a_split_of_a_saved_folder(tmp_path, monkeypatch):
@@ -280,7 +297,7 @@ def test_a_split_of_a_saved_folder(tmp_path, monkeypatch):
     init(tmp_path / "saved", tmp_path / "bft.yaml", split="train")
     assert sum(map(len, split_of(tmp_path).values())) == 30
     assert load_config(tmp_path / "bft.yaml").domain == "saved"
-    with pytest.raises(BadInput, match="--split"):
+    with pytest.raises(BadInput, match=r"`--split` is None, but must be one of train, other\."):
         init(tmp_path / "saved", tmp_path / "b.yaml")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [
-    "errors", "metrics", "config", "domains", "data", "model", "loss", "spread", "evaluate", "tracking", "train",
+    "errors", "metrics", "config", "domains", "stats", "data", "model", "loss", "spread", "evaluate", "tracking", "train",
     "profile", "search", "report", "operate", "cli",
 ]  # fmt: skip
 #: library -> the rooms that may import it
@@ -59,6 +59,8 @@ def test_imports_follow_the_layout(path):
         assert room in ALLOWED.get(top, {room}), f"{room} imports {top}"
         if room in {"errors", "metrics", "config", "domains"}:
             assert top not in {"torch", "ray", "numpy", "transformers"}, f"{room} imports {top}"
+        if room == "stats":
+            assert top not in {"torch", "ray", "transformers", "pydantic"}, f"{room} imports {top}"
         if room == "loss":
             assert top not in {"numpy", "transformers", "trl"}, f"{room} imports {top}"
 

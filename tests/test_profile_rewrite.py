@@ -142,7 +142,7 @@ def test_a_proposal_of_its_own_confirms_where_there_are_splits_and_says_what_is_
     space, base = load_study("out/search_space.yaml")
     assert space.confirmation.overrides == {"data.validation.0.path": "starter:gene_interaction/confirmation"}
     assert space.confirmation.test == {"data.validation.0.path": "starter:gene_interaction/test"}
-    assert len(space.confirmation.seeds) == 5 and space.scheduler.grace_steps == base.schedule.steps // 9
+    assert len(space.confirmation.seeds) == 5 and space.scheduler.grace_steps == base.schedule.steps // 9 == 5
     for name in ("bft_confirmation.jsonl", "bft_test.jsonl", "search_space.yaml"):
         Path(name).unlink()
     assert main(["profile", "bft.yaml", "data.train.0.limit=9", "--no-mlflow", "--out", "own"]) == 0

@@ -45,8 +45,8 @@ def differing_windows(windows: Sequence[int], lengths: Sequence[int], most: int 
 
 
 def grace_steps(num_steps: int) -> int | None:
-    """Steps of the first rung: a ninth of a trial, so that it may stop there or at a third; None: too short to stop."""
-    return max(1, num_steps // REDUCTION**2) if num_steps > 1 else None
+    """Steps of the first rung, so that a trial may stop after a ninth and after a third of it; None: too short to stop."""
+    return math.ceil(num_steps / REDUCTION**2) if num_steps > 1 else None
 
 
 def smallest_effect(num_items: int) -> float:

@@ -83,7 +83,11 @@ class DataConfig(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="at most this many samples a micro-batch; null: no limit"
     )
-    packing: bool = Field(True, description="lay samples end to end in one row without padding")
+    packing: bool | None = Field(
+        None,
+        description="lay samples end to end in one row without padding; null: where that is exact for this model, and "
+        "faster (on a GPU); the choice is kept with the run or study",
+    )
     shuffle: bool = Field(True, description="draw a new order each epoch, from `seed`")
     cache_dir: str | None = Field(None, description="folder of the tokenised data; null: ~/.cache/bft_ray")
 

@@ -29,12 +29,12 @@ from bft_ray.evaluate.classify import (
     knn_predictions,
     smallest_reference,
     unit,
-    with_error,
 )
 from bft_ray.evaluate.embed import cut_texts
 from bft_ray.evaluate.means import summarise
 from bft_ray.evaluate.pairs import fill
 from bft_ray.evaluate.request import Context, Measured, Prepared
+from bft_ray.stats.errors import with_error
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def measure(task: CellsTask, cells: Sequence[Cell], embeddings: np.ndarray) -> M
     everything = np.arange(len(cells))
     for key, statistic in statistics.items():
         error = bootstrap_error(statistic, len(cells), task.seed)
-        metrics |= with_error(f"{name}/{key}", statistic(everything), error)
+        metrics |= with_error(f"{name}/{key}", statistic(everything), error, len(cells))
     if task.batch is not None:
         batches = np.unique([str(cell.batch) for cell in cells], return_inverse=True)[1]
         metrics |= {f"{name}/{key}": value for key, value in integration(embeddings, labels, batches).items()}

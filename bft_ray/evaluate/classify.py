@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bft_ray.stats.errors import with_error
+
 _DRAWS = 1000  # bootstrap resamples of a standard error
 _DRAWS_AT_ONCE = 50
 _FOLDS = 5
@@ -99,7 +101,8 @@ def ranking_metrics(labels: np.ndarray, scores: np.ndarray, seed: int) -> dict[s
     ]
     errors = np.nanstd(np.concatenate(drawn, axis=1), axis=1, ddof=1)
     [auroc], [auprc] = areas(labels, scores)
-    return with_error("auroc", auroc, errors[0]) | with_error("auprc", auprc, errors[1])
+    count = len(labels)
+    return with_error("auroc", auroc, errors[0], count) | with_error("auprc", auprc, errors[1], count)
 
 
 # --- one thing, one label -----------------------------------------------------------------------------------
@@ -162,17 +165,6 @@ def batch_silhouette(x: np.ndarray, labels: np.ndarray, batches: np.ndarray) -> 
 
 
 # --- how sure -----------------------------------------------------------------------------------------------
-
-
-def with_error(name: str, value: float, error: float) -> dict[str, float]:
-    """The value, its standard error `_se`, and `_detectable` = 1.96 sqrt(2) se: the smallest difference of two
-    such values, measured on items of their own, that stands out. Pairing by item shows smaller ones.
-
-    An error of 0 (all resamples alike) is left out: it would promise that any effect is detectable.
-    """
-    if not error > 0:
-        return {name: float(value)}
-    return {name: float(value), f"{name}_se": float(error), f"{name}_detectable": 1.96 * math.sqrt(2) * float(error)}
 
 
 def bootstrap_error(statistic: Callable[[np.ndarray], float], n: int, seed: int, draws: int = 200) -> float:

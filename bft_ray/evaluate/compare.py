@@ -1,32 +1,28 @@
 """What changed between two evaluations of the same items.
 
-Differences are bootstrapped over items, the same items before and after in each resample: percentile interval of Efron
-and Tibshirani (1993). The smallest effect that a comparison can show is the half width of a 95 % interval: 1.96 times
-the standard error of the difference. Pairing takes the difficulty of the items out of it: it is smaller than the
-`_detectable` of the metric itself, which is of two evaluations on items of their own.
+The metric of each side is linearised, so that it is the mean of one score an item (`bft_ray.stats.linearise`), and the
+difference is judged pairwise (`bft_ray.stats.paired`): exact for right and wrong, Student's t else, and over groups where items
+share them. Pairing takes the difficulty of the items out of it: a smaller effect can be detected than the `_detectable` of
+the metric itself tells, which is of two evaluations on items of their own.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.classify import areas, with_error
 from bft_ray.metrics import format_value, higher_is_better, is_judged
+from bft_ray.stats.errors import as_groups, names_of
+from bft_ray.stats.linearise import linear_auprc, linear_auroc, linear_ratio
+from bft_ray.stats.paired import holm, paired_difference
 
-_Z = 1.96
 _TIE = 1e-5  # items whose value moved by less (times the value where that is above 1) are neither lost nor gained
-_RESAMPLES = 1000
-_BLOCK = 2**22  # resampled items held at once
-
-#: weights of the items [R, n] -> the metric [R]
-_Value = Callable[[np.ndarray], np.ndarray]
 
 
 class Evaluation(Protocol):
@@ -47,11 +43,13 @@ class Paired:
 
     Args:
         drop: how much worse it became, in the metric's unit; below 0 where it became better.
-        low, high: 95 % interval of the drop.
-        detectable: smallest drop that stands out at this size, 1.96 se.
+        low, high: 95 % interval of the drop; not a number where there is none.
+        p: two-sided, of no difference.
+        detectable: smallest true drop that 8 of 10 such comparisons show; not a number where nothing can be said.
         num_lost, num_gained: items that became worse, better (an answer right before and wrong after is lost).
         num_items: items compared.
         num_unpaired: items that only one of the evaluations has; they are left out.
+        num_groups: groups that items share; 0 where they are independent.
     """
 
     before: float
@@ -59,44 +57,26 @@ class Paired:
     drop: float
     low: float
     high: float
+    p: float
     detectable: float
     num_lost: int
     num_gained: int
     num_items: int
     num_unpaired: int
+    num_groups: int = 0
 
 
-def mean_metrics(name: str, values: np.ndarray) -> dict[str, float]:
-    """`name`: the mean of `values` [n], with its error (see `with_error`), which is left out for a single item."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return {name: mean}
-    return with_error(name, mean, float(np.std(values, ddof=1)) / math.sqrt(len(values)))
-
-
-def ratio_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
-    """Standard error of sum(numerator) / sum(denominator) over n > 1 items: the linearised one of a ratio estimator.
-
-    R = sum a / sum b;  se = sqrt( n / (n - 1) sum (a_i - R b_i)^2 ) / sum b
-    """
-    ratio = numerator.sum() / denominator.sum()
-    spread = float(((numerator - ratio * denominator) ** 2).sum())
-    return math.sqrt(len(numerator) / (len(numerator) - 1) * spread) / float(denominator.sum())
-
-
-def paired(
-    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], metric: str, seed: int = 0
-) -> Paired | None:
-    """Compare the records of one set, paired by `id`; None for a metric that is no statistic of its records.
+def paired(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], metric: str) -> Paired | None:
+    """Compare the records of one set, paired by `id`; None for a metric that is no statistic of its records
+    (an area of labels of one kind alone, say).
 
     Args:
-        before, after: records of the set.
+        before, after: records of the set; `groups`, where they have it, names what items share.
         metric: full name, such as mmlu/accuracy.
 
     Raises:
         BadInput: no item is in both, or a metric that is not known or has no better and worse.
     """
-    sign = 1.0 if higher_is_better(metric) else -1.0
     name = metric.rpartition("/")[2]
     old, new = ({record["id"]: record for record in records} for records in (before, after))
     if not old.keys() & new.keys():
@@ -105,29 +85,28 @@ def paired(
     both = [key for key in old if key in new and _has(old[key], columns) and _has(new[key], columns)]
     if not both:
         return None
-    value_before, items_before = _statistic(name, columns, [old[key] for key in both])
-    value_after, items_after = _statistic(name, columns, [new[key] for key in both])
-    resampled = np.concatenate(
-        [
-            sign * (value_before(weights) - value_after(weights))
-            for weights in _resamples(len(both), np.random.default_rng(seed))
-        ]
-    )
-    whole = np.ones((1, len(both)))
-    was, is_now = float(value_before(whole)[0]), float(value_after(whole)[0])
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    if _AREA.fullmatch(name) and any(len({side[key]["label"] for key in both}) < 2 for side in (old, new)):
+        return None
+    was, items_before = _statistic(name, columns, [old[key] for key in both])
+    is_now, items_after = _statistic(name, columns, [new[key] for key in both])
+    groups = as_groups([names_of(new[key]) for key in both])
+    ends = (was, is_now) if higher_is_better(metric) else (is_now, was)
+    found = paired_difference(*ends, groups=groups)
+    sign = 1.0 if higher_is_better(metric) else -1.0
     moved = sign * (items_after - items_before) / np.maximum(1.0, np.abs(items_before))
     return Paired(
-        before=was,
-        after=is_now,
-        drop=sign * (was - is_now),
-        low=float(low),
-        high=float(high),
-        detectable=_Z * float(np.nanstd(resampled, ddof=1)),
+        before=float(was.mean()),
+        after=float(is_now.mean()),
+        drop=found.value,
+        low=found.low,
+        high=found.high,
+        p=found.p,
+        detectable=found.detectable,
         num_lost=int((moved < -_TIE).sum()),
         num_gained=int((moved > _TIE).sum()),
         num_items=len(both),
         num_unpaired=len(old) + len(new) - 2 * len(both),
+        num_groups=groups.num if groups else 0,
     )
 
 
@@ -153,41 +132,69 @@ def compare(before: Evaluation, after: Evaluation) -> list[Change]:
     return changes
 
 
-def render(changes: Sequence[Change]) -> str:
-    """A table: before, after, the difference (after - before) with its 95 % interval, items lost and gained, and the
-    smallest difference that would have stood out.
+def render(changes: Sequence[Change], question: str | None = None) -> str:
+    """A table: before, after, the difference (after - before) with its 95 % interval, its p, items lost and gained, and
+    the smallest difference that 8 of 10 such comparisons show. What stands in it can be read only with the question:
+    one that was asked beforehand stands first and for itself; the p of all others are adjusted for their number (Holm).
+
+    Args:
+        question: the metric that the comparison is about; None: none was named.
     """
     if not changes:
         return "nothing in common to compare"
-    header = ["metric", "before", "after", "difference", "95 % interval", "lost", "gained", "items", "detectable"]
-    rows = [header, *map(_cells, changes)]
+    changes = sorted(changes, key=lambda change: change.name != question)  # stable
+    others = [change.paired.p for change in changes if change.paired and change.name != question]
+    adjusted = iter(holm(others))
+    header = ["metric", "before", "after", "difference", "95 % interval", "p", "lost", "gained", "items", "detectable"]
+    rows = [header]
+    for change in changes:
+        p = None if change.paired is None else change.paired.p if change.name == question else next(adjusted)
+        rows.append(_cells(change, p))
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
         "  ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(zip(r, widths, strict=True))) for r in rows
     ]
-    return "\n".join(line.rstrip() for line in lines)
+    asked = any(change.name == question for change in changes)
+    return "\n".join([*(line.rstrip() for line in lines), *_reading(changes, question if asked else None, len(others))])
 
 
-def _cells(change: Change) -> list[str]:
+def _reading(changes: Sequence[Change], question: str | None, num_others: int) -> list[str]:
+    """Below the table: which figure was the question, and what groups the items share."""
+    lines = []
+    if num_others + (question is not None) > 1:
+        first = f"the question is {question}; " if question else "no metric was named as the question; "
+        rest = "" if num_others == 1 else f", and their p is adjusted for all {num_others} (Holm)"
+        also = "every other one is a lead, no finding" if question else "each is a lead, no finding"
+        lines.append(f"{first}{also}: at 95 % one of 20 stands out by chance{rest}")
+    shared = [
+        f"{change.name} {change.paired.num_groups}" for change in changes if change.paired and change.paired.num_groups
+    ]
+    if shared:
+        lines.append(f"items share groups, and the errors are over these: {', '.join(shared)}")
+    return lines
+
+
+def _cells(change: Change, p: float | None) -> list[str]:
     def shown(value: float) -> str:
         text = format_value(change.name, value)
         return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
 
     both = change.paired
     if both is None:
-        return [change.name, shown(change.before), shown(change.after), shown(change.after - change.before), *[""] * 5]
-    has_spread = both.detectable > 0  # no item moved: that shows nothing about what could have been seen
+        return [change.name, shown(change.before), shown(change.after), shown(change.after - change.before), *[""] * 6]
+    has_interval = not math.isnan(both.low)
     ends = sorted((-both.low, -both.high) if higher_is_better(change.name) else (both.low, both.high))
     return [
         change.name,
         shown(both.before),
         shown(both.after),
         shown(both.after - both.before),
-        f"[{shown(ends[0])}, {shown(ends[1])}]" if has_spread else "",
+        f"[{shown(ends[0])}, {shown(ends[1])}]" if has_interval else "",
+        f"{p:.2g}" if has_interval and p is not None else "",
         str(both.num_lost),
         str(both.num_gained),
         str(both.num_items),
-        shown(both.detectable) if has_spread else "",
+        "" if math.isnan(both.detectable) else shown(both.detectable),
     ]
 
 
@@ -226,26 +233,17 @@ def _has(record: dict[str, Any], columns: Sequence[str]) -> bool:
     return all(isinstance(record.get(column), (int, float)) for column in columns)
 
 
-def _statistic(name: str, columns: Sequence[str], records: Sequence[dict[str, Any]]) -> tuple[_Value, np.ndarray]:
-    """A metric as a function of the weights of its items, and its value on each item [n]."""
+def _statistic(name: str, columns: Sequence[str], records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [n] whose mean is the metric, and the value of each item [n]."""
     first, *rest = (_column(records, column) for column in columns)
     if area := _AREA.fullmatch(name):
-        which, [label] = ("auroc", "auprc").index(area[1]), rest
-        return lambda weights: areas(label, first, weights)[which], np.where(label == 1, first, -first)
+        linear = linear_auroc if area[1] == "auroc" else linear_auprc
+        return linear(rest[0], first), np.where(rest[0] == 1, first, -first)
     if rest:
         top, bottom = _RATIOS[name][2] * first, rest[0]
-        return lambda weights: (weights @ top) / (weights @ bottom), top / np.maximum(bottom, 1)
-    return lambda weights: (weights @ first) / weights.sum(1), first
+        return linear_ratio(top, bottom), top / np.maximum(bottom, 1)
+    return first, first
 
 
 def _column(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
     return np.array([record[name] for record in records], dtype=np.float64)
-
-
-def _resamples(num_items: int, draw: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each resample holds each item, [R, n] in blocks."""
-    at_once = max(1, _BLOCK // num_items)
-    blocks = [min(at_once, _RESAMPLES - start) for start in range(0, _RESAMPLES, at_once)]
-    for block in blocks:
-        drawn = draw.integers(num_items, size=(block, num_items)) + num_items * np.arange(block)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=block * num_items).reshape(block, num_items)

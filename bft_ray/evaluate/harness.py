@@ -30,8 +30,8 @@ import numpy as np
 from bft_ray.config.tasks import HarnessTask
 from bft_ray.data.tokenise import uses_chat
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.classify import with_error
 from bft_ray.evaluate.request import Context, Measured
+from bft_ray.stats.errors import with_error
 
 _RANDOM_SEED, _OTHER_SEED = 0, 1234  # those of the library's command line
 _BOOTSTRAP = 1000  # resamples, for the metrics whose standard error the library draws
@@ -67,8 +67,8 @@ def check(task: HarnessTask) -> Any:
 def run(task: HarnessTask, model: Any, tokenizer: Any, context: Context) -> Measured:
     """What the library measures on a loaded causal LM.
 
-    Metrics are named `<name>/<task>/<metric>`, with `_se` as the library computes it and `_detectable` = 1.96 sqrt(2)
-    se; of a group that was asked for the aggregate is given, not its tasks. Records: `set` (`<name>/<task>`), `id` (task
+    Metrics are named `<name>/<task>/<metric>`, with `_se` as the library computes it and `_detectable` (see
+    `with_error`); of a group that was asked for the aggregate is given, not its tasks. Records: `set` (`<name>/<task>`), `id` (task
     of the library, number of the item), its metrics, and `scores`, the log-likelihoods of the options, in nats.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bft_ray.evaluate.compare import mean_metrics
+from bft_ray.stats.errors import mean_metrics
 
 
 def summarise(prefix: str, columns: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -25,10 +25,9 @@ from bft_ray.data.dataset import IGNORED, TokenDataset
 from bft_ray.data.rows import BadRow, Row, read_rows
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.classify import with_error
-from bft_ray.evaluate.compare import ratio_error
 from bft_ray.evaluate.likelihood import LikelihoodSums
 from bft_ray.evaluate.request import Context, Measured, Prepared, Score, Scores
+from bft_ray.stats.errors import ratio_error, with_error
 
 _ROWS_A_CALL = 256  # of the tokenizer
 
@@ -137,7 +136,8 @@ def _measure(
         if sums.num_bytes:
             ratios["bits_per_byte"] = (nll / np.log(2), num_bytes)
         for metric, parts in ratios.items():
-            metrics |= with_error(f"{name}/{metric}", metrics[f"{name}/{metric}"], ratio_error(*parts))
+            value, error = metrics[f"{name}/{metric}"], ratio_error(*parts)
+            metrics |= with_error(f"{name}/{metric}", value, error, len(texts))
     records = [
         {
             "id": text.id,

@@ -123,7 +123,7 @@ def check_places() -> Iterable[Finding]:
     if option:
         remedy = "Nothing to do; RAY_TMPDIR=FOLDER, with a short path, sends it elsewhere."
         detail = f"the temporary folder has too long a name for sockets: a local Ray goes to {option['_temp_dir']}"
-        yield Finding("ray folder", "warn", detail, remedy)
+        yield Finding("sockets", "warn", detail, remedy)
 
 
 def _memory_bytes() -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from bft_ray.config import Config
 from bft_ray.config.assign import with_overrides
@@ -26,10 +24,9 @@ from bft_ray.search.record import TrialRecord
 from bft_ray.search.standing import Items, compared
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, Store
 from bft_ray.search.study import Study, by_id
+from bft_ray.stats.paired import paired_difference
 from bft_ray.train import storage
 from bft_ray.train.launch import pin_paths
-
-_ALPHA, _POWER = 0.05, 0.8  # of the one comparison on the test split
 
 
 @dataclass(frozen=True)
@@ -170,31 +167,24 @@ def _measure(config: Config, weights: str) -> EvaluationResult:
 
 
 def _compare(metric: str, champion: str, measured: Mapping[str, Mapping[str, Any]]) -> TestResult:
-    """Champion against default, paired by item: mean difference, its t interval, and the true gain that 8 of 10 such
-    tests show, (t(1 - alpha/2) + t(0.8)) se (Bloom 1995). One model each: what other seeds would have brought is not
-    in it.
+    """Champion against default, paired by item (`bft_ray.stats.paired`). One model each: what other seeds would have
+    brought is not in it.
     """
     values = {name: one["metrics"][metric] for name, one in measured.items()}
     own, default = (measured[name]["items"] for name in (champion, DEFAULT))
-    sign = 1 if higher_is_better(metric) else -1
-    difference = sign * np.array([own[item] - default[item] for item in sorted(own)])
-    count, gain = len(difference), float(difference.mean())
-    half = detectable = math.nan
-    if count > 1:
-        se = float(difference.std(ddof=1)) / math.sqrt(count)
-        half = float(stats.t.isf(_ALPHA / 2, count - 1)) * se
-        detectable = half + float(stats.t.isf(1 - _POWER, count - 1)) * se
+    sides = [np.array([scores[item] for item in sorted(own)]) for scores in (own, default)]
+    found = paired_difference(*(sides if higher_is_better(metric) else reversed(sides)))
     return TestResult(
         champion=champion,
         default=DEFAULT,
         metric=metric,
         champion_value=values[champion],
         default_value=values[DEFAULT],
-        gain=gain,
-        low=gain - half,
-        high=gain + half,
-        num_items=count,
-        detectable=detectable,
+        gain=found.value,
+        low=found.low,
+        high=found.high,
+        num_items=len(own),
+        detectable=found.detectable,
     )
 
 

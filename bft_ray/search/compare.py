@@ -14,6 +14,7 @@ from bft_ray.search.leaderboard import Spread, as_markdown, metric_by, ranked, v
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.standing import Items, Records, in_words, standing_of
 from bft_ray.search.store import BASELINES, SEARCH
+from bft_ray.stats.power import detectable
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Reach:
     Args:
         least: two means that differ by more do so beyond noise, whichever two are picked:
             q(0.95; K, freedom) s / sqrt(n), Tukey's honest significant difference.
-        detectable: a true difference that shows so in 8 of 10 studies: least + t(0.8) s sqrt(2 / n) (Bloom 1995).
+        detectable: smallest true difference of two means that shows so in 8 of 10 studies (`bft_ray.stats.power`).
     """
 
     least: float
@@ -69,6 +70,8 @@ def _means(search: Sequence[TrialRecord], metric: str, setting: str, means: Sequ
     seen = reach(search, metric, setting)
     if seen is None:
         return f"{text}: with one run each nothing tells that from noise."
+    if seen.least == 0:
+        return f"{text}: no two runs at one value differ, so there is no noise to judge that by."
     is_seen = abs(first.mean - last.mean) > seen.least
     return (
         f"{text}: a difference {'beyond' if is_seen else 'within'} noise (of two means, {seen.least:.2g} stands out)."
@@ -81,7 +84,7 @@ def evidence(search: Sequence[TrialRecord], space: SearchSpace) -> str:
     finite = [name for name, parameter in space.parameters.items() if parameter.finite() is not None]
     parts = [as_markdown(rows(search, metric, name)) for name in finite if len(metric_by(search, metric, name)) > 1]
     seen = reach(search, metric, setting) if setting else None
-    if parts and seen is not None:
+    if parts and seen is not None and seen.least > 0:
         parts.append(
             f"Means that differ by {seen.least:.2g} or more do so beyond noise, whichever two are looked at (Tukey, 5 %); a "
             f"true difference of {seen.detectable:.2g} shows in 8 of 10 such studies. Noise is what seeds bring; the items "
@@ -113,8 +116,11 @@ def reach(search: Sequence[TrialRecord], metric: str, setting: str) -> Reach | N
         return None
     squares = sum((spread.num_runs - 1) * spread.sd**2 for spread in own if spread.num_runs > 1)
     se = math.sqrt(squares / freedom / min(spread.num_runs for spread in own))
+    if se <= 1e-12 * max(abs(spread.mean) for spread in own):  # rounding
+        return Reach(0.0, math.nan)
     least = float(stats.studentized_range.ppf(0.95, len(own), freedom)) * se
-    return Reach(least, least + float(stats.t.ppf(0.8, freedom)) * math.sqrt(2) * se)
+    unpaired = math.sqrt(2) * se
+    return Reach(least, detectable(unpaired, freedom, critical=least / unpaired))
 
 
 def _ordered(search: Sequence[TrialRecord], metric: str, setting: str) -> list[Spread]:

@@ -49,7 +49,8 @@ class TestResult:
         champion, default: names of the arms; the same where the default is the champion.
         metric: of the objective.
         champion_value, default_value: there.
-        gain, low, high: champion over default, paired by item, and its interval; above 0 is better.
+        gain, low, high: champion over default, paired by item, and its interval (not a number where there is none);
+            above 0 is better. Of these two models: what other seeds would have brought is not in it.
         num_items: of the test split.
         detectable: the true gain that such a test shows in 8 of 10 repetitions; not a number where there is one item.
     """
@@ -159,11 +160,14 @@ def _test(test: TestResult) -> str:
     text = f"**Test split, looked at once**: `{test.champion}` has {test.metric} {value} on {test.num_items:,} items"
     if test.champion == test.default:
         return f"{text}; it is the default."
+    if math.isnan(test.low):
+        which = f"{text}, the default `{test.default}` {format_value(test.metric, test.default_value)}"
+        return f"{which}: gain {test.gain:+.4f}. The items have no spread, so nothing tells that from noise."
     worse = "" if test.low > 0 else " It is worse there." if test.high < 0 else " The gain is not beyond noise there."
     power = "" if math.isnan(test.detectable) else f" A true gain of {test.detectable:.4f} shows in 8 of 10 such tests."
     return (
         f"{text}, the default `{test.default}` {format_value(test.metric, test.default_value)}: gain {test.gain:+.4f} "
-        f"[{test.low:+.4f}, {test.high:+.4f}], paired by item.{worse}{power}"
+        f"[{test.low:+.4f}, {test.high:+.4f}], paired by item: of these two models, not of their settings.{worse}{power}"
     )
 
 

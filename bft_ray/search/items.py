@@ -1,13 +1,7 @@
 """Records of an evaluation -> one score an item, whose plain mean is the metric.
 
 What is a mean over items is taken as it is. What is not (a ratio of sums, an area under a curve, a mean of means) is
-linearised: item i gets the metric plus its influence,
-
-    score_i = M + n dM/dw_i     at w = 1/n, sum_i dM/dw_i = 0
-
-so that the mean of the scores is M exactly and their spread is that of M to first order: the infinitesimal jackknife
-(Jaeckel 1972; Efron 1982, "The Jackknife, the Bootstrap and Other Resampling Plans", chapter 6). For AUROC these are the
-structural components of DeLong, DeLong and Clarke-Pearson (1988). One bootstrap of means then serves every metric.
+linearised (`bft_ray.stats.linearise`). One theory of means then serves every metric.
 """
 
 from __future__ import annotations
@@ -19,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from bft_ray.errors import BadInput
+from bft_ray.stats.errors import names_of
+from bft_ray.stats.linearise import linear_auroc, linear_macro_mean, linear_ratio
 
 #: metric -> columns of the records whose sums it is the quotient of, and a factor
 _RATIOS = {
@@ -41,8 +37,7 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
         BadInput: no records, a metric that cannot be told from records of items, an id given twice, or a number that
             is not finite.
     """
-    of, _, name = metric.removeprefix("final/").rpartition("/")
-    own = [record for record in records if record.get("set", of) == of]
+    name, own = metric.rpartition("/")[2], _of_set(metric, records)
     if not own:
         raise BadInput(metric, "without records", "measured with a record an item")
     ids = [str(record["id"]) for record in own]
@@ -53,6 +48,17 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
     if not np.isfinite(scores).all():
         raise BadInput(f"{metric} of {ids[int(np.argmin(np.isfinite(scores)))]}", "not finite", "a finite number")
     return dict(zip(ids, scores.tolist(), strict=True))
+
+
+def item_groups(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Item id -> its groups (patient, document, gene), of the items that have one; arguments as for `item_scores`."""
+    found = {str(record["id"]): list(names_of(record)) for record in _of_set(metric, records)}
+    return {item: names for item, names in found.items() if names}
+
+
+def _of_set(metric: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    of = metric.removeprefix("final/").rpartition("/")[0]
+    return [record for record in records if record.get("set", of) == of]
 
 
 def _scores(metric: str, name: str, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -72,41 +78,6 @@ def _scores(metric: str, name: str, records: Sequence[Mapping[str, Any]]) -> np.
         "a mean over items, a ratio of their sums, or an AUROC, to be confirmed item by item",
         "Take such a metric as objective.metric, for example the accuracy or probability of the same set.",
     )
-
-
-def linear_ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """[n] scores of R = sum a / sum b:  R + (a_i - R b_i) / mean(b)."""
-    ratio = top.sum() / bottom.sum()
-    return ratio + (top - ratio * bottom) / bottom.mean()
-
-
-def linear_auroc(label: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """[n] scores of A = P(score of a 1 > score of a 0) + 1/2 P(equal):
-
-        1:  A + n / n1 (V_i - A),   V_i = share of the 0s below i, ties half
-        0:  A + n / n0 (V_i - A),   V_i = share of the 1s above i, ties half
-
-    Raises:
-        BadInput: labels of one kind alone.
-    """
-    ones, zeros = np.sort(score[label == 1]), np.sort(score[label == 0])
-    if not len(ones) or not len(zeros):
-        raise BadInput("label", f"{len(ones)} of 1 and {len(zeros)} of 0", "of both kinds")
-
-    def share_below(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-        return (np.searchsorted(among, values, "left") + np.searchsorted(among, values, "right")) / (2 * len(among))
-
-    placed = np.where(label == 1, share_below(score, zeros), 1 - share_below(score, ones))
-    area = placed[label == 1].mean()
-    weight = np.where(label == 1, len(label) / len(ones), len(label) / len(zeros))
-    return area + weight * (placed - area)
-
-
-def linear_macro_mean(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """[n] scores of M = mean over the G groups of the mean m_g within:  M + n / (G n_g) (v_i - m_g)."""
-    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    means = np.bincount(group, weights=values) / sizes
-    return means.mean() + len(values) / (len(sizes) * sizes[group]) * (values - means[group])
 
 
 def _have(records: Sequence[Mapping[str, Any]], *columns: str) -> bool:

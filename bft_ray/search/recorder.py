@@ -170,6 +170,7 @@ def params_of(study: Study, first: Config) -> dict[str, Any]:
         "scheduler": study.space.scheduler.kind,
         "deterministic": study.space.deterministic,
         "model.path": _short(first.model.path),
+        "data.packing": first.data.packing,
         "data.train": ", ".join(_short(source.path) for source in first.data.train),
     }
     return params | {f"search.{name}": _range(parameter) for name, parameter in study.space.parameters.items()}

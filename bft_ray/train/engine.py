@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import tempfile
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bft_ray.data.pack import MicroBatch
 from bft_ray.errors import NonFinite
 from bft_ray.loss import LossSums
 from bft_ray.model.causal_lm import load_model
+from bft_ray.model.packing import Layouts, Rows, choose_rows
 from bft_ray.train.loss_model import LossModel
 from bft_ray.train.settings import deepspeed_settings
 
@@ -80,7 +82,17 @@ class Engine:
             model=LossModel(model), optimizer=_adamw(model, config, device), config=settings, dist_init_required=False
         )
         self._only_trainable = self.num_trainable < self.num_parameters
-        self._engine(None, None)  # before any GPU hour is spent: are the logits of this architecture known?
+        self._engine(None, None)  # before any GPU hour is spent: what this architecture does with logits and rows
+        self.rows: Rows = choose_rows(config, self._layouts(), model, device)
+
+    def _layouts(self) -> Layouts:
+        """What was measured, the worst of all ranks: they must choose alike."""
+        mine = self._engine.module.layouts
+        if self.world_size == 1:
+            return mine
+        worst = torch.tensor(astuple(mine), dtype=torch.float64, device=self.device)
+        dist.all_reduce(worst, dist.ReduceOp.MAX)
+        return Layouts(*worst.tolist())
 
     @property
     def module(self) -> torch.nn.Module:

@@ -88,7 +88,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             experiment=config.experiment,
             run_name=str(config.name),
             run_id=record.get("run_id"),
-            params=flatten(config),
+            params=_params(config),
             tags={"bft.domain": config.domain, "bft.method": config.loss.method, "bft.kind": "train"}
             | config.tracking.tags,
         ) as tracker:
@@ -152,6 +152,11 @@ def load_datasets(config: Config, tokenizer: Any, display: Display) -> dict[str,
             datasets[use] = prepare(sources, tokenizer, config.data, f"data.{use}")
             display.line(f"{use} data: {datasets[use].report.to_text()}")
     return datasets
+
+
+def _params(config: Config) -> dict[str, Any]:
+    """Params of the run; an open choice is left out, which the workers make and write (MLflow never changes a param)."""
+    return {name: value for name, value in flatten(config).items() if name != "data.packing" or value is not None}
 
 
 def _log_inputs(tracker: Tracker, config: Config, datasets: dict[str, TokenDataset]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bft_ray.config import SourceConfig
-from bft_ray.data.forms import Use
+from bft_ray.data.forms import Use, bare
 from bft_ray.data.rows import BadRow, ChoiceRow, Row, canonical_rows, look, question_key, read_rows
+from bft_ray.data.tables import read_table
+from bft_ray.data.template import column_of, names_in
 from bft_ray.errors import BadInput
 from bft_ray.operate.init.split import CONFIRMATION, TEST, VALIDATION
 
@@ -86,6 +89,7 @@ def look_at(source: SourceConfig, field: str = "DATA") -> Look:
         BadInput: no such data, columns that mean nothing or that would be dropped with their content, a broken row,
             no usable row.
     """
+    _check_columns(source, field)
     use = _recognised(source, field)
     if use is None:
         raise BadInput(field, source.path, "data with rows", "This file has none: look at it, or give another one.")
@@ -97,6 +101,24 @@ def look_at(source: SourceConfig, field: str = "DATA") -> Look:
         remedy = "Look at the first rows, or name the columns with --prompt and --completion."
         raise BadInput(field, source.path, f"data with usable rows, but there are only {reasons}", remedy)
     return Look(source.path, use.form.name, use.form.kind, dict(use.used), list(use.unused), rows, left_out)
+
+
+def _check_columns(source: SourceConfig, field: str) -> None:
+    """That the columns which the command names stand in the first row.
+
+    Raises:
+        BadInput: names the option and the columns that there are.
+    """
+    if not source.columns:
+        return
+    _, first = next(read_table(source.path, source.split, source.name, source.revision, 1, field), ("", {}))
+    there = tuple(map(str, first))
+    for option, column in source.columns.items():
+        for name in names_in(column) or [column]:
+            if there and column_of(name, there, bare) is None:
+                near = difflib.get_close_matches(name, there, 1)
+                hint = f"Did you mean `{near[0]}`?" if near else f"There are: {', '.join(there)}."
+                raise BadInput(f"--{option}", name, f"a column of {Path(source.path).name}", hint)
 
 
 def _recognised(source: SourceConfig, field: str) -> Use | None:
@@ -114,8 +136,8 @@ def _recognised(source: SourceConfig, field: str) -> Use | None:
         if f"{field}.columns" not in error.remedy:
             raise
         remedy = (
-            "Name the columns: --prompt COLUMN --completion COLUMN; a template joins several: "
-            "--prompt '{question} {context}'."
+            "Name the columns to use: --prompt COLUMN --completion COLUMN; a template joins several "
+            "(--prompt '{question} {context}'), and what these do not name is left out."
         )
         raise BadInput(error.field, error.value, error.rule, remedy) from None
 

@@ -48,12 +48,14 @@ class Request:
         """The data, or a file beside it that is read in the same way.
 
         Raises:
-            BadInput: one of --prompt and --completion without the other.
+            BadInput: one of --prompt and --completion without the other, a limit below 1.
         """
         for given, missing in (("prompt", "completion"), ("completion", "prompt")):
             if getattr(self, given) and not getattr(self, missing):
                 remedy = f"Add --{missing} COLUMN; a template in braces joins several columns."
                 raise BadInput(f"--{missing}", None, f"given with --{given}", remedy)
+        if self.limit is not None and self.limit < 1:
+            raise BadInput("--limit", self.limit, "at least 1", "Leave --limit out for all rows.")
         named = {"prompt": self.prompt, "completion": self.completion, "group": self.group}
         columns = {field: column.replace("\\n", "\n") for field, column in named.items() if column}
         if path is not None:

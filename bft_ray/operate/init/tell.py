@@ -19,6 +19,9 @@ def told(look: Look) -> list[str]:
     )
     lines = [f"{'read':<13}{len(look.rows):,} rows, form {look.form}", f"{'used':<13}{used}"]
     lines.append(f"{'not used':<13}{', '.join(look.unused) or 'no column'}")
+    if look.kind == "choice":
+        lines.append(f"{'taught':<13}the text of the right option, after the question with its options by letter")
+        lines.append(f"{'measured':<13}how likely each option is after the same question: the task `choices`")
     lines += [f"{'left out':<13}{count:,} rows: {reason}" for reason, count in look.left_out.items()]
     return lines
 

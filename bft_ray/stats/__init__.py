@@ -1,0 +1,1 @@
+"""How sure figures are: errors, paired differences, simultaneous comparisons, linearised metrics, power."""
