@@ -104,6 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
         "shows its password to nobody, else sqlite:///bft_studies.db)",
     )
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
+    search.add_argument("--no-measure", action="store_true", help="do not measure time and memory on a few steps first")
     how = search.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="check everything, say what would run and what it costs")
     how.add_argument(
@@ -221,7 +222,7 @@ def _best(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from bft_ray.config import load_config
 
-    config = load_config(options.config, options.overrides)
+    config = load_config(options.config, options.overrides, for_training=False)
     if options.model:
         model = config.model.model_copy(update={"path": options.model, "adapter": None})
         config = config.model_copy(update={"model": model})
@@ -296,9 +297,18 @@ def _search(options: argparse.Namespace) -> int:
         print(cancel_study(options.space, options.config, options.overrides, database))
         return 0
     if options.dry_run:
-        print(dry_run(options.space, options.config, options.overrides))
+        print(
+            dry_run(
+                options.space,
+                options.config,
+                options.overrides,
+                measure=not options.no_measure,
+                line=lambda text: print(text, file=sys.stderr, flush=True),
+            )
+        )
         return 0
-    print(run_study(options.space, options.config, options.overrides, database, profile=not options.no_profile))
+    chosen = {"profile": not options.no_profile, "measure": not options.no_measure}
+    print(run_study(options.space, options.config, options.overrides, database, **chosen))
     return 0
 
 
@@ -312,7 +322,7 @@ def _with_harness(config: Any, names: list[str]) -> Any:
 
     tree = config.model_dump()
     tree["evaluation"]["tasks"].append({"kind": "harness", "tasks": [name.strip() for name in names if name.strip()]})
-    return make_config(tree, "--harness")
+    return make_config(tree, "--harness", for_training=False)
 
 
 def _config(options: argparse.Namespace) -> int:

@@ -82,7 +82,7 @@ def test_a_csv_becomes_a_study_that_loads_and_splits_that_are_whole(tmp_path):
     assert [baseline.name for baseline in space.baselines] == ["sft", "dft", "bft"]
     assert space.objective.metric == "validation/token_accuracy"
     assert "not used     pmid" in said and "131 rows" in said
-    assert "confirmation    30 independent items, for the choice: differences of 23 points and more" in said
+    assert "confirmation    30 independent items, for the choice: differences of 25 points and more" in said
     config, name = folder / "bft.yaml", folder / "search_space.yaml"
     assert [line.split("bft-ray ")[1] for line in said.splitlines()[-4:]] == [
         f"doctor '{config}'" if " " in str(config) else f"doctor {config}",
@@ -156,6 +156,15 @@ def test_model_and_device_decide_precision_rates_and_budgets(tmp_path):
     assert (one.optimizer.learning_rate, two.optimizer.learning_rate) == (0.001, 0.0003)
 
 
+def test_windows_and_length_fit_rows_that_the_model_cannot_take_whole(tmp_path, tiny_model):
+    rows = [[f"q{n}", "word " * 2000] for n in range(60)]
+    data = write_csv(tmp_path / "x.csv", ["question", "answer"], rows)
+    init(data, tmp_path / "bft.yaml", model=str(tiny_model))
+    space, base = load_study(tmp_path / "search_space.yaml")
+    assert base.data.max_length == 512 and base.profile.windows[-1] == 1024  # of a model with 512 positions
+    assert space.parameters["loss.window"].finite() == [32, 64, 128, 256]
+
+
 def test_files_beside_the_data_are_used_and_questions_stand_on_one_side(tmp_path):
     every = questions(60)
     train = write_csv(tmp_path / "train.csv", ["question", "answer"], every[:50])
@@ -181,6 +190,7 @@ def test_related_rows_stay_together_and_the_group_stays_in_the_rows(tmp_path):
     assert sum(map(len, sides.values())) == 45 == len(set.union(*sides.values()))
     assert {row.group for row in rows_of(load_config(tmp_path / "bft.yaml").data.train[0])} == sides["train"]
     assert f"{len(sides['validation']):>5} independent items, for the search" in said
+    assert 'grouped      by "patient": 45 groups, whose rows stay on one side of the splits' in said
 
 
 def test_equal_questions_in_other_writing_stay_on_one_side(tmp_path):

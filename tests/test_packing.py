@@ -135,3 +135,57 @@ def test_rotary_positions_that_hang_on_the_longest_sample_are_taken_alone():
     with torch.no_grad():
         alone = model.eval()(short, use_cache=False).logits[0]
         assert (model(padded, use_cache=False).logits[0, :8] - alone).abs().max() > 1e-3
+
+
+def test_a_run_keeps_its_choice(tmp_path):
+    """Whatever device it goes on with; what the config says comes first."""
+    from bft_ray.model.packing import Rows
+    from bft_ray.train.worker import keep_packing, with_packing
+
+    folder = str(tmp_path)
+    assert with_packing(asked(), folder).data.packing is None
+    keep_packing(Rows(True, None, "packed"), folder, None)
+    keep_packing(Rows(False, None, "padded"), folder, None)  # on another device, after a resume: too late
+    assert with_packing(asked(), folder).data.packing is True
+    assert with_packing(asked(packing=False), folder).data.packing is False
+
+
+def test_a_study_chooses_once(make_tree, tmp_path):
+    """On a worker, and notes it for every driver to come; trials get it with their config."""
+    from bft_ray.config.space import SearchSpace
+    from bft_ray.search.packing import settle_packing
+    from bft_ray.search.ready import Facts
+    from bft_ray.search.study import Study
+
+    class Notes:
+        def __init__(self):
+            self.kept = {}
+
+        def notes(self):
+            return self.kept
+
+        def note(self, name, value):
+            self.kept[name] = value
+
+    def settled(notes, parameters=None, **data):
+        base = make_config(make_tree(data=data))
+        space = SearchSpace(
+            name="test",
+            config="none",
+            budget={"trials": 8},
+            objective={"metric": "validation/nll"},
+            parameters=parameters or {"optimizer.learning_rate": {"kind": "categorical", "values": [1e-3, 1e-4]}},
+        )
+        study = Study("1", space, base, None, None, str(tmp_path))
+        lines = []
+        study, facts = settle_packing(study, Facts(base, None, None, {}), notes, lines.append)
+        return study.base.data.packing, facts.first.data.packing, lines
+
+    notes = Notes()
+    assert settled(notes) == (False, False, ["rows: padded, which is faster than packing with the CPU"])
+    assert settled(notes) == (False, False, [])
+    notes.note("packing", True)  # begun on a GPU
+    assert settled(notes) == (True, True, [])
+    assert settled(notes, packing=False)[:2] == (False, False)
+    models = {"model.path": {"kind": "categorical", "values": ["a", "b"]}}
+    assert settled(Notes(), models)[:2] == (None, None)

@@ -19,13 +19,14 @@ from hashlib import blake2b
 from typing import Any
 
 from bft_ray.config import SourceConfig
+from bft_ray.config.tasks import RowsTask
 from bft_ray.data.forms import FIELDS, MissingCell, Use, apply, recognise
 from bft_ray.data.tables import STARTER, read_table, resolve_path
 from bft_ray.errors import BadInput
 
 __all__ = [
     "FIELDS", "BadRow", "ChoiceRow", "Row", "canonical_rows", "look", "question_key", "read_choices", "read_rows",
-    "read_table", "resolve_path",
+    "read_table", "resolve_path", "row_key", "source_of", "text_key",
 ]  # fmt: skip
 
 NUM_LOOKED_AT = 200  # first rows that tell the form
@@ -65,6 +66,12 @@ class BadRow:
 
     where: str
     reason: str
+
+
+def source_of(task: RowsTask) -> SourceConfig:
+    """What a task is measured on, as a source."""
+    fields = ("path", "split", "limit", "form", "columns")
+    return SourceConfig(**{name: getattr(task, name) for name in fields})
 
 
 def look(source: SourceConfig, field: str = "source") -> Use | None:
@@ -129,8 +136,9 @@ def canonical_rows(
 def question_key(row: Row | ChoiceRow) -> str:
     """What is asked, as a key that two spellings of one question share: 32 hexadecimal digits.
 
-    NFKC, since a question copied from a PDF or typed on another system differs in ligatures, full width and kinds of
-    space (NFC would leave these apart); then case folded, and each run of white space one blank, none at the ends.
+    Unicode's caseless match under compatibility (NFKD and case folding, as its standard has it in section 3.13), since a
+    question copied from a PDF or typed on another system differs in ligatures, full width and kinds of space, which NFC
+    would leave apart; then each run of white space is one blank, and none is at the ends.
     Options of a choice and what else is not asked play no part in it.
     """
     if isinstance(row, ChoiceRow):
@@ -143,6 +151,13 @@ def question_key(row: Row | ChoiceRow) -> str:
     return text_key(asked)
 
 
+def row_key(row: Row | ChoiceRow) -> str:
+    """The same of all that a row holds, answers too; options may stand in any order."""
+    if isinstance(row, ChoiceRow):
+        return text_key([row.context, row.question, sorted(map(text_key, row.choices))])
+    return text_key([row.prompt, row.completion, row.messages, row.text])
+
+
 def text_key(asked: Any) -> str:
     """`question_key` of text, or of lists and objects of text."""
     return blake2b(json.dumps(_normal(asked), sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -150,7 +165,8 @@ def text_key(asked: Any) -> str:
 
 def _normal(value: Any) -> Any:
     if isinstance(value, str):
-        return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).casefold()).split())
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFD", value).casefold()).casefold()
+        return " ".join(unicodedata.normalize("NFKD", folded).split())
     if isinstance(value, dict):
         return {name: _normal(each) for name, each in value.items()}
     return [_normal(each) for each in value] if isinstance(value, list | tuple) else value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from bft_ray.config import Config
 from bft_ray.config.assign import config_of, with_overrides
@@ -11,6 +11,7 @@ from bft_ray.config.grid import representatives
 from bft_ray.config.measured import VALIDATION
 from bft_ray.config.space import SearchSpace
 from bft_ray.data.dataset import TokenDataset, prepare
+from bft_ray.errors import BadInput
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
@@ -33,12 +34,14 @@ class Facts:
         first: the first trial's config: what all of them need of a worker and of the data.
         longest, samples_per_source: see `Study`; None where trials differ in it.
         fingerprints: use -> fingerprint of its data, `model`: of the base weights; part of what the study is.
+        num_items: search, confirmation, test -> items that the objective is measured on, where they are rows of a file.
     """
 
     first: Config
     longest: int | None
     samples_per_source: tuple[int, ...] | None
     fingerprints: dict[str, str]
+    num_items: Mapping[str, int] = field(default_factory=dict)
 
 
 def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lambda text: None) -> Facts:
@@ -85,7 +88,17 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
     check_splits(space.objective.metric, rows, rows_of(train) if measured == VALIDATION else {}, line)
     varies = any(name.startswith(_TOKENISING) and not name.endswith(".ratio") for name in space.parameters)
     longest, samples = int(train.num_supervised.max()), train.samples_per_source
-    return Facts(first, None if varies else longest, None if varies else samples, fingerprints)
+    _require_items(space, rows)
+    num_items = {split: len(own) for split, own in rows.items() if own}
+    return Facts(first, None if varies else longest, None if varies else samples, fingerprints, num_items)
+
+
+def _require_items(space: SearchSpace, rows: Mapping[str, Rows]) -> None:
+    """Raise BadInput for a split of one item: trials are compared by item, and one has no spread."""
+    for split, own in rows.items():
+        if len(own) == 1:
+            rule = f"at least 2, to compare {space.objective.metric} item by item"
+            raise BadInput(f"items of the {split} data", 1, rule, "Give it more rows.")
 
 
 def _brief(dataset: TokenDataset) -> str:

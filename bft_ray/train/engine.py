@@ -82,6 +82,8 @@ class Engine:
             model=LossModel(model), optimizer=_adamw(model, config, device), config=settings, dist_init_required=False
         )
         self._only_trainable = self.num_trainable < self.num_parameters
+        if self._only_trainable:
+            self._engine.module.register_state_dict_post_hook(_drop_frozen)
         self._engine(None, None)  # before any GPU hour is spent: what this architecture does with logits and rows
         self.rows: Rows = choose_rows(config, self._layouts(), model, device)
 
@@ -163,7 +165,7 @@ class Engine:
             tag="engine",
             client_state=state,
             save_latest=False,
-            exclude_frozen_parameters=self._only_trainable,
+            exclude_frozen_parameters=self._only_trainable,  # also from what DeepSpeed keeps beside the module's state
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
@@ -189,6 +191,13 @@ class Engine:
     def close(self) -> None:
         """Free what DeepSpeed holds."""
         self._engine.destroy()
+
+
+def _drop_frozen(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Frozen weights out of a state, under each of their names: DeepSpeed knows but one of a weight that is tied."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def _load(config: Config, settings: dict[str, Any]) -> torch.nn.Module:

@@ -14,6 +14,7 @@ from typing import Any
 
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
+from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
@@ -27,7 +28,7 @@ from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
 from bft_ray.train.progress import Board, Display, Watcher
-from bft_ray.train.record import PATHS, identity_of, read_record, refuse_other_data, write_record
+from bft_ray.train.record import PATHS, identity_of, read_record, refuse_other_data, with_first_date, write_record
 from bft_ray.train.workers import run_workers
 
 
@@ -58,6 +59,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     check_metric(config)
     storage.check_writable(config.cluster.storage_path)
     folder = storage.join(config.cluster.storage_path, str(config.name))
+    config = with_first_date(config, folder)
     record = read_record(folder, config)
     if "after" in record:
         display.line(f"the run {config.name} is finished; choose another name to train again")
@@ -68,6 +70,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     check_server(config.tracking)
     check_artifacts(config.tracking, config.experiment)
     tokenizer = load_tokenizer(config.model)
+    config = config.model_copy(update={"data": with_date(config.data, tokenizer)})
     for note in check_model(config, tokenizer):
         display.line(f"note: {note}")
     datasets = load_datasets(config, tokenizer, display)

@@ -23,6 +23,13 @@ PATHS = {"path", "descriptions", "train", "candidates", "encoder", "include_path
 _FILE = "run.json"
 
 
+def with_first_date(config: Config, folder: str) -> Config:
+    """The config with the date that a chat template got when this run began, where it began earlier with one."""
+    text = None if config.data.date else storage.read_text(storage.join(folder, _FILE))
+    first = json.loads(text)["config"].get("data.date") if text else None
+    return config.model_copy(update={"data": config.data.model_copy(update={"date": first})}) if first else config
+
+
 def read_record(folder: str, config: Config) -> dict[str, Any]:
     """What an earlier start of this run left; {} where there was none.
 

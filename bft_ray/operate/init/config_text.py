@@ -49,19 +49,23 @@ class Settings:
     cpus_per_worker: float
 
 
-def settings_for(
-    num_train: int, row_tokens: Sequence[int], windows: Sequence[int], model: str, device: Device
-) -> Settings:
-    """Settings for so many training rows, their estimated lengths (tokens), the model and the device.
+def max_length_for(row_tokens: Sequence[int], model: str) -> int:
+    """Tokens that a row may have: a quarter more than the 99th percentile (an estimate may be low, a chat template adds
+    some), but no more than the model takes.
+    """
+    needed = 1.25 * quantile(row_tokens, 0.99) + 32
+    return min(longest_positions(model), max(256, 128 * math.ceil(needed / 128)))
+
+
+def settings_for(row_tokens: Sequence[int], windows: Sequence[int], model: str, device: Device) -> Settings:
+    """Settings for training rows of these estimated lengths (tokens, ascending), the model and the device.
 
     - the starter is trained whole, in fp32; any other model with LoRA, in bf16 where the device has it, at a rate
       that suits adapters;
-    - a row may be a quarter longer than the 99th percentile (an estimate may be low, a chat template adds some), but
-      no longer than the model takes;
-    - the window is the published one where it slides at all, else the middle one of those that do.
+    - the window is the published one where it slides at all, else the middle one of those that do;
+    - the more rows, the fewer passes and the larger the batch; of few rows a batch has a tenth.
     """
-    needed = 1.25 * quantile(row_tokens, 0.99) + 32
-    max_length = min(longest_positions(model), max(256, 128 * math.ceil(needed / 128)))
+    num_train, max_length = len(row_tokens), max_length_for(row_tokens, model)
     is_starter = model == "starter"
     epochs, batch = next(
         ((epochs, batch) for least, epochs, batch in _COURSE if num_train >= least), (3.0, max(1, num_train // 10))

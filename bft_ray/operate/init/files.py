@@ -30,7 +30,9 @@ def check_free(paths: Iterable[Path], inputs: Iterable[Path], force: bool) -> No
             raise BadInput("--out", str(path), "a file that does not exist yet", remedy)
 
 
-def write_all(folder: Path, texts: Mapping[str, str], check: Callable[[Path], None], stale: Iterable[str] = ()) -> None:
+def write_all(
+    folder: Path, texts: Mapping[str, str], check: Callable[[Path], object], stale: Iterable[str] = ()
+) -> None:
     """Write files of a folder: to a folder beside them first, where they are checked, then each in one move.
 
     Args:

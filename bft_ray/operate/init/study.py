@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from bft_ray.config import SourceConfig, config_from_yaml
@@ -13,7 +14,7 @@ from bft_ray.config.steps import num_steps
 from bft_ray.config.study import load_study
 from bft_ray.domains import domain as domain_named
 from bft_ray.errors import BadInput
-from bft_ray.operate.init.config_text import Device, config_text, quantile, settings_for
+from bft_ray.operate.init.config_text import Device, Settings, config_text, max_length_for, quantile, settings_for
 from bft_ray.operate.init.files import check_free, rows_text, write_all
 from bft_ray.operate.init.look import CHARACTERS_PER_TOKEN, Found, Look, beside, look_at
 from bft_ray.operate.init.space_text import SPACE, SpacePlan, space_text
@@ -86,7 +87,8 @@ def write_study(request: Request, device: Device | None = None) -> str:
     rows = {path.name: rows_text(_records(look.kind, name, parts[name])) for name, path in made.items()}
     texts = rows | {SPACE: plan.space(), out.name: plan.config(_about(look, request.data, left_out))}
     stale = [path.name for name, path in paths.items() if name not in made]
-    write_all(out.parent, texts, lambda folder: _check(folder / out.name, folder / SPACE), stale)
+    # both load, and fit each other: as `bft-ray search` would find them
+    write_all(out.parent, texts, lambda folder: load_study(folder / SPACE, folder / out.name), stale)
     return "\n".join(
         [
             *told(look),
@@ -151,11 +153,17 @@ class _Plan:
     domain: str
     device: Device
 
-    @property
-    def answer_tokens(self) -> list[int]:
-        return sorted(row.answer_tokens for row in self.parts[TRAIN])
+    @cached_property
+    def row_tokens(self) -> list[int]:
+        return sorted(row.row_tokens for row in self.parts[TRAIN])
 
-    @property
+    @cached_property
+    def answer_tokens(self) -> list[int]:
+        """Ascending; no more than a row may have, for the rest of an answer is cut off."""
+        longest = max_length_for(self.row_tokens, self.request.model)
+        return sorted(min(row.answer_tokens, longest) for row in self.parts[TRAIN])
+
+    @cached_property
     def windows(self) -> list[int]:
         return differing_windows(window_grid(self.answer_tokens[-1]), self.answer_tokens)
 
@@ -167,10 +175,9 @@ class _Plan:
         measured = "choices/" if self.look.kind == "choice" else "validation/"
         return headline if headline.startswith(measured) else usual
 
-    @property
-    def settings(self):
-        rows = sorted(row.row_tokens for row in self.parts[TRAIN])
-        return settings_for(len(rows), rows, self.windows, self.request.model, self.device)
+    @cached_property
+    def settings(self) -> Settings:
+        return settings_for(self.row_tokens, self.windows, self.request.model, self.device)
 
     def config(self, about: Sequence[str]) -> str:
         return config_text(
@@ -199,11 +206,6 @@ class _Plan:
                 paths=self.made,
             )
         )
-
-
-def _check(config: Path, space: Path) -> None:
-    """That both load, and fit each other: as `bft-ray search` would find them."""
-    load_study(space, config)
 
 
 def _about(look: Look, data: str, left_out: Sequence[str]) -> list[str]:

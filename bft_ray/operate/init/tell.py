@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bft_ray.config.draft import DISCORDANT, smallest_effect
 from bft_ray.operate.init.look import Found, Look
 from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, VALIDATION, num_units
+from bft_ray.stats.power import detectable_binary
+
+DISCORDANT = 0.2  # share of the items on which exactly one of two models is assumed to be right
 
 
 def told(look: Look) -> list[str]:
@@ -19,6 +22,9 @@ def told(look: Look) -> list[str]:
     )
     lines = [f"{'read':<13}{len(look.rows):,} rows, form {look.form}", f"{'used':<13}{used}"]
     lines.append(f"{'not used':<13}{', '.join(look.unused) or 'no column'}")
+    if groups := {row.group for row in look.rows} - {None}:
+        of = json.dumps(look.used.get("group", "group"))
+        lines.append(f"{'grouped':<13}by {of}: {len(groups):,} groups, whose rows stay on one side of the splits")
     if look.kind == "choice":
         lines.append(f"{'taught':<13}the text of the right option, after the question with its options by letter")
         lines.append(f"{'measured':<13}how likely each option is after the same question: the task `choices`")
@@ -33,11 +39,12 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
     for name, use in ((VALIDATION, "search"), (CONFIRMATION, "choice"), (TEST, "last look")):
         if units.get(name):
             effect = smallest_effect(units[name])
-            seen = "no difference at all" if effect >= 1 else f"differences of {100 * effect:.0f} points and more"
+            seen = "no difference at all" if effect is None else f"differences of {100 * effect:.0f} points and more"
             lines.append(f"  {name:<13}{units[name]:>5,} independent items, for the {use}: {seen}")
     lines += [
-        "  of a share such as accuracy, between two models on the same items, in 8 of 10 studies (assumed: exactly one of",
-        f"  the two is right on {DISCORDANT:.0%} of the items); {metric} moves more finely, and the study says what it saw.",
+        "  of a share such as accuracy, between two models on the same items, in 8 of 10 studies; assumed: exactly one of",
+        f"  the two is right on {DISCORDANT:.0%} of the items, or on as many as it takes. {metric} moves",
+        "  more finely, and the study says what it could have seen.",
     ]
     total = sum(units.values())
     if CONFIRMATION not in parts or not parts[CONFIRMATION]:
@@ -52,6 +59,14 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
             f"  left to do: {SHARES[0][0]} or more (different questions, or values of --group), then init again with --force.",
         ]
     return lines
+
+
+def smallest_effect(num_items: int) -> float | None:
+    """Smallest difference of a share between two models on the same independent items that 8 of 10 studies show
+    (`detectable_binary`, with a fifth of the items discordant, or as many as the difference takes); None: not any.
+    """
+    effect = detectable_binary(num_items, max(1, round(DISCORDANT * num_items)))
+    return None if math.isnan(effect) else effect
 
 
 def next_commands(config: Path, space: Path) -> list[str]:
