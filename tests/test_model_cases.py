@@ -26,6 +26,8 @@ from bft_ray.model.halves import check_halves
 from bft_ray.model.unreadable import unreadable
 from tests.conftest import ROOT
 from tests.loopback_hub import loopback_hub
+from tests.ranks import run_ranks
+from tests.test_loop import run_alone
 from tests.tiny_tokenizer import CHATML
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -288,6 +290,16 @@ def test_lora_on_the_linear_layers_of_gpt2(make_model, tmp_path, targets):
         exported(model, config, tmp_path / "merged", merge=True)
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(input_ids=ids).logits
     assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_gpt2_trains_with_an_adapter_on_c_attn(make_model, make_tree, tmp_path):
+    """By the loop, with the fused loss."""
+    tree = make_tree(lora={"rank": 4, "targets": ["c_attn"]}, optimizer={"learning_rate": 1e-2})
+    tree["model"]["path"] = str(make_model("gpt2", **GPT2))
+    [run] = run_ranks(run_alone, 1, tree, str(tmp_path / "run"))
+    losses = [values["validation/nll"] for event, values in run["events"] if event == "validation"]
+    assert losses[-1] < losses[0] - 0.01, losses
+    assert {name.split(".")[-3] for name in run["weights"]} <= {"lora_A", "lora_B", "c_attn"}
 
 
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head", "q_proj"], ["q_proj"]])
