@@ -82,24 +82,34 @@ def tiny_config(kind: str) -> Any:
     """The config of an architecture with small sizes."""
     cls = CONFIG_MAPPING[kind]
     default = cls()
+    if default.get_text_config() is not default:
+        raise ValueError("text and more; its text model stands for it")
+
+    def has(name: str, type_: type = object) -> bool:
+        try:
+            value = getattr(default, name, None)
+        except AttributeError:  # differs by layer
+            return False
+        return value is not None and isinstance(value, type_) and not isinstance(getattr(cls, name, None), property)
+
     changes: dict[str, Any] = {}
     for names, value in ((_LAYERS, 4), (_WIDTHS, 64), (_INNER, 96), (_HEADS, 4)):
-        changes |= {name: value for name in names if isinstance(getattr(default, name, None), int)}
-    changes |= {name: value for name, value in _PAIRS.items() if getattr(default, name, None) is not None}
+        changes |= {name: value for name in names if has(name, int)}
+    changes |= {name: value for name, value in _PAIRS.items() if has(name)}
+    if has("qk_rope_head_dim") and "head_dim" in changes:
+        changes["head_dim"] = changes["qk_rope_head_dim"]
     changes |= {
         name: 0.0
         for name, value in vars(default).items()
         if isinstance(value, float) and any(part in name for part in _ZERO)
     }
-    kinds = getattr(default, "layer_types", None)
-    if kinds and not isinstance(
-        getattr(cls, "layer_types", None), property
-    ):  # one of each kind of layer, twice where there is one kind alone
-        each = list(dict.fromkeys(kinds))
+    if has("layer_types", list) and not hasattr(cls, "layers_block_type"):
+        each = list(dict.fromkeys(default.layer_types))  # one of each kind of layer
         changes["layer_types"] = (each * 4)[: max(4, len(each))]
         changes |= {name: len(changes["layer_types"]) for name in _LAYERS if name in changes}
-    changes |= _OWN.get(kind, {})
-    return cls(**changes)
+    if has("attn_layer_indices", list):
+        changes["attn_layer_indices"] = [1]
+    return cls(**(changes | _OWN.get(kind, {})))
 
 
 def made(kind: str) -> Any:
@@ -253,7 +263,7 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="these architectures (names of transformers' configs)")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds for each")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds for each")
     parser.add_argument("--out", type=Path, default=Path("docs/packing.md"))
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
