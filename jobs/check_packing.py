@@ -63,7 +63,7 @@ _PAIRS = {
     "num_mem_blocks": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
     "expert_layer_offset": 1, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 64, "num_kv_shared_layers": 0,
     "laurel_rank": 8, "altup_num_inputs": 2, "conv_L_cache": 3, "zero_expert_num": 1, "num_memory_heads": 2,
-    "qk_dim": 16, "v_dim": 16, "time_step_limit": None, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "qk_dim": 16, "v_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "sep_token_id": 3, "decoder_start_token_id": 1, "is_decoder": True, "use_cache": False, "num_nextn_predict_layers": 0,
 }  # fmt: skip
 _ZERO = ("dropout", "pdrop", "layerdrop", "droprate")
@@ -147,7 +147,7 @@ def losses_and_gradient(model: Any, rows: list[tuple[Tensor, Tensor | None, list
     return torch.stack(losses).detach(), [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
-def differences(model: Any) -> dict[str, float]:
+def differences(model: Any) -> dict[str, Any]:
     """Packed and padded against alone."""
     draw = torch.Generator().manual_seed(1)
     samples = [torch.randint(8, VOCABULARY, (length,), generator=draw) for length in SAMPLES]
@@ -160,7 +160,7 @@ def differences(model: Any) -> dict[str, float]:
         "packed": (torch.cat(samples)[None], positions, spans),
         "padded": (padded, None, [(row, 0, length) for row, length in enumerate(SAMPLES)]),
     }
-    found = {}
+    found: dict[str, Any] = {}
     for name, layout in layouts.items():
         try:
             losses, gradient = losses_and_gradient(model, [layout])  # type: ignore[list-item]
@@ -194,7 +194,7 @@ def examine(kind: str) -> dict[str, Any]:
     except Exception as error:
         return {"made": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:90]}"}
     try:
-        found: dict[str, Any] = differences(model)
+        found = differences(model)
     except Exception as error:
         return {"made": f"does not run: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:80]}"}
     return found | {"verdict": verdict(model)}
