@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bft_ray.data.cache import cache_folder, ensure_home
+from bft_ray.data.cache import cache_folder, check_out, ensure_home
+from bft_ray.errors import BadInput
 
 
 @pytest.fixture
@@ -68,3 +69,14 @@ def test_a_home_stays(temporary, tmp_path, monkeypatch):
     for _ in range(2):
         ensure_home()
         assert os.environ["HOME"] == str(tmp_path / "new") and (tmp_path / "new").is_dir()
+
+
+def test_where_results_go_is_tried_before_they_are_made(tmp_path):
+    check_out(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(
+            BadInput, match=r"`--out` is .*a folder that can be written, or that can be made: Not a dir"
+        ):
+            check_out(place)

@@ -114,3 +114,23 @@ def test_overrides_may_stand_behind_options(capsys):
         with pytest.raises(SystemExit):
             main(wrong)
         assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_training_whose_record_lacks_something_ends_with_status_1(make_tree, tmp_path, monkeypatch, capsys):
+    """What was trained is told all the same; the run itself is what `train` gives back."""
+    from bft_ray.train import launch
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(make_tree()))
+    missing = {"the model bft-test": "PermissionError: [Errno 13] Permission denied: '/mlruns'"}
+    monkeypatch.chdir(tmp_path)
+    result = launch.TrainResult("run", "1" * 32, "results/run", "results/run/export", 6, {}, {}, missing)
+    monkeypatch.setattr(launch, "train", lambda config: result)
+    assert main(["train", str(path)]) == 1
+    said = capsys.readouterr()
+    assert "exported  results/run/export (weights of step 6)" in said.out
+    assert f"bft-ray evaluate {path} --model results/run/export --against before" in said.out.splitlines()[-1]
+    assert said.err == (
+        "error: all is trained and exported, but MLflow lacks what it was to hold: the model bft-test (PermissionError: "
+        "[Errno 13] Permission denied: '/mlruns')\n"
+    )

@@ -110,3 +110,10 @@ def test_another_number_of_workers_is_refused_before_they_start(begun, tmp_path)
         "`cluster.num_workers` is 1, but must be 2, the number of workers that wrote the checkpoint step-00000002. "
         "Resume with cluster.num_workers=2, or start a run with another name."
     )
+
+
+def test_a_run_that_is_refused_leaves_no_folder(make_tree, tmp_path):
+    """Where results go is tried, and left as it was."""
+    with pytest.raises(BadInput, match="no/such/model"):
+        train(make_config(make_tree(model={"path": "/no/such/model"})), Lines())
+    assert not (tmp_path / "results").exists()

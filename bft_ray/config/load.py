@@ -18,6 +18,7 @@ from bft_ray.config.loss import LossConfig
 from bft_ray.config.tree import Config, ConfigToMeasure
 from bft_ray.errors import BadConfig, BadInput
 
+_LETTERS = {"a-z": "small letters", "A-Z": "capital letters", "0-9": "digits"}
 _QUOTE = "'"
 _Model = typing.TypeVar("_Model", bound=BaseModel)
 
@@ -202,8 +203,22 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         context = problem["ctx"]
         field_name = context["field"] if context["field"].startswith(name + ".") else ".".join([*loc, context["field"]])
         return f"`{field_name}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
+    if problem["type"] == "string_pattern_mismatch":
+        rule = _name_rule(problem["ctx"]["pattern"], problem["input"])
+        return f"`{name}` is {_shorten(problem['input'])}, but must be {rule}"
     must_be = re.sub(r"^Input should be ", "", problem["msg"])
     return f"`{name}` is {_shorten(problem['input'])}, but must be {must_be}."
+
+
+def _name_rule(pattern: str, value: str) -> str:
+    """The rule of a name, from a pattern such as `^[a-z0-9][a-z0-9_]*$`, with the name that is nearest to the value."""
+    others = re.findall(r"\[(.*?)\]", pattern)[-1]
+    kinds = [word for part, word in _LETTERS.items() if part in others]
+    signs = re.sub("|".join(_LETTERS), "", others)
+    near = re.sub(f"[^{others}]+", "_", value if "A-Z" in others else value.lower()).strip(signs)
+    example = f" For example {near}." if re.fullmatch(pattern.strip("^$"), near) else ""
+    start = " (a letter or digit first)" if pattern.count("[") > 1 else ""
+    return f"made of {', '.join(kinds)} and {' '.join(signs)}{start}.{example}"
 
 
 def _shorten(value: Any) -> str:

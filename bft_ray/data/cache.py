@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from bft_ray.errors import BadInput
+
 
 def cache_folder(*parts: str) -> Path:
     """A private folder that can be written: `~/.cache/bft_ray/PARTS`, else `TMPDIR/bft_ray_UID/PARTS`, else a new one.
@@ -31,6 +33,27 @@ def _places() -> list[Path]:
         return [Path.home() / ".cache" / "bft_ray", temporary]
     except RuntimeError:  # neither HOME nor an entry for this user id
         return [temporary]
+
+
+def try_folder(folder: Path) -> None:
+    """Make and delete a file in a folder, or, of one that is not there yet, in what is to hold it; leaves nothing.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def check_out(out: Path) -> None:
+    """BadInput where the folder of --out could not be written at the end of what takes a while; leaves nothing."""
+    try:
+        try_folder(out)
+    except OSError as error:
+        rule = f"a folder that can be written, or that can be made: {error.strerror}"
+        raise BadInput("--out", str(out), rule, "Name another one.") from None
 
 
 def ensure_home() -> None:

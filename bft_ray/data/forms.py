@@ -14,6 +14,7 @@ with `columns` the user has chosen, and it is only listed.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import re
@@ -42,13 +43,34 @@ class Use:
         used: canonical field -> column, or a template over columns.
         unused: columns that are not used, in the table's order.
         columns: what the user said.
+        source: dotted name of the source in the config.
     """
 
     form: Form
     used: Mapping[str, str]
     unused: tuple[str, ...]
     columns: Mapping[str, str]
-    field: str = "source"
+    source: str = "source"
+    _plans: dict[tuple[str, ...], _Plan] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def plan(self, names: tuple[str, ...]) -> _Plan:
+        """What is made of these columns; rows of a table mostly have the same."""
+        if names not in self._plans:
+            parts = _parts(self.form, names)
+            known = set(map(bare, self.form.known))
+            own = {part: column for part, column in parts.items() if part not in ("id", "group")}
+            unused = _unused(self, names)
+            self._plans[names] = _Plan(own, unused, tuple(name for name in unused if bare(name) not in known))
+        return self._plans[names]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Part -> column; columns that are not used; those of them that no form knows."""
+
+    parts: dict[str, str]
+    unused: tuple[str, ...]
+    unknown: tuple[str, ...]
 
 
 _NUM_WORDS, _NUM_CHARACTERS = 6, 60  # of a text: more is content
@@ -100,8 +122,7 @@ def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     check_unused(use, record, where)
     names = tuple(map(str, record))
-    own = {part: column for part, column in _parts(use.form, names).items() if part not in ("id", "group")}
-    made: dict[str, Any] = {}
+    own = use.plan(names).parts
     if use.form.name == _CHOSEN:
         values = {part: _taken(use.columns.get(part, part), record, names, where) for part in _wanted(use, names)}
         own = {part: use.columns.get(part, part) for part in values}
@@ -117,7 +138,7 @@ def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
             elif is_missing(value):
                 raise BadInput(f"{where} {own[part]}", "missing", "given in every row", _FILL)
             else:
-                raise MissingCell(f"missing {part} (the word {value.strip()})")
+                raise MissingCell(f"missing {own[part]} (the word {value.strip()})")
     try:
         made = use.form.make(values)
     except Fault as fault:
@@ -138,8 +159,8 @@ def check_unused(use: Use, record: Mapping[str, Any], where: str) -> None:
     """Refuse a row with a column that looks like content and is not used, unless the user chose the columns."""
     if use.form.name == _CHOSEN:
         return
-    for name in _unused(use, tuple(map(str, record))):
-        if bare(name) not in map(bare, use.form.known) and looks_like_content(name, record[name]):
+    for name in use.plan(tuple(map(str, record))).unknown:
+        if looks_like_content(name, record[name]):
             used = ", ".join(dict.fromkeys(n for shown in use.used.values() for n in names_in(shown) or [shown]))
             raise BadInput(
                 f"{where} {name}",
@@ -319,7 +340,7 @@ def _remedy(use: Use, name: str) -> str:
         as_option = ""
     mapping = ", ".join(f'{part}: "{value}"' for part, value in shown.items())
     without = "name the columns without it there" if "prompt" in shown else "this names the columns without it"
-    return f"Use it: {as_option}{use.field}.columns: {{{mapping}}}; or {without}."
+    return f"Use it: {as_option}{use.source}.columns: {{{mapping}}}; or {without}."
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from bft_ray.errors import BadInput
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # in upper or lower case
 STARTER = "starter:"
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_HALF = re.compile(rb"\\u[dD][89abAB]")  # JSON's way to write half of a character beyond 65,535
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # JSON's way to write half of a character beyond 65,535
 log = logging.getLogger(__name__)
 _KINDS = {
     str: "text",

@@ -16,6 +16,7 @@ from typing import Any
 
 from bft_ray.config import Config
 from bft_ray.config.tasks import HarnessTask, Task
+from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
@@ -76,6 +77,8 @@ def evaluate_model(
             that cannot hold the workers.
         BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
+    if out is not None:
+        check_out(out)
     context = prepare_context(config)
     check_model(config, context.tokenizer)
     prepared = prepare_all(config, context, names)

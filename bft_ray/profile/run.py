@@ -20,6 +20,7 @@ from bft_ray.config.load import parse_yaml, read_yaml, validate
 from bft_ray.config.profile import ProfileConfig
 from bft_ray.config.space import SearchSpace
 from bft_ray.config.study import check_space
+from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
@@ -149,6 +150,7 @@ def profile_data(
         BadInput: bad data or model, an earlier profile of other data, or one that `out` would overwrite, a server that
             does not answer.
     """
+    check_out(out)
     if against and out.resolve() == against.resolve():
         rule = "another folder than that of `against`, whose files would be overwritten"
         raise BadInput("out", str(out), rule, "Give --out a folder of its own.")

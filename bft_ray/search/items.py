@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bft_ray.errors import BadInput
+from bft_ray.stats.errors import names_of
 from bft_ray.stats.linearise import linear_auroc, linear_macro_mean, linear_ratio
 
 #: metric -> columns of the records whose sums it is the quotient of, and a factor
@@ -36,8 +37,7 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
         BadInput: no records, a metric that cannot be told from records of items, an id given twice, or a number that
             is not finite.
     """
-    of, _, name = metric.removeprefix("final/").rpartition("/")
-    own = [record for record in records if record.get("set", of) == of]
+    name, own = metric.rpartition("/")[2], _of_set(metric, records)
     if not own:
         raise BadInput(metric, "without records", "measured with a record an item")
     ids = [str(record["id"]) for record in own]
@@ -48,6 +48,17 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
     if not np.isfinite(scores).all():
         raise BadInput(f"{metric} of {ids[int(np.argmin(np.isfinite(scores)))]}", "not finite", "a finite number")
     return dict(zip(ids, scores.tolist(), strict=True))
+
+
+def item_groups(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Item id -> its groups (patient, document, gene), of the items that have one; arguments as for `item_scores`."""
+    found = {str(record["id"]): list(names_of(record)) for record in _of_set(metric, records)}
+    return {item: names for item, names in found.items() if names}
+
+
+def _of_set(metric: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    of = metric.removeprefix("final/").rpartition("/")[0]
+    return [record for record in records if record.get("set", of) == of]
 
 
 def _scores(metric: str, name: str, records: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from bft_ray.config.assign import DEFAULT_METHOD
 from bft_ray.config.space import SearchSpace
@@ -30,12 +29,14 @@ from bft_ray.search.confirm import Comparison, as_arrays, compare_pair
 from bft_ray.search.leaderboard import best, ranked, tuned
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, SEARCH
+from bft_ray.stats.errors import mean_error
+from bft_ray.stats.power import critical_value, detectable
 
 #: id of a trial -> seed -> item -> score, of those that are compared
 Items = Mapping[str, Mapping[int, Mapping[str, float]]]
 Records = Mapping[str, Sequence[TrialRecord]]
 
-_ALPHA, _POWER = 0.05, 0.8
+_ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,9 @@ def standing_of(records: Records, metric: str, items: Items) -> Standing | None:
 def _by_items(name: str, against: str, difference: np.ndarray, level: float) -> Comparison:
     """As `compare_pair`, of one seed [1, n]: what other seeds would bring is not in it."""
     values, count = difference[0], difference.shape[1]
-    gain, se = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(count)
-    half = float(stats.t.isf(level / 2, count - 1)) * se
-    detectable = half + float(stats.t.isf(1 - _POWER, count - 1)) * se
-    return Comparison(name, against, gain, gain - half, gain + half, se, 0.0, detectable)
+    gain, se = float(values.mean()), mean_error(values)
+    half = critical_value(count - 1, level) * se
+    return Comparison(name, against, gain, gain - half, gain + half, se, 0.0, detectable(se, count - 1, level))
 
 
 # ---- in words ----------------------------------------------------------------------------------------------------------

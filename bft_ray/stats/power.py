@@ -20,6 +20,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, stats
 
+#: share of the items on which exactly one of two models is right, where nothing was measured yet
+DISCORDANT = 0.2
 POWER = 0.8
 LEVEL = 0.05  # two-sided, of one comparison
 _NODES = 200  # quantiles of u over which the mean is taken
@@ -69,6 +71,15 @@ def factor(critical: float, freedom: float) -> float:
 
 
 @lru_cache(4096)
+def smallest_share(num_items: int) -> float | None:
+    """Smallest difference of a share between two models on the same independent items that 8 of 10 studies show.
+
+    As `detectable_binary`, with DISCORDANT of the items discordant, or as many as the difference takes; None: not any.
+    """
+    effect = detectable_binary(num_items, max(1, round(DISCORDANT * num_items)))
+    return None if math.isnan(effect) else effect
+
+
 def detectable_binary(num_items: int, num_discordant: int, level: float = LEVEL) -> float:
     """The difference of two shares, paired, that the exact McNemar test shows in 8 of 10 repetitions.
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from bft_ray.config import TrackingConfig
+from bft_ray.data.cache import try_folder
 from bft_ray.errors import BadInput
 from bft_ray.tracking.server import (
     FIELD,
@@ -66,11 +67,8 @@ def location_of(tracking: TrackingConfig, experiment: str) -> str:
 def _try(place: str, uri: str) -> None:
     local = re.sub("^file:(//)?", "", place)
     if "://" not in local and not re.match(r"^[a-z0-9+-]{2,}:", local):
-        folder = Path(local)
-        while not folder.exists():
-            folder = folder.parent
-        with tempfile.TemporaryFile(dir=folder):
-            return
+        try_folder(Path(local))
+        return
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     store = get_artifact_repository(place, tracking_uri=uri)
