@@ -98,6 +98,8 @@ def tiny_config(kind: str) -> Any:
     changes |= {name: value for name, value in _PAIRS.items() if has(name)}
     if has("qk_rope_head_dim") and "head_dim" in changes:
         changes["head_dim"] = changes["qk_rope_head_dim"]
+    if has("kv_lora_rank") and "num_key_value_heads" in changes:  # latent attention has a key for every head
+        changes["num_key_value_heads"] = 4
     changes |= {
         name: 0.0
         for name, value in vars(default).items()
@@ -238,7 +240,7 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Packing, by architecture",
         "",
-        f"Made by `python -m jobs.check_packing` with transformers {transformers.__version__} and torch {torch.__version__}: ",
+        f"Made by `python -m jobs.check_packing` with transformers {transformers.__version__} and torch {torch.__version__}:",
         "tiny models with random weights (sharpened, fp32, CPU, sdpa). Each figure is the largest relative difference",
         "from samples that run alone: of a sample's loss, and of the gradient of all parameters. The last column is what",
         "bft-ray does on a GPU with `data.packing: null`; it finds out by itself, on the model at hand, before training.",
