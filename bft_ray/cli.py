@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bft_ray import __version__
+from bft_ray.data.cache import ensure_home
 from bft_ray.errors import BadConfig, BadInput, BftError
 
+#: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
+_SAME_SPACE = {"profile", "cluster", "tracking"}
 _OVERRIDES = "overrides such as loss.window=64 or data.train.0.limit=100"
 
 
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     signal.signal(signal.SIGTERM, _terminate)
+    ensure_home()
     try:
         return options.run(options)
     except (BadInput, BadConfig) as error:
@@ -100,6 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
         "shows its password to nobody, else sqlite:///bft_studies.db)",
     )
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
+    search.add_argument("--no-measure", action="store_true", help="do not measure time and memory on a few steps first")
     how = search.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="check everything, say what would run and what it costs")
     how.add_argument(
@@ -126,12 +131,28 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("config", nargs="?", metavar="CONFIG", help="also check what this config asks for")
     doctor.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
 
-    init = _command(commands, "init", _init, "write a config for your own file")
-    init.add_argument("data", metavar="DATA", help="JSONL, JSON, CSV or Parquet file")
-    init.add_argument("--domain", help="sub-domain name (default: from the file name)")
-    init.add_argument("--model", default="starter", help="folder or hub id of the base model (default: the starter)")
-    init.add_argument("--out", default="bft.yaml", metavar="FILE", help="config to write (default: bft.yaml)")
-    init.add_argument("--force", action="store_true", help="overwrite it")
+    init = _command(commands, "init", _init, "from your own rows to a study: a config, a search space, four splits")
+    init.add_argument(
+        "data", metavar="DATA", help="JSONL, JSON, CSV or Parquet file, saved datasets folder, or hub id (with --split)"
+    )
+    init.add_argument(
+        "--prompt", metavar="COLUMN", help=r"column of the question, or a template: '{Question}\n\nContext: {context}'"
+    )
+    init.add_argument("--completion", metavar="COLUMN", help="column of the answer, or a template")
+    init.add_argument(
+        "--group", metavar="COLUMN", help="patient, document, gene ...: its rows stay on one side of a split"
+    )
+    init.add_argument("--split", metavar="NAME", help="split of a hub dataset or saved folder, e.g. train")
+    init.add_argument("--config-name", metavar="NAME", help="configuration of a hub dataset")
+    init.add_argument("--limit", type=int, metavar="N", help="read the first N rows alone")
+    init.add_argument("--domain", help="sub-domain name (default: from the name of the data)")
+    init.add_argument(
+        "--model", default="starter", help="base model: starter (the default), smollm2, a folder or a hub id"
+    )
+    init.add_argument(
+        "--out", default="bft.yaml", metavar="FILE", help="config to write (default: bft.yaml); the rest lies beside it"
+    )
+    init.add_argument("--force", action="store_true", help="overwrite what an earlier init wrote there")
     return parser
 
 
@@ -149,6 +170,7 @@ def _config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None)
 
 def _train(options: argparse.Namespace) -> int:
     config = _train_config(options)
+    from bft_ray.operate.road import after_train
     from bft_ray.train.launch import train  # after the config: a typo is told at once
 
     result = train(config)
@@ -156,7 +178,12 @@ def _train(options: argparse.Namespace) -> int:
     print(f"exported  {result.export} (weights of step {result.step})")
     print_metrics(result.before, result.after)
     print(f"look      {mlflow_command(config)}")
-    return 0
+    source = None if options.champion else options.config
+    print(after_train(source, options.overrides, result.export))
+    if result.missing:
+        lacks = ", ".join(f"{what} ({why})" for what, why in sorted(result.missing.items()))
+        print(f"error: all is trained and exported, but MLflow lacks what it was to hold: {lacks}", file=sys.stderr)
+    return int(bool(result.missing))
 
 
 def _train_config(options: argparse.Namespace) -> Any:
@@ -195,7 +222,7 @@ def _best(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from bft_ray.config import load_config
 
-    config = load_config(options.config, options.overrides)
+    config = load_config(options.config, options.overrides, for_training=False)
     if options.model:
         model = config.model.model_copy(update={"path": options.model, "adapter": None})
         config = config.model_copy(update={"model": model})
@@ -208,11 +235,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     result = evaluate_model(config, Path(options.out) if options.out else None, names=names)
     if before is None:
         print_metrics({}, result.metrics)
-        return 0
-    from bft_ray.domains import domain
-    from bft_ray.evaluate.compare import compare, render
+    else:
+        from bft_ray.domains import domain
+        from bft_ray.evaluate.compare import compare, render
 
-    print(render(compare(before, result), options.question or domain(config.domain).headline))
+        print(render(compare(before, result), options.question or domain(config.domain).headline))
+    from bft_ray.operate.road import after_evaluate
+
+    text = after_evaluate(options.config, options.overrides, options.model, options.out, options.against)
+    print(*filter(None, [text]), sep="\n", end="\n" if text else "")
     return 0
 
 
@@ -223,7 +254,8 @@ def _profile(options: argparse.Namespace) -> int:
     if options.model:
         model = config.model.model_copy(update={"path": options.model, "adapter": None})
         config = config.model_copy(update={"model": model})
-    from bft_ray.profile.page import to_text
+    from bft_ray.profile.page import next_steps, to_text
+    from bft_ray.profile.rewrite import space_beside
     from bft_ray.profile.run import model_label, profile_data
 
     if not options.out and "://" in config.cluster.storage_path:
@@ -231,10 +263,19 @@ def _profile(options: argparse.Namespace) -> int:
     name = f"{config.domain}-{model_label(options.model)}" if options.model else config.domain
     out = Path(options.out) if options.out else Path(config.cluster.storage_path) / "profiles" / name
     against = Path(options.against) if options.against else None
-    profile = profile_data(config, out, against, options.config, track=not options.no_mlflow, progress=_shards)
+    beside = space_beside(options.config)
+    space = None if options.model or not set(map(_section, options.overrides)) <= _SAME_SPACE else beside
+    profile = profile_data(
+        config, out, against, options.config, track=not options.no_mlflow, progress=_shards, space=space
+    )
     print(to_text(profile))
-    print(f"\npage      {out / 'profile.html'}\nspace     {out / 'search_space.yaml'}")
+    print(f"\npage      {out / 'profile.html'}")
+    print(next_steps(profile, out, beside))
     return 0
+
+
+def _section(override: str) -> str:
+    return override.partition("=")[0].partition(".")[0]
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -256,9 +297,18 @@ def _search(options: argparse.Namespace) -> int:
         print(cancel_study(options.space, options.config, options.overrides, database))
         return 0
     if options.dry_run:
-        print(dry_run(options.space, options.config, options.overrides))
+        print(
+            dry_run(
+                options.space,
+                options.config,
+                options.overrides,
+                measure=not options.no_measure,
+                line=lambda text: print(text, file=sys.stderr, flush=True),
+            )
+        )
         return 0
-    print(run_study(options.space, options.config, options.overrides, database, profile=not options.no_profile))
+    chosen = {"profile": not options.no_profile, "measure": not options.no_measure}
+    print(run_study(options.space, options.config, options.overrides, database, **chosen))
     return 0
 
 
@@ -272,7 +322,7 @@ def _with_harness(config: Any, names: list[str]) -> Any:
 
     tree = config.model_dump()
     tree["evaluation"]["tasks"].append({"kind": "harness", "tasks": [name.strip() for name in names if name.strip()]})
-    return make_config(tree, "--harness")
+    return make_config(tree, "--harness", for_training=False)
 
 
 def _config(options: argparse.Namespace) -> int:
@@ -296,16 +346,35 @@ def _doctor(options: argparse.Namespace) -> int:
     from bft_ray.config import load_config
     from bft_ray.operate.doctor import diagnose, exit_code, render
 
-    findings = diagnose(load_config(options.config, options.overrides) if options.config else None)
+    if not options.config:
+        findings = diagnose()
+        print(render(findings))
+        return exit_code(findings)
+    from bft_ray.operate.road import after_doctor, space_of
+
+    findings = diagnose(load_config(options.config, options.overrides), space=space_of(options.config))
     print(render(findings))
+    print(after_doctor(options.config, options.overrides, is_fine=not exit_code(findings)))
     return exit_code(findings)
 
 
 def _init(options: argparse.Namespace) -> int:
-    from bft_ray.operate.init import write_config
+    from bft_ray.operate.init.study import Request, write_study
 
-    out = write_config(Path(options.data), Path(options.out), options.domain, options.model, options.force)
-    print(f"wrote {out}\ncheck it with   bft-ray doctor {out}\nthen            bft-ray train {out}")
+    request = Request(
+        data=options.data,
+        out=Path(options.out),
+        prompt=options.prompt,
+        completion=options.completion,
+        group=options.group,
+        split=options.split,
+        config_name=options.config_name,
+        limit=options.limit,
+        domain=options.domain,
+        model=options.model,
+        force=options.force,
+    )
+    print(write_study(request))
     return 0
 
 

@@ -25,6 +25,7 @@ from bft_ray.errors import BadInput, BftError, NoRoom
 
 log = logging.getLogger(__name__)
 
+_LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # bytes
 _PROBE_S = 10.0  # longest wait for a TCP connection to a Ray address
 
 
@@ -83,7 +84,7 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
         return
     if address is not None:
         _probe(address, min(_PROBE_S, cluster.start_timeout_s))
-    options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    options: dict[str, Any] = {} if address else {"include_dashboard": False} | session_option()
     in_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -190,6 +191,22 @@ def _lock_local_ray() -> None:
     if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def session_option() -> dict[str, str]:
+    """Where a local Ray keeps its session, as an option of `ray.init`, where the usual place has too long a name.
+
+    Its sockets lie there, and a socket's path holds 107 bytes at most.
+    """
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    usual = os.environ.get(name, "/tmp")
+    if len(os.fsencode(usual)) <= _LONGEST_FOLDER:
+        return {}
+    if os.access("/tmp", os.W_OK | os.X_OK):
+        log.info("%s is too long for Ray's sockets: its session goes to /tmp/ray", name)
+        return {"_temp_dir": "/tmp/ray"}
+    rule = f"a folder whose path has at most {_LONGEST_FOLDER} bytes: Ray keeps sockets there, whose paths have 107 at most"
+    raise BadInput(name, usual, rule, "Set RAY_TMPDIR to a folder with a short path, such as /dev/shm.")
 
 
 def _probe(address: str, timeout_s: float) -> None:

@@ -44,7 +44,7 @@ def run_study(space: SearchSpace, base: Config, folder: Path, *, merge: bool = T
     database = Database(f"sqlite:///{folder}/{space.name}.db")
     store = Store.create(database, space, base, facts.fingerprints)
     longest = facts.longest if merge else None
-    study = Study(space.name, space, base, longest, facts.num_samples, str(folder / space.name))
+    study = Study(space.name, space, base, longest, facts.samples_per_source, str(folder / space.name))
     slots = tuning.num_slots(facts.first.cluster)
     conductor = Conductor(study, store, slots, ahead=legs_ahead(study, facts.first))
     tuning.run(conductor, facts.first, actor=actor or tuning.TrialActor)
@@ -343,7 +343,7 @@ def bookkeeping_part(args: argparse.Namespace, folder: Path, trees: Sequence[dic
     )
     database = Database(args.database or f"sqlite:///{folder}/nothing.db")
     store = Store.create(database, space, base, {})
-    study = Study(space.name, space, base, None, 2000, str(folder / space.name))
+    study = Study(space.name, space, base, None, (2000,), str(folder / space.name))
     times: dict[int, float] = {}
     with (
         connect(base.cluster),

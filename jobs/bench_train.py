@@ -1,6 +1,7 @@
 """Supervised tokens a second of a training step, beside transformers' Trainer and a bare PyTorch loop.
 
     python -m jobs.bench_train [--data FILE] [--lora] [--model PATH | --random SHAPE] [--rounds 3] [--steps 8]
+    python -m jobs.bench_train --peers bft-ray trl --lora --config FILE [--threads 2]
 
 All peers train the same model on the same global batches with the same number of threads, and take turns; medians
 over rounds count. Prints a table and writes OUT.json, with the machine, and OUT.png where matplotlib is installed.
@@ -9,14 +10,18 @@ over rounds count. Prints a table and writes OUT.json, with the machine, and OUT
 - bare: the same micro-batches and the same fused loss in a plain PyTorch loop: what DeepSpeed costs.
 - trainer: transformers' Trainer with the official formula as its loss, rows padded to the longest of the batch:
   all logits in fp32, log-softmax for the confidence, a second cross-entropy, a loop over samples.
+- trl: TRL's SFTTrainer (`jobs.bench_trl`; the extra `bench`) on the same token ids, its batch on the device as many rows as
+  our token budget holds in any case. It trains plain SFT, which costs it least.
 - ray: the same through Ray Train and MLflow (`--peers ... ray`); time between the logged steps. Beside `bare`, what all costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
+import resource
 import statistics
 import tempfile
 import time
@@ -26,13 +31,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bft_ray.config import Config, make_config
+from bft_ray.config import Config, LoraConfig, load_config, make_config
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.model.packing import Rows
 from bft_ray.train.engine import Engine, join_alone
 from bft_ray.train.loop import Data, make_plan, share_of
 from bft_ray.train.loss_model import LossModel
@@ -103,6 +110,15 @@ def official_loss(window: int) -> Callable[..., Tensor]:
     return loss
 
 
+def trl(config: Config, data: Data, device: torch.device, steps: int) -> tuple[float, int]:
+    from jobs.bench_trl import run_trl
+
+    seconds, _ = run_trl(config, data, device, steps + WARM_UP, warm_up=WARM_UP)
+    plan, _ = make_plan(config, data.train)
+    counted = np.concatenate([plan.batch(step) for step in range(WARM_UP, steps + WARM_UP)])
+    return seconds, int(data.train.num_supervised[counted].sum())
+
+
 Peer = Callable[[Config, Data, torch.device, int], tuple[float, int]]
 
 # ---- peers: (config, data, device, steps) -> (seconds, supervised tokens) of the steps that count ----------------
@@ -131,7 +147,7 @@ def bare(config: Config, data: Data, device: torch.device, steps: int) -> tuple[
     plan, _ = make_plan(config, data.train)
 
     class Alone:
-        rank, world_size = 0, 1
+        rank, world_size, rows = 0, 1, Rows(bool(config.data.packing))
 
     Alone.device = device  # type: ignore[attr-defined]
     began, tokens = 0.0, 0
@@ -242,17 +258,34 @@ def _now(device: torch.device) -> float:
 # ---- measuring and reporting --------------------------------------------------------------------------------------
 
 
-PEERS: dict[str, Peer] = {"bft-ray": ours, "bare": bare, "trainer": trainer, "ray": on_ray}
+PEERS: dict[str, Peer] = {"bft-ray": ours, "bare": bare, "trainer": trainer, "trl": trl, "ray": on_ray}
+
+
+#: what a peer imports only when it is asked: not counted as its memory
+_LIBRARIES = {
+    "bft-ray": ("deepspeed", "peft"),
+    "bare": ("peft",),
+    "trainer": ("peft", "transformers.trainer"),
+    "trl": ("datasets", "peft", "trl.trainer.sft_trainer"),
+}
 
 
 def turn(name: str, config: Config, steps: int, threads: int) -> tuple[float, int, int]:
-    """One turn of a peer, in a process of its own: seconds, supervised tokens, peak bytes on the GPU."""
+    """One turn of a peer, in a process of its own: seconds, supervised tokens, peak bytes.
+
+    Bytes on the GPU; or on CPU what the process takes above what it had when libraries and data were there.
+    """
     torch.set_num_threads(threads)
+    for library in _LIBRARIES.get(name, ()):
+        importlib.import_module(library)
     tokenizer = load_tokenizer(config.model)
     data = Data(prepare(config.data.train, tokenizer, config.data), None, tokenizer.pad_token_id)
     on_gpu = torch.cuda.is_available()
+    before = psutil.Process().memory_info().rss
     seconds, tokens = PEERS[name](config, data, torch.device("cuda" if on_gpu else "cpu"), steps)
-    return seconds, tokens, torch.cuda.max_memory_allocated() if on_gpu else 0
+    if on_gpu:
+        return seconds, tokens, torch.cuda.max_memory_allocated()
+    return seconds, tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
 def measure(config: Config, names: Sequence[str], rounds: int, steps: int, threads: int) -> dict[str, dict[str, Any]]:
@@ -280,12 +313,25 @@ def table(results: dict[str, Any]) -> str:
     peers = results["peers"]
     slowest = peers["trainer"]["tokens_per_s"] if "trainer" in peers else None
     plain = peers["bare"]["step_s"] if "bare" in peers else None
-    lines = [f"{results['what']}", f"{'':8} {'tokens/s':>10} {'s/step':>8} {'x trainer':>10} {'over bare':>10}"]
+    heads = ("tokens/s", "s/step", "x trainer", "over bare")
+    lines = [f"{results['what']}", f"{'':8} {heads[0]:>10} {heads[1]:>8} {heads[2]:>10} {heads[3]:>10} {'peak MB':>8}"]
     for name, row in peers.items():
         against = f"{row['tokens_per_s'] / slowest:10.2f}" if slowest else f"{'':10}"
-        over = f"{row['step_s'] / plain - 1:10.1%}" if plain else ""
-        lines.append(f"{name:8} {row['tokens_per_s']:10,.0f} {row['step_s']:8.3f} {against} {over}")
-    return "\n".join(lines)
+        over = f"{row['step_s'] / plain - 1:.1%}" if plain else ""
+        lines.append(
+            f"{name:8} {row['tokens_per_s']:10,.0f} {row['step_s']:8.3f} {against} {over:>10} {row['peak_memory_bytes'] / 1e6:8,.0f}"
+        )
+    return "\n".join(lines + beside_trl(peers))
+
+
+def beside_trl(peers: dict[str, dict[str, Any]]) -> list[str]:
+    """Our step's speed and memory as multiples of TRL's, where both were measured."""
+    if not {"bft-ray", "trl"} <= peers.keys():
+        return []
+    mine, theirs = peers["bft-ray"], peers["trl"]
+    speed = mine["tokens_per_s"] / theirs["tokens_per_s"]
+    memory = mine["peak_memory_bytes"] / theirs["peak_memory_bytes"]
+    return [f"bft-ray / TRL: {speed:.2f} x the supervised tokens/s, {memory:.2f} x the memory"]
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -328,6 +374,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="starter", help="folder or hub id")
     parser.add_argument("--random", choices=list(SHAPES), help="random weights of this shape instead of --model")
     parser.add_argument("--lora", action="store_true", help="adapters of rank 16 instead of all weights")
+    parser.add_argument(
+        "--config", type=Path, help="a run's config, as `bft-ray init` writes it, instead of what follows"
+    )
     parser.add_argument("--packing", action="store_true", help="pack rows (for flash attention; default: by length)")
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "flash_attention_2", "flash_attention_3"])
     parser.add_argument("--batch", type=int, default=16, help="rows of a global batch")
@@ -341,25 +390,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         path = str(random_model(args.random, Path(folder), args.model)) if args.random else args.model
-        on_gpu = torch.cuda.is_available()
-        config = make_config(
-            {
-                "domain": "bench",
-                "model": {"path": path, "dtype": "bf16" if on_gpu else "fp32", "attention": args.attention},
-                "lora": {"rank": 16} if args.lora else None,
-                "data": {
-                    "train": [{"path": args.data}],
-                    "max_length": args.max_length,
-                    "global_batch_size": args.batch,
-                    "micro_batch_tokens": args.micro_batch_tokens,
-                    "packing": args.packing,
-                    "cache_dir": f"{folder}/cache",
-                },
-                "deepspeed": {"preset": "zero1" if on_gpu else "zero0"},
-                "checkpoint": {"export": "last"},
-            }
+        config = (
+            _of_file(args.config, args.lora, f"{folder}/cache") if args.config else _of_arguments(args, path, folder)
         )
-        what = f"{args.random or args.model}, {'LoRA' if args.lora else 'full'}, {args.data}, batches of {args.batch}"
+        what = (
+            f"{args.config or args.random or args.model}, {'LoRA' if config.lora else 'full'}, "
+            f"{config.data.train[0].path}, batches of {config.data.global_batch_size}"
+        )
         results = {
             "what": what,
             "arguments": {name: str(value) for name, value in vars(args).items()},
@@ -371,6 +408,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     plot(results, args.out.with_suffix(".png"))
     print(table(results))
     return 0
+
+
+def _of_arguments(args: argparse.Namespace, path: str, folder: str) -> Config:
+    on_gpu = torch.cuda.is_available()
+    return make_config(
+        {
+            "domain": "bench",
+            "model": {"path": path, "dtype": "bf16" if on_gpu else "fp32", "attention": args.attention},
+            "lora": {"rank": 16} if args.lora else None,
+            "data": {
+                "train": [{"path": args.data}],
+                "max_length": args.max_length,
+                "global_batch_size": args.batch,
+                "micro_batch_tokens": args.micro_batch_tokens,
+                "packing": args.packing,
+                "cache_dir": f"{folder}/cache",
+            },
+            "deepspeed": {"preset": "zero1" if on_gpu else "zero0"},
+            "checkpoint": {"export": "last"},
+        }
+    )
+
+
+def _of_file(path: Path, lora: bool, cache: str) -> Config:
+    """A config as it is, without what a bench has no use for."""
+    config = load_config(path)
+    changes: dict[str, Any] = {"data": config.data.model_copy(update={"cache_dir": cache})}
+    if lora and config.lora is None:
+        changes["lora"] = LoraConfig(rank=16)
+    return config.model_copy(update=changes)
 
 
 if __name__ == "__main__":

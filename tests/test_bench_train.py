@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
 
 from bft_ray.config import LossConfig
 from bft_ray.loss import bft_loss
-from jobs.bench_train import main, official_loss
+from jobs.bench_train import beside_trl, main, official_loss
 
 
 def test_the_official_formula_is_the_bft_loss():
@@ -36,3 +38,24 @@ def test_peers_train_on_the_same_tokens(tmp_path, capsys):
     assert set(tokens) == {"bft-ray", "bare", "trainer"}
     assert len({round(count) for count in tokens.values()}) == 1
     assert "x trainer" in capsys.readouterr().out
+
+
+def test_trl_computes_our_losses(tiny_model, tiny_data, tmp_path):
+    """SFT and DFT over six steps of adapters, given our token ids; TRL's are cut into micro-batches as well."""
+    pytest.importorskip("trl", reason="needs the extra `bench`")
+    from jobs.bench_trl import compare
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:  # both change their process
+        found = pool.submit(compare, str(tiny_model), str(tiny_data), str(tmp_path)).result(timeout=300)
+    for method, (mine, theirs, difference) in found.items():
+        assert len(mine) == len(theirs) == 6 and mine[0] != mine[-1], method
+        assert difference <= 1e-5, (method, mine, theirs)
+
+
+def test_the_ratios_to_trl():
+    def row(tokens: float, size: float) -> dict:
+        return {"tokens_per_s": tokens, "peak_memory_bytes": size}
+
+    peers = {"bft-ray": row(420.0, 600e6), "trl": row(240.0, 1000e6)}
+    assert beside_trl(peers) == ["bft-ray / TRL: 1.75 x the supervised tokens/s, 0.60 x the memory"]
+    assert beside_trl({"bft-ray": row(1.0, 1.0)}) == []

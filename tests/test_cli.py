@@ -98,7 +98,8 @@ def test_evaluate_one_task_against_an_earlier_evaluation(make_tree, tmp_path, ca
     assert "choices/accuracy" in shown and "validation/nll" not in shown
     assert main(["evaluate", str(config), "--against", out]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0].split()[:3] == ["metric", "before", "after"] and len(table) == 4
+    assert table[0].split()[:3] == ["metric", "before", "after"] and len(table) == 5
+    assert "at 95 % one of 20 stands out by chance" in table[4]
     assert table[1].split()[-3:] == ["0", "0", "6"]
     assert main(["evaluate", str(config), "--task", "chioces"]) == 2
     assert "one of validation, choices" in capsys.readouterr().err
@@ -113,3 +114,23 @@ def test_overrides_may_stand_behind_options(capsys):
         with pytest.raises(SystemExit):
             main(wrong)
         assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_training_whose_record_lacks_something_ends_with_status_1(make_tree, tmp_path, monkeypatch, capsys):
+    """What was trained is told all the same; the run itself is what `train` gives back."""
+    from bft_ray.train import launch
+
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(make_tree()))
+    missing = {"the model bft-test": "PermissionError: [Errno 13] Permission denied: '/mlruns'"}
+    monkeypatch.chdir(tmp_path)
+    result = launch.TrainResult("run", "1" * 32, "results/run", "results/run/export", 6, {}, {}, missing)
+    monkeypatch.setattr(launch, "train", lambda config: result)
+    assert main(["train", str(path)]) == 1
+    said = capsys.readouterr()
+    assert "exported  results/run/export (weights of step 6)" in said.out
+    assert f"bft-ray evaluate {path} --model results/run/export --against before" in said.out.splitlines()[-1]
+    assert said.err == (
+        "error: all is trained and exported, but MLflow lacks what it was to hold: the model bft-test (PermissionError: "
+        "[Errno 13] Permission denied: '/mlruns')\n"
+    )

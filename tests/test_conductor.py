@@ -52,7 +52,7 @@ def make_study(folder: Path, base: dict[str, Any] | None = None, **more: Any) ->
         "cluster": {"storage_path": str(folder)},
     }
     space = SearchSpace.model_validate(tree | more)
-    return Study("an-id", space, make_config(config | (base or {})), 400, 160, str(folder / "study"))
+    return Study("an-id", space, make_config(config | (base or {})), 400, (160,), str(folder / "study"))
 
 
 def quality(tree: dict[str, Any], step: int) -> float:

@@ -214,3 +214,14 @@ def test_loading_needs_no_heavy_library():
 def test_importing_the_package_loads_nothing():
     code = "import sys, bft_ray, bft_ray.cli; assert not {'torch', 'ray', 'pydantic', 'yaml'} & set(sys.modules)"
     assert _fresh(code) > 0
+
+
+def test_a_name_that_is_none_is_told_with_one_that_is_near(make_tree):
+    with pytest.raises(BadConfig) as caught:
+        make_config(make_tree(domain="My Domain", name="../a b"))
+    assert caught.value.problems == [
+        "`domain` is 'My Domain', but must be made of small letters, digits and _ (a letter or digit first). "
+        "For example my_domain.",
+        "`name` is '../a b', but must be made of small letters, capital letters, digits and _ . - (a letter or digit "
+        "first). For example a_b.",
+    ]

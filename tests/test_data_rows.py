@@ -211,9 +211,9 @@ def test_not_utf8(tmp_path):
 
 
 def test_unknown_form(tmp_path):
-    path = write_jsonl(tmp_path / "r.jsonl", [{"question": "q", "answer": "a"}])
+    path = write_jsonl(tmp_path / "r.jsonl", [{"case": "q", "finding": "a"}])
     message = error_of(path)
-    assert message.startswith(f"`{path}:1` is 'a row of question, answer', but must be a row of prompt and completion")
+    assert message.startswith(f"`{path}:1` is 'a row of case, finding', but must be a row of a known form")
     assert "data.train.0.columns" in message
 
 
@@ -234,11 +234,11 @@ def test_duplicate_id(tmp_path):
         ("r.json", '[{"text": "a"},\n {"text"]', "r.json:2` is 'broken at column 9', but must be valid JSON"),
         ("r.json", '{"text": "a"}', "is 'an object', but must be a list of objects"),
         ("r.json", '[{"text": "a"}, 1]', "r.json[1]` is 'a number', but must be a JSON object"),
-        ("r.csv", "prompt,completion\nq,a\nq\n", "r.csv:3` is 'a row of 1 cells', but must be one of 2"),
+        ("r.csv", "prompt,completion\nq,a\nq\n", "r.csv:3` is 'a row of 1 cells (commas)', but must be one of 2"),
         ("r.csv", 'prompt,completion\nq,"a\nb\n', "r.csv:2` is 'broken', but must be valid CSV"),
         ("r.csv", "text,text\na,b\n", "r.csv:1` is 'text', but must be a column name that stands there once"),
         ("r.parquet", "no parquet", "is 'broken', but must be a whole Parquet file"),
-        ("r.txt", "text", "but must be a file that ends in .jsonl, .json, .csv, .parquet"),
+        ("r.txt", "text", "but must be a file that ends in .jsonl, .json, .csv, .tsv, .parquet"),
     ],
 )
 def test_malformed_file(tmp_path, name, content, expected):
@@ -259,9 +259,11 @@ def test_parquet_null_and_nan(tmp_path):
 
 def test_csv_empty_cell_is_an_empty_completion(tmp_path):
     path = tmp_path / "r.csv"
-    path.write_text("prompt,completion\nq,\nq,NaN\n")
-    dropped, kept = rows_of(path)
-    assert dropped == BadRow(f"{path}:2", "empty completion") and kept.completion == "NaN"  # text stays text
+    path.write_text("prompt,completion\nq,\nq,NaN\nq,NaN it is\n")
+    empty, missing, kept = rows_of(path)
+    assert empty == BadRow(f"{path}:2", "empty completion")
+    assert missing == BadRow(f"{path}:3", "missing completion (the word NaN)")
+    assert kept.completion == "NaN it is"
 
 
 def test_missing_file_names_the_nearest(tmp_path):
@@ -291,3 +293,94 @@ def test_real_files_count_as_lines():
 
 
 SPLITS = ("pretrain", "train", "validation", "confirmation", "test")
+
+
+# --- tables as people have them ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.csv", "\ufeffquestion,answer,,\nq,a,,\nr,b,,\n", ""),  # as a spreadsheet leaves it
+        ("b.csv", ",question,answer\n0,q,a\n1,r,b\n", ""),  # with the row numbers of a table library
+        ("c.csv", "\ufeffquestion;answer\nq;a\nr;b\n", "semicolons"),
+        ("d.csv", "question\tanswer\nq\ta\nr\tb\n", "tabs"),
+        ("e.tsv", "question\tanswer\nq\ta\nr\tb\n", ""),
+        ("f.CSV", "question,answer\nq,a\nr,b\n", ""),
+        ("g.json", '{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b"}\n', "one object a line"),
+        ("h.JSONL", '{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b"}\n', ""),
+    ],
+)
+def test_tables_as_people_have_them(tmp_path, caplog, name, text, told):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    for _ in range(2):
+        assert [(row.prompt, row.completion) for row in rows_of(tmp_path / name)] == [("q", "a"), ("r", "b")]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == bool(told) and all(told in line for line in lines)  # told once, however often it is read
+
+
+def test_a_column_without_a_name_that_has_content(tmp_path):
+    (tmp_path / "r.csv").write_text("question,answer,\nq,a,\nq,a,secret\n")
+    message = error_of(tmp_path / "r.csv")
+    assert message == (
+        f"`{tmp_path}/r.csv:3 column 3` is 'filled', but must be empty, because it has no name. "
+        "Name it in the header, or empty it."
+    )
+
+
+def test_half_a_character_is_named_by_file_line_and_column(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"question": "whole \\ud83d\\ude00", "answer": "a"}\n{"question": "q", "answer": "cut \\ud83d"}\n')
+    message = error_of(path)
+    assert message == (
+        f"`{path}:2 answer` is 'half a character (U+D83D)', but must be text of whole characters. "
+        "A text was cut within an emoji or the like: cut it elsewhere, or take the escape out."
+    )
+    (tmp_path / "r.json").write_text('[{"messages": [{"role": "user", "content": "\\ude00"}]}]')
+    assert "r.json[0] messages.0.content` is 'half a character (U+DE00)'" in error_of(tmp_path / "r.json")
+
+
+def test_words_of_a_table_library_for_a_missing_value(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("instruction,input,output\ni,nan,o\ni,x,nan\nNULL,,o\ni,,None\n")
+    first, *bad, last = rows_of(path)
+    assert first.prompt == "i"  # a part that may be missing
+    assert [row.reason for row in bad] == ["missing output (the word nan)", "missing instruction (the word NULL)"]
+    assert last.completion == "None"  # a word that people write, too
+    assert isinstance(rows_of(write_jsonl(tmp_path / "r.jsonl", [{"prompt": "q", "completion": "nan"}]))[0], BadRow)
+
+
+CASES = SHARED / "cases" / "rows"
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not there")
+@pytest.mark.parametrize(
+    ("name", "num_rows", "asked", "answered"),
+    [
+        ("UP.CSV", 2, "q1", "a1"),
+        ("alpaca_caps.jsonl", 12, "Answer this question truthfully (0)\n\nWhich pathway has BRCA1?", "Pathway 0."),
+        ("excel.csv", 12, "What does BRCA1 do (0)?", "BRCA1 does 0."),
+        ("lines.json", 12, "What does BRCA1 do (0)?", "BRCA1 does 0."),
+        ("semi.csv", 12, "What does BRCA1 do (0)?", "BRCA1 does 0."),
+        ("pubmedqa.jsonl", 12, "We measured BRCA1 in 0 mice.\n\nDoes BRCA1 matter in trial 0?", "BRCA1 mattered in"),
+        ("o1.jsonl", 12, "What does BRCA1 do in cell case 0?", "BRCA1 answer 0."),
+        ("llamafactory.jsonl", 12, "Name the function of BRCA1 (0)", "Function 0."),
+        ("sharegpt.jsonl", 12, "q BRCA1", "a 0"),
+        ("tools.jsonl", 1, "17p13.1", "It lies at 17p13.1."),
+    ],
+)
+def test_the_shared_cases(name, num_rows, asked, answered):
+    rows = rows_of(CASES / name)
+    assert len(rows) == num_rows and all(isinstance(row, Row) for row in rows)
+    first = rows[0]
+    turns = first.messages or [{"content": first.prompt}]
+    last = first.messages or first.completion
+    said = last if isinstance(last, str) else last[-1]["content"]
+    assert turns[-2 if first.messages else 0]["content"] == asked and said.startswith(answered)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not there")
+def test_the_shared_cases_that_are_told():
+    rows = rows_of(CASES / "nanstr.csv")
+    assert sum(isinstance(row, BadRow) and row.reason == "missing answer (the word nan)" for row in rows) == 6
+    assert "surrogate.jsonl:4 answer` is 'half a character (U+D83D)'" in error_of(CASES / "surrogate.jsonl")

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from bft_ray.config import DataConfig, SourceConfig
+from bft_ray.config import DataConfig, SourceConfig, make_config
 from bft_ray.data.rows import Row
-from bft_ray.data.tokenise import encode, encode_batch, shorten, tokenizer_content
-from bft_ray.errors import BadInput
+from bft_ray.data.tokenise import (
+    encode,
+    encode_batch,
+    first_tokens,
+    notes_of,
+    shorten,
+    tokenizer_content,
+    with_date,
+)
+from bft_ray.errors import BadConfig, BadInput
 from tests.tiny_tokenizer import CHATML, COUNTING, MARKED, REASONER, STRICT, THINKER, tiny_tokenizer
 
 SOURCES = [SourceConfig(path="unused.jsonl")]
@@ -52,7 +62,7 @@ def test_plain_pair():
     assert tokenizer.decode(encoded.input_ids) == f"<s>{QUESTION}\n{ANSWER}</s>"
     assert taught(encoded, tokenizer) == [f"{ANSWER}</s>"]
     assert encoded.num_bytes == len(ANSWER.encode()) == 23  # the micro sign takes two
-    prompt = tokenizer(f"<s>{QUESTION}\n", add_special_tokens=False)["input_ids"]
+    prompt = tokenizer(f"{QUESTION}\n")["input_ids"]
     assert encoded.input_ids[: len(prompt)] == prompt and not any(encoded.supervised[: len(prompt)])
 
 
@@ -61,7 +71,7 @@ def test_prompt_tokens_are_a_prefix_even_where_the_tokenizer_would_merge_across(
     core = tokenizer.backend_tokenizer
     core.add_tokens(["\nA"])  # a token that would swallow the border between prompt and answer
     encoded = encode(PAIR, tokenizer, AUTO)
-    assert tokenizer(f"{QUESTION}\n{ANSWER}")["input_ids"] != encoded.input_ids[1:-1]
+    assert tokenizer(f"{QUESTION}\n{ANSWER}")["input_ids"] != encoded.input_ids[:-1]
     assert taught(encoded, tokenizer) == [f"{ANSWER}</s>"]
 
 
@@ -92,9 +102,9 @@ def test_chat_supervises_answers_and_their_end(template):
     assert taught(encoded, tokenizer) == ["first<|im_end|>", "second<|im_end|>"]
     assert encoded.num_bytes == len("firstsecond")
     rendered: Any = tokenizer.apply_chat_template(TURNS, tokenize=False)
-    assert tokenizer.decode(encoded.input_ids) == "<s>" + rendered.removesuffix("\n")
+    assert tokenizer.decode(encoded.input_ids) == rendered.removesuffix("\n")  # no bos that the template has not
     given: Any = tokenizer.apply_chat_template(TURNS[:1], add_generation_prompt=True, return_dict=False)
-    assert encoded.input_ids[1 : 1 + len(given)] == given
+    assert encoded.input_ids[: len(given)] == given
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED])
@@ -154,8 +164,9 @@ def test_tokenizer_that_puts_a_space_before_every_text():
     vocab = {token: i for i, token in enumerate(["<s>", "</s>", "▁", "\n", "q", "a", "▁a", "b"])}
     core = Tokenizer(models.BPE(vocab, [("▁", "a")]))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
-    assert tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"]) == ["▁a"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"]) == ["<s>", "▁a"]
     encoded = encode(Row(id="l", where="f:8", prompt="q", completion="ab a"), tokenizer, AUTO)
     tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids)
     assert tokens == ["<s>", "▁", "q", "\n", "a", "b", "▁a", "</s>"]
@@ -184,3 +195,148 @@ def test_tokenizer_content_tells_tokenizers_apart_but_not_their_calls():
     other.chat_template = CHATML
     assert tokenizer_content(other) != before
     assert tokenizer_content(tiny_tokenizer(bos=False)) != before
+
+
+# --- what a template is given, and what it must show ------------------------------------------------------
+
+TOOLS = (  # shows tools, calls and thoughts, as Qwen3's does
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m['content'] }}"
+    "{% for call in m.tool_calls %}<call>{{ call.function.name }} {{ call.function.arguments | tojson }}</call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PRINTS = TOOLS.replace("call.function.arguments | tojson", "call.function.arguments").replace(
+    "reasoning_content", "thinking"
+)
+ENDLESS = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+CALL = {"type": "function", "function": {"name": "gene", "arguments": {"symbol": "TP53"}}}
+CALLING = Row(
+    id="k",
+    where="f:9",
+    messages=[
+        turn("user", "Look up TP53"),
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        turn("tool", "17p13.1"),
+        turn("assistant", "It lies at 17p13.1."),
+    ],
+    tools=[{"type": "function", "function": {"name": "gene", "description": "look up", "parameters": {}}}],
+)
+THINKING = Row(
+    id="r", where="f:10", messages=[turn("user", "q"), turn("assistant", "a") | {"reasoning_content": "first, then"}]
+)
+REASONED = Row(id="o", where="f:11", prompt="q", completion=[turn("assistant", "a") | {"reasoning": "first, then"}])
+
+
+@pytest.mark.parametrize("template", [TOOLS, PRINTS])
+def test_tools_reach_the_template_and_a_call_is_taught(template):
+    tokenizer = tiny_tokenizer(template)
+    encoded = encode(CALLING, tokenizer, AUTO)
+    assert '"description": "look up"' in tokenizer.decode(encoded.input_ids)
+    call = '<call>gene {"symbol": "TP53"}</call>'
+    assert taught(encoded, tokenizer) == [f"{call}<|im_end|>", "It lies at 17p13.1.<|im_end|>"]
+    assert encoded.num_bytes == len(f"{call}It lies at 17p13.1.")
+
+
+def test_what_the_template_does_not_show_is_refused():
+    with pytest.raises(BadInput) as caught:
+        encode(CALLING, tiny_tokenizer(CHATML), AUTO)
+    assert str(caught.value) == (
+        "`f:9` is 'a conversation', but the chat template shows nothing of tools, so it would not be learned. "
+        "Take a model whose template does, or take the column `tools` out of the row."
+    )
+    alone = replace(CALLING, tools=None)
+    with pytest.raises(BadInput, match=r"shows nothing of the call in turn 2, so .* or take the turn out of the row"):
+        encode(alone, tiny_tokenizer(CHATML), AUTO)
+    with pytest.raises(
+        BadInput, match=r"nothing of the thoughts in turn 2, .* take `reasoning_content` out of the row"
+    ):
+        encode(THINKING, tiny_tokenizer(CHATML), AUTO)
+    rule = "but must be left out without a chat template, which alone can show it. Take a model that has one"
+    for row, what in ((alone, "a call in turn 2"), (THINKING, "thoughts in turn 2")):
+        with pytest.raises(BadInput, match=rf"`{row.where}` is '{what}', {rule}"):
+            encode(row, tiny_tokenizer(), AUTO)
+
+
+@pytest.mark.parametrize("template", [TOOLS, PRINTS])
+def test_thoughts_go_where_the_template_has_them(template):
+    tokenizer = tiny_tokenizer(template)
+    answer = ["<think>\nfirst, then\n</think>\n\na<|im_end|>"]
+    assert taught(encode(THINKING, tokenizer, AUTO), tokenizer) == answer
+    assert taught(encode(REASONED, tokenizer, AUTO), tokenizer) == answer
+
+
+@pytest.mark.parametrize(("template", "end"), [(CHATML, "<|im_end|>"), (MARKED, "<|im_end|>"), (None, "</s>")])
+def test_reasoning_before_an_answer_where_no_template_has_a_place_for_it(template, end):
+    tokenizer = tiny_tokenizer(template)
+    assert taught(encode(REASONED, tokenizer, AUTO), tokenizer) == [f"<think>\nfirst, then\n</think>\n\na{end}"]
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, None])
+def test_a_turn_of_weight_0_is_not_taught(template):
+    tokenizer = tiny_tokenizer(template)
+    turns = [TURNS[0], TURNS[1] | {"weight": 0}, TURNS[2], TURNS[3] | {"weight": 1}]
+    end = "<|im_end|>" if template else "</s>"
+    encoded = encode(Row(id="w", where="f:12", messages=turns), tokenizer, AUTO)
+    assert taught(encoded, tokenizer) == [f"second{end}"]
+    assert encoded.input_ids == encode(CONVERSATION, tokenizer, AUTO).input_ids
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, None])
+def test_an_end_token_that_a_completion_has_already_stands_there_once(template):
+    tokenizer = tiny_tokenizer(template)
+    for ending in ("</s>", "<|im_end|>", "<|im_end|>\n", "</s></s>") if template else ("</s>", "</s>\n"):
+        row = Row(id="a", where="f:1", prompt=QUESTION, completion=ANSWER + ending)
+        assert encode(row, tokenizer, AUTO) == encode(PAIR, tokenizer, AUTO)
+    text = Row(id="t", where="f:3", text=ANSWER)
+    assert encode(replace(text, text=f"{ANSWER}</s>"), tokenizer, AUTO) == encode(text, tokenizer, AUTO)
+
+
+def test_a_template_without_an_end_gets_one():
+    tokenizer = tiny_tokenizer(ENDLESS)
+    encoded = encode(CONVERSATION, tokenizer, AUTO)
+    assert taught(encoded, tokenizer) == ["first</s>", "second</s>"]
+    assert tokenizer.decode(encoded.input_ids) == (
+        "user: q one\nassistant: first</s>\nuser: q two\nassistant: second</s>"
+    )
+    assert encoded.num_bytes == len("firstsecond")
+    [note] = notes_of(tokenizer, AUTO)
+    assert note == "the chat template does not end an answer: </s> is added after each one taught"
+    assert not notes_of(tiny_tokenizer(CHATML), AUTO) and not notes_of(tiny_tokenizer(MARKED), AUTO)
+
+
+def test_bos_stands_where_the_tokenizer_puts_one_and_nowhere_else():
+    text = Row(id="t", where="f:3", text=ANSWER)
+    puts, has = tiny_tokenizer(), tiny_tokenizer()
+    has.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    assert has.bos_token_id == 1 and has(ANSWER)["input_ids"] == puts(ANSWER)["input_ids"][1:]
+    for tokenizer in (puts, has):
+        assert encode(text, tokenizer, AUTO).input_ids == [*tokenizer(ANSWER)["input_ids"], 2]
+        whole = encode(PAIR, tokenizer, AUTO).input_ids
+        assert (
+            whole[: whole.index(tokenizer("\n", add_special_tokens=False)["input_ids"][0])]
+            == tokenizer(QUESTION)["input_ids"]
+        )
+    puts.chat_template = CHATML
+    assert 1 not in encode(PAIR, puts, AUTO).input_ids  # in chat the template decides
+    assert encode(text, puts, AUTO).input_ids[0] == 1  # a text goes through no template
+    assert first_tokens(puts) == [1] and first_tokens(has) == []
+
+
+def test_the_date_of_a_template_is_that_of_the_config():
+    tokenizer = tiny_tokenizer(DATED)
+    day = DataConfig(train=SOURCES, date="2026-02-03")
+    assert tokenizer.decode(encode(PAIR, tokenizer, day).input_ids).startswith("03 Feb 2026\n")
+    assert notes_of(tokenizer, day) == ["the chat template shows the date: 2026-02-03 (data.date)"]
+    assert with_date(AUTO, tokenizer, "2025-01-01").date == "2025-01-01"
+    assert with_date(AUTO, tokenizer).date == datetime.date.today().isoformat()
+    assert with_date(day, tokenizer, "2025-01-01").date == "2026-02-03"
+    assert with_date(AUTO, tiny_tokenizer(CHATML)).date is None
+    for wrong in ("today", "2026-02-30"):
+        with pytest.raises(BadConfig, match=r"data\.date` is '"):
+            make_config({"domain": "a", "data": {"train": [{"path": "x"}], "date": wrong}})

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
@@ -114,11 +115,42 @@ def test_the_model_is_looked_at_closely(tree, model, tmp_path):
         list(doctor.check_model(make_config(tree)))
     tree["model"]["path"] = str(model)
     tree["data"] |= {"max_length": 1024}
-    assert "made for 512 positions" in failed(list(doctor.check_model(make_config(tree))), "model").detail
+    [fine, note] = doctor.check_model(make_config(tree))
+    assert (fine.status, note.status) == ("ok", "warn") and "made for 512 positions" in note.detail
     tree["data"] |= {"max_length": 256}
     tree["lora"] = {"targets": ["no_such_module"]}
     with pytest.raises(BadInput, match="q_proj"):
         list(doctor.check_model(make_config(tree)))
+
+
+def test_the_space_beside_a_config(tree, tmp_path):
+    """Its splits are read too; where the config has a fault, that one is told alone."""
+    path = tmp_path / "search_space.yaml"
+    for name in ("validation", "confirmation"):
+        rows = [{"prompt": f"{name} {n}", "completion": f"answer {n}"} for n in range(5)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "bft.yaml").write_text(yaml.safe_dump(tree))
+    space = {
+        "name": "small",
+        "config": "bft.yaml",
+        "parameters": {"loss.window": {"kind": "categorical", "values": [2, 8]}},
+        "objective": {"metric": "validation/token_accuracy"},
+        "budget": {"trials": 2, "steps": 4},
+        "sampler": {"kind": "random"},
+        "scheduler": {"kind": "none"},
+        "confirmation": {"overrides": {"data.validation": [{"path": str(tmp_path / "confirmation.jsonl")}]}},
+    }
+    path.write_text(yaml.safe_dump(space))
+    (ok,) = doctor.check_space(path)
+    assert ok.detail == "search_space.yaml fits the config; its splits (search, confirmation) are read, and differ"
+    (tmp_path / "confirmation.jsonl").write_text((tmp_path / "validation.jsonl").read_text())
+    with pytest.raises(BadInput, match="5 of the 5 rows of the confirmation data are rows of the search data too"):
+        list(doctor.check_space(path))
+    path.write_text(yaml.safe_dump(space | {"budjet": 1}))
+    [finding] = [found for found in diagnose(make_config(tree), space=path) if found.check == "space"]
+    assert finding.status == "fail" and "budjet" in finding.detail
+    tree["data"]["train"][0]["path"] = str(tmp_path / "none.jsonl")
+    assert "space" not in [found.check for found in diagnose(make_config(tree), space=path)]
 
 
 def test_surprising_settings_are_told(tree):

@@ -65,7 +65,7 @@ class Driver:
         self.told = io.StringIO()
         space = self.space(**more)
         live = Live("study", METRIC, stream=self.told)
-        return drive.search(space, self.base, self.url, profile=False, live=live)
+        return drive.search(space, self.base, self.url, profile=False, measure=False, live=live)
 
     def notes(self) -> dict[str, Any]:
         with Database(self.url) as database:

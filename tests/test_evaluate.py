@@ -17,8 +17,8 @@ from bft_ray.config.tasks import ChoiceTask
 from bft_ray.data.dataset import prepare
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.choice import (
-    ChoiceItem,
     ChoiceRecord,
+    ChoiceRow,
     calibration_error,
     choice_metrics,
     encode_items,
@@ -141,7 +141,7 @@ def one_at_a_time(model, tokens, labels) -> tuple[float, int, int]:
 
 
 def item(number, choices, answer, question="w1 w2", context="", subject=None):
-    return ChoiceItem(f"i{number}", f"items.jsonl:{number + 1}", question, tuple(choices), answer, context, subject)
+    return ChoiceRow(f"i{number}", f"items.jsonl:{number + 1}", question, tuple(choices), answer, context, subject)
 
 
 def test_choice_by_hand():
@@ -249,9 +249,9 @@ def test_choices_do_not_depend_on_the_batch_and_agree_with_one_at_a_time(tiny, t
     prepared = prepare_choices(ChoiceTask(path=str(path)), Context(tokenizer, data_config(), 128, 0))
     plain = []
     for row in rows:
-        prompt = tokenizer(f"<bos> w7 w8 \n\n {row['question']} \n")["input_ids"]
+        prompt = tokenizer(f"w7 w8 \n\n {row['question']} \n")["input_ids"]
         for choice in row["choices"]:
-            tokens = np.array(prompt + tokenizer(choice)["input_ids"])
+            tokens = np.array(prompt + tokenizer(choice, add_special_tokens=False)["input_ids"])
             labels = np.where(np.arange(len(tokens)) < len(prompt), -100, tokens)
             nll, num_tokens, _ = one_at_a_time(model, tokens, labels)
             plain.append(-nll / num_tokens)
@@ -279,7 +279,7 @@ def test_items_are_read_from_jsonl_and_csv(tmp_path):
     )
     for path in (jsonl, table):
         first, second = read_items(ChoiceTask(path=str(path)))
-        assert first == ChoiceItem("a", f"{path}:2" if path is table else f"{path}:1", "q", ("x", "y"), 1, "c", "s")
+        assert first == ChoiceRow("a", f"{path}:2" if path is table else f"{path}:1", "q", ("x", "y"), 1, "c", "s")
         assert (second.choices, second.answer, second.context) == (("x", "y", "z"), 0, "")
         assert second.id == f"{path.name}:{3 if path is table else 2}"
     assert len(read_items(ChoiceTask(path=str(jsonl), limit=1))) == 1
@@ -288,20 +288,23 @@ def test_items_are_read_from_jsonl_and_csv(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"choices": None}, "choices` is 'missing', but must be a list of at least 2 options"),
-        ({"choices": "x"}, "choices` is 'str', but must be a list"),
+        ({"choices": None}, "choices` is 'missing', but must be given in every row"),
+        ({"choices": "x"}, "choices` is 'text', but must be a list"),
         ({"choices": ["secret"]}, "choices` is 'a list of 1', but must be a list of at least 2 options"),
         ({"choices": ["x", " "]}, "choices.1` is 'empty', but must be text that is not empty"),
-        ({"choices": ["x", 2]}, "choices.1` is 'int'"),
+        ({"choices": ["x", 2]}, "choices.1` is 'a number'"),
         ({"answer": 2}, "answer` is 2, but must be the index of the right option, 0 to 1"),
         ({"answer": -1}, "answer` is -1"),
-        ({"answer": "secret"}, "answer` is 'str', but must be the index"),
+        ({"answer": "secret"}, "answer` is 'text', but must be the index"),
         ({"answer": True}, "answer` is True"),
         ({"answer": None}, "answer` is 'missing'"),
         ({"question": ""}, "question` is 'empty'"),
-        ({"context": ["secret"]}, "context` is 'list', but must be text, or left out"),
-        ({"subject": 3}, "subject` is 'int', but must be text, or left out"),
-        ({"id": "first"}, "id` is 'first', but must be unique, but stands at"),
+        (
+            {"context": {"a": "secret"}},
+            "context` is 'an object', but must be text, a list of text, or an object with a list",
+        ),
+        ({"subject": 3}, "subject` is 'a number', but must be text, or left out"),
+        ({"id": "first"}, "id` is 'first', but stands at"),
     ],
 )
 def test_a_malformed_item_is_named_by_file_and_line(tmp_path, change, message):

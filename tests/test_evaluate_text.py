@@ -94,7 +94,7 @@ def test_plain_text_agrees_with_a_plain_loop(tiny, tmp_path):
     measured = measure(model, prepare(TextTask(name="general", path=path), context(tokenizer)))
     nll = num_tokens = num_bytes = num_correct = 0
     for text in texts:
-        ids = torch.tensor([tokenizer(f"<bos> {text} <eos>")["input_ids"]])
+        ids = torch.tensor([tokenizer(f"{text} <eos>")["input_ids"]])
         with torch.no_grad():
             logp = model(input_ids=ids).logits[0].double().log_softmax(-1)
         for t in range(1, ids.shape[1]):
@@ -142,4 +142,4 @@ def test_an_empty_set_is_refused(tiny, tmp_path):
     with pytest.raises(BadInput, match=r"evaluation.tasks.t.path.*rows that have text"):
         prepare(TextTask(name="t", path=write(tmp_path / "t.jsonl", [{"text": ""}])), context(tiny[1]))
     with pytest.raises(BadInput, match=r"t.jsonl:1"):
-        prepare(TextTask(name="t", path=write(tmp_path / "t.jsonl", [{"body": "secret"}])), context(tiny[1]))
+        prepare(TextTask(name="t", path=write(tmp_path / "t.jsonl", [{"length": "secret"}])), context(tiny[1]))

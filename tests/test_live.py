@@ -64,8 +64,8 @@ def test_the_lines_of_a_study():
         live.part("search", 6)
         live.part("search", 6)
         live.show({"baselines": tuned, "search": search}, 2, LATER)
-        search[0] = trial(0, value=0.4)
-        search[2] = trial(2, value=0.412, started=LATER - 11, finished=LATER - 1)
+        search[0] = trial(0, value=0.412)
+        search[2] = trial(2, value=0.399, started=LATER - 11, finished=LATER - 1)
         live.show({"baselines": tuned, "search": search}, 2, LATER)
         search[1] = trial(1, "pruned", rungs={9: {0: 2.0}, 27: {0: 1.87654}})
         search[3] = trial(
@@ -89,8 +89,8 @@ def test_the_lines_of_a_study():
         "[baselines 1/2] sft lr0.001: complete, choices/probability 0.390 (best so far)",
         "[baselines 2/2] bft: complete, choices/probability 0.400 (best so far)",
         "search: 6 trials, about 30 s with 2 at a time if each takes 10 s",
-        "[search 1/6] w128 e0.05 c8: complete, choices/probability 0.412 (best so far)",
-        "[search 2/6] w128 e0.05 c8: complete, choices/probability 0.400",
+        "[search 1/6] w128 e0.05 c8: complete, choices/probability 0.399",  # a baseline had 0.4
+        "[search 2/6] w128 e0.05 c8: complete, choices/probability 0.412 (best so far)",
         "[search 3/6] w128 e0.05 c8: pruned at step 27 with 1.877",
         "[search 4/6] w512: merged with search/0: windows 512 and 1024 both hold the longest sample (350 tokens) whole",
         "[search 5/6] loss.window=128: failed: the loss is not finite",
@@ -182,9 +182,10 @@ def test_the_table_of_a_search(wide):
     assert last[1].rstrip() == (
         "━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌  4 of 8 finished (1 pruned, 1 failed), 1 running, 3 to come, 2 at a time"
     )
-    assert [line.split("  ")[0] for line in last[4:9]] == ["best baseline", "best so far", "2", "", ""]
-    assert [line.split() for line in last[4:9]] == [
-        ["best", "baseline", "baselines/1", "bft", "lr0.001", "0.400", "complete"],
+    assert [line.split("  ")[0] for line in last[4:9]] == ["baseline", "baseline", "best so far", "2", ""]
+    assert [line.split() for line in last[4:10]] == [
+        ["baseline", "baselines/1", "bft", "lr0.001", "0.400", "complete"],
+        ["baseline", "baselines/0", "sft", "lr0.001", "0.390", "complete"],
         ["best", "so", "far", "search/2", "w256", "0.412", "complete"],
         ["2", "search/0", "w64", "0.350", "complete"],
         ["search/4", "w32", "pruned", "at", "step", "9:", "0.210"],

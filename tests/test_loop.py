@@ -82,6 +82,38 @@ def test_a_resumed_run_equals_an_undisturbed_one(make_tree, tmp_path, dtype, pre
     assert len(calm["kept"]) <= 2 and calm["kept"][-1] == "step-00000006"
 
 
+_WORDS = 20_000
+
+
+@pytest.fixture(scope="module")
+def tied_model(tiny_model, tmp_path_factory):
+    """The tiny model with a large embedding, to which its head is tied."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tied_model")
+    config = AutoConfig.from_pretrained(tiny_model, vocab_size=_WORDS, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("preset", ["zero0", "zero2", "zero3"])
+def test_a_checkpoint_of_adapters_holds_nothing_else(tied_model, make_tree, tmp_path, preset):
+    """Also not the embedding of a model whose head is tied to it, which has two names; and a resumed run is the same."""
+    tree = make_tree(deepspeed={"preset": preset}, lora={"rank": 2}, schedule={"steps": 3})
+    tree["model"]["path"] = str(tied_model)
+    runs = [(str(tmp_path / "calm"), None), (str(tmp_path / "cut"), 3), (str(tmp_path / "cut"), None)]
+    (calm, _, resumed), *_ = run_ranks(alone_in_turn, 1, tree, runs)
+    assert calm["weights"].keys() == resumed["weights"].keys() and calm["weights"]
+    assert all((value == resumed["weights"][name]).all() for name, value in calm["weights"].items())
+    folder = tmp_path / "calm" / "step-00000003" / "engine"
+    held = torch.load(next(folder.glob("*model_states.pt")), weights_only=False)
+    assert {name for name in held["module"] if "lora_" not in name} == set()
+    assert len(held["module"]) == len(calm["weights"])
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 400_000 < _WORDS * 32 * 4  # bytes of the embedding
+
+
 @pytest.mark.parametrize(("world_size", "preset"), [(1, "zero0"), (2, "zero3")])
 def test_validation_is_the_evaluation(make_tree, tmp_path, world_size, preset):
     """Ranks with unequal shares, some of them empty, measure what the evaluation of the same model measures."""
@@ -141,7 +173,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path):
     write_manifest(tmp_path, 0, 1)
     verify_manifest(tmp_path, 0, 1)
     shard.write_bytes(b"0123456780")
-    with pytest.raises(BadInput, match=r"shard.pt.*unchanged since it was written.*Delete this checkpoint"):
+    with pytest.raises(BadInput, match=r"shard.pt.*unchanged since it was written.*Delete .*: the run then goes on"):
         verify_manifest(tmp_path, 0, 1)
     shard.unlink()
     with pytest.raises(BadInput, match="unchanged since it was written"):

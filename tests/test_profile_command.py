@@ -120,7 +120,7 @@ def test_the_profile_of_a_study_in_an_object_store(place, make_tree, tmp_path, m
     space, base = load_study("space.yaml")
     first = pin_paths(config_of(base, space, representatives(space, 1)[0]))
     folder = f"store://{tmp_path.name}/study"
-    study = Study("id", space, base, 61, 24, folder)
+    study = Study("id", space, base, 61, (24,), folder)
     said: list[str] = []
     drive._profile(study, first, said.append)
     assert said[0] == "profile of the training data" and "24 samples with" in said[1]

@@ -14,8 +14,8 @@ import yaml
 from bft_ray.config import ModelConfig
 from bft_ray.config.study import load_space, load_study, spaces
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.search import base_weights
-from bft_ray.search.base_weights import weights_fingerprint
+from bft_ray.model import base_weights
+from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.search.ready import Facts, look_at
 from bft_ray.search.same_study import refuse_others, study_settings
 
@@ -135,7 +135,7 @@ def test_shipped_spaces_on_the_bundled_data(name, tmp_path, monkeypatch):
     told: list[str] = []
     own = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"data.cache_dir={tmp_path}/cache"]
     facts = look_at(*load_study(name, overrides=own), told.append)
-    assert facts.num_samples and not [text for text in told if "note" in text]
+    assert facts.samples_per_source and not [text for text in told if "note" in text]
     assert load_space(name).confirmation is not None
 
 

@@ -146,6 +146,25 @@ def test_what_is_not_there_is_told_with_what_there_is(store, register, tmp_path)
     assert not path.exists()
 
 
+def test_a_study_that_registered_nothing_is_named_with_the_reason(store, register, tmp_path):
+    register()
+    for name, tags in (
+        ("first", {"bft.study": "s/alone", "bft.no_champion": "its space has no `confirmation`"}),
+        ("other", {"bft.study": "s/other"}),
+    ):
+        own = {"bft.kind": "study", "bft.domain": tags["bft.study"][2:]} | tags
+        with Tracker.start(store, "bft/test", name, {}, own, keeper=False, spool=tmp_path / name) as tracker:
+            tracker.finish("FINISHED" if name == "first" else "KILLED")
+    with pytest.raises(BadInput) as caught:
+        find_champion(store, "alone")
+    assert "The study s/alone of 20" in str(caught.value) and "(MLflow run " in str(caught.value)
+    assert str(caught.value).endswith(") has registered none: its space has no `confirmation`.")
+    with pytest.raises(
+        BadInput, match=r"it has not come to its end \(killed\): the same `bft-ray search` goes on with it"
+    ):
+        find_champion(store, "other")
+
+
 # ---- the commands
 
 

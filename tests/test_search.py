@@ -70,7 +70,17 @@ def write_space(folder: Path, name: str, **more: Any) -> Path:
 
 def start(space: Path, folder: Path, *words: str) -> subprocess.Popen:
     """The command in a process of its own; its output goes to a file."""
-    command = [sys.executable, "-m", "bft_ray.cli", "search", str(space), "--database", url_of(folder), *words]
+    command = [
+        sys.executable,
+        "-m",
+        "bft_ray.cli",
+        "search",
+        str(space),
+        "--database",
+        url_of(folder),
+        "--no-measure",
+        *words,
+    ]
     with (folder / f"{space.stem}.log").open("a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
 

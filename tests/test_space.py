@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from bft_ray.config import LossConfig, load_config, make_config
 from bft_ray.config.assign import active, baseline_config, config_of, with_overrides
-from bft_ray.config.cost import cost_of, describe, steps_of
+from bft_ray.config.cost import cost_of, describe
 from bft_ray.config.grid import baseline_assignments, grid, num_combinations, representatives
 from bft_ray.config.load import validate
 from bft_ray.config.measured import is_measured, measured_names, source_of
 from bft_ray.config.space import Asha, SearchSpace
+from bft_ray.config.steps import num_steps, steps_if_known
 from bft_ray.config.study import check_space, load_base, load_space, load_study, spaces
 from bft_ray.domains import DOMAINS
 from bft_ray.errors import BadConfig, BadInput
@@ -384,7 +385,7 @@ def test_epochs_that_are_searched_are_not_hidden_by_steps():
     space = make_space(parameters={"schedule.epochs": {"kind": "categorical", "values": [1.0, 3.0]}})
     config = config_of(load_config("starter"), space, {"schedule.epochs": 3.0})  # the recipe gives steps
     assert (config.schedule.steps, config.schedule.epochs) == (None, 3.0)
-    assert (steps_of(config, None), steps_of(config, 33)) == (None, 9)
+    assert (steps_if_known(config, None), num_steps(config, [33])) == (None, 7)
 
 
 def test_a_baseline_takes_nothing_from_the_loss_of_the_config():
@@ -565,7 +566,7 @@ def test_an_unknown_length_is_said():
     text = describe(space, base)
     assert "2, of which 2 differ (the longest sample is not known" in text
     assert "3 epochs; how many steps that is follows from the data" in text
-    assert cost_of(space, base, num_samples=160).search_steps == 2 * 30
+    assert cost_of(space, base, samples_per_source=[160]).search_steps == 2 * 30
 
 
 # ---- the shipped ones ----------------------------------------------------------------------------------

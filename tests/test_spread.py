@@ -15,7 +15,7 @@ import pytest
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput, BftError, NoRoom
-from bft_ray.spread import connect, num_places, require_resources, spread, worker_resources
+from bft_ray.spread import connect, num_places, require_resources, session_option, spread, worker_resources
 
 
 def square(state, shard):
@@ -221,3 +221,22 @@ def test_connect_leaves_a_ray_that_it_did_not_start(ray_of_two_cpus):
     with connect(two_workers()):
         pass
     assert ray_of_two_cpus.is_initialized()
+
+
+def test_a_long_temporary_folder_is_not_ray_s(monkeypatch):
+    """A socket's path holds 107 bytes; what Ray puts behind the folder takes 68 of them at most."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/" + "x" * 38)
+    assert session_option() == {}
+    monkeypatch.setenv("TMPDIR", "/" + "x" * 39)
+    assert session_option() == {"_temp_dir": "/tmp/ray"}
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/shm")
+    assert session_option() == {}
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "y" * 60)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(BadInput) as caught:
+        session_option()
+    assert str(caught.value) == (
+        f"`RAY_TMPDIR` is {'/' + 'y' * 60!r}, but must be a folder whose path has at most 39 bytes: Ray keeps sockets "
+        "there, whose paths have 107 at most. Set RAY_TMPDIR to a folder with a short path, such as /dev/shm."
+    )

@@ -60,6 +60,10 @@ def test_the_status_of_a_confirmation(url):
     store = a_study(url)
     shown = status_of("small/test", None, [], url)
     assert f"study    small/test, driven by process {os.getpid()} on " in shown
+    assert shown.splitlines()[1] == "steps    96 trained: baselines 24, search 48, confirmation 24"
+    search = shown.partition("--- search\n")[2].partition("--- confirmation")[0]
+    assert "best     choices/probability 0.750: trial 1, " in search
+    assert [line.split()[:3] for line in search.splitlines() if "baseline" in line] == [["4", "baseline", "bft"]]
     text = shown.partition("--- confirmation\n")[2].splitlines()
     assert text[0] == "runs     2 of 6 finished: 1 complete, 1 failed"  # three arms: the baseline, and two candidates
     assert text[1].startswith("left     4, the end is expected in ")

@@ -324,8 +324,8 @@ def test_what_a_killed_process_left_is_sent_by_the_next_one(store, spool):
     code = """
 import os, sys, pathlib
 from bft_ray.config import TrackingConfig
-from bft_ray.tracking import sender
-sender.INTERVAL_S = 60.0  # the thread never gets to send
+from bft_ray.tracking import lane
+lane.INTERVAL_S = 60.0  # the thread never gets to send
 from bft_ray.tracking.run import Tracker
 uri, run_id, spool, begin, end = sys.argv[1:]
 tracker = Tracker.attach(TrackingConfig(uri=uri), run_id, pathlib.Path(spool))

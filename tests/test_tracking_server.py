@@ -17,6 +17,7 @@ import pytest
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.children import Children
 from bft_ray.tracking.registry import find_champion, register_champion
 from bft_ray.tracking.run import Tracker
@@ -167,6 +168,18 @@ def test_a_password_in_the_address_is_stored_and_shown_nowhere(server, tmp_path,
 
 
 @pytest.mark.slow
+def test_the_artifacts_of_a_server_are_tried(server, tmp_path):
+    tracking = TrackingConfig(uri=server.uri)
+    assert check_artifacts(tracking, "not made yet").startswith("mlflow-artifacts:")
+    connect(server.uri).create_experiment("elsewhere", artifact_location=str(tmp_path / "mine"))
+    assert check_artifacts(tracking, "elsewhere") == str(tmp_path / "mine")  # this machine writes there itself
+    (tmp_path / "file").write_text("")
+    connect(server.uri).create_experiment("closed", artifact_location=str(tmp_path / "file" / "mine"))
+    with pytest.raises(BadInput, match=r"the experiment closed go to .*file/mine \(NotADirectoryError"):
+        check_artifacts(tracking, "closed")
+    assert not any(path.name == "bft_ray_writable" for path in server.folder.rglob("*"))
+
+
 def test_check_tells_another_web_server_from_a_tracking_server(server):
     with pytest.raises(BadInput, match="It answers 404"):
         check_server(TrackingConfig(uri=f"{server.uri}/elsewhere", timeout_s=10.0))

@@ -270,6 +270,7 @@ def poisoned_model(tiny_model, tmp_path) -> Path:
 
 def test_passwords_stay_out_of_what_a_run_leaves(make_tree):
     from bft_ray.train import launch
+    from bft_ray.train.record import record_text
 
     config = make_config(make_tree(tracking={"uri": "postgresql://user:hunter2@127.0.0.1/mlflow"}))
     written: dict[str, str] = {}
@@ -279,6 +280,6 @@ def test_passwords_stay_out_of_what_a_run_leaves(make_tree):
             written[file] = text
 
     launch._log_inputs(Tracker(), config, {})
-    written["run.json"] = launch._record_text(config, "id")
+    written["run.json"] = record_text(config, "id", {})
     assert json.loads(written["run.json"])["config"]["loss.method"] == "bft"
     assert "config.yaml" in written and not any("hunter2" in text for text in written.values())

@@ -10,6 +10,7 @@ from bft_ray.config.assign import baseline_config, config_of
 from bft_ray.config.equal import distinct, merge_reasons
 from bft_ray.config.grid import baseline_assignments, num_combinations, num_trials, representatives
 from bft_ray.config.space import Asha, SearchSpace
+from bft_ray.config.steps import steps_if_known
 from bft_ray.config.tree import Config
 
 _LISTED = 2000  # combinations that are compared with each other
@@ -49,7 +50,9 @@ class Cost:
     confirmation_steps: int | None
 
 
-def cost_of(space: SearchSpace, base: Config, longest: int | None = None, num_samples: int | None = None) -> Cost:
+def cost_of(
+    space: SearchSpace, base: Config, longest: int | None = None, samples_per_source: Sequence[int] | None = None
+) -> Cost:
     """Count what a study would run.
 
     Merging is reckoned among the combinations of the space; in an endless one each continuous parameter stands at
@@ -57,7 +60,7 @@ def cost_of(space: SearchSpace, base: Config, longest: int | None = None, num_sa
 
     Args:
         longest: supervised tokens of the longest training sample; None: unknown, nothing is merged for its length.
-        num_samples: training samples; None: unknown, `schedule.epochs` cannot be turned into steps.
+        samples_per_source: see `num_steps`; None: unknown, `schedule.epochs` cannot be turned into steps.
 
     Raises:
         BadConfig, BadInput: a combination that the config refuses; `check_space` tells all of them.
@@ -68,7 +71,7 @@ def cost_of(space: SearchSpace, base: Config, longest: int | None = None, num_sa
     whole = combinations is not None and combinations <= _LISTED
     trials = num_trials(space)
     num_distinct = len(groups) if whole else None
-    known = [steps_of(config, num_samples) for config in configs]
+    known = [steps_if_known(config, samples_per_source) for config in configs]
     steps = None if None in known else max(step for step in known if step is not None)
     rungs = space.scheduler.rungs(steps) if isinstance(space.scheduler, Asha) and steps is not None else []
 
@@ -99,9 +102,11 @@ def cost_of(space: SearchSpace, base: Config, longest: int | None = None, num_sa
     )
 
 
-def describe(space: SearchSpace, base: Config, longest: int | None = None, num_samples: int | None = None) -> str:
+def describe(
+    space: SearchSpace, base: Config, longest: int | None = None, samples_per_source: Sequence[int] | None = None
+) -> str:
     """What would run and what it costs, as a table; arguments and errors as for `cost_of`."""
-    cost = cost_of(space, base, longest, num_samples)
+    cost = cost_of(space, base, longest, samples_per_source)
     rows = [
         ("study", f"{space.name}: {space.objective.metric}, domain {space.domain or base.domain}"),
         ("combinations", _combinations(cost, longest)),
@@ -137,18 +142,6 @@ def describe(space: SearchSpace, base: Config, longest: int | None = None, num_s
         rows.append(("test split", f"{cost.test_looks} models measured, once"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
-
-
-def steps_of(config: Config, num_samples: int | None) -> int | None:
-    """Optimizer steps of a run; None where they follow from epochs and the number of samples is not known.
-
-    Sources with a `ratio` other than 1 change the length of an epoch: then it is an estimate.
-    """
-    if config.schedule.steps is not None:
-        return config.schedule.steps
-    if num_samples is None:
-        return None
-    return max(1, math.ceil(config.schedule.epochs * math.ceil(num_samples / config.data.global_batch_size)))
 
 
 def _stopped(space: SearchSpace, trials: int, steps: int | None, rungs: Sequence[int]) -> int | None:

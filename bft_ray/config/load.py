@@ -15,9 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bft_ray.config.loss import LossConfig
-from bft_ray.config.tree import Config
+from bft_ray.config.tree import Config, ConfigToMeasure
 from bft_ray.errors import BadConfig, BadInput
 
+_LETTERS = {"a-z": "small letters", "A-Z": "capital letters", "0-9": "digits"}
 _QUOTE = "'"
 _Model = typing.TypeVar("_Model", bound=BaseModel)
 
@@ -44,25 +45,32 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(
+    source: str | Path, overrides: list[str] | tuple[str, ...] = (), *, for_training: bool = True
+) -> Config:
     """Read a config file, or a bundled recipe by its name, with overrides such as `loss.window=64`.
+
+    Args:
+        for_training: else training data and the rule on the exported checkpoint are not asked for.
 
     Raises:
         BadInput: no such file or recipe, or text that is no YAML mapping.
         BadConfig: every unknown key, wrong type and broken rule, at once.
     """
-    return _with_overrides(read_yaml(find_config(source)), str(source), overrides)
+    return _with_overrides(read_yaml(find_config(source)), str(source), overrides, for_training)
 
 
 def config_from_yaml(text: str, source: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """A config from its YAML text, with overrides; `source` names it in errors, which are those of `load_config`."""
-    return _with_overrides(_parse_yaml(text, source), source, overrides)
+    return _with_overrides(parse_yaml(text, source), source, overrides)
 
 
-def _with_overrides(tree: dict[str, Any], source: str, overrides: list[str] | tuple[str, ...]) -> Config:
+def _with_overrides(
+    tree: dict[str, Any], source: str, overrides: list[str] | tuple[str, ...], for_training: bool = True
+) -> Config:
     for override in overrides:
         apply_override(tree, override)
-    return make_config(tree, source)
+    return make_config(tree, source, for_training=for_training)
 
 
 def find_config(source: str | Path) -> Path:
@@ -90,10 +98,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise BadInput(str(path), "not UTF-8 text", "valid YAML") from None
-    return _parse_yaml(text, str(path))
+    return parse_yaml(text, str(path))
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A YAML mapping from its text; `source` names it in errors."""
     try:
         tree = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:
@@ -154,9 +163,9 @@ def _index(place: list[Any], key: str, name: str) -> int:
     return int(key)
 
 
-def make_config(tree: dict[str, Any], source: str = "the config") -> Config:
+def make_config(tree: dict[str, Any], source: str = "the config", *, for_training: bool = True) -> Config:
     """Validate a plain tree; raises BadConfig with every problem."""
-    return validate(Config, tree, source)
+    return validate(Config if for_training else ConfigToMeasure, tree, source)
 
 
 def make_loss_config(tree: dict[str, Any], source: str = "the loss config") -> LossConfig:
@@ -194,8 +203,22 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         context = problem["ctx"]
         field_name = context["field"] if context["field"].startswith(name + ".") else ".".join([*loc, context["field"]])
         return f"`{field_name}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
+    if problem["type"] == "string_pattern_mismatch":
+        rule = _name_rule(problem["ctx"]["pattern"], problem["input"])
+        return f"`{name}` is {_shorten(problem['input'])}, but must be {rule}"
     must_be = re.sub(r"^Input should be ", "", problem["msg"])
     return f"`{name}` is {_shorten(problem['input'])}, but must be {must_be}."
+
+
+def _name_rule(pattern: str, value: str) -> str:
+    """The rule of a name, from a pattern such as `^[a-z0-9][a-z0-9_]*$`, with the name that is nearest to the value."""
+    others = re.findall(r"\[(.*?)\]", pattern)[-1]
+    kinds = [word for part, word in _LETTERS.items() if part in others]
+    signs = re.sub("|".join(_LETTERS), "", others)
+    near = re.sub(f"[^{others}]+", "_", value if "A-Z" in others else value.lower()).strip(signs)
+    example = f" For example {near}." if re.fullmatch(pattern.strip("^$"), near) else ""
+    start = " (a letter or digit first)" if pattern.count("[") > 1 else ""
+    return f"made of {', '.join(kinds)} and {' '.join(signs)}{start}.{example}"
 
 
 def _shorten(value: Any) -> str:

@@ -19,19 +19,29 @@ class TaskBase(Section):
     limit: int | None = Field(None, ge=1, description="use at most this many items")
 
 
-class TextTask(TaskBase):
+class RowsTask(TaskBase):
+    """A task over rows of the forms that training reads."""
+
+    path: str = Field(description=f"{_FILE}, saved datasets folder or hub id")
+    split: str | None = Field(None, description="split of a hub dataset or saved DatasetDict")
+    form: str = Field("auto", description="form of the rows, such as medqa or sharegpt; auto: told by the columns")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="canonical field -> column of the file, or a template; as in data.train"
+    )
+
+
+class TextTask(RowsTask):
     """Likelihood of plain text or of completions: NLL, perplexity, bits per byte, token accuracy."""
 
     kind: Literal["text"] = Field("text", description="what this task is")
     path: str = Field(description=f"{_FILE}; rows of text, or of prompt and completion")
 
 
-class ChoiceTask(TaskBase):
-    """A multiple-choice set: rows of question, choices, answer (index), optional context and subject."""
+class ChoiceTask(RowsTask):
+    """A multiple-choice set: a question, its options as a list or by letter, the answer as index, letter or text."""
 
     kind: Literal["choice"] = Field("choice", description="what this task is")
     name: str = Field("choices", pattern=_NAME, description="prefix of its metrics")
-    path: str = Field(description=_FILE)
 
 
 class PairsTask(TaskBase):
@@ -69,11 +79,10 @@ class Decoding(Section):
         return self
 
 
-class GenerationTask(TaskBase):
-    """Generated answers against gold ones: rows of prompt and completion."""
+class GenerationTask(RowsTask):
+    """Generated answers against gold ones: rows of prompt and completion, or of messages that end with an answer."""
 
     kind: Literal["generation"] = Field("generation", description="what this task is")
-    path: str = Field(description=_FILE)
     answer: Literal["final", "yes_no_maybe", "text"] = Field(
         "text",
         description="what exact match compares: the number after ####, the first yes/no/maybe, or the whole text",
@@ -92,7 +101,7 @@ class NamesTask(TaskBase):
     prefix: str = Field("Process: ", description="text that stands before the name in a completion")
     candidates: str | None = Field(None, description="file of candidate names (column name); null: all gold names")
     encoder: str | None = Field(
-        None, description="text encoder (folder or hub id) of the name similarity; null: ROUGE alone"
+        None, description="text encoder (folder, hub id, or `minilm`) of the name similarity; null: ROUGE alone"
     )
     generate: bool = Field(True, description="also generate a name and score it")
     decoding: Decoding = Field(Decoding(max_new_tokens=32), description="how its answers are generated")
@@ -109,7 +118,7 @@ class EmbeddingPairsTask(TaskBase):
     source: Literal["hidden", "generated"] = Field(
         "hidden", description="hidden: the model's hidden states; generated: `encoder` over the model's descriptions"
     )
-    encoder: str | None = Field(None, description="text encoder (folder or hub id) for source generated")
+    encoder: str | None = Field(None, description="text encoder (folder, hub id, or `minilm`) for source generated")
     template: str = Field("Describe the gene {gene}.", description="prompt with {gene}, for source generated")
     seed: int = Field(0, ge=0, description="of the classifiers")
     decoding: Decoding = Field(Decoding(max_new_tokens=128), description="how its answers are generated")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bft_ray.config.base import Section, rule
 from bft_ray.config.loss import LossConfig
@@ -18,7 +19,9 @@ _TAKEN = {"train", "validation", "final"}  # names that no task may have
 class ModelConfig(Section):
     """The base model: any causal LM that transformers loads."""
 
-    path: str = Field("starter", description="folder, hub id, or `starter` (the bundled model)")
+    path: str = Field(
+        "starter", description="folder, hub id, GGUF file, `starter` (the bundled model), or `smollm2` (of a package)"
+    )
     revision: str | None = Field(None, description="hub revision (commit, tag or branch)")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="dtype of the weights and of the computation")
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
@@ -54,8 +57,11 @@ class SourceConfig(Section):
     ratio: float = Field(
         1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)"
     )
+    form: str = Field("auto", description="form of the rows, such as alpaca or sharegpt; auto: told by the columns")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="names in the file of id, prompt, completion, messages, text"
+        default_factory=dict,
+        description="canonical field (id, group, prompt, completion, messages, tools, text, ...) -> column of the file, "
+        'or a template such as "{Question}\\n\\nContext: {context}"',
     )
     limit: int | None = Field(None, ge=1, description="read at most this many rows")
 
@@ -78,9 +84,32 @@ class DataConfig(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="at most this many samples a micro-batch; null: no limit"
     )
-    packing: bool = Field(True, description="lay samples end to end in one row without padding")
+    packing: bool | None = Field(
+        None,
+        description="lay samples end to end in one row without padding; null: where that is exact for this model, and "
+        "faster (on a GPU); the choice is kept with the run or study",
+    )
     shuffle: bool = Field(True, description="draw a new order each epoch, from `seed`")
+    date: str | None = Field(
+        None,
+        description="today's date for a chat template that shows it, YYYY-MM-DD; null: that of the first start",
+    )
     cache_dir: str | None = Field(None, description="folder of the tokenised data; null: ~/.cache/bft_ray")
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _date_as_text(cls, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, datetime.date) else value  # as YAML reads it
+
+    @model_validator(mode="after")
+    def _date_is_one(self) -> DataConfig:
+        try:
+            is_one = self.date is None or datetime.date.fromisoformat(self.date).isoformat() == self.date
+        except ValueError:
+            is_one = False
+        if not is_one:
+            raise rule("date", self.date, "a day of the calendar, as YYYY-MM-DD")
+        return self
 
     @model_validator(mode="after")
     def _budget_holds_a_sample(self) -> DataConfig:
@@ -281,6 +310,10 @@ class Config(Section):
                 f"at most data.global_batch_size ({self.data.global_batch_size}): every rank needs a sample",
                 "Use fewer workers or a larger global batch.",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _exports_what_is_measured(self) -> Config:
         if (
             not self.data.validation
             and self.checkpoint.metric.startswith("validation/")
@@ -298,3 +331,19 @@ class Config(Section):
     def experiment(self) -> str:
         """Name of the MLflow experiment."""
         return self.tracking.experiment or f"bft/{self.domain}"
+
+
+class DataToMeasure(DataConfig):
+    """The rows of an evaluation: nothing is trained on."""
+
+    train: list[SourceConfig] = Field(default_factory=list, description="training sources; not read")
+
+
+class ConfigToMeasure(Config):
+    """A config as an evaluation needs it: without training data, and without a rule on checkpoints."""
+
+    data: DataToMeasure = DataToMeasure()  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _exports_what_is_measured(self) -> ConfigToMeasure:
+        return self

@@ -9,6 +9,8 @@ would load without a word.
     supervised.bin  one byte a token: 1 where the token is supervised
     samples.npy     one record a sample: length, num_supervised, num_bytes, source
     ids.json        ids of the samples
+    groups.json     groups of the samples (null where a row has none)
+    keys.json       `row_key` of the samples
     meta.json       fingerprint, report
     sha256.json     checksums of the others
 """
@@ -30,13 +32,23 @@ from typing import Any
 import numpy as np
 
 from bft_ray.config import DataConfig, SourceConfig
+from bft_ray.data.cache import cache_folder
+from bft_ray.data.chat import uses_date
 from bft_ray.data.report import DataReport, SourceReport, describe_lengths
-from bft_ray.data.rows import BadRow, Row, read_rows
+from bft_ray.data.rows import BadRow, Row, read_rows, row_key
 from bft_ray.data.tables import content_hash
-from bft_ray.data.tokenise import Encoded, encode_batch, shorten, tokenizer_content, uses_chat
+from bft_ray.data.tokenise import (
+    Encoded,
+    date_of,
+    encode_batch,
+    notes_of,
+    shorten,
+    tokenizer_content,
+    uses_chat,
+)
 from bft_ray.errors import BadInput
 
-VERSION = 1  # raise it when the same input would give other tokens or files
+VERSION = 2  # raise it when the same input would give other tokens or files
 ROWS_A_CALL = 256  # rows tokenised by one call: enough to be fast, few enough to hold
 SAMPLE = np.dtype([("length", "<i4"), ("num_supervised", "<i4"), ("num_bytes", "<i8"), ("source", "<i4")])
 IGNORED = -100  # label of a position without loss
@@ -50,6 +62,8 @@ class TokenDataset:
         ids: id of each sample (with `SOURCE/` before it, counted from 0, where there are several sources).
         lengths: tokens a sample, int32.
         num_supervised: supervised tokens a sample after the shift, int32, at least 1.
+        groups: what related rows share, such as a patient; None for a row without one.
+        keys: of the rows: equal where two rows differ at most in Unicode form, case and white space.
         num_bytes: UTF-8 bytes of a sample's supervised text, int64.
         source_index: which source a sample comes from, int32.
         fingerprint: sha256 of source content, tokenizer and settings, hex.
@@ -66,6 +80,8 @@ class TokenDataset:
         self.fingerprint: str = meta["fingerprint"]
         self.report = DataReport.from_dict(meta["report"])
         self.ids: list[str] = json.loads((self.folder / "ids.json").read_text())
+        self.groups: list[str | None] = json.loads((self.folder / "groups.json").read_text())
+        self.keys: list[str] = json.loads((self.folder / "keys.json").read_text())
         samples = np.load(self.folder / "samples.npy", allow_pickle=False)
         self.lengths: np.ndarray = samples["length"].copy()
         self.num_supervised: np.ndarray = samples["num_supervised"].copy()
@@ -77,6 +93,11 @@ class TokenDataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def samples_per_source(self) -> tuple[int, ...]:
+        """Samples of each source, in order: at least one each."""
+        return tuple(np.bincount(self.source_index).tolist())
 
     def __reduce__(self):
         return TokenDataset, (str(self.folder),)
@@ -122,7 +143,9 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
 
 
 def _cache_folder(config: DataConfig) -> Path:
-    folder = Path(config.cache_dir).expanduser() if config.cache_dir else Path.home() / ".cache" / "bft_ray"
+    if not config.cache_dir:
+        return cache_folder()
+    folder = Path(config.cache_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -137,6 +160,7 @@ def _fingerprint(sources: list[SourceConfig], tokenizer: Any, config: DataConfig
         "version": VERSION,
         "tokenizer": hashlib.sha256(tokenizer_content(tokenizer).encode()).hexdigest(),
         "settings": config.model_dump(include={"template", "max_length", "too_long"}),
+        "date": str(date_of(config)) if uses_chat(tokenizer, config) and uses_date(tokenizer) else None,
         "sources": [
             {**source.model_dump(exclude={"ratio"}), "content": content_hash(source, f"{field}.{index}")}
             for index, source in enumerate(sources)
@@ -187,6 +211,8 @@ def _write(
 ) -> None:
     reports = [SourceReport(source.path) for source in sources]
     ids: list[str] = []
+    groups: list[str | None] = []
+    keys: list[str] = []
     samples: list[tuple[int, int, int, int]] = []
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "supervised.bin").open("wb") as supervised:
         for index, (source, report) in enumerate(zip(sources, reports, strict=True)):
@@ -195,13 +221,19 @@ def _write(
                 tokens.write(np.asarray(encoded.input_ids, dtype="<i4").tobytes())
                 supervised.write(np.asarray(encoded.supervised, dtype=np.bool_).tobytes())
                 ids.append(prefix + row.id)
+                groups.append(row.group)
+                keys.append(row_key(row))
                 samples.append((len(encoded.input_ids), sum(encoded.supervised), encoded.num_bytes, index))
             _check_not_empty(report, f"{field}.{index}")
     table = np.array(samples, dtype=SAMPLE)
     np.save(folder / "samples.npy", table)
-    (folder / "ids.json").write_text(json.dumps(ids))
-    lengths = (describe_lengths(table[name]) for name in ("length", "num_supervised"))
-    meta = {"fingerprint": fingerprint, "report": DataReport(reports, *lengths).to_dict()}
+    for name, values in (("ids", ids), ("groups", groups), ("keys", keys)):
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    notes = notes_of(tokenizer, config)
+    for note in notes:
+        log.warning("%s", note)
+    tokens_each, supervised_each = (describe_lengths(table[name]) for name in ("length", "num_supervised"))
+    meta = {"fingerprint": fingerprint, "report": DataReport(reports, tokens_each, supervised_each, notes).to_dict()}
     (folder / "meta.json").write_text(json.dumps(meta))
     checksums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     (folder / "sha256.json").write_text(json.dumps(checksums))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bft_ray.config.steps import shares
 from bft_ray.errors import BadInput
 
 
@@ -55,7 +56,7 @@ class BatchPlan:
                 raise BadInput(f"ratios.{source}", ratios[source], rule)
         self.global_batch_size, self.seed, self.shuffle = global_batch_size, seed % 2**64, shuffle
         self._rounds_an_epoch = max(1, int(np.ceil(max(ratios))))
-        self._shares = [max(1, round(r * len(own))) for r, own in zip(ratios, members, strict=True)]
+        self._shares = shares(ratios, [len(own) for own in members])
         self._sources = [own[self._permutation(len(own), s, stream=1)] for s, own in enumerate(members)]
         self._last: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 

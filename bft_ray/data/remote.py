@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bft_ray.data.cache import cache_folder
+
 _KEPT = 4  # copies that stay, those used last: a base model, and what is measured on it
 _IN_USE_S = 3600.0  # one that was asked for so lately stays too: a process may be about to read it
 
@@ -49,7 +51,7 @@ def local_copy(uri: str, cache: Path | None = None) -> Path:
     import pyarrow.fs
 
     filesystem, place = filesystem_at(uri)
-    cache = cache or Path.home() / ".cache" / "bft_ray" / "fetched"
+    cache = cache or cache_folder("fetched")
     cache.mkdir(parents=True, exist_ok=True)
     copy = cache / _key(uri, filesystem, place)
     with locked(cache):  # the others on this machine wait for the one that fetches

@@ -30,11 +30,13 @@ class DataReport:
     """Counts by source, and lengths of the kept samples.
 
     tokens, supervised_tokens: min, p5, p50, p95, max, mean a sample and their total, all in tokens.
+    notes: what users should know of how rows became tokens.
     """
 
     sources: list[SourceReport]
     tokens: dict[str, float]
     supervised_tokens: dict[str, float]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def rows_read(self) -> int:
@@ -67,7 +69,7 @@ class DataReport:
         for name, lengths in (("tokens", self.tokens), ("supervised tokens", self.supervised_tokens)):
             a_sample = ", ".join(f"{key} {lengths[key]:,.0f}" for key in QUANTILES)
             lines.append(f"{name} a sample: {a_sample}; {lengths['total']:,.0f} in all")
-        return "\n".join(lines)
+        return "\n".join(lines + self.notes)
 
 
 def describe_lengths(lengths: Sequence[int] | np.ndarray) -> dict[str, float]:

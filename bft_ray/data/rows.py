@@ -1,10 +1,7 @@
-"""Rows of a source, checked and named: JSONL, JSON, CSV, Parquet, a saved `datasets` folder or a hub id.
+"""Rows of a source, checked and named: JSON Lines, JSON, CSV, Parquet, a saved `datasets` folder or a hub id.
 
-A row has one of three forms; the first row decides for its source:
-
-- `prompt` and `completion`, each a text or a list of messages,
-- `messages`: a list of {role, content},
-- `text`.
+The first rows decide of which form of `bft_ray.data.forms` a source is. A row is then canonical: `prompt` and
+`completion`, `messages` or `text`; or, for a file of choices, `question`, `choices` and `answer` (see `read_choices`).
 
 Nothing is passed over in silence. A broken line, a missing field or a wrong type aborts and names the place
 (`file.jsonl:12`, lines from 1; `file.parquet[11]`, rows from 0). An empty completion comes back as a `BadRow`
@@ -13,20 +10,26 @@ for the caller to count. Errors never quote the row's text.
 
 from __future__ import annotations
 
-import difflib
 import itertools
-from collections.abc import Iterator
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 from bft_ray.config import SourceConfig
-from bft_ray.data.tables import STARTER, is_missing, kind_of, read_table, resolve_path
+from bft_ray.config.tasks import RowsTask
+from bft_ray.data.forms import FIELDS, MissingCell, Use, apply, recognise
+from bft_ray.data.tables import STARTER, read_table, resolve_path
 from bft_ray.errors import BadInput
 
-__all__ = ["FIELDS", "BadRow", "Row", "read_rows", "read_table", "resolve_path"]
+__all__ = [
+    "FIELDS", "BadRow", "ChoiceRow", "Row", "canonical_rows", "look", "question_key", "read_choices", "read_rows",
+    "read_table", "resolve_path", "row_key", "source_of", "text_key",
+]  # fmt: skip
 
-FORMS = (("prompt", "completion"), ("messages",), ("text",))
-FIELDS = ("id", *itertools.chain(*FORMS))
+NUM_LOOKED_AT = 200  # first rows that tell the form
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,22 @@ class Row:
     completion: str | list[dict] | None = None
     messages: list[dict] | None = None
     text: str | None = None
+    tools: list[dict] | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceRow:
+    """One question; `where` is its file and line, `answer` the index of the right choice."""
+
+    id: str
+    where: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    context: str = ""
+    subject: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +68,19 @@ class BadRow:
     reason: str
 
 
+def source_of(task: RowsTask) -> SourceConfig:
+    """What a task is measured on, as a source."""
+    fields = ("path", "split", "limit", "form", "columns")
+    return SourceConfig(**{name: getattr(task, name) for name in fields})
+
+
+def look(source: SourceConfig, field: str = "source") -> Use | None:
+    """How the rows of a source are read, from its first ones; None where it has no rows. Raises as `read_rows`."""
+    return _looked_at(source, field)[0]
+
+
 def read_rows(source: SourceConfig, field: str = "source") -> Iterator[Row | BadRow]:
-    """The rows of a source, in file order.
+    """The rows of a source to train on or to measure likelihood with, in file order.
 
     The id is the `id` column as text; without one, the place (`train.jsonl:12`).
 
@@ -58,78 +88,140 @@ def read_rows(source: SourceConfig, field: str = "source") -> Iterator[Row | Bad
         field: dotted name of the source in the config, for errors.
 
     Raises:
-        BadInput: no such file, unreadable text, unknown form, missing field, wrong type, or an id given
-            twice.
+        BadInput: no such file, unreadable text, unknown form, a column that looks like content and is not used, missing
+            field, wrong type, an id given twice, or a file of choices.
     """
-    for target in source.columns:
-        if target not in FIELDS:
-            near = difflib.get_close_matches(target, FIELDS, 1)
-            hint = f"Did you mean `{near[0]}`?" if near else ""
-            raise BadInput(f"{field}.columns", target, f"among {', '.join(FIELDS)}", hint)
-    form: tuple[str, ...] = ()
+    for where, record in canonical_rows(source, field, _refuse_choices):
+        yield record if isinstance(record, BadRow) else _row(where, record)
+
+
+def read_choices(source: SourceConfig, field: str = "source") -> Iterator[ChoiceRow]:
+    """The questions of a multiple-choice set, in file order.
+
+    Raises:
+        BadInput: as `read_rows`; a file of another kind, or an empty cell.
+    """
+    for where, record in canonical_rows(source, field, _refuse_all_but_choices):
+        if isinstance(record, BadRow):
+            raise BadInput(where, record.reason, "a row with a question, choices and an answer", "Take the row out.")
+        made = {**record, "id": record.get("id") or _short(where), "choices": tuple(record["choices"])}
+        yield ChoiceRow(where=where, **made)
+
+
+def canonical_rows(
+    source: SourceConfig, field: str, check: Any = None
+) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    """(place, canonical record) of each row; `check(use, source, where, field)` may refuse a form."""
+    use, rows = _looked_at(source, field)
     seen: dict[str, str] = {}
-    for where, record in read_table(source.path, source.split, source.name, source.revision, source.limit, field):
-        form = form or _form(record, source, where, field)
-        row = _row(where, record, form, source)
-        if isinstance(row, Row):
-            if row.id in seen:
-                remedy = "Make the ids unique, or leave the column out: the place then serves as id."
-                raise BadInput(f"{where} id", row.id, f"but stands at {seen[row.id]} too", remedy)
-            seen[row.id] = where
-        yield row
+    is_first = True
+    for where, raw in rows:
+        assert use is not None
+        if is_first and check is not None:
+            check(use, source, where, field)
+        is_first = False
+        try:
+            record = apply(use, raw, where)
+        except MissingCell as missing:
+            yield where, BadRow(where, missing.reason)
+            continue
+        own = record.get("id") or _short(where)
+        if own in seen:
+            remedy = "Make the ids unique, or leave the column out: the place then serves as id."
+            raise BadInput(f"{where} id", own, f"but stands at {seen[own]} too", remedy)
+        seen[own] = where
+        yield where, record
 
 
-def _form(record: dict, source: SourceConfig, where: str, field: str) -> tuple[str, ...]:
-    """The form of a source, from its first row; `columns` has the first say."""
-    for form in FORMS:
-        if any(name in source.columns for name in form):
-            return form
-    for form in FORMS:
-        if all(name in record for name in form):
-            return form
-    raise BadInput(
-        where,
-        f"a row of {', '.join(map(str, record)) or 'nothing'}",
-        "a row of prompt and completion, of messages, or of text",
-        f"Name the columns in {field}.columns, for example {{prompt: question, completion: answer}}.",
-    )
+def question_key(row: Row | ChoiceRow) -> str:
+    """What is asked, as a key that two spellings of one question share: 32 hexadecimal digits.
+
+    Unicode's caseless match under compatibility (NFKD and case folding, as its standard has it in section 3.13), since a
+    question copied from a PDF or typed on another system differs in ligatures, full width and kinds of space, which NFC
+    would leave apart; then each run of white space is one blank, and none is at the ends.
+    Options of a choice and what else is not asked play no part in it.
+    """
+    if isinstance(row, ChoiceRow):
+        asked: Any = [row.context, row.question]
+    elif row.text is not None:
+        asked = row.text
+    else:
+        given = row.prompt if row.prompt is not None else row.messages or []
+        asked = given if isinstance(given, str) else [turn["content"] for turn in _asked(given)]
+    return text_key(asked)
 
 
-def _row(where: str, record: dict, form: tuple[str, ...], source: SourceConfig) -> Row | BadRow:
-    values = {name: _value(where, record, name, source) for name in form}
-    given = record.get(source.columns.get("id", "id"))
-    short = where.rsplit("/", 1)[-1] if not where.startswith(STARTER) else where
-    row = Row(id=short if is_missing(given) else str(given), where=where, **values)
-    if form == ("text",):
-        return row if values["text"].strip() else BadRow(where, "empty text")
-    taught = values[form[-1]]
+def row_key(row: Row | ChoiceRow) -> str:
+    """The same of all that a row holds, answers too; options may stand in any order."""
+    if isinstance(row, ChoiceRow):
+        return text_key([row.context, row.question, sorted(map(text_key, row.choices))])
+    return text_key([row.prompt, row.completion, row.messages, row.text])
+
+
+def text_key(asked: Any) -> str:
+    """`question_key` of text, or of lists and objects of text."""
+    return blake2b(json.dumps(_normal(asked), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, str):
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFD", value).casefold()).casefold()
+        return " ".join(unicodedata.normalize("NFKD", folded).split())
+    if isinstance(value, dict):
+        return {name: _normal(each) for name, each in value.items()}
+    return [_normal(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _asked(turns: list[dict]) -> list[dict]:
+    """The turns of a conversation that others than the assistant say; of a prompt alone these are the question."""
+    return [turn for turn in turns if turn["role"] != "assistant"]
+
+
+def _looked_at(source: SourceConfig, field: str) -> tuple[Use | None, Iterable[tuple[str, dict]]]:
+    table = read_table(source.path, source.split, source.name, source.revision, source.limit, field)
+    first = list(itertools.islice(table, NUM_LOOKED_AT))
+    if not first:
+        return None, ()
+    where, record = first[0]
+    more = [each for _, each in first[1:]]
+    return recognise(record, where, source.columns, source.form, more, field), itertools.chain(first, table)
+
+
+def _refuse_choices(use: Use, source: SourceConfig, where: str, field: str) -> None:
+    if use.form.kind == "choice":
+        task = f"evaluation.tasks: [{{kind: choice, path: {source.path}}}]"
+        raise BadInput(
+            where,
+            f"a row of choices ({use.form.name})",
+            "a row of prompt and completion, of messages, or of text",
+            f"Measure with it: {task}. To train on it, name what is asked and answered in {field}.columns, for example "
+            '{prompt: "{question}", completion: "{answer}"}.',
+        )
+
+
+def _refuse_all_but_choices(use: Use, source: SourceConfig, where: str, field: str) -> None:
+    if use.form.kind != "choice":
+        raise BadInput(
+            where,
+            f"a row of {', '.join(use.used)} ({use.form.name})",
+            "a row of question, choices and answer",
+            f"Options may be a list or stand by letter; name other columns in {field}.columns.",
+        )
+
+
+def _row(where: str, record: dict[str, Any]) -> Row | BadRow:
+    row = Row(where=where, **{**record, "id": record.get("id") or _short(where)})
+    if row.text is not None:
+        return row if row.text.strip() else BadRow(where, "empty text")
+    taught = row.completion if row.completion is not None else row.messages
     if isinstance(taught, str):
         return row if taught.strip() else BadRow(where, "empty completion")
-    answers = [turn for turn in taught if turn["role"] == "assistant"]
+    answers = [turn for turn in taught or [] if turn["role"] == "assistant" and turn.get("weight", 1)]
     if not answers:
         return BadRow(where, "no assistant turn")
-    has_content = any((turn.get("content") or "").strip() or turn.get("tool_calls") for turn in answers)
+    has_content = any(turn["content"].strip() or turn.get("tool_calls") for turn in answers)
     return row if has_content else BadRow(where, "empty completion")
 
 
-def _value(where: str, record: dict, name: str, source: SourceConfig) -> Any:
-    column = source.columns.get(name, name)
-    value = record.get(column)
-    if is_missing(value):
-        raise BadInput(f"{where} {column}", "missing", "given in every row", "Fill it or take the row out.")
-    if isinstance(value, list) and name in ("prompt", "completion", "messages"):
-        for index, turn in enumerate(value):
-            _check_turn(f"{where} {column}.{index}", turn)
-        return value
-    if isinstance(value, str) and name != "messages":
-        return value
-    kinds = {"text": "text", "messages": "a list of messages"}
-    raise BadInput(f"{where} {column}", kind_of(value), kinds.get(name, "text or a list of messages"))
-
-
-def _check_turn(place: str, turn: Any) -> None:
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-        raise BadInput(place, kind_of(turn), "an object of role and content")
-    content = turn.get("content")
-    if not isinstance(content, str) and not (content is None and turn.get("tool_calls")):
-        raise BadInput(f"{place}.content", kind_of(content), "text")
+def _short(where: str) -> str:
+    return where if where.startswith(STARTER) else where.rsplit("/", 1)[-1]

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterator
 from importlib import resources
@@ -15,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import SourceConfig
+from bft_ray.data.hub import looks_like_hub_id, open_dataset
 from bft_ray.errors import BadInput
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # in upper or lower case
 STARTER = "starter:"
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # JSON's way to write half of a character beyond 65,535
+log = logging.getLogger(__name__)
 _KINDS = {
     str: "text",
     int: "a number",
@@ -43,15 +48,15 @@ def read_table(
         BadInput: no such file, or text that cannot be parsed; names the file and the line.
     """
     file = Path(resolve_path(path, f"{field}.path")).expanduser()
-    if not file.exists() and not _looks_like_hub_id(path):
+    if not file.exists() and not _names_a_hub_dataset(path):
         raise _no_such_file(path, field)
     if file.is_file():
-        reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(file.suffix)
+        reader = _READERS.get(file.suffix.lower())
         if reader is None:
             raise BadInput(f"{field}.path", path, f"a file that ends in {', '.join(SUFFIXES)}")
         records = reader(file, path)
     else:
-        records = _dataset_records(path, split, name, revision, field)
+        records = ((f"{path}[{i}]", row) for i, row in enumerate(open_dataset(path, split, name, revision, field)))
     return itertools.islice(records, limit)
 
 
@@ -74,9 +79,9 @@ def content_hash(source: SourceConfig, field: str = "source") -> str:
     file = Path(resolve_path(source.path, f"{field}.path")).expanduser()
     digest = hashlib.sha256()
     if not file.exists():
-        if not _looks_like_hub_id(source.path):
+        if not _names_a_hub_dataset(source.path):
             raise _no_such_file(source.path, field)
-        dataset = _dataset(source.path, source.split, source.name, source.revision, field)
+        dataset = open_dataset(source.path, source.split, source.name, source.revision, field)
         digest.update(dataset._fingerprint.encode())
         return digest.hexdigest()
     for part in sorted(file.rglob("*")) if file.is_dir() else [file]:
@@ -87,8 +92,8 @@ def content_hash(source: SourceConfig, field: str = "source") -> str:
     return digest.hexdigest()
 
 
-def _looks_like_hub_id(path: str) -> bool:
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) is not None and not path.endswith(SUFFIXES) and path[0] != "."
+def _names_a_hub_dataset(path: str) -> bool:
+    return looks_like_hub_id(path) and not path.lower().endswith(SUFFIXES)
 
 
 def _no_such_file(path: str, field: str) -> BadInput:
@@ -117,33 +122,48 @@ def _jsonl(file: Path, label: str) -> Iterator[tuple[str, dict]]:
                 ) from None
             except UnicodeDecodeError:
                 raise _not_utf8(where) from None
+            if _HALF.search(line):
+                _check_characters(where, record)
             yield where, _object(where, record)
 
 
 def _json(file: Path, label: str) -> Iterator[tuple[str, dict]]:
     try:
-        records = json.loads(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        records = json.loads(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and _is_object(text[: error.pos]):  # one object a line, in spite of its name
+            _tell(f"{label} holds one object a line: it is read as JSON Lines")
+            yield from _jsonl(file, label)
+            return
         where = f"{label}:{error.lineno}"
         raise BadInput(where, f"broken at column {error.colno}", "valid JSON", f"{error.msg}.") from None
     except UnicodeDecodeError:
         raise _not_utf8(label) from None
     if not isinstance(records, list):
-        raise BadInput(
-            label, kind_of(records), "a list of objects", "One object a line is JSONL: name the file .jsonl."
-        )
+        raise BadInput(label, kind_of(records), "a list of objects, or one object a line")
+    has_halves = _HALF.search(text.encode()) is not None
     for index, record in enumerate(records):
-        yield f"{label}[{index}]", _object(f"{label}[{index}]", record)
+        where = f"{label}[{index}]"
+        if has_halves:
+            _check_characters(where, record)
+        yield where, _object(where, record)
+
+
+def _is_object(text: str) -> bool:
+    return isinstance(json.loads(text), dict)
 
 
 def _csv(file: Path, label: str) -> Iterator[tuple[str, dict]]:
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than an article
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
-        start = 1
-        try:
-            header = next(reader, [])
-            for name in {name for name in header if header.count(name) > 1}:
+    start = 1
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            delimiter = _delimiter(stream.readline(), file, label)
+            stream.seek(0)
+            reader = csv.reader(stream, strict=True, delimiter=delimiter)
+            header = [name.strip() for name in next(reader, [])]
+            for name in {name for name in header if name and header.count(name) > 1}:
                 raise BadInput(f"{label}:1", name, "a column name that stands there once")
             start = reader.line_num + 1
             for cells in reader:
@@ -151,25 +171,58 @@ def _csv(file: Path, label: str) -> Iterator[tuple[str, dict]]:
                 if not cells:
                     continue
                 if len(cells) != len(header):
-                    raise BadInput(where, f"a row of {len(cells)} cells", f"one of {len(header)}, as the header")
-                yield where, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise BadInput(f"{label}:{start}", "broken", "valid CSV", f"{str(error).capitalize()}.") from None
-        except UnicodeDecodeError:
-            raise _not_utf8(f"{label}:{start}") from None
+                    remedy = "" if len(cells) < len(header) else "Put cells that hold the separator between quotes."
+                    rule = f"one of {len(header)}, as the header"
+                    raise BadInput(where, f"a row of {len(cells)} cells ({_DELIMITERS[delimiter]})", rule, remedy)
+                yield where, _named_cells(where, header, cells)
+    except csv.Error as error:
+        raise BadInput(f"{label}:{start}", "broken", "valid CSV", f"{str(error).capitalize()}.") from None
+    except UnicodeDecodeError:
+        raise _not_utf8(f"{label}:{start}") from None
+
+
+def _delimiter(header: str, file: Path, label: str) -> str:
+    """What separates the columns: that of the three which gives the header most of them."""
+    found = {delimiter: len(next(csv.reader([header], delimiter=delimiter), [])) for delimiter in _DELIMITERS}
+    best = max(found, key=lambda delimiter: found[delimiter])  # commas in a tie
+    if file.suffix.lower() == ".tsv" and found[best] == 1:
+        best = "\t"
+    if best != ("\t" if file.suffix.lower() == ".tsv" else ","):
+        _tell(f"{label}: its columns are separated by {_DELIMITERS[best]}")
+    return best
+
+
+@functools.lru_cache(maxsize=1024)
+def _tell(line: str) -> None:
+    log.warning("%s", line)  # once a process, however often a file is read
+
+
+def _named_cells(where: str, header: list[str], cells: list[str]) -> dict[str, str]:
+    """A row. Columns without a name are left out: empty ones as a spreadsheet adds them, and numbers of rows."""
+    for column, (name, cell) in enumerate(zip(header, cells, strict=True), 1):
+        if not name and cell.strip() and not cell.strip().isdigit():
+            remedy = "Name it in the header, or empty it."
+            raise BadInput(f"{where} column {column}", "filled", "empty, because it has no name", remedy)
+    return {name: cell for name, cell in zip(header, cells, strict=True) if name}
 
 
 def _parquet(file: Path, label: str) -> Iterator[tuple[str, dict]]:
     import pyarrow
     import pyarrow.parquet
 
+    index = -1
     try:
         batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024)
         records = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         for index, record in enumerate(records):
             yield f"{label}[{index}]", record
+    except UnicodeDecodeError:
+        raise _not_utf8(f"{label}[{index + 1}] or after it") from None
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise BadInput(label, "broken", "a whole Parquet file", str(error).splitlines()[0]) from None
+
+
+_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
 
 
 def _object(where: str, record: Any) -> dict:
@@ -178,48 +231,24 @@ def _object(where: str, record: Any) -> dict:
     return record
 
 
+def _check_characters(where: str, value: Any, inner: str = "") -> None:
+    """Refuse half a character: it can be neither tokenised nor written."""
+    if isinstance(value, str):
+        if found := re.search(r"[\ud800-\udfff]", value):
+            half = f"half a character (U+{ord(found[0]):X})"
+            remedy = "A text was cut within an emoji or the like: cut it elsewhere, or take the escape out."
+            raise BadInput(f"{where}{inner}", half, "text of whole characters", remedy)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            _check_characters(where, each, f" {name}" if not inner else f"{inner}.{name}")
+            _check_characters(where, name, " (a name)")
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            _check_characters(where, each, f"{inner}.{index}")
+
+
 def _not_utf8(where: str) -> BadInput:
     return BadInput(where, "not UTF-8", "UTF-8 text", "Convert it, for example by `iconv -t UTF-8`.")
-
-
-def _dataset_records(path: str, split: str | None, name: str | None, revision: str | None, field: str):
-    dataset = _dataset(path, split, name, revision, field)
-    for index, record in enumerate(dataset):
-        yield f"{path}[{index}]", record
-
-
-@functools.lru_cache(maxsize=4)  # its fingerprint is asked for before its rows
-def _hub_dataset(path: str, split: str | None, name: str | None, revision: str | None):
-    import datasets
-
-    # from datasets 4 on it runs no script of the dataset's
-    return datasets.load_dataset(path, name, split=split, revision=revision)
-
-
-def _dataset(path: str, split: str | None, name: str | None, revision: str | None, field: str) -> Any:
-    import datasets
-
-    folder = Path(path).expanduser()
-    is_saved = folder.is_dir()
-    try:
-        data = datasets.load_from_disk(folder) if is_saved else _hub_dataset(path, split, name, revision)
-    except Exception as error:  # hub, network or disk, of any type: to the user it is bad input
-        said = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
-        if is_saved:
-            rule = "a folder that `Dataset.save_to_disk` wrote"
-            raise BadInput(f"{field}.path", path, rule, said) from error
-        raise BadInput(
-            f"{field}.path",
-            path,
-            "a file that exists, or a dataset of the hub that can be reached",
-            f"{said}. Check the name, split and network, or download it and give the file.",
-        ) from error
-    if not isinstance(data, datasets.DatasetDict):
-        return data
-    chosen = split or (next(iter(data)) if len(data) == 1 else None)
-    if chosen not in data:
-        raise BadInput(f"{field}.split", split, f"one of {', '.join(data)}", "Name the split of the dataset.")
-    return data[chosen]
 
 
 def is_missing(value: Any) -> bool:

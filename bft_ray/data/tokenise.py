@@ -5,29 +5,29 @@ token that ends its turn) or not. Segments are tokenised one by one and laid end
 prompt are, by construction, the tokens that the model is given at generation, and no token lies half in the
 prompt, half in the answer.
 
-- `chat`: the tokenizer's chat template renders the conversation. The supervised spans come from its
-  `{% generation %}` blocks where it has them, else from rendering the conversation turn by turn.
+- `chat`: the tokenizer's chat template renders the conversation and its tools (`bft_ray.data.chat`). The supervised
+  spans come from its `{% generation %}` blocks where it has them, else from rendering the conversation turn by turn.
 - `plain`: each turn of another role, then a newline; each assistant turn, then the end-of-sequence token. A
   row of prompt and completion becomes: prompt, newline, completion, eos.
 - `text` rows: the text and eos, all supervised but the first token.
 
-The bos token goes first where the tokenizer has one and the template did not set it.
+The bos token stands where the model's own tokenizer puts one: plain and text rows begin as `tokenizer(text)` does, and in
+chat the template decides. Training, scoring and generation all come here, so they follow one rule.
 """
 
 from __future__ import annotations
 
-import itertools
+import datetime
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bft_ray.config import DataConfig
+from bft_ray.data.chat import Chat, uses_date, with_thoughts, without_end
 from bft_ray.data.rows import Row
 from bft_ray.errors import BadInput
 
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _NEWLINE = "\n"
 
 
@@ -62,9 +62,53 @@ def encode(row: Row, tokenizer: Any, config: DataConfig) -> Encoded:
 
 def encode_batch(rows: Sequence[Row], tokenizer: Any, config: DataConfig) -> list[Encoded]:
     """`encode` for many rows by one call of the tokenizer, which is what makes it fast."""
-    rendered = [_segments(row, tokenizer, config) for row in rows]
+    chat = Chat(tokenizer, date_of(config)) if uses_chat(tokenizer, config) else None
+    head = first_tokens(tokenizer)
+    rendered = [_segments(row, chat, tokenizer) for row in rows]
     tokenised = iter(_tokenise(rendered, tokenizer))
-    return [_join([(segment, next(tokenised)) for segment in segments], tokenizer) for segments in rendered]
+    return [
+        _join(
+            [(segment, next(tokenised)) for segment in segments],
+            tokenizer,
+            head if chat is None or row.text is not None else [],  # in chat the template decides
+        )
+        for row, segments in zip(rows, rendered, strict=True)
+    ]
+
+
+def first_tokens(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts before a text: its bos token, or nothing."""
+    whole, bare = tokenizer(["a"])["input_ids"][0], tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
+    starts = [start for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+    return whole[: starts[0]] if starts and bare else []
+
+
+def date_of(config: DataConfig) -> datetime.date:
+    """What a chat template gets as today's date."""
+    return datetime.date.fromisoformat(config.date) if config.date else datetime.date.today()
+
+
+def with_date(config: DataConfig, tokenizer: Any, first: str | None = None) -> DataConfig:
+    """The same settings, with the date pinned where the chat template shows it.
+
+    Args:
+        first: the date of the first start, where this is not the first; else it is today's.
+    """
+    if config.date or not (uses_chat(tokenizer, config) and uses_date(tokenizer)):
+        return config
+    return config.model_copy(update={"date": first or datetime.date.today().isoformat()})
+
+
+def notes_of(tokenizer: Any, config: DataConfig) -> list[str]:
+    """What users should know of how their rows become tokens."""
+    if not uses_chat(tokenizer, config):
+        return []
+    chat, notes = Chat(tokenizer, date_of(config)), []
+    if not chat.end_token:
+        notes.append(f"the chat template does not end an answer: {tokenizer.eos_token} is added after each one taught")
+    if uses_date(tokenizer):
+        notes.append(f"the chat template shows the date: {date_of(config)} (data.date)")
+    return notes
 
 
 def shorten(encoded: Encoded, max_length: int, tokenizer: Any) -> Encoded:
@@ -103,17 +147,15 @@ def _tokenise(rendered: list[list[_Segment]], tokenizer: Any) -> list[list[int]]
     return [ids[len(newline) :] if later else ids for ids, later in zip(tokens, starts, strict=True)]
 
 
-def _join(parts: list[tuple[_Segment, list[int]]], tokenizer: Any) -> Encoded:
+def _join(parts: list[tuple[_Segment, list[int]]], tokenizer: Any, head: list[int]) -> Encoded:
     input_ids: list[int] = []
     supervised: list[bool] = []
     for segment, tokens in parts:
         input_ids += [*tokens, *segment.end]
         supervised += [segment.supervised] * (len(tokens) + len(segment.end))
     num_bytes = sum(segment.num_bytes for segment, _ in parts)
-    bos = tokenizer.bos_token_id
-    if bos is not None and input_ids[:1] != [bos]:
-        input_ids.insert(0, bos)
-        supervised.insert(0, False)
+    if head and input_ids[: len(head)] != head:
+        input_ids, supervised = head + input_ids, [False] * len(head) + supervised
     elif supervised and supervised[0]:  # nothing stands before it that could predict it
         supervised[0] = False
         num_bytes -= len(_decode(input_ids[:1], tokenizer).encode())
@@ -130,17 +172,19 @@ def _decode(input_ids: list[int], tokenizer: Any) -> str:
 # --- segments ---------------------------------------------------------------------------------------------
 
 
-def _segments(row: Row, tokenizer: Any, config: DataConfig) -> list[_Segment]:
+def _segments(row: Row, chat: Chat | None, tokenizer: Any) -> list[_Segment]:
     eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     if row.text is not None:
-        return [_Segment(row.text, True, len(row.text.encode()), eos)]
+        text = without_end(row.text, [tokenizer.eos_token])
+        return [_Segment(text, True, len(text.encode()), eos)]
     turns, is_taught = _turns(row)
-    if uses_chat(tokenizer, config):
-        return _chat_segments(turns, is_taught, tokenizer, row.where)
+    if chat is not None:
+        return _chat_segments(row, turns, is_taught, chat, eos)
     segments = []
-    for turn, taught in zip(turns, is_taught, strict=True):
-        content = turn.get("content") or ""
+    for index, (turn, taught) in enumerate(zip(turns, is_taught, strict=True), 1):
+        content = _plain_content(row, turn, index)
         if turn["role"] == "assistant":
+            content = without_end(content, [tokenizer.eos_token])
             segments.append(_Segment(content, taught, len(content.encode()) if taught else 0, eos))
         else:
             segments.append(_Segment(content + _NEWLINE))
@@ -148,116 +192,46 @@ def _segments(row: Row, tokenizer: Any, config: DataConfig) -> list[_Segment]:
 
 
 def _turns(row: Row) -> tuple[list[dict], list[bool]]:
-    """The conversation, and which of its turns carry loss: the assistant's, but none within a prompt."""
-    if row.messages is not None:
-        return row.messages, [turn["role"] == "assistant" for turn in row.messages]
+    """The conversation, and which of its turns carry loss: the assistant's, but none within a prompt and none of weight
+    0.
+    """
     prompt = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt or []
-    completion = row.completion or []
+    completion = row.messages if row.messages is not None else row.completion or []
     if isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
-    return prompt + completion, [False] * len(prompt) + [turn["role"] == "assistant" for turn in completion]
+    taught = [turn["role"] == "assistant" and bool(turn.get("weight", 1)) for turn in completion]
+    return prompt + completion, [False] * len(prompt) + taught
 
 
-def _chat_segments(turns: list[dict], is_taught: list[bool], tokenizer: Any, where: str) -> list[_Segment]:
-    if _GENERATION.search(tokenizer.get_chat_template()):
-        text, spans = _marked_spans(turns, is_taught, tokenizer, where)
-    else:
-        text, spans = _found_spans(turns, is_taught, tokenizer, where)
-    specials = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
+def _plain_content(row: Row, turn: dict, number: int) -> str:
+    """The text of a turn where no template is used."""
+    for name, what in (("tool_calls", "a call"), ("reasoning_content", "thoughts")):
+        if turn.get(name):
+            raise _not_plain(row, f"{what} in turn {number}")
+    if row.tools:
+        raise _not_plain(row, "tools")
+    content = turn.get("content") or ""
+    return with_thoughts(content, turn["reasoning"]) if turn.get("reasoning") else content
+
+
+def _not_plain(row: Row, what: str) -> BadInput:
+    remedy = "Take a model that has one and set data.template=chat, or take them out of the row."
+    return BadInput(row.where, what, "left out without a chat template, which alone can show it", remedy)
+
+
+def _chat_segments(
+    row: Row, turns: list[dict], is_taught: list[bool], chat: Chat, eos: tuple[int, ...]
+) -> list[_Segment]:
+    text, spans = chat.spans(turns, is_taught, row.tools, row.where)
     segments: list[_Segment] = []
     done = 0
-    for start, end in spans:
-        said = text[start:end]
-        closing = next((token for token in specials if said.rstrip().endswith(token)), "")
-        if closing:  # the turn ends with its end token; white space behind it belongs to the template
-            said = said.rstrip()
-        elif tokenizer.eos_token and text.startswith(tokenizer.eos_token, end):  # left outside of the block
-            said, closing = said + tokenizer.eos_token, tokenizer.eos_token
-        segments.append(_Segment(text[done:start]))
-        segments.append(_Segment(said, True, len(said.removesuffix(closing).encode())))
-        done = start + len(said)
-    return [segment for segment in segments if segment.text]
-
-
-def _marked_spans(turns: list[dict], is_taught: list[bool], tokenizer: Any, where: str):
-    """The rendered text and its supervised [start, end) by the template's own `{% generation %}` blocks."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    def render():
-        return render_jinja_template(
-            conversations=[turns],
-            chat_template=tokenizer.get_chat_template(),
-            return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
-        )
-
-    [text], [spans] = _guarded(render, where)
-    taught = [flag for flag, turn in zip(is_taught, turns, strict=True) if turn["role"] == "assistant"]
-    if all(taught):
-        return text, spans
-    if len(spans) != len(taught):
-        raise _unclear(where, "marks not one block for each assistant turn")
-    return text, [span for span, flag in zip(spans, taught, strict=True) if flag]
-
-
-def _found_spans(turns: list[dict], is_taught: list[bool], tokenizer: Any, where: str):
-    """The rendered text and its supervised [start, end), from what the template adds turn by turn."""
-
-    def render(turns: list[dict], asks: bool = False) -> str:
-        def template() -> str:
-            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks)
-
-        return _guarded(template, where) if turns else ""
-
-    text = render(turns)
-    spans = []
-    for index in (index for index, taught in enumerate(is_taught) if taught):
-        said = (turns[index].get("content") or "").strip()
-        start = render(turns[:index], asks=True)
-        end = render(turns[: index + 1])
-        if not start or not text.startswith(start):
-            # a reasoning model's template may open a thought in the generation prompt that the answer lacks
-            start = render(turns[:index]) + _answer_frame(render)[0]
-        if not text.startswith(end):
-            # ... and may take the thought out of an answer, or its empty frame, once another turn follows
-            end = start + said + _answer_frame(render)[1]
-        if not start or not text.startswith(start) or not text.startswith(end):
-            raise _unclear(where, f"changes turn {index + 1} or what stands before it as others follow")
-        if _squeeze(said) not in _squeeze(text[len(start) : len(end)]):
-            raise _unclear(where, f"leaves out a part of turn {index + 1}, such as its thoughts")
-        spans.append((len(start), len(end)))
-    return text, spans
-
-
-def _answer_frame(render) -> tuple[str, str]:
-    """What the template puts before any answer (where its generation prompt agrees), and behind it."""
-    question, answer = [{"role": "user", "content": "?"}], "\u2603"
-    bare, asked = render(question), render(question, asks=True)
-    answered = render([*question, {"role": "assistant", "content": answer}])
-    pairs = zip(asked, answered, strict=False)
-    same = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return same[len(bare) :], answered.rpartition(answer)[2]
-
-
-def _squeeze(text: str) -> str:
-    return "".join(text.split())
-
-
-def _guarded(render, where: str):
-    import jinja2
-
-    try:
-        return render()
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        rule = "a conversation that it accepts"
-        raise BadInput(where, "refused by the chat template", rule, f"It says: {said}") from None
-
-
-def _unclear(where: str, why: str) -> BadInput:
-    remedy = "Put {% generation %} blocks into the template, or set data.template=plain."
-    rule = f"but the chat template {why}, so its answers cannot be told"
-    return BadInput(where, "a conversation", rule, remedy)
+    for span in spans:
+        said = text[span.start : span.end]
+        num_bytes = len(said.removesuffix(span.end_token).encode())
+        segments.append(_Segment(text[done : span.start]))
+        segments.append(_Segment(said, True, num_bytes, eos if span.adds_end else ()))
+        done = span.end
+    return [segment for segment in segments if segment.text or segment.end]
 
 
 def tokenizer_content(tokenizer: Any) -> str:

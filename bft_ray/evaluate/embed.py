@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bft_ray.data.tokenise import first_tokens
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.likelihood import cut_batches
 from bft_ray.evaluate.request import Context, Embed
@@ -56,7 +57,7 @@ def cut_texts(ids: Sequence[str], places: Sequence[str], texts: Sequence[str], c
         BadInput: a text without a token.
     """
     tokenizer = context.tokenizer
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos = first_tokens(tokenizer)
     room = context.data.max_length - len(bos)
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     names, sequences, owner = [], [], []

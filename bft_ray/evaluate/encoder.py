@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from bft_ray.errors import BadInput
+from bft_ray.model.named import encoder_folder
+from bft_ray.model.unreadable import READING, unreadable
 
 _NO_LIMIT = 10**6  # tokenizers without a length limit report a huge one
 
@@ -28,11 +30,12 @@ def check_encoder(encoder: str, field: str) -> None:
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    folder = encoder_folder(encoder, field)
     try:
-        config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
-        AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unreadable(encoder, field, error) from None
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except READING as error:
+        raise unreadable(field, encoder, folder, "encoder", error) from None
     if config.is_encoder_decoder:
         raise BadInput(field, encoder, "an encoder or a decoder, not a sequence-to-sequence model")
 
@@ -44,7 +47,8 @@ def encode_texts(encoder: str, texts: Sequence[str], batch_size: int = 32, field
     one without a token at all becomes the zero vector.
 
     Args:
-        encoder: folder or hub id of any model that `AutoModel` loads from safetensors; no code of its own is run.
+        encoder: folder or hub id of any model that `AutoModel` loads from safetensors (no code of its own is run), or
+            `minilm`: all-MiniLM-L6-v2 from its package.
 
     Raises:
         BadInput: an encoder that cannot be read.
@@ -53,11 +57,12 @@ def encode_texts(encoder: str, texts: Sequence[str], batch_size: int = 32, field
 
     check_encoder(encoder, field)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder = encoder_folder(encoder, field)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
-        model = AutoModel.from_pretrained(encoder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _unreadable(encoder, field, error) from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    except READING as error:
+        raise unreadable(field, encoder, folder, "encoder", error) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -84,13 +89,3 @@ def _encode(model: Any, tokenizer: Any, texts: list[str], device: str) -> torch.
     mask = inputs["attention_mask"][..., None].bool()
     mean = hidden.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)
     return torch.nn.functional.normalize(mean, dim=-1)
-
-
-def _unreadable(encoder: str, field: str, error: Exception) -> BadInput:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return BadInput(
-        field,
-        encoder,
-        f"a folder or hub id of a text encoder (safetensors): {reason}",
-        "Check the name and the network, or download it and give its folder.",
-    )

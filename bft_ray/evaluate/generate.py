@@ -25,10 +25,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from bft_ray.config import DataConfig
 from bft_ray.config.tasks import Decoding
-from bft_ray.data.rows import Row
-from bft_ray.data.tokenise import encode
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.likelihood import cut_batches
 from bft_ray.evaluate.request import Generate
@@ -53,7 +50,7 @@ def run_generate(
     Args:
         model: causal LM of transformers, with or without a peft adapter, on `device`.
         batch_tokens: prompt and new tokens of a batch at most, padding included; a longer row is a batch of its own.
-        eos_ids: tokens that end an answer; see `end_tokens`.
+        eos_ids: tokens that end an answer; see `bft_ray.model.ends`.
 
     Raises:
         BadInput: a prompt that fills the model's context, or vLLM asked for and not installed.
@@ -92,13 +89,6 @@ def check_engine(decoding: Decoding, field: str) -> None:
             "transformers where vLLM is not installed",
             "Install it (`pip install vllm`), or change this.",
         )
-
-
-def end_tokens(tokenizer: Any, data: DataConfig) -> list[int]:
-    """The end-of-text token, and the token that ends a turn in training, which a chat template may choose."""
-    last = encode(Row("", "", prompt="?", completion="!"), tokenizer, data).input_ids[-1]
-    closing = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    return sorted({tokenizer.eos_token_id} | ({last} & closing))
 
 
 def answer_key(seed: int, item: str, sample: int) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 
 from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import GenerationTask
-from bft_ray.data.rows import BadRow, Row, read_rows
+from bft_ray.data.rows import BadRow, Row, read_rows, source_of
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.generate import check_engine
@@ -46,7 +47,7 @@ def prepare(task: GenerationTask, context: Context) -> Prepared:
     """
     field = f"evaluation.tasks.{task.name}"
     check_engine(task.decoding, f"{field}.decoding.engine")
-    rows = read_prompts(SourceConfig(path=task.path, limit=task.limit), field)
+    rows = read_prompts(source_of(task), field)
     golds = [str(row.completion) for row in rows]
     for row, gold in zip(rows, golds, strict=True):
         if parse_answer(gold, task.answer) is None:
@@ -58,9 +59,8 @@ def prepare(task: GenerationTask, context: Context) -> Prepared:
                 f"Take the row out, or choose another {field}.answer.",
             )
     prompts = encode_prompts(rows, context)
-    ids = [row.id for row in rows]
-    request = Generate(ids, prompts, task.decoding, context.seed)
-    return Prepared([request], partial(_finish, task, ids, golds, context.tokenizer))
+    request = Generate([row.id for row in rows], prompts, task.decoding, context.seed)
+    return Prepared([request], partial(_finish, task, rows, golds, context.tokenizer))
 
 
 def parse_answer(text: str, answer: str) -> str | None:
@@ -78,7 +78,7 @@ def parse_answer(text: str, answer: str) -> str | None:
 
 
 def _finish(
-    task: GenerationTask, ids: list[str], golds: list[str], tokenizer: Any, answers: Sequence[list[list[np.ndarray]]]
+    task: GenerationTask, rows: list[Row], golds: list[str], tokenizer: Any, answers: Sequence[list[list[np.ndarray]]]
 ) -> Measured:
     scored = [
         [
@@ -94,9 +94,10 @@ def _finish(
         f"{task.name}/num_empty": sum(one["empty"] for one in every),
         f"{task.name}/num_unparsed": sum(one["unparsed"] for one in every),
         f"{task.name}/answer_tokens": float(np.mean(columns["answer_tokens"])),
-        f"{task.name}/num_items": float(len(ids)),
+        f"{task.name}/num_items": float(len(rows)),
     }
-    return Measured(summarise(task.name, headlines) | counts, column_records(ids, columns))
+    records = column_records([row.id for row in rows], columns, [row.group for row in rows])
+    return Measured(summarise(task.name, headlines) | counts, records)
 
 
 def _score(text: str, gold: str, answer: str) -> dict[str, float]:
@@ -130,13 +131,19 @@ def read_prompts(source: SourceConfig, field: str) -> list[Row]:
 
 
 def _with_gold_text(row: Row) -> Row:
-    if row.prompt is None or row.completion is None:
-        raise BadInput(row.where, "a row of messages or text", "a row of prompt and completion")
+    """The last turn of a conversation is its answer; thoughts before an answer are not compared."""
+    if row.text is not None:
+        raise BadInput(row.where, "a row of text", "a row of prompt and completion, or of messages")
     if isinstance(row.completion, str):
         return row
-    if len(row.completion) != 1 or row.completion[0]["role"] != "assistant":
-        raise BadInput(f"{row.where} completion", f"{len(row.completion)} turns", "one turn of the assistant")
-    return Row(row.id, row.where, prompt=row.prompt, completion=str(row.completion[0].get("content")))
+    turns = row.completion if row.messages is None else row.messages[-1:]
+    if not turns or len(turns) != 1 or turns[0]["role"] != "assistant" or not turns[0]["content"].strip():
+        rule = (
+            "one turn of the assistant with text" if row.messages is None else "a conversation that ends with an answer"
+        )
+        raise BadInput(f"{row.where} {'completion' if row.messages is None else 'messages'}", "no such answer", rule)
+    prompt = row.prompt if row.messages is None else row.messages[:-1]
+    return replace(row, prompt=prompt, completion=turns[0]["content"], messages=None)
 
 
 def encode_prompts(rows: Sequence[Row], context: Context) -> list[np.ndarray]:

@@ -27,9 +27,18 @@ def summarise(prefix: str, columns: Mapping[str, Sequence[float]]) -> dict[str, 
     return metrics
 
 
-def column_records(ids: Sequence[str], columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """One record an item, `id` and its numbers; what was not measured (NaN) is left out."""
+def column_records(
+    ids: Sequence[str], columns: Mapping[str, Sequence[float]], groups: Sequence[str | None] | None = None
+) -> list[dict[str, Any]]:
+    """One record an item: `id`, `group` where it has one, its numbers; what was not measured (NaN) is left out."""
     return [
-        {"id": name} | {key: float(column[i]) for key, column in columns.items() if not math.isnan(column[i])}
+        {"id": name}
+        | with_group(groups[i] if groups else None)
+        | {key: float(column[i]) for key, column in columns.items() if not math.isnan(column[i])}
         for i, name in enumerate(ids)
     ]
+
+
+def with_group(group: str | None) -> dict[str, str]:
+    """What related items share, for statistics over groups; nothing where an item has no group."""
+    return {} if group is None else {"group": group}

@@ -111,7 +111,9 @@ def _encode(
     """
     tokenizer = context.tokenizer
     rows = [
-        Row(item.row.id, item.row.where, item.row.prompt, task.prefix + name) for item in items for name in item.names
+        Row(item.row.id, item.row.where, item.row.prompt, task.prefix + name, tools=item.row.tools)
+        for item in items
+        for name in item.names
     ]
     encoded = iter(encode_batch(rows, tokenizer, context.data))
     alone = tokenizer(task.prefix.rstrip(), add_special_tokens=False)["input_ids"] if task.prefix.strip() else []
@@ -160,7 +162,9 @@ def _finish(task: NamesTask, items: list[_Item], candidates: list[str], tokenize
         if task.encoder is not None:
             columns |= _similarity_columns(task.encoder, names, golds, candidates)
         counts[f"{task.name}/num_empty"] = float(sum(not name for own in names for name in own))
-    return Measured(summarise(task.name, columns) | counts, column_records([item.row.id for item in items], columns))
+    rows = [item.row for item in items]
+    records = column_records([row.id for row in rows], columns, [row.group for row in rows])
+    return Measured(summarise(task.name, columns) | counts, records)
 
 
 def _choice_columns(items: Sequence[_Item], scores: Scores) -> dict[str, list[float]]:

@@ -96,7 +96,10 @@ def read_rubrics(task: RubricTask, field: str) -> list[RubricItem]:
         if name in seen:
             raise BadInput(f"{where} id", name, f"unique, but stands at {seen[name]} too")
         seen[name] = where
-        row = Row(name, where, prompt=_prompt(where, record.get("prompt")), completion="!")  # its place, not its text
+        prompt, group = _prompt(where, record.get("prompt")), record.get("group")
+        row = Row(
+            name, where, prompt=prompt, completion="!", group=None if group is None else str(group)
+        )  # ! for its place
         items.append(RubricItem(row, _criteria(where, record.get("rubric", record.get("rubrics")))))
     if not items:
         raise BadInput(f"{field}.path", task.path, "a file with rows; this one is empty")
@@ -171,7 +174,8 @@ def _finish(task: RubricTask, items: list[RubricItem], tokenizer: Any, answers: 
         f"{task.name}/num_empty": float(sum(not text.strip() for own in texts for text in own)),
         f"{task.name}/num_items": float(len(items)),
     }
-    return Measured(metrics, column_records([item.row.id for item in items], columns))
+    rows = [item.row for item in items]
+    return Measured(metrics, column_records([row.id for row in rows], columns, [row.group for row in rows]))
 
 
 def _ask(task: RubricTask, questions: list[Messages]) -> list[list[bool | None]]:

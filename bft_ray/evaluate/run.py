@@ -16,7 +16,9 @@ from typing import Any
 
 from bft_ray.config import Config
 from bft_ray.config.tasks import HarnessTask, Task
+from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
+from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.pool import answer_all
 from bft_ray.evaluate.request import Context, Measured, Prepared, Request
@@ -24,6 +26,7 @@ from bft_ray.evaluate.tasks import VALIDATION, choose, prepare_task
 from bft_ray.evaluate.text import prepare_dataset
 from bft_ray.evaluate.worker import answer, load
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.check import check_model
 from bft_ray.spread import spread
 
 _SHARDS_A_WORKER = 4  # so that a slow worker does not hold up the rest, and little is lost with a dead one
@@ -74,9 +77,14 @@ def evaluate_model(
             that cannot hold the workers.
         BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
-    prepared = prepare_all(config, prepare_context(config), names)
+    if out is not None:
+        check_out(out)
+    context = prepare_context(config)
+    check_model(config, context.tokenizer)
+    prepared = prepare_all(config, context, names)
     if not prepared:
-        raise BadInput("data.validation", [], "given, or else evaluation.tasks", "There is nothing to measure.")
+        remedy = "There is nothing to measure. For example evaluation.tasks: [{kind: choice, path: exam.jsonl}]."
+        raise BadInput("data.validation", [], "given, or else evaluation.tasks", remedy)
     metrics: dict[str, float] = {}
     records: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -97,7 +105,8 @@ def evaluate_model(
 
 def prepare_context(config: Config) -> Context:
     """What evaluators may use on the driver; BadInput where there is no tokenizer."""
-    return Context(load_tokenizer(config.model), config.data, config.evaluation.batch_tokens, config.seed)
+    tokenizer = load_tokenizer(config.model)
+    return Context(tokenizer, with_date(config.data, tokenizer), config.evaluation.batch_tokens, config.seed)
 
 
 def prepare_all(
@@ -107,7 +116,7 @@ def prepare_all(
     tasks, with_validation = choose(config.evaluation.tasks, names, bool(config.data.validation))
     prepared: dict[str, Prepared | HarnessTask] = {}
     if with_validation:
-        dataset = prepare(config.data.validation, context.tokenizer, config.data, "data.validation")
+        dataset = prepare(config.data.validation, context.tokenizer, context.data, "data.validation")
         prepared[VALIDATION] = prepare_dataset(dataset, VALIDATION, context)
     for task in tasks:
         prepared[task.name] = _prepared(task, context)

@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from bft_ray.config import DataConfig, SourceConfig
+from bft_ray.config import DataConfig
 from bft_ray.config.tasks import TextTask
 from bft_ray.data.dataset import IGNORED, TokenDataset
-from bft_ray.data.rows import BadRow, Row, read_rows
+from bft_ray.data.rows import BadRow, Row, read_rows, source_of
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.likelihood import LikelihoodSums
+from bft_ray.evaluate.means import with_group
 from bft_ray.evaluate.request import Context, Measured, Prepared, Score, Scores
 from bft_ray.stats.errors import ratio_error, with_error
 
@@ -40,6 +41,7 @@ class Text:
     tokens: np.ndarray
     is_scored: np.ndarray
     num_bytes: int
+    group: str | None = None
 
 
 def prepare(task: TextTask, context: Context) -> Prepared:
@@ -49,7 +51,7 @@ def prepare(task: TextTask, context: Context) -> Prepared:
         BadInput: no such file, a malformed row, or no row with text.
     """
     field = f"evaluation.tasks.{task.name}"
-    found = list(read_rows(SourceConfig(path=task.path, limit=task.limit), field))
+    found = list(read_rows(source_of(task), field))
     rows = [row for row in found if not isinstance(row, BadRow)]
     texts = list(_texts(rows, context.tokenizer, context.data))
     if not texts:
@@ -61,7 +63,9 @@ def prepare(task: TextTask, context: Context) -> Prepared:
 def prepare_dataset(dataset: TokenDataset, name: str, context: Context) -> Prepared:
     """The same of samples that are tokenised already."""
     texts = [
-        Text(own, np.array(dataset.tokens(i)), dataset.labels(i) != IGNORED, int(dataset.num_bytes[i]))
+        Text(
+            own, np.array(dataset.tokens(i)), dataset.labels(i) != IGNORED, int(dataset.num_bytes[i]), dataset.groups[i]
+        )
         for i, own in enumerate(dataset.ids)
     ]
     return prepare_texts(texts, name, context, {})
@@ -117,7 +121,7 @@ def _texts(rows: Iterable[Row], tokenizer: Any, config: DataConfig) -> Iterator[
         for row, encoded in zip(some, encode_batch(some, tokenizer, config), strict=True):
             if any(encoded.supervised):
                 tokens = np.array(encoded.input_ids, dtype=np.int32)
-                yield Text(row.id, tokens, np.array(encoded.supervised), encoded.num_bytes)
+                yield Text(row.id, tokens, np.array(encoded.supervised), encoded.num_bytes, row.group)
 
 
 def _measure(
@@ -139,8 +143,9 @@ def _measure(
             value, error = metrics[f"{name}/{metric}"], ratio_error(*parts)
             metrics |= with_error(f"{name}/{metric}", value, error, len(texts))
     records = [
-        {
-            "id": text.id,
+        {"id": text.id}
+        | with_group(text.group)
+        | {
             "nll": float(nll[i]),
             "num_tokens": int(num_tokens[i]),
             "num_correct": int(num_correct[i]),

@@ -35,7 +35,7 @@ def load(model: ModelConfig, data: DataConfig, batch_tokens: int, seed: int) -> 
     """
     import torch
 
-    from bft_ray.evaluate.generate import end_tokens
+    from bft_ray.model.ends import end_tokens
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(model, seed=seed).to(device).eval()

@@ -9,9 +9,10 @@ from bft_ray.metrics import format_value, is_judged
 
 _LOAD = {
     "adapter": """from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
+model.generation_config = GenerationConfig.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
     "model": """from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,30 +1,38 @@
-"""A causal language model and its tokenizer, from a folder, an object store, the hub or the package; with LoRA where
-asked.
+"""A causal language model and its tokenizer, from a folder, a GGUF file, an object store, the hub or a package; with
+LoRA where asked.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import LoraConfig, ModelConfig
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
+from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.lora import add_lora
+from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
+from bft_ray.model.unreadable import READING, unreadable
 
 if TYPE_CHECKING:
     import torch
 
-STARTER = "starter"
 
+def resolve_model(path: str, field: str = "model.path") -> str:
+    """`starter`, a model of a package (`smollm2`) or a GGUF file -> the folder with its safetensors; anything else as
+    it is.
 
-def resolve_model(path: str) -> str:
-    """`starter` -> the folder of the bundled model; anything else as it is."""
-    return str(resources.files("bft_ray") / "model" / "starter") if path == STARTER else path
+    Raises:
+        BadInput: the package is not installed, or the file cannot be converted.
+    """
+    if path == STARTER:
+        return starter_folder()
+    if path in MODELS:
+        return str(converted(find_packaged(path, MODELS[path], field), field))
+    return str(converted(Path(path), field)) if is_gguf(path) and not is_remote(path) else path
 
 
 def adapter_of(config: ModelConfig) -> tuple[str, str | None]:
@@ -44,14 +52,24 @@ def _names_of(config: ModelConfig) -> tuple[str, str | None]:
     path = _here(config.path, "model.path")
     described = Path(path) / "adapter_config.json"
     if config.adapter is None and described.is_file():
-        return json.loads(described.read_text())["base_model_name_or_path"], path
+        return _portable(json.loads(described.read_text())["base_model_name_or_path"]), path
     return config.path, config.adapter
+
+
+def _portable(base: str) -> str:
+    """The short name of a packaged model, where an adapter names the folder that it was converted to elsewhere."""
+    folder = Path(base)
+    if not folder.is_dir():
+        for name, model in MODELS.items():
+            if folder.name == entry_name(model.sha256):
+                return name
+    return base
 
 
 def _here(path: str, field: str) -> str:
     """A URI as a folder of this machine; anything else as `resolve_model` has it."""
     if not is_remote(path):
-        return resolve_model(path)
+        return resolve_model(path, field)
     try:
         return str(local_copy(path))
     except (OSError, ValueError) as error:  # pyarrow raises a different type for each store
@@ -76,8 +94,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
             revision=config.revision if source == base else None,
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
-        raise _unreadable(config, "tokenizer", error) from None
+    except Exception as error:  # tokenizers raises bare ones
+        raise unreadable("model.path", config.path, source, "tokenizer", error) from None
     if tokenizer.eos_token_id is None:
         raise BadInput(
             "model.path", config.path, "a model whose tokenizer has an end-of-text token", "Set its eos_token."
@@ -121,9 +139,10 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(config, "model", error) from None
-    if is_remote(name := _names_of(config)[0]):
+    except READING as error:
+        raise unreadable("model.path", config.path, base, "model", error) from None
+    name = _names_of(config)[0]
+    if is_remote(name):
         model.name_or_path = name  # peft writes it into adapters, and a copy's path means nothing elsewhere
     model.config.use_cache = False  # with a cache, packed neighbours leak into each other
     if config.gradient_checkpointing:
@@ -150,14 +169,3 @@ def _attach_adapter(model: Any, adapter: str) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return model
-
-
-def _unreadable(config: ModelConfig, what: str, error: Exception) -> BadInput:
-    logging.getLogger(__name__).debug("reading the %s failed", what, exc_info=error)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return BadInput(
-        "model.path",
-        config.path,
-        f"a folder or hub id with a readable {what} (safetensors): {reason}",
-        "Check the name and the network, or download the model and give its folder.",
-    )

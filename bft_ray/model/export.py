@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import ModelConfig
+from bft_ray.model.ends import generation_settings
 
 if TYPE_CHECKING:
     import torch
@@ -28,28 +29,50 @@ def export_model(
     from peft import PeftModel
 
     folder.mkdir(parents=True, exist_ok=True)
+    settings = generation_settings(model, tokenizer)
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder), state_dict=weights)
         if merge:
-            _merge_in_place(folder, config)
+            _merge_in_place(folder, config, settings)
     else:
         model.config.use_cache = True  # off while training only
+        model.generation_config = settings
         model.save_pretrained(str(folder), state_dict=weights)
         model.config.use_cache = False
+    settings.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft writes a template; the run's own card comes later
 
 
-def _merge_in_place(folder: Path, config: ModelConfig) -> None:
+def _merge_in_place(folder: Path, config: ModelConfig, settings: Any) -> None:
     """Turn an adapter folder into the folder of the merged model: W + alpha/rank * B A, in the base's dtype."""
     from bft_ray.model.causal_lm import load_model
 
     loaded: Any = load_model(config.model_copy(update={"path": str(folder), "adapter": None}))
+    _untie(loaded)
     merged = loaded.merge_and_unload()
     merged.config.use_cache = True
+    merged.generation_config = settings
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).unlink()
     merged.save_pretrained(str(folder))
+
+
+def _untie(loaded: Any) -> None:
+    """Give head and embedding a weight each, where they share one and an adapter changes one of them.
+
+    An adapter on either is not seen by the other. Merged into the shared weight it would change both.
+    """
+    causal = loaded.get_base_model()
+    parts = causal.get_input_embeddings(), causal.get_output_embeddings()
+    inner = [part.get_base_layer() if hasattr(part, "get_base_layer") else part for part in parts]
+    shared = inner[0].weight is inner[1].weight
+    if not shared or (parts[0] is inner[0] and parts[1] is inner[1]):
+        return
+    inner[1].weight = type(inner[1].weight)(inner[1].weight.detach().clone(), requires_grad=False)
+    for config in {id(each): each for each in (causal.config, causal.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
+    causal.tie_weights()  # with the config as it is now: nothing is tied, and nothing is left out when it is saved
 
 
 def exported_kind(folder: Path) -> str:

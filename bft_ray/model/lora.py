@@ -56,6 +56,7 @@ def check_targets(model: Any, config: LoraConfig) -> None:
 def linear_names(model: Any) -> list[str]:
     """Full names of the modules that can carry an adapter."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # a linear layer with its weight transposed: GPT-2
 
-    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
     return [name for name, module in model.named_modules() if isinstance(module, kinds)]

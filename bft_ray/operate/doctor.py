@@ -11,22 +11,31 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bft_ray.config import ClusterConfig, Config, SourceConfig
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadConfig, BadInput
 from bft_ray.operate.finding import Finding, alone, from_error
-from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machine, check_versions
+from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machine, check_places, check_versions
 from bft_ray.operate.nodes import check_cluster
+from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import bounded, check_server, first_line, redact
 
 NUM_ROWS = 200  # read of each source
+_READ_WHOLE = 32 << 20  # bytes of training data up to which the splits of a study are read whole
 _MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
 
 
-def diagnose(config: Config | None = None, *, ray_address: str | None = None, timeout_s: float = 90.0) -> list[Finding]:
+def diagnose(
+    config: Config | None = None,
+    *,
+    space: Path | None = None,
+    ray_address: str | None = None,
+    timeout_s: float = 90.0,
+) -> list[Finding]:
     """Run all checks: of this machine, and, with a config, of everything that it names.
 
     A check that fails, crashes or takes longer than `timeout_s` is a finding, and the others go on.
 
     Args:
+        space: a search space over the config, looked at where all else is fine.
         ray_address: look at this cluster instead of `config.cluster.address`.
     """
     cluster = config.cluster if config else ClusterConfig()
@@ -38,6 +47,7 @@ def diagnose(config: Config | None = None, *, ray_address: str | None = None, ti
         ("compiler", check_compiler),
         ("gpu", lambda: check_gpus(config, is_local=cluster_name is None)),
         ("machine", lambda: check_machine(cluster if config and cluster_name is None else None)),
+        ("home", check_places),
     ]
     if config is not None:
         checks += [
@@ -51,7 +61,10 @@ def diagnose(config: Config | None = None, *, ray_address: str | None = None, ti
         checks += [("ray", lambda: check_cluster(cluster, has_config=config is not None))]
     elif config is not None:
         checks += [("storage", lambda: check_storage(cluster))]
-    return [finding for name, check in checks for finding in _guarded(name, check, timeout_s)]
+    findings = [finding for name, check in checks for finding in _guarded(name, check, timeout_s)]
+    if space is not None and not exit_code(findings):  # it would tell the same faults again
+        findings += _guarded("space", lambda: check_space(space), timeout_s)
+    return findings
 
 
 def render(findings: Sequence[Finding]) -> str:
@@ -78,7 +91,7 @@ def _guarded(name: str, check: Callable[[], Iterable[Finding]], timeout_s: float
     except TimeoutError:
         remedy = "Something it reaches hangs: a network file system, a proxy, the hub (HF_HUB_OFFLINE=1 avoids it)."
         return [Finding(name, "fail", f"no answer within {timeout_s:g} s", remedy)]
-    except BadInput as error:
+    except (BadInput, BadConfig) as error:
         return [from_error(name, error)]
     except Exception as error:
         text = redact(f"{type(error).__name__}: {first_line(error)}")
@@ -135,45 +148,18 @@ def check_settings(config: Config) -> Iterable[Finding]:
 
 
 def check_model(config: Config) -> Iterable[Finding]:
-    """Config, tokenizer and the headers of the weights; LoRA targets against the architecture."""
-    from safetensors import SafetensorError, safe_open
-    from transformers import AutoConfig
-
+    """Tokenizer, configuration, headers of the weights, length and LoRA targets: as a run checks them."""
+    from bft_ray.model import check
     from bft_ray.model.causal_lm import adapter_of, load_tokenizer
-    from bft_ray.train.launch import check_lora
 
     tokenizer = load_tokenizer(config.model)
-    base, adapter = adapter_of(config.model)
-    try:
-        trust = config.model.trust_remote_code
-        described = AutoConfig.from_pretrained(base, revision=config.model.revision, trust_remote_code=trust)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        remedy = "Check the path, or the hub id, its access rights (HF_TOKEN) and the network."
-        raise BadInput("model.path", config.model.path, f"a model that transformers loads: {reason}", remedy) from None
-    for folder in filter(os.path.isdir, filter(None, (base, adapter))):
-        files = sorted(Path(folder).glob("*.safetensors"))
-        if not files:
-            remedy = "Convert it: save_pretrained of transformers writes safetensors."
-            raise BadInput("model.path", config.model.path, "a folder with *.safetensors weights", remedy)
-        for file in files:
-            try:
-                with safe_open(file, "numpy"):
-                    pass
-            except SafetensorError as error:
-                remedy = "It is cut off or damaged: copy or download it again."
-                raise BadInput(
-                    "model.path", str(file), f"a whole safetensors file: {first_line(error)}", remedy
-                ) from None
-    check_lora(config)
-    longest = getattr(described, "max_position_embeddings", None)
-    detail = f"{config.model.path}: {described.model_type}, {len(tokenizer)} tokens"
-    if not os.path.isdir(base):
+    notes = check.check_model(config, tokenizer)
+    detail = f"{config.model.path}: {check.describe(config).model_type}, {len(tokenizer)} tokens"
+    if not os.path.isdir(adapter_of(config.model)[0]):
         detail += "; the weights come from the hub when a run starts"
     yield Finding("model", "ok", detail)
-    if longest is not None and config.data.max_length > longest:
-        text = f"data.max_length is {config.data.max_length}, but the model was made for {longest} positions"
-        yield Finding("model", "fail", text, f"Set data.max_length={longest}.")
+    for note in notes:
+        yield Finding("model", "warn", note, "Change it, unless that is what you want.")
 
 
 def check_data(config: Config) -> Iterable[Finding]:
@@ -209,10 +195,32 @@ def _read_task(config: Config, name: str) -> str:
     return f"evaluation.tasks.{name}: read, {items} item{'s' if items != 1 else ''} to ask of the model"
 
 
+def check_space(path: Path) -> Iterable[Finding]:
+    """A search space beside the config: whether the two fit, and its splits, as a study looks at them."""
+    from bft_ray.config.study import load_study
+    from bft_ray.search.ready import look_at
+
+    space, base = load_study(path)
+    splits = [name for name in ("overrides", "test") if space.confirmation and getattr(space.confirmation, name)]
+    names = ", ".join(["search", *("confirmation" if name == "overrides" else name for name in splits)])
+    size = sum(Path(source.path).stat().st_size for source in base.data.train if Path(source.path).is_file())
+    if size > _READ_WHOLE:
+        text = f"{path.name} fits the config; `bft-ray search {path} --dry-run` reads its splits ({names})"
+        yield Finding("space", "ok", text)
+        return
+    told: list[str] = []
+    look_at(space, base, told.append)
+    yield Finding("space", "ok", f"{path.name} fits the config; its splits ({names}) are read, and differ")
+    for text in told:
+        if text.startswith("note"):
+            yield Finding("space", "warn", text.removeprefix("note: "), "Take such rows out of one of the two files.")
+
+
 def check_tracking(config: Config) -> Iterable[Finding]:
-    """The tracking server or database, as a run checks it."""
+    """The tracking server or database, and where artifacts go, as a run checks it."""
     check_server(config.tracking)
-    yield Finding("tracking", "ok", redact(config.tracking.uri))
+    place = check_artifacts(config.tracking, config.experiment)
+    yield Finding("tracking", "ok", f"{redact(config.tracking.uri)}; artifacts go to {place}")
 
 
 def check_storage(cluster: ClusterConfig) -> Iterable[Finding]:

@@ -12,7 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bft_ray.config import ClusterConfig, Config
+from bft_ray.data.cache import cache_folder
 from bft_ray.operate.finding import Finding
+from bft_ray.spread import session_option
 
 GIB = 1 << 30
 
@@ -106,6 +108,22 @@ def check_machine(cluster: ClusterConfig | None) -> Iterable[Finding]:
     else:
         detail = f"{cores} cores, but num_workers x cpus_per_worker = {need:g}"
         yield Finding("cpu", "fail", detail, f"Lower cluster.num_workers or cpus_per_worker to {cores} in all.")
+
+
+def check_places() -> Iterable[Finding]:
+    """A home, and room for the paths of Ray's sockets: what containers under any user id may lack."""
+    folder = cache_folder()
+    if Path("~").expanduser() in folder.parents and ".cache" in folder.parts:
+        yield Finding("home", "ok", f"{folder} can be written")
+    else:
+        remedy = "Set HOME to a folder that this user can write and that stays, or data.cache_dir."
+        detail = f"no home that can be written: tokenised data and what waits for MLflow go to {folder}"
+        yield Finding("home", "warn", detail, remedy)
+    option = session_option()
+    if option:
+        remedy = "Nothing to do; RAY_TMPDIR=FOLDER, with a short path, sends it elsewhere."
+        detail = f"the temporary folder has too long a name for sockets: a local Ray goes to {option['_temp_dir']}"
+        yield Finding("sockets", "warn", detail, remedy)
 
 
 def _memory_bytes() -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config
 from bft_ray.config.assign import config_of
-from bft_ray.config.cost import describe
+from bft_ray.config.cost import cost_of, describe
 from bft_ray.config.grid import representatives
 from bft_ray.config.study import find_space, load_study
 from bft_ray.errors import BadInput
@@ -20,8 +20,10 @@ from bft_ray.metrics import format_value
 from bft_ray.search.agenda import PARTS
 from bft_ray.search.database import DEFAULT_DATABASE, Database
 from bft_ray.search.drive import search
-from bft_ray.search.leaderboard import as_text, best, counts, expected_s, span, status_text, tuned
+from bft_ray.search.expect import local_slots, takes, untold
+from bft_ray.search.leaderboard import as_text, best, counts, expected_s, saved, span, status_text, tuned
 from bft_ray.search.lease import Owner
+from bft_ray.search.measure import measure as measured_on
 from bft_ray.search.ready import look_at
 from bft_ray.search.record import TrialRecord, mean
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, Store, studies
@@ -37,7 +39,15 @@ def database_url(given: str | None) -> str:
     return given or os.environ.get("STUDY_DATABASE") or DEFAULT_DATABASE
 
 
-def run_study(source: str, config: str | None, overrides: Sequence[str], database: str, *, profile: bool = True) -> str:
+def run_study(
+    source: str,
+    config: str | None,
+    overrides: Sequence[str],
+    database: str,
+    *,
+    profile: bool = True,
+    measure: bool = True,
+) -> str:
     """Run a study to its end, or go on with it; returns what was found.
 
     Raises:
@@ -46,7 +56,9 @@ def run_study(source: str, config: str | None, overrides: Sequence[str], databas
     space, base = load_study(source, config, overrides)
     if "_ray_pkg_" in os.getcwd():
         _require_outlasting(database, config_of(base, space, representatives(space, 1)[0]))
-    result = search(space, base, database, profile=profile)
+    if config is not None:
+        space = space.model_copy(update={"config": str(config)})  # as the commands that it prints name it
+    result = search(space, base, database, profile=profile, measure=measure)
     return result.text
 
 
@@ -76,15 +88,31 @@ def _require_outlasting(database: str, first: Config) -> None:
             raise BadInput(field, value, rule, remedy)
 
 
-def dry_run(source: str, config: str | None, overrides: Sequence[str]) -> str:
+def dry_run(
+    source: str,
+    config: str | None,
+    overrides: Sequence[str],
+    *,
+    measure: bool = True,
+    line: Callable[[str], None] = lambda text: None,
+) -> str:
     """What a study would run and cost; its data are read and tokenised, for the longest sample decides what is merged.
+
+    Args:
+        measure: time, disk and memory, on a few steps.
+        line: is told that this begins.
 
     Raises:
         BadInput, BadConfig: for everything that can be known before a worker starts.
     """
     space, base = load_study(source, config, overrides)
     facts = look_at(space, base)
-    return describe(space, base, facts.longest, facts.num_samples)
+    cost = cost_of(space, base, facts.longest, facts.samples_per_source)
+    lines = untold(space, cost, facts)
+    if measure:
+        found = measured_on(facts.first, line)
+        lines += takes(space, facts.first, cost, found, local_slots(facts.first.cluster))
+    return "\n".join([describe(space, base, facts.longest, facts.samples_per_source), "", *lines])
 
 
 def status_of(source: str | None, config: str | None, overrides: Sequence[str], database: str) -> str:
@@ -101,6 +129,9 @@ def status_of(source: str | None, config: str | None, overrides: Sequence[str], 
     with Database(database, make=False) as opened:
         look = _Look.at(Store.find(opened, name))
     text = [f"study    {name}, {look.state}" + ("" if look.is_driven or look.is_finished else _GO_ON)]
+    steps = {part: saved(records).trained for part, records in look.parts.items() if records}
+    each = ", ".join(f"{part} {count:,}" for part, count in steps.items())
+    text.append(f"steps    {sum(steps.values()):,} trained" + (f": {each}" if len(steps) > 1 else ""))
     for part, records in look.parts.items():
         if records or part == SEARCH:
             text += ["", f"--- {part}", _part_text(look, part, records)]
@@ -170,7 +201,7 @@ def _line(look: _Look) -> str:
         for part, records in look.parts.items()
         if records or part == SEARCH
     ]
-    top = best(look.parts[SEARCH], look.metric)
+    top = best([*look.parts[BASELINES], *look.parts[SEARCH]], look.metric)
     found = f", best {look.metric} {format_value(look.metric, top.value)}" if top and top.value is not None else ""
     return f"{look.name}  {look.state}  {', '.join(counted)}{found}"
 
@@ -186,6 +217,7 @@ def _part_text(look: _Look, part: str, records: Sequence[TrialRecord]) -> str:
         now=now,
         time_s=settings.get("space.budget.time_s") if part == SEARCH else None,
         rung_metric=settings.get("space.scheduler.metric") or look.metric,
+        baselines=look.parts[BASELINES] if part == SEARCH else (),
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,6 +65,29 @@ def to_text(profile: Profile) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([*profile.findings, "", *lines])
+
+
+def next_steps(profile: Profile, out: Path, beside: Path | None) -> str:
+    """For a terminal: the search space that the profile made or rewrote, what it lacks, and the next commands.
+
+    Args:
+        out: folder of the profile.
+        beside: the space that `bft-ray init` wrote for the config, whether or not this profile has rewritten it.
+    """
+    made = profile.rewritten
+    path = out / "search_space.yaml" if made is None else made.path
+    lines = [f"space     {path}"]
+    if made is not None and made.changes:
+        lines[0] += f" (rewritten; what it was: {path.name}.before)"
+        lines += [f"          {change}" for change in made.changes]
+    elif made is not None:
+        lines[0] += " (as it was: its windows, epsilons and caps are what this data calls for)"
+    elif beside is not None:
+        lines.append(f"          {beside} stays as it is: this profile is of other settings than its config's")
+    if made is None:
+        lines += [f"          {line[2:]}" for line in profile.proposal.splitlines() if line.startswith("# ")]
+    command = f"bft-ray search {shlex.quote(str(path))}"
+    return "\n".join([*lines, f"next      {command} --dry-run", f"          {command}"])
 
 
 def png(figure: Any) -> bytes:

@@ -9,21 +9,27 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bft_ray.config import Config, LossConfig, to_yaml
+from bft_ray.config.load import parse_yaml, read_yaml, validate
 from bft_ray.config.profile import ProfileConfig
+from bft_ray.config.space import SearchSpace
+from bft_ray.config.study import check_space
+from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.check import check_model
 from bft_ray.profile import tokens as files
 from bft_ray.profile.page import png, to_html
 from bft_ray.profile.pictures import PICTURES, draw
-from bft_ray.profile.propose import propose
+from bft_ray.profile.propose import parameters_for, propose
+from bft_ray.profile.rewrite import Rewritten, replaced, rewrite
 from bft_ray.profile.weights import (
     Setting,
     TokenLogps,
@@ -57,7 +63,9 @@ class Profile:
         ranks: rank correlations of the starting weights of `distinct`.
         drift: how far the weights have moved since an earlier profile, by setting's name; empty without one.
         findings: sentences.
+        parameters: what a search space varies on this data, as it declares it.
         proposal: a search space, YAML.
+        rewritten: the space that `bft-ray init` wrote, with these parameters; None where it stays as it is.
     """
 
     title: str
@@ -69,7 +77,9 @@ class Profile:
     ranks: np.ndarray
     drift: dict[str, dict[str, float]]
     findings: list[str]
+    parameters: dict[str, Any]
     proposal: str
+    rewritten: Rewritten | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -124,6 +134,7 @@ def profile_data(
     source: str = "starter",
     track: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    space: Path | None = None,
 ) -> Profile:
     """Profile `data.train` with `config.model`; write JSON, pictures and a page to `out`, and to MLflow.
 
@@ -132,18 +143,23 @@ def profile_data(
         source: recipe or file that the config came from: the proposed space names it, and fixes what differs from it.
         track: also record an MLflow run of kind `profile`.
         progress: called with (shards done, shards in all).
+        space: the search space that `bft-ray init` wrote for this config (`space_beside`): it is rewritten for what
+            was found, and is the proposal.
 
     Raises:
         BadInput: bad data or model, an earlier profile of other data, or one that `out` would overwrite, a server that
             does not answer.
     """
+    check_out(out)
     if against and out.resolve() == against.resolve():
         rule = "another folder than that of `against`, whose files would be overwritten"
         raise BadInput("out", str(out), rule, "Give --out a folder of its own.")
     if track:
         check_server(config.tracking)
     earlier = _earlier(against) if against else None
-    dataset = prepare(config.data.train, load_tokenizer(config.model), config.data, "data.train")
+    tokenizer = load_tokenizer(config.model)
+    check_model(config, tokenizer)
+    dataset = prepare(config.data.train, tokenizer, config.data, "data.train")
     if earlier is not None and earlier.ids != dataset.ids:
         raise BadInput("against", str(against), "a profile of the same data", "The samples differ.")
     began = time.perf_counter()
@@ -151,8 +167,12 @@ def profile_data(
     forward_s = time.perf_counter() - began
     title = f"{config.domain}, {model_label(config.model.path)}"
     profile = analyse(tokens, config.profile, title, config, source, earlier)
+    if space is not None:
+        profile = _rewriting(profile, space, config)
     profile.seconds.update({"forward": forward_s, "cached": float(cached)})
     write(profile, out)
+    if profile.rewritten is not None:
+        profile.rewritten.save()
     if track:
         _record(config, profile, out)
     return profile
@@ -176,6 +196,7 @@ def analyse(
     near = near_pairs(made, equal, settings.near)
     drift = _drift(made, earlier) if earlier is not None else {}
     rows = [{"name": setting.name} | setting.loss.model_dump(include=_FIELDS) | setting.figures() for setting in made]
+    parameters = parameters_for(config, made, equal, longest, windows)
     return Profile(
         title=title,
         tokens=tokens,
@@ -186,9 +207,22 @@ def analyse(
         ranks=rank_correlations([made[group[0]] for group in equal]),
         drift=drift,
         findings=_findings(tokens, windows, rows, equal, near, settings, drift),
-        proposal=propose(config, source, made, equal, longest, windows),
+        parameters=parameters,
+        proposal=propose(config, source, parameters, len(made[0].weight)),
         seconds={"windows": windows_s, "analysis": time.perf_counter() - began},
     )
+
+
+def _rewriting(profile: Profile, space: Path, config: Config) -> Profile:
+    """With the space of `init` as the proposal: the same text, its config named by the absolute path.
+
+    Raises:
+        BadConfig: the rewritten space does not fit the config, by what else stands in it.
+    """
+    rewritten = rewrite(space, profile.parameters)
+    named = space.with_name(read_yaml(space)["config"]).resolve()
+    check_space(validate(SearchSpace, parse_yaml(rewritten.text, str(space)), str(space)), config, str(space))
+    return replace(profile, proposal=replaced(rewritten.text, ("config",), str(named)), rewritten=rewritten)
 
 
 def write(profile: Profile, out: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from bft_ray.config import METHODS, Config, load_config
 from bft_ray.config.base import Section
+from bft_ray.config.measured import VALIDATION
+from bft_ray.data.tables import resolve_path
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.tracking.server import redact
 from bft_ray.train.launch import pin_paths
@@ -73,3 +75,29 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Section):
         return value.model_dump(mode="json")
     return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def path_measured(config: Config, metric: str) -> tuple[str, str]:
+    """(dotted field, path) of the one file that a metric is measured on; ("", "") where it is not one file's."""
+    of = metric.split("/")[0]
+    if of == VALIDATION:
+        sources = config.data.validation
+        return ("data.validation.0.path", sources[0].path) if len(sources) == 1 else ("", "")
+    for index, task in enumerate(config.evaluation.tasks):
+        if task.name == of and task.kind != "harness":
+            return f"evaluation.tasks.{index}.path", task.path
+    return "", ""
+
+
+def sibling(path: str, split: str) -> str | None:
+    """The file of another split that lies beside one of the validation split and is named like it:
+    `choices_validation.jsonl` -> `choices_test.jsonl`; None where there is none.
+    """
+    folder, slash, name = path.rpartition("/")
+    other = f"{folder}{slash}{name.replace('validation', split)}"
+    if other == path:
+        return None
+    try:
+        return other if Path(resolve_path(other)).is_file() else None
+    except BadInput:  # no such starter data
+        return None

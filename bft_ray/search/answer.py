@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,16 @@ import numpy as np
 from bft_ray.config import Config
 from bft_ray.config.assign import with_overrides
 from bft_ray.config.space import DEFAULT
-from bft_ray.errors import BftError
+from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.run import EvaluationResult, evaluate_model
 from bft_ray.metrics import higher_is_better
 from bft_ray.search.arms import Arm, arms_of, confirmed, plan_of
 from bft_ray.search.choose import Choice, Limit, choose
 from bft_ray.search.describe import TestResult
 from bft_ray.search.items import item_scores
-from bft_ray.search.leg import Leg
+from bft_ray.search.leg import Leg, Run
 from bft_ray.search.record import TrialRecord
+from bft_ray.search.standing import Items, compared
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, Store
 from bft_ray.search.study import Study, by_id
 from bft_ray.stats.paired import paired_difference
@@ -37,6 +39,7 @@ class Answer:
         config: its config, as it was trained for the weights below.
         weights: its first confirmation run's.
         test: of champion and default on the test split; None without one.
+        items: of a study that chooses nothing, the scores of the trials that it compares; see `Items`.
     """
 
     choice: Choice | None = None
@@ -44,6 +47,7 @@ class Answer:
     config: Config | None = None
     weights: str | None = None
     test: TestResult | None = None
+    items: Items = field(default_factory=dict)
 
 
 def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None] = lambda text: None) -> Answer:
@@ -57,7 +61,7 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
     """
     confirmation = study.space.confirmation
     if confirmation is None:
-        return Answer()
+        return Answer(items=_compared_items(study, parts))
     records = {part: parts[part].records() for part in (BASELINES, SEARCH, CONFIRMATION)}
     arms = {arm.name: arm for arm in arms_of(study.space, records[BASELINES], records[SEARCH])}
     limit = _limit(study, parts[SEARCH], next(iter(arms.values())), records, line)
@@ -73,6 +77,23 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
         test = _compare(study.space.objective.metric, champion.name, measured)
     _drop_others(study, records[CONFIRMATION], set(weights.values()))
     return Answer(choice, champion, pin_paths(config), weights[champion.name], test)
+
+
+def _compared_items(study: Study, parts: Mapping[str, Store]) -> dict[str, dict[int, dict[str, float]]]:
+    """Scores of the items of the best trial and of its rival, from the files of their runs; without those of which some
+    are gone, or whose metric has no figure of single items.
+    """
+    records = {part: parts[part].records() for part in (BASELINES, SEARCH)}
+    ran, metric = by_id([*records[BASELINES], *records[SEARCH]]), study.space.objective.metric
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for record in compared(records, metric):
+        folder = study.folder_of(ran[record.merged_with or record.id])
+        runs = {seed: Run.of(study.id, folder, seed) for seed in record.seeds}
+        with contextlib.suppress(BadInput):
+            scores = {seed: item_scores(metric, run.records) for seed, run in runs.items() if run is not None}
+            if len(scores) == len(runs):
+                found[record.id] = scores
+    return found
 
 
 def _config(study: Study, arm: Arm, records: Mapping[str, Sequence[TrialRecord]]) -> Config:

@@ -38,8 +38,10 @@ def describe_champion(champion: Champion, uri: str) -> str:
         "data": tags.get("data_fingerprint", ""),
         "run": f"{champion.run_id} (MLflow)",
         "model": f"{champion.source}, models:/{champion.name}/{champion.version}",
-        "train": f"bft-ray train --champion {champion.domain}{option}{note}",
-        "config": f"bft-ray best {champion.domain}{option} --yaml > {champion.domain}.yaml",
+        "config": f"bft-ray best {champion.domain}{option} --yaml > {champion.domain}.yaml{note}",
+        "before": f"bft-ray evaluate {champion.domain}.yaml --out before",
+        "train": f"bft-ray train --champion {champion.domain}{option}",
+        "evaluate": f"bft-ray evaluate {champion.domain}.yaml --model {shlex.quote(champion.source)} --against before",
     }
     return "\n".join(f"{name:<10}{text.strip()}" for name, text in rows.items() if text)
 

@@ -12,6 +12,8 @@ from bft_ray.config.space import SearchSpace
 from bft_ray.metrics import format_value, higher_is_better
 from bft_ray.search.leaderboard import Spread, as_markdown, metric_by, ranked, value_text
 from bft_ray.search.record import TrialRecord
+from bft_ray.search.standing import Items, Records, in_words, standing_of
+from bft_ray.search.store import BASELINES, SEARCH
 from bft_ray.stats.power import detectable
 
 
@@ -34,25 +36,38 @@ def single(space: SearchSpace) -> str | None:
     return next(iter(space.parameters)) if len(space.parameters) == 1 else None
 
 
-def verdict(search: Sequence[TrialRecord], space: SearchSpace) -> str:
-    """The first sentence of a study that nothing has confirmed, Markdown."""
-    metric = space.objective.metric
-    top = next(iter(ranked(search, metric)), None)  # a merged one too: the run may be a baseline's
+def verdict(records: Records, space: SearchSpace, items: Items | None = None) -> str:
+    """The first sentences of a study that nothing has confirmed, Markdown.
+
+    Args:
+        items: scores of the trials that `bft_ray.search.standing.compared` names; None: not known.
+    """
+    search, metric = records.get(SEARCH, ()), space.objective.metric
+    everything = [*search, *records.get(BASELINES, ())]
+    top = next(iter(ranked(everything, metric)), None)  # a merged one too: the run may be a baseline's
     if top is None or top.value is None:
         return f"**No trial has finished**: nothing can be said of {metric} yet."
     found = f"`{top.name or top.id}` has the best {metric}, {format_value(metric, top.value)}"
     if space.confirmation is not None:
         return f"**Not confirmed**: {found}, on the very data that picked it."
+    standing = standing_of(records, metric, items or {})
+    if standing is None:
+        return f"**{found}**; the study compares, and chooses no champion."
     setting = single(space)
     means = _ordered(search, metric, setting) if setting else []
-    if len(means) < 2:
-        return f"**{found}**; the study compares, and chooses no champion."
+    if setting is None or len(means) < 2:
+        return in_words(standing, metric)
+    beside = f" {in_words(standing, metric)}" if records.get(BASELINES) else ""
+    return _means(search, metric, setting, means) + beside
+
+
+def _means(search: Sequence[TrialRecord], metric: str, setting: str, means: Sequence[Spread]) -> str:
     first, last = means[0], means[-1]
     text = (
         f"**{setting} {value_text(first.at)} has the best mean {metric}, {format_value(metric, first.mean)}**; "
         f"the worst, {value_text(last.at)}, has {format_value(metric, last.mean)}"
     )
-    seen = reach(search, metric, setting or "")
+    seen = reach(search, metric, setting)
     if seen is None:
         return f"{text}: with one run each nothing tells that from noise."
     if seen.least == 0:

@@ -21,7 +21,7 @@ from bft_ray.search.store import Store
 from bft_ray.search.study import Study
 from bft_ray.stats.simultaneous import Comparison
 from bft_ray.tracking.begin import has_run
-from bft_ray.tracking.registry import register_champion
+from bft_ray.tracking.registry import NO_CHAMPION, register_champion
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import first_line, redact
 from bft_ray.train import storage
@@ -71,6 +71,8 @@ def conclude(
     """
     lacking = [] if describe_study(study, conductor, found, recorder) else ["the pictures"]
     tracker.log_text(json.dumps(as_json(found), indent=1), "choice.json")
+    if found.champion is None:
+        tracker.set_tags({NO_CHAMPION: _why_none(study, found)})
     champion = None
     try:
         champion = _register(study, store, found, tracker)
@@ -83,6 +85,7 @@ def conclude(
         found.test,
         domain=study.domain,
         uri=study.base.tracking.uri,
+        items=found.items,
     )
     if lacking:
         line(text)
@@ -91,6 +94,12 @@ def conclude(
             "trains nothing again."
         )
     return StudyResult(study.name, tracker.run_id, study.folder, text, champion)
+
+
+def _why_none(study: Study, found: Answer) -> str:
+    if study.space.confirmation is None:
+        return "its space has no `confirmation`, and only what fresh seeds and data have confirmed becomes a champion"
+    return found.choice.reason if found.choice is not None else "it chose nothing"
 
 
 def require_left(result: StudyResult, tracking: TrackingConfig, database: str) -> None:
@@ -121,7 +130,16 @@ def describe_study(study: Study, conductor: Conductor, found: Answer | None, rec
     choice, test = (found.choice, found.test) if found else (None, None)
     sizes = {} if study.num_samples is None else {"train": study.num_samples}
     return recorder.describe(
-        describe(parts, study.space, choice, test, domain=study.domain, sizes=sizes, uri=study.base.tracking.uri),
+        describe(
+            parts,
+            study.space,
+            choice,
+            test,
+            domain=study.domain,
+            sizes=sizes,
+            uri=study.base.tracking.uri,
+            items=found.items if found else None,
+        ),
         parts,
         draw(parts, study.space, choice),
     )

@@ -180,7 +180,7 @@ class Conductor:
             key=key,
             seeds=new.seeds,
             name=new.name,
-            planned_steps=self.study.planned_steps(config),
+            planned_steps=self.study.steps(config),
             space=self._space if new.part == SEARCH else None,
             twin=twin,
             because=why_equal(config, self._config(twin), self.study.longest) if twin else "",

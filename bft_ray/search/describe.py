@@ -28,6 +28,7 @@ from bft_ray.search.leaderboard import (
     value_text,
 )
 from bft_ray.search.record import TrialRecord
+from bft_ray.search.standing import Items, leader, standing_of, training_command
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.search.suggest import rung_metric
 
@@ -77,6 +78,7 @@ def describe(
     domain: str,
     sizes: Mapping[str, int] | None = None,
     uri: str = TrackingConfig().uri,
+    items: Items | None = None,
 ) -> str:
     """The note, Markdown: what won and by how much, the evidence, and how to use it.
 
@@ -87,14 +89,15 @@ def describe(
         domain: that the study stands under.
         sizes: what was measured or trained on -> its samples, such as `train`.
         uri: of the tracking server, for the commands.
+        items: scores of the trials that a study without a confirmation compares; None: not known.
     """
     search, metric = records.get(SEARCH, ()), space.objective.metric
     if choice is not None:
         first, _, evidence = explain(choice).partition("\n\n")
     else:
-        first, evidence = compare.verdict(search, space), compare.evidence(search, space)
-    settings, commands = _chosen(records, space, choice), _commands(domain, choice, uri)
-    before = [first, _few(space, choice), test and _test(test)]
+        first, evidence = compare.verdict(records, space, items), compare.evidence(search, space)
+    settings, commands = _chosen(records, space, choice), _commands(records, space, domain, choice, uri, items)
+    before = [first, _few(space, choice), test and _test(test), _unconfirmed(space)]
     if settings:
         before += ["#### Chosen settings", as_markdown([["field", "value"], *map(list, settings.items())])]
     before += ["#### Evidence" if evidence else "", evidence.strip()]
@@ -130,11 +133,10 @@ def conclusion(
     *,
     domain: str,
     uri: str = TrackingConfig().uri,
+    items: Items | None = None,
 ) -> str:
     """The end of a study for a terminal: 25 lines at most, of plain text (arguments: see `describe`)."""
-    first = (
-        explain(choice).partition("\n\n")[0] if choice is not None else compare.verdict(records.get(SEARCH, ()), space)
-    )
+    first = explain(choice).partition("\n\n")[0] if choice is not None else compare.verdict(records, space, items)
     lines = _wrapped(first) + _wrapped(_few(space, choice))
     if test is not None:
         lines += _wrapped(_test(test))
@@ -142,8 +144,8 @@ def conclusion(
     if settings:
         short = short_names(settings)
         lines += _wrapped("Settings: " + ", ".join(f"{short[name]} {value}" for name, value in settings.items()))
-    end = [_plain(_saved(records.get(SEARCH, ()))), ""]
-    end += [f"{command:<40} {what}" for command, what in _commands(domain, choice, uri)]
+    end = [_plain(_saved(records)), *_wrapped(_unconfirmed(space)), ""]
+    end += [f"{command:<40}  # {what}" for command, what in _commands(records, space, domain, choice, uri, items)]
     rows = _rows(records, space, choice)
     room = _LINES - len(lines) - len(end) - 2
     shown = ["", *as_text(rows[:room]).splitlines(), ""] if len(rows) > 1 and room > 1 else [""]
@@ -182,6 +184,16 @@ def _few(space: SearchSpace, choice: Choice | None) -> str:
     )
 
 
+def _unconfirmed(space: SearchSpace) -> str:
+    """That a study registers nothing, and what would; "" where it confirms."""
+    if space.confirmation is not None:
+        return ""
+    return (
+        "No confirmation, so no champion: with `confirmation` in the space (5 fresh seeds, data of its own) and another "
+        "`name`, the study tells whether this holds."
+    )
+
+
 def _chosen(records: Records, space: SearchSpace, choice: Choice | None) -> dict[str, str]:
     """Dotted field -> value of the champion; empty where there is none."""
     if choice is None or choice.champion is None:
@@ -215,7 +227,8 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
     setting = compare.single(space)
     if space.confirmation is None and setting is not None:
         return compare.rows(search, metric, setting)
-    return table(search, metric, rung_metric=rung_metric(space), limit=_TOP)
+    beside = list(tuned(records.get(BASELINES, ()), metric).values())
+    return table([*search, *beside], metric, rung_metric=rung_metric(space), limit=_TOP)
 
 
 # ---- how it came about -------------------------------------------------------------------------------------------------
@@ -239,7 +252,7 @@ def _searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[
         else "none"
     )
     lines.append(f"sampler {space.sampler.kind}, seed {space.sampler.seed}; early stops: {stops}")
-    lines.append(_saved(search))
+    lines.append(_saved(records))
     times = [(record.started, record.finished) for part in records.values() for record in part]
     begun, ended = [a for a, _ in times if a is not None], [b for _, b in times if b is not None]
     if begun and ended:
@@ -253,8 +266,9 @@ def _range(parameter: Any) -> str:
     return f"{value_text(parameter.low)} to {value_text(parameter.high)}" + (" (log)" if parameter.log else "")
 
 
-def _saved(search: Sequence[TrialRecord]) -> str:
-    found = saved(search)
+def _saved(records: Records) -> str:
+    """Of all parts: baselines and the confirmation are trained too."""
+    found = saved(record for part in records.values() for record in part)
     parts = [f"{found.trained:,} steps trained"]
     if found.num_merged:
         parts.append(f"{found.merged:,} saved by merging {_trials(found.num_merged)} with equal ones")
@@ -281,9 +295,18 @@ def _baselines(records: Records, space: SearchSpace) -> str:
     return as_markdown(rows)
 
 
-def _commands(domain: str, choice: Choice | None, uri: str) -> list[tuple[str, str]]:
+def _commands(
+    records: Records, space: SearchSpace, domain: str, choice: Choice | None, uri: str, items: Items | None
+) -> list[tuple[str, str]]:
+    """What to type next, each with what it does."""
     if choice is None or choice.champion is None:
-        return []
+        standing = standing_of(records, space.objective.metric, items or {})
+        if choice is not None or space.confirmation is not None or standing is None:
+            return []
+        record = leader(standing)
+        if record is None:
+            return []
+        return [(training_command(record, space), f"trains with {record.name or record.id}")]
     option, note = where(uri)
     return [
         (f"bft-ray best {domain}{option}", f"the chosen configuration{note}"),

@@ -10,17 +10,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bft_ray.config import Config, to_yaml
-from bft_ray.config.assign import with_overrides
-from bft_ray.config.grid import num_trials
+from bft_ray.config.assign import config_of, with_overrides
+from bft_ray.config.cost import cost_of
+from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
+from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
+from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.profile.run import log_files, profile_data
 from bft_ray.search.agenda import part_of, totals
 from bft_ray.search.answer import answer
 from bft_ray.search.conclude import StudyResult, conclude, describe_study, require_left
 from bft_ray.search.conductor import Conductor, legs_ahead
 from bft_ray.search.database import Database
+from bft_ray.search.expect import local_slots, takes, untold
 from bft_ray.search.live import Live
+from bft_ray.search.measure import measure as measured_on
+from bft_ray.search.packing import settle_packing
 from bft_ray.search.ready import Facts, look_at
 from bft_ray.search.recorder import Recorder, params_of
 from bft_ray.search.shared import require_shared
@@ -44,7 +50,13 @@ class Cancelled(BftError):
 
 
 def search(
-    space: SearchSpace, base: Config, database_url: str, *, profile: bool = True, live: Live | None = None
+    space: SearchSpace,
+    base: Config,
+    database_url: str,
+    *,
+    profile: bool = True,
+    measure: bool = True,
+    live: Live | None = None,
 ) -> StudyResult:
     """Run a study, or go on with it: baselines, search, confirmation, choice, test, registry.
 
@@ -52,6 +64,7 @@ def search(
         space, base: as `load_study` gives them.
         database_url: of the study: `sqlite:///FILE` or the address of a PostgreSQL.
         profile: also draw the window profile of the training data.
+        measure: say first what the study takes, measured on a few steps.
 
     Raises:
         BadConfig, BadInput: before any worker starts, for everything that can be known by then; also for a study that
@@ -66,6 +79,7 @@ def search(
         Database(database_url) as database,
         live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
     ):
+        base = _with_date(database, space, base)
         facts = look_at(space, pin_paths(base), shown.note)
         _require_a_node(facts.first)
         store = Store.create(database, space, base, facts.fingerprints)
@@ -78,13 +92,39 @@ def search(
             store.note("cancel", False)
             store.note("result", None)  # that of a smaller budget, if any
             # what was given with the command, such as tracking.uri, stands in the trials' config
+            _expect(store, space, base, facts, measure, shown.note)
             study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
             with connect(facts.first.cluster):
                 require_resources(facts.first.cluster)
                 require_shared(facts.first.cluster)
+                study, facts = settle_packing(study, facts, store, shown.note)
                 if profile:
                     _profile(study, facts.first, shown.note)
                 return _run(study, store, facts.first, shown)
+
+
+def _expect(
+    store: Store, space: SearchSpace, base: Config, facts: Facts, measure: bool, line: Callable[[str], None]
+) -> None:
+    """Say what the study will not tell, and what it takes; measured once, when it begins."""
+    cost = cost_of(space, base, facts.longest, facts.samples_per_source)
+    for text in untold(space, cost, facts):
+        line(text)
+    if not measure or store.records():
+        return
+    for text in takes(space, facts.first, cost, measured_on(facts.first, line), local_slots(facts.first.cluster)):
+        line(text)
+
+
+def _with_date(database: Database, space: SearchSpace, base: Config) -> Config:
+    """The base config with the date that a chat template gets in all trials: that of the study's first start."""
+    first = config_of(base, space, representatives(space, 1)[0])
+    began = None
+    with contextlib.suppress(BadInput):  # there is no such study yet
+        settings = Store.find(database, f"{space.name}/{space.domain or base.domain}").notes().get("settings", {})
+        began = settings.get("config.data.date")
+    dated = with_date(first.data, load_tokenizer(first.model), began)
+    return base.model_copy(update={"data": base.data.model_copy(update={"date": dated.date})})
 
 
 def _require_a_node(first: Config) -> None:
@@ -102,7 +142,7 @@ def _study(store: Store, space: SearchSpace, base: Config, facts: Facts) -> Stud
         store.note("id", found := uuid.uuid4().hex)
     name = f"{space.name}-{found[:8]}"  # another study of this name, in another database, has another one
     folder = storage.join(facts.first.cluster.storage_path, "studies", space.domain or base.domain, name)
-    return Study(found, space, base, facts.longest, facts.num_samples, folder)
+    return Study(found, space, base, facts.longest, facts.samples_per_source, folder)
 
 
 def _finished(store: Store, space: SearchSpace) -> StudyResult | None:

@@ -151,6 +151,7 @@ def table(
     """The leaderboard: a head and one row a trial, as `ranked`.
 
     Args:
+        records: of the search; among them baselines, which their names tell apart.
         limit: at most so many trials.
     """
     order = ranked(records, metric, rung_metric)[:limit]
@@ -168,7 +169,7 @@ def table(
     ]
     rows = []
     for place, record in enumerate(order, 1):
-        row = [str(place) if record.state == "complete" else "", str(record.number)]
+        row = [str(place) if record.state == "complete" else "", _which(record)]
         row += [value_text(record.assignment.get(name, "")) for name in settings]
         row.append(format_value(metric, record.value) if record.value is not None else "")
         if several:
@@ -176,6 +177,11 @@ def table(
             row.append(f"{statistics.stdev(runs):.2g}" if record.value is not None and len(runs) > 1 else "")
         rows.append([*row, str(record.num_steps), _remark(record, rung_metric or metric)])
     return [head, *rows]
+
+
+def _which(record: TrialRecord) -> str:
+    """The number of a trial, or the name of a baseline."""
+    return f"baseline {record.extra['baseline']}" if "baseline" in record.extra else str(record.number)
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
@@ -202,10 +208,12 @@ def status_text(
     time_s: float | None = None,
     rung_metric: str | None = None,
     limit: int = 10,
+    baselines: Sequence[TrialRecord] = (),
 ) -> str:
-    """How a study stands: progress, what is left of its budget, the expected end, the best trials.
+    """How a part of a study stands: progress, what is left of its budget, the expected end, the best trials.
 
     Args:
+        baselines: of the study: each stands in the table at its best, and may be the best of all.
         num_trials: that the study will propose.
         now: seconds since 1970.
         time_s: no trial starts after so many seconds in which trials ran; None: no limit.
@@ -223,14 +231,16 @@ def status_text(
     end = expected_s(records, num_trials, now)
     if done < num_trials and end is not None:
         lines.append(f"end      expected in {span(end)}")
-    top = best(records, metric)
+    beside = list(tuned(baselines, metric).values())
+    top = best([*beside, *records], metric)
     if top is not None and top.value is not None:
         settings = " ".join(f"{name}={value_text(value)}" for name, value in top.assignment.items())
-        lines.append(f"best     {metric} {format_value(metric, top.value)}: trial {top.number}, {top.name or settings}")
+        which = _which(top) if "baseline" in top.extra else f"trial {top.number}"
+        lines.append(f"best     {metric} {format_value(metric, top.value)}: {which}, {top.name or settings}")
     failed = [record for record in records if record.state == "failed" and not record.merged_with]
     lines += [f"failed   trial {record.number}: {record.reason}" for record in failed[:3]]
-    if records:
-        lines += ["", as_text(table(records, metric, rung_metric=rung_metric, limit=limit))]
+    if records or beside:
+        lines += ["", as_text(table([*records, *beside], metric, rung_metric=rung_metric, limit=limit))]
     return "\n".join(lines)
 
 

@@ -30,12 +30,10 @@ class _Part:
     Args:
         total: trials that it will have; 0: not known.
         told: numbers of the finished trials that have been told.
-        best: of the complete ones.
     """
 
     total: int = 0
     told: set[int] = field(default_factory=set)
-    best: float | None = None
 
 
 class Live:
@@ -53,6 +51,7 @@ class Live:
         self._stream = stream or sys.stderr
         self._parts: dict[str, _Part] = {}
         self._part = ""
+        self._best: float | None = None  # of baselines and search, which are measured on the same data
         self._records: dict[str, tuple[TrialRecord, ...]] = {}
         self._slots, self._now = 0, (0.0, 0.0)  # that the driver gave, and the clock's when it did
         self._begun = self._entered = 0.0
@@ -130,8 +129,8 @@ class Live:
         part = self._parts[name]
         part.told.update(record.number for record in earlier)
         top = best(earlier, self._metric)
-        if top is not None:
-            part.best = top.value
+        if top is not None and name != CONFIRMATION:
+            self._is_best(top)
         if earlier:
             text = f"[{name} {self._done(name)}] finished before"
             self.note(text + (f", best {self._value(top)} with {_label(top)}" if top and name != CONFIRMATION else ""))
@@ -143,8 +142,7 @@ class Live:
         text: str = record.status
         if record.status == "complete" and record.value is not None:
             text += f", {self._value(record)}"
-            if name != CONFIRMATION and (part.best is None or is_better(self._metric, record.value, part.best)):
-                part.best = record.value
+            if name != CONFIRMATION and self._is_best(record):
                 text += " (best so far)"
         elif record.status == "pruned" and record.last_rung is not None:
             step, value = record.last_rung
@@ -155,6 +153,14 @@ class Live:
             text += f": {' '.join(record.reason.split())}"
         if self._console is None or record.status == "failed":
             self.note(f"[{name} {self._done(name)}] {_label(record)}: {text}")
+
+    def _is_best(self, record: TrialRecord) -> bool:
+        """Whether it is better than all before it, which it is from now on."""
+        value = record.value
+        if value is None or (self._best is not None and not is_better(self._metric, value, self._best)):
+            return False
+        self._best = value
+        return True
 
     def _done(self, name: str) -> str:
         part = self._parts[name]
@@ -216,16 +222,19 @@ class Live:
         return f"{text}, {running} running, {total - done - running} to come, {self._slots} at a time"
 
     def _rows(self, own: Sequence[TrialRecord]) -> Iterator[tuple[str, list[str]]]:
-        """Style and cells: the best baseline, the top of this part, and what runs."""
+        """Style and cells: each baseline at its best, the top of the search, and what runs."""
         if self._part == CONFIRMATION:  # on data of its own: not beside values of the search
             yield from self._arms(own)
         else:
-            baselines = tuned(self._records.get(BASELINES, ()), self._metric) if self._part == SEARCH else {}
-            for record in list(baselines.values())[:1]:
-                yield "yellow", self._row("best baseline", record)
-            finished = [record for record in own if record.state in ("complete", "pruned")]
+            baselines = list(tuned(self._records.get(BASELINES, ()), self._metric).values())
+            search = self._records.get(SEARCH, ())
+            top = best([*baselines, *search], self._metric)
+            for record in baselines:
+                is_top = record is top
+                yield "bold green" if is_top else "yellow", self._row("best so far" if is_top else "baseline", record)
+            finished = [record for record in search if record.state in ("complete", "pruned")]
             for place, record in enumerate(ranked(finished, self._metric, self._rung_metric)[:_TOP], 1):
-                title, style = ("best so far", "bold green") if place == 1 else (str(place), "")
+                title, style = ("best so far", "bold green") if record is top else (str(place), "")
                 if record.state == "pruned":
                     title, style = "", "dim"
                 yield style, self._row(title, record)

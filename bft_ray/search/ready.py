@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from bft_ray.config import Config
 from bft_ray.config.assign import config_of, with_overrides
@@ -13,14 +11,16 @@ from bft_ray.config.grid import representatives
 from bft_ray.config.measured import VALIDATION
 from bft_ray.config.space import SearchSpace
 from bft_ray.data.dataset import TokenDataset, prepare
-from bft_ray.data.tables import resolve_path
+from bft_ray.errors import BadInput
+from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
-from bft_ray.search.base_weights import weights_fingerprint
+from bft_ray.model.check import check_model
 from bft_ray.search.splits import Rows, check_splits, items_of, rows_of
+from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import check_server
 from bft_ray.train import storage
-from bft_ray.train.checkpoint import checksum
-from bft_ray.train.launch import PATHS, check_lora, check_tasks, pin_paths
+from bft_ray.train.launch import check_tasks, pin_paths
+from bft_ray.train.record import files_fingerprint
 
 #: parameters of these sections make other tokens of the same rows
 _TOKENISING = ("data.train", "data.template", "data.max_length", "data.too_long", "model.")
@@ -32,14 +32,16 @@ class Facts:
 
     Args:
         first: the first trial's config: what all of them need of a worker and of the data.
-        longest, num_samples: see `Study`; None where trials differ in it.
+        longest, samples_per_source: see `Study`; None where trials differ in it.
         fingerprints: use -> fingerprint of its data, `model`: of the base weights; part of what the study is.
+        num_items: search, confirmation, test -> items that the objective is measured on, where they are rows of a file.
     """
 
     first: Config
     longest: int | None
-    num_samples: int | None
+    samples_per_source: tuple[int, ...] | None
     fingerprints: dict[str, str]
+    num_items: Mapping[str, int] = field(default_factory=dict)
 
 
 def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lambda text: None) -> Facts:
@@ -55,13 +57,15 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
     first = pin_paths(config_of(base, space, representatives(space, 1)[0]))
     storage.check_writable(first.cluster.storage_path)
     check_server(first.tracking)
-    check_lora(first)
+    check_artifacts(first.tracking, first.experiment)
     splits = {"search": first}
     if space.confirmation is not None:
         splits["confirmation"] = pin_paths(with_overrides(first, space.confirmation.overrides, "confirmation"))
         if space.confirmation.test:
             splits["test"] = pin_paths(with_overrides(first, space.confirmation.test, "confirmation.test"))
     tokenizer = load_tokenizer(first.model)
+    for note in check_model(first, tokenizer):
+        line(f"note: {note}")
     train = prepare(first.data.train, tokenizer, first.data, "data.train")
     line(f"train data: {_brief(train)}")
     fingerprints = {"train": train.fingerprint, "model": weights_fingerprint(first.model)}
@@ -75,26 +79,28 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
             if measured == VALIDATION:
                 rows[split] = rows_of(dataset)
         check_tasks(config)
-        fingerprints |= {f"{split}.{task.name}": _fingerprint(task.model_dump()) for task in config.evaluation.tasks}
+        fingerprints |= {
+            f"{split}.{task.name}": files_fingerprint(task.model_dump()) for task in config.evaluation.tasks
+        }
         for task in config.evaluation.tasks:
             if task.name == measured:
                 rows[split] = items_of(task)
     check_splits(space.objective.metric, rows, rows_of(train) if measured == VALIDATION else {}, line)
-    varies = any(name.startswith(_TOKENISING) for name in space.parameters)
-    longest, count = int(train.num_supervised.max()), len(train)
-    return Facts(first, None if varies else longest, None if varies else count, fingerprints)
+    varies = any(name.startswith(_TOKENISING) and not name.endswith(".ratio") for name in space.parameters)
+    longest, samples = int(train.num_supervised.max()), train.samples_per_source
+    _require_items(space, rows)
+    num_items = {split: len(own) for split, own in rows.items() if own}
+    return Facts(first, None if varies else longest, None if varies else samples, fingerprints, num_items)
+
+
+def _require_items(space: SearchSpace, rows: Mapping[str, Rows]) -> None:
+    """Raise BadInput for a split of one item: trials are compared by item, and one has no spread."""
+    for split, own in rows.items():
+        if len(own) == 1:
+            rule = f"at least 2, to compare {space.objective.metric} item by item"
+            raise BadInput(f"items of the {split} data", 1, rule, "Give it more rows.")
 
 
 def _brief(dataset: TokenDataset) -> str:
     """The first line of its report."""
     return dataset.report.to_text().partition("\n")[0]
-
-
-def _fingerprint(task: dict) -> str:
-    """Of the content of a task's local files; "" where it has none."""
-    found = []
-    for name in sorted(PATHS & set(task)):
-        path = Path(resolve_path(str(task[name]))) if task[name] else None
-        if path is not None and path.is_file():
-            found.append(checksum(path))
-    return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else ""

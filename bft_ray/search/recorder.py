@@ -58,8 +58,8 @@ class Recorder:
                     self._end(record)
 
     def _count(self, record: TrialRecord) -> None:
-        if record.part == SEARCH:
-            self._num_ended += 1
+        if record.part != CONFIRMATION:  # baselines count: what is best so far is best of both
+            self._num_ended += record.part == SEARCH
             value, metric = record.value, self._study.space.objective.metric
             if value is not None and (self._best is None or is_better(metric, value, self._best)):
                 self._best = value
@@ -170,6 +170,7 @@ def params_of(study: Study, first: Config) -> dict[str, Any]:
         "scheduler": study.space.scheduler.kind,
         "deterministic": study.space.deterministic,
         "model.path": _short(first.model.path),
+        "data.packing": first.data.packing,
         "data.train": ", ".join(_short(source.path) for source in first.data.train),
     }
     return params | {f"search.{name}": _range(parameter) for name, parameter in study.space.parameters.items()}

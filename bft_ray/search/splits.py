@@ -4,50 +4,47 @@ or in part, confirms nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
 from typing import Any
 
-import numpy as np
-
+from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import Task
 from bft_ray.data.dataset import TokenDataset
+from bft_ray.data.rows import Row, question_key, read_choices, read_rows, row_key, source_of, text_key
 from bft_ray.data.tables import read_table
 from bft_ray.errors import BadInput
 
-#: hash of a row -> its id
-Rows = Mapping[bytes, str]
-#: kind of task -> columns of what is asked, in which an item may not stand in two splits
-_ASKED = {
-    "text": ("text", "messages", "prompt", "completion"),
-    "choice": ("context", "question", "choices"),
-    "pairs": ("gene_a", "gene_b"),
-    "embedding_pairs": ("gene_a", "gene_b"),
-    "generation": ("prompt",),
-    "names": ("prompt",),
-    "rubric": ("prompt",),
-}
+#: key of a row -> its id
+Rows = Mapping[str, str]
+#: kind of task -> columns of what is asked, in which an item may not stand in two splits; of others see `_key`
+_ASKED = {"pairs": ("gene_a", "gene_b"), "embedding_pairs": ("gene_a", "gene_b"), "rubric": ("prompt",)}
 _FIELDS = {"search": "data", "confirmation": "confirmation.overrides", "test": "confirmation.test"}
 _NUM_IDS = 3  # that an error or a note names
 _TOLERATED = 0.01  # of a split's rows: some published test sets hold that many rows of their validation sets
 
 
 def rows_of(dataset: TokenDataset) -> Rows:
-    """Of tokenised samples: what is read, and what of it is supervised."""
-    return {
-        _hash(np.concatenate([dataset.tokens(place), dataset.labels(place)]).tobytes()): own
-        for place, own in enumerate(dataset.ids)
-    }
+    """Of tokenised samples: all that their rows held, but for Unicode form, case and white space."""
+    return dict(zip(dataset.keys, dataset.ids, strict=True))
 
 
 def items_of(task: Task) -> Rows:
     """Of a task's file; empty for a task of lm-evaluation-harness, whose names say what is measured."""
     if task.kind == "harness":
         return {}
+    field = f"evaluation.tasks.{task.name}"
+    if task.kind == "choice":
+        return {row_key(row): row.id for row in read_choices(source_of(task), field)}
+    if task.kind in ("text", "generation", "names"):
+        if task.kind == "names":
+            source = SourceConfig(path=task.path, limit=task.limit, columns={"completion": "gold_name"})
+        else:
+            source = source_of(task)
+        key = row_key if task.kind == "text" else question_key
+        return {key(row): row.id for row in read_rows(source, field) if isinstance(row, Row)}
     columns = (task.genes,) if task.kind == "cells" else _ASKED[task.kind]
-    table = read_table(task.path, limit=task.limit, field=f"evaluation.tasks.{task.name}")
-    return {_hash(_asked(record, columns)): str(record.get("id", where)) for where, record in table}
+    table = read_table(task.path, limit=task.limit, field=field)
+    return {_key(record, columns): str(record.get("id", where)) for where, record in table}
 
 
 def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: Callable[[str], None]) -> None:
@@ -77,15 +74,7 @@ def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: C
             line(f"note: {what} ({which})")
 
 
-def _asked(record: Mapping[str, Any], columns: tuple[str, ...]) -> bytes:
-    """As text that the order of options, or of the two genes of a pair, does not change."""
-    values = {name: record[name] for name in columns if record.get(name) is not None}
-    if columns == _ASKED["pairs"]:
-        return json.dumps(sorted(map(str, values.values()))).encode()
-    if isinstance(choices := values.get("choices"), list):
-        values["choices"] = sorted(map(str, choices))
-    return json.dumps(values, sort_keys=True, default=str).encode()
-
-
-def _hash(content: bytes) -> bytes:
-    return blake2b(content, digest_size=16).digest()
+def _key(record: Mapping[str, Any], columns: tuple[str, ...]) -> str:
+    """Of the text that is asked, which the order of the two genes of a pair does not change."""
+    values = [record.get(name) for name in columns]
+    return text_key(sorted(map(str, values)) if columns == _ASKED["pairs"] else values)

@@ -8,8 +8,8 @@ from typing import Any
 
 from bft_ray.config import Config
 from bft_ray.config.assign import baseline_config, config_of, with_overrides
-from bft_ray.config.cost import steps_of
 from bft_ray.config.space import Asha, SearchSpace
+from bft_ray.config.steps import steps_if_known
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.train import storage
@@ -32,7 +32,7 @@ class Study:
         id: unique, and the same for all drivers of it.
         space, base: the search space, and the config that it varies.
         longest: supervised tokens of the longest training sample; None: trials differ in it, or it is not known.
-        num_samples: training samples; None: trials differ in it.
+        samples_per_source: training samples that each source gives; None: trials differ in it.
         folder: of its files, shared by all nodes.
     """
 
@@ -40,12 +40,17 @@ class Study:
     space: SearchSpace
     base: Config
     longest: int | None
-    num_samples: int | None
+    samples_per_source: tuple[int, ...] | None
     folder: str
 
     @property
     def domain(self) -> str:
         return self.space.domain or self.base.domain
+
+    @property
+    def num_samples(self) -> int | None:
+        """Training samples; None: trials differ in it."""
+        return None if self.samples_per_source is None else sum(self.samples_per_source)
 
     @property
     def name(self) -> str:
@@ -73,12 +78,7 @@ class Study:
 
     def steps(self, config: Config) -> int | None:
         """Optimizer steps of a run; None where only the run itself can tell."""
-        return steps_of(config, self.num_samples)
-
-    def planned_steps(self, config: Config) -> int | None:
-        """As `steps`, where that is exact: sources with a ratio change the length of an epoch."""
-        exact = config.schedule.steps is not None or all(source.ratio == 1 for source in config.data.train)
-        return self.steps(config) if exact else None
+        return steps_if_known(config, self.samples_per_source)
 
     def rungs(self, part: str, config: Config) -> tuple[int, ...]:
         """Steps after which a trial may be stopped: only trials of the search are."""

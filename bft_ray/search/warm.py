@@ -18,10 +18,10 @@ from bft_ray.config import Config, ModelConfig
 from bft_ray.config.tasks import HarnessTask
 from bft_ray.data.dataset import prepare
 from bft_ray.data.tables import resolve_path
-from bft_ray.evaluate.generate import end_tokens
 from bft_ray.evaluate.request import Context, Prepared
 from bft_ray.evaluate.run import prepare_all
 from bft_ray.model.causal_lm import adapter_of, attach, load_base, load_tokenizer, resolve_model
+from bft_ray.model.ends import end_tokens
 from bft_ray.model.lora import remove_adapters
 from bft_ray.train.loop import Data
 

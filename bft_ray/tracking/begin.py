@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.tracking.resume import MAY_CHANGE
 from bft_ray.tracking.sender import patiently
 from bft_ray.tracking.server import absolute_uri, connect, redact, sqlite_path
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
 RUN_KEY, REASON = "bft.run_key", "bft.reason"
 LONGEST_VALUE = 6000  # characters of a param: MLflow cuts longer ones
-
-#: Params that may differ when a run goes on, because results do not depend on them.
-MAY_CHANGE = ("cluster.", "tracking.", "data.cache_dir", "data.micro_batch", "evaluation.batch_tokens")
 
 
 class NewParams(NamedTuple):

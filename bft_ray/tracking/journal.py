@@ -7,26 +7,19 @@ import fcntl
 import json
 import logging
 import os
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from bft_ray.data.cache import cache_folder
 
 _log = logging.getLogger(__name__)
 
 
 def spool_folder() -> Path:
     """Default folder of the journals: local, private, outlives a killed process."""
-    for folder in (
-        Path.home() / ".cache" / "bft_ray" / "spool",
-        Path(tempfile.gettempdir()) / f"bft_ray_{os.getuid()}",
-    ):
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if os.access(folder, os.W_OK | os.X_OK):
-                return folder
-    return Path(tempfile.mkdtemp(prefix="bft_ray_"))
+    return cache_folder("spool")
 
 
 class Journal:

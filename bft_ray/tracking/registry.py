@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "champion"
+NO_CHAMPION = "bft.no_champion"  # tag of a study's run: why it has registered nothing
 STUDY_ID, SOURCE = "bft.study_id", "bft.source"
 _CONFIG, _DIGEST = "bft.config", "bft.config_digest"  # artifact of the run that holds the config; what is in it
 _CROWNED = "bft.crowned"  # tag: the version has been given the alias once; who moves it away later means it
@@ -112,9 +114,8 @@ def find_champion(tracking: TrackingConfig, domain: str, version: str | None = N
     if version is None:
         if domain not in champions:
             rule = f"a domain with a champion at {redact(uri)}: {', '.join(sorted(champions)) or 'there are none yet'}"
-            raise BadInput(
-                "domain", domain, rule, "A study (`bft-ray search`) registers one; --uri names another server."
-            )
+            remedy = "A study (`bft-ray search`) registers one; --uri names another server."
+            raise BadInput("domain", domain, rule, _without_champion(client, domain) or remedy)
         version = champions[domain]
     versions = _versions(client, name_of(domain))
     found = next((one for one in versions if str(one.version) == version), None)
@@ -122,6 +123,23 @@ def find_champion(tracking: TrackingConfig, domain: str, version: str | None = N
         known = ", ".join(str(one.version) for one in versions) or "there are none yet"
         raise BadInput("version", version, f"a version of {name_of(domain)} at {redact(uri)}: {known}")
     return _champion(domain, found, _read(client, found))
+
+
+def _without_champion(client: MlflowClient, domain: str) -> str:
+    """The last study of a domain, and why it has registered nothing; "" where none has run."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    asked = f"tags.`bft.kind` = 'study' AND tags.`bft.domain` = '{domain}'"
+    if "'" in domain:
+        return ""
+    runs = client.search_runs(experiments, asked, order_by=["attributes.start_time DESC"], max_results=1)
+    if not runs:
+        return ""
+    run = runs[0]
+    tags, status = run.data.tags, run.info.status
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.info.start_time / 1000))
+    unfinished = f"it has not come to its end ({status.lower()}): the same `bft-ray search` goes on with it"
+    why = tags.get(NO_CHAMPION) or ("it chose nothing" if status == "FINISHED" else unfinished)
+    return f"The study {tags.get('bft.study', '')} of {when} (MLflow run {run.info.run_id}) has registered none: {why}."
 
 
 def name_of(domain: str) -> str:

@@ -111,6 +111,11 @@ class Tracker:
         """The MLflow client of the run's server."""
         return self._sender.client
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """Artifacts that this process was to store and could not, and why; also the tag `bft.missing`."""
+        return dict(self._sender.missing)
+
     def open_command(self) -> str:
         """How a user gets to see the run: a command for a database, the address for a server."""
         uri = self.tracking.uri
@@ -159,7 +164,7 @@ class Tracker:
         """Write params; one over 6,000 characters is kept whole as the artifact `params/NAME.txt`.
 
         Raises:
-            BadInput: the run holds another value, and results depend on it (see `begin.MAY_CHANGE`).
+            BadInput: the run holds another value, and results depend on it (see `resume.MAY_CHANGE`).
         """
         from mlflow.entities import Param
 
@@ -173,7 +178,8 @@ class Tracker:
 
     def log_artifacts(self, folder: str | Path, artifact_path: str | None = None) -> bool:
         """Upload a folder; False, with a warning that names it, if the server stays away."""
-        return self._upload(folder, lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
+        what = artifact_path or Path(folder).name
+        return self._upload(what, folder, lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
 
     def log_model(
         self,
@@ -213,7 +219,7 @@ class Tracker:
             self._log_model_metrics(model_ids[0], metrics or {}, step)
             self.client.finalize_logged_model(model_ids[0], "READY")
 
-        if self._upload(folder, log):
+        if self._upload(f"the model {name}", folder, log):
             return model_ids[0]
         with contextlib.suppress(Exception):
             self.client.finalize_logged_model(model_ids[0], "FAILED")
@@ -231,13 +237,14 @@ class Tracker:
             batch = [Metric(name, value, times.get(name, now), step, model_id) for name, value in some]
             self.client.log_batch(self.run_id, metrics=batch)
 
-    def _upload(self, folder: str | Path, call: Callable[[], None]) -> bool:
+    def _upload(self, what: str, folder: str | Path, call: Callable[[], None]) -> bool:
         if not Path(folder).is_dir():
             raise BadInput("folder", str(folder), "a folder that exists")
         try:
             patiently(PATIENCE_S, call)
         except Exception as error:  # what was trained is worth more than its record
             _log.warning("%s is not uploaded to run %s: %s", folder, self.run_id, redact(first_line(error)))
+            self._sender.lacks(what, error)
             return False
         return True
 
@@ -271,11 +278,11 @@ class Tracker:
     def conclude(self, status: Status | None) -> bool:
         """Send what is queued, by dead processes too, and set the status if any; whether all that was possible."""
         self._sender.adopt()
-        if not self.flush(self.tracking.timeout_s):
+        if not self._sender.flush_records(self.tracking.timeout_s):
             return False
         if status is not None:
             patiently(self.tracking.timeout_s, self.client.set_terminated, self.run_id, status)
-        return True
+        return self.flush(self.tracking.timeout_s)
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Let go without a status (a worker's end); whether all was sent within `tracking.timeout_s`."""

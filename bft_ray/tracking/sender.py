@@ -1,7 +1,8 @@
-"""From the journal to the tracking server: a thread that sends records in order, once, and waits out outages."""
+"""What a run is to hold, on its way to the tracking server: in order, once, whatever outages there are."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bft_ray.tracking.journal import Journal
+from bft_ray.tracking.lane import LONGEST_PAUSE_S, Lane, wait_for
 from bft_ray.tracking.server import connect, first_line, redact
 
 if TYPE_CHECKING:
@@ -19,12 +20,15 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-INTERVAL_S = 1.0  # records are gathered this long before they are sent
-LONGEST_PAUSE_S = 15.0  # between two tries while the server is away
+MISSING = "bft.missing"  # tag: artifacts that a run was to hold and does not
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class Sender:
-    """Sends the records of one run in the background.
+    """Sends what a run is to hold, in the background: metrics, tags and datasets in one lane, artifacts in another.
+
+    So artifacts, whose store may be away or closed while the server is not, hold up neither metrics nor tags nor the
+    final status. An artifact that the store refuses is left out, and told: in a warning, and as the tag `bft.missing`.
 
     A record is stored once, however often it is sent. MLflow's stores ignore a metric that they already hold with
     the same step, value and time (an answer got lost), and a step at or below the last one that the server knows is
@@ -33,14 +37,18 @@ class Sender:
 
     def __init__(self, uri: str, run_id: str, folder: Path):
         self.uri, self.run_id = uri, run_id
+        self.missing: dict[str, str] = {}  # what was to be stored and is not -> why
+        self._is_told = False  # that artifacts are refused
         self._client: MlflowClient | None = None
-        self._journal = Journal(folder, run_id)
         self._sent_steps: dict[str, int] = {}  # last step of each metric on the server
-        self._stale, self._nudge, self._ended = threading.Event(), threading.Event(), threading.Event()
+        self._stale = threading.Event()
         self._stale.set()  # `_sent_steps` has to be asked for
-        self.adopt()
-        self._thread = threading.Thread(target=self._work, name="bft-tracking", daemon=True)
-        self._thread.start()
+        told = "the tracking server does not answer (%s); metrics wait in %s until it is back"
+        self._records = Lane(folder, run_id, self._send, told)
+        told = "artifacts cannot be stored (%s); they wait in %s, and nothing else waits for them"
+        self._artifacts = Lane(folder, f"{run_id}-artifacts", self._store, told)
+        self._records.start()
+        self._artifacts.start()
 
     @property
     def client(self) -> MlflowClient:
@@ -52,56 +60,51 @@ class Sender:
     @property
     def ended(self) -> bool:
         """Whether `end` was called."""
-        return self._ended.is_set()
+        return self._records.ended
 
     def queue(self, record: dict[str, Any]) -> None:
         """Add a record; returns at once, whatever the state of the server."""
         if self.ended:
             raise RuntimeError(f"run {self.run_id} is closed")
-        self._journal.append(record)
+        (self._artifacts if "text" in record else self._records).queue(record)
+
+    def lacks(self, what: str, error: BaseException) -> None:
+        """Remember, and tag, that the run does not hold something that it was to hold."""
+        self.missing[what] = redact(f"{type(error).__name__}: {first_line(error)}")
+        self._records.queue({"tags": {MISSING: ", ".join(sorted(self.missing))}})
 
     def adopt(self) -> None:
         """Take over what dead processes left of this run."""
-        if self._journal.adopt():
+        self._artifacts.adopt()
+        if self._records.adopt():
             self._stale.set()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything is sent, at most so long; whether it is."""
-        deadline = time.monotonic() + timeout_s
-        while not self._journal.empty and time.monotonic() < deadline:
-            self._nudge.set()
-            time.sleep(0.05)
-        return self._journal.empty
+        return wait_for((self._records, self._artifacts), timeout_s)
+
+    def flush_records(self, timeout_s: float) -> bool:
+        """Wait until all but artifacts is sent, and for artifacts while their store answers; whether all but they is."""
+        wait_for((self._records, self._artifacts), timeout_s, even_away=False)
+        return wait_for((self._records,), timeout_s)
 
     def end(self) -> None:
-        """Stop; what is not sent stays in the journal for a later process."""
-        self._ended.set()
-        self._nudge.set()
-        self._thread.join(1.0)
-        if not self._thread.is_alive():  # else it hangs in a call: it, and its lock, end with this process
-            self._journal.close()
+        """Stop; what is not sent stays in the journals for a later process."""
+        self._artifacts.end()
+        self._records.end()
 
-    def _work(self) -> None:
-        pause, away = INTERVAL_S, False
-        while not self._ended.is_set():
-            self._nudge.wait(pause)
-            self._nudge.clear()
+    def _store(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
             try:
-                while not self._ended.is_set() and (records := self._journal.next()):
-                    self._send(records)
-                    self._journal.done()
+                self.client.log_text(self.run_id, record["text"], record["file"])
             except Exception as error:
-                if not away:
-                    _log.warning(
-                        "the tracking server does not answer (%s); metrics wait in %s until it is back",
-                        redact(first_line(error)),
-                        self._journal.path,
-                    )
-                pause, away = min(2 * pause, LONGEST_PAUSE_S), True
-            else:
-                if away and not self._ended.is_set():
-                    _log.warning("the tracking server is back; everything is sent")
-                pause, away = INTERVAL_S, False
+                if not (is_refusal(error) or is_forbidden(error)):
+                    raise
+                if not self._is_told:
+                    self._is_told = True
+                    text = redact(f"{type(error).__name__}: {first_line(error)}")
+                    _log.warning("artifacts of run %s cannot be stored (%s): it goes on without", self.run_id, text)
+                self.lacks(record["file"], error)
 
     def _send(self, records: list[dict[str, Any]]) -> None:
         try:
@@ -138,8 +141,8 @@ class Sender:
                     metrics.append(Metric(name, value, record["time"], record["step"]))
                     steps[name] = record["step"]
             tags.update(record.get("tags", {}))
-            if "text" in record:
-                self.client.log_text(self.run_id, record["text"], record["file"])
+            if "text" in record:  # of an earlier version's journal
+                self._artifacts.queue(record)
             if "dataset" in record:
                 context = [InputTag("mlflow.data.context", record["context"])]
                 self.client.log_inputs(self.run_id, [DatasetInput(Dataset(**record["dataset"]), context)])
@@ -163,10 +166,20 @@ def patiently(patience_s: float, call: Callable[..., T], *args: Any, **kwargs: A
         try:
             return call(*args, **kwargs)
         except Exception as error:
-            if is_refusal(error) or time.monotonic() + pause > deadline:
+            if is_refusal(error) or is_forbidden(error) or time.monotonic() + pause > deadline:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether a store of artifacts will never take what it did not take now: no right, no such bucket, no folder."""
+    if getattr(error, "errno", None) in _FORBIDDEN:
+        return True
+    status = getattr(getattr(error, "response", None), "status_code", None)  # of requests
+    if status in (401, 403, 404, 405):
+        return True
+    return any(word in str(error) for word in ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "NoCredentials"))
 
 
 def is_refusal(error: BaseException) -> bool:

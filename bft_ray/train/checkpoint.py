@@ -38,24 +38,30 @@ def verify_manifest(folder: Path, rank: int, world_size: int) -> None:
         BadInput: a missing shard, a changed file, or a checkpoint of another number of workers.
     """
     manifests = sorted(folder.glob("manifest-*.json"))
-    remedy = "Delete this checkpoint folder: the run then goes on from an earlier one."
+    remedy = f"Delete {folder}: the run then goes on from an earlier checkpoint, or from its start."
     if not manifests:
         raise BadInput("checkpoint", str(folder), "a folder with a manifest of every rank", remedy)
-    saved = json.loads(manifests[0].read_text())["world_size"]
-    if saved != world_size:
-        raise BadInput(
-            "cluster.num_workers",
-            world_size,
-            f"{saved}, the number of workers that wrote the checkpoint {folder.name}",
-            f"Resume with cluster.num_workers={saved}, or start a run with another name.",
-        )
+    check_num_workers(folder, world_size)
     if len(manifests) != world_size:
-        raise BadInput("checkpoint", str(folder), f"whole, but has shards of {len(manifests)} of {saved} ranks", remedy)
+        rule = f"whole, but has shards of {len(manifests)} of {world_size} ranks"
+        raise BadInput("checkpoint", str(folder), rule, remedy)
     for manifest in manifests if rank == 0 else [folder / f"manifest-{rank:05d}.json"]:
         for name, expected in json.loads(manifest.read_text())["files"].items():
             path = folder / name
             if not path.is_file() or checksum(path) != expected:
                 raise BadInput("checkpoint", str(path), "unchanged since it was written (its checksum differs)", remedy)
+
+
+def check_num_workers(folder: Path, num_workers: int) -> None:
+    """BadInput for a checkpoint of another number of workers; needs one manifest."""
+    saved = json.loads(min(folder.glob("manifest-*.json")).read_text())["world_size"]
+    if saved != num_workers:
+        raise BadInput(
+            "cluster.num_workers",
+            num_workers,
+            f"{saved}, the number of workers that wrote the checkpoint {folder.name}",
+            f"Resume with cluster.num_workers={saved}, or start a run with another name.",
+        )
 
 
 def step_name(step: int) -> str:

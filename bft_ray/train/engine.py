@@ -7,6 +7,7 @@ import math
 import os
 import resource
 import tempfile
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bft_ray.data.pack import MicroBatch
 from bft_ray.errors import NonFinite
 from bft_ray.loss import LossSums
 from bft_ray.model.causal_lm import load_model
+from bft_ray.model.packing import Layouts, Rows, choose_rows
 from bft_ray.train.loss_model import LossModel
 from bft_ray.train.settings import deepspeed_settings
 
@@ -80,7 +82,19 @@ class Engine:
             model=LossModel(model), optimizer=_adamw(model, config, device), config=settings, dist_init_required=False
         )
         self._only_trainable = self.num_trainable < self.num_parameters
-        self._engine(None, None)  # before any GPU hour is spent: are the logits of this architecture known?
+        if self._only_trainable:
+            self._engine.module.register_state_dict_post_hook(_drop_frozen)
+        self._engine(None, None)  # before any GPU hour is spent: what this architecture does with logits and rows
+        self.rows: Rows = choose_rows(config, self._layouts(), model, device)
+
+    def _layouts(self) -> Layouts:
+        """What was measured, the worst of all ranks: they must choose alike."""
+        mine = self._engine.module.layouts
+        if self.world_size == 1:
+            return mine
+        worst = torch.tensor(astuple(mine), dtype=torch.float64, device=self.device)
+        dist.all_reduce(worst, dist.ReduceOp.MAX)
+        return Layouts(*worst.tolist())
 
     @property
     def module(self) -> torch.nn.Module:
@@ -151,7 +165,7 @@ class Engine:
             tag="engine",
             client_state=state,
             save_latest=False,
-            exclude_frozen_parameters=self._only_trainable,
+            exclude_frozen_parameters=self._only_trainable,  # also from what DeepSpeed keeps beside the module's state
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
@@ -177,6 +191,13 @@ class Engine:
     def close(self) -> None:
         """Free what DeepSpeed holds."""
         self._engine.destroy()
+
+
+def _drop_frozen(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Frozen weights out of a state, under each of their names: DeepSpeed knows but one of a weight that is tied."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def _load(config: Config, settings: dict[str, Any]) -> torch.nn.Module:

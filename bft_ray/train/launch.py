@@ -6,28 +6,30 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
-from bft_ray.errors import BadConfig, BadInput
+from bft_ray.data.tokenise import with_date
+from bft_ray.errors import BadInput
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
-from bft_ray.model.causal_lm import adapter_of, load_tokenizer
+from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.check import check_model
 from bft_ray.model.export import describe_weights
-from bft_ray.model.lora import check_targets
+from bft_ray.model.named import NAMES
 from bft_ray.spread import connect, require_resources
-from bft_ray.tracking.begin import MAY_CHANGE
+from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
 from bft_ray.train.progress import Board, Display, Watcher
+from bft_ray.train.record import PATHS, identity_of, read_record, refuse_other_data, with_first_date, write_record
 from bft_ray.train.workers import run_workers
-
-#: fields of sources and tasks that name files
-PATHS = {"path", "descriptions", "train", "candidates", "encoder", "include_path", "cache"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class TrainResult:
     step: int  # that the exported weights are of
     before: dict[str, float]
     after: dict[str, float]
+    missing: dict[str, str] = field(default_factory=dict)  # what MLflow does not hold, though it was to -> why
 
 
 def train(config: Config, display: Display | None = None) -> TrainResult:
@@ -56,7 +59,8 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     check_metric(config)
     storage.check_writable(config.cluster.storage_path)
     folder = storage.join(config.cluster.storage_path, str(config.name))
-    record = _record_of(folder, config)
+    config = with_first_date(config, folder)
+    record = read_record(folder, config)
     if "after" in record:
         display.line(f"the run {config.name} is finished; choose another name to train again")
         exported = storage.join(folder, "export")
@@ -64,14 +68,19 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             str(config.name), record["run_id"], folder, exported, record["step"], record["before"], record["after"]
         )
     check_server(config.tracking)
+    check_artifacts(config.tracking, config.experiment)
     tokenizer = load_tokenizer(config.model)
-    check_lora(config)
+    config = config.model_copy(update={"data": with_date(config.data, tokenizer)})
+    for note in check_model(config, tokenizer):
+        display.line(f"note: {note}")
     datasets = load_datasets(config, tokenizer, display)
+    identity = identity_of(config, datasets)
+    refuse_other_data(record, identity, config, display.line)
     check_tasks(config)
     defaults = LossConfig(method=config.loss.method)
-    for field in config.loss.unused_fields():
-        if getattr(config.loss, field) != getattr(defaults, field):
-            display.line(f"note: loss.{field} has no effect with these loss settings")
+    for name in config.loss.unused_fields():
+        if getattr(config.loss, name) != getattr(defaults, name):
+            display.line(f"note: loss.{name} has no effect with these loss settings")
     if config.lora and config.lora.dropout > 0:
         display.line("note: lora.dropout > 0: results now depend on how batches are laid out over workers")
 
@@ -82,17 +91,19 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             experiment=config.experiment,
             run_name=str(config.name),
             run_id=record.get("run_id"),
-            params=flatten(config),
+            params=_params(config),
             tags={"bft.domain": config.domain, "bft.method": config.loss.method, "bft.kind": "train"}
             | config.tracking.tags,
         ) as tracker:
             display.line(f"run {config.name}: MLflow run {tracker.run_id} in experiment {config.experiment}")
             known = {"before": record["before"]} if "before" in record else {}
-            storage.write_text(storage.join(folder, "run.json"), _record_text(config, tracker.run_id, **known))
+            keep = partial(write_record, folder, config, tracker.run_id, identity)
+            keep(**known)
             _log_inputs(tracker, config, datasets)
-            before = _before(config, tracker, record, folder, display)
+            before = _before(config, tracker, record, keep, display)
             step = _fit(config, tracker, folder, display)
-            return _finish(config, tracker, folder, datasets, before, step, display)
+            result = _finish(config, tracker, folder, datasets, before, step, keep, display)
+        return replace(result, missing=tracker.missing)
 
 
 def pin(config: Config) -> Config:
@@ -117,7 +128,7 @@ def pin_paths(config: Config) -> Config:
 
 
 def _pin_path(path: str | None) -> str | None:
-    return str(Path(path).resolve()) if path and Path(path).exists() and path != "starter" else path
+    return str(Path(path).resolve()) if path and Path(path).exists() and path not in NAMES else path
 
 
 def check_metric(config: Config) -> None:
@@ -126,20 +137,6 @@ def check_metric(config: Config) -> None:
     known = [f"validation/{suffix}" for suffix in ("nll", "perplexity", "token_accuracy", "bits_per_byte")]
     if name not in known:
         raise BadInput("checkpoint.metric", name, f"one of {', '.join(known)}")
-
-
-def check_lora(config: Config) -> None:
-    """LoRA targets against the architecture alone, without the weights."""
-    if not config.lora or config.lora.targets == "all-linear":
-        return
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    base, _ = adapter_of(config.model)
-    trust = config.model.trust_remote_code
-    described = AutoConfig.from_pretrained(base, revision=config.model.revision, trust_remote_code=trust)
-    with torch.device("meta"):
-        check_targets(AutoModelForCausalLM.from_config(described, trust_remote_code=trust), config.lora)
 
 
 def check_tasks(config: Config) -> None:
@@ -160,26 +157,9 @@ def load_datasets(config: Config, tokenizer: Any, display: Display) -> dict[str,
     return datasets
 
 
-def _record_of(folder: str, config: Config) -> dict[str, Any]:
-    """What an earlier start of this run left; BadConfig if it was another run under the same name."""
-    text = storage.read_text(storage.join(folder, "run.json"))
-    if text is None:
-        return {}
-    record = json.loads(text)
-    new = json.loads(json.dumps(flatten(config)))
-    changed = [
-        f"`{field}` was {record['config'].get(field)!r}, and is now {new.get(field)!r}"
-        for field in sorted({*record["config"], *new})
-        if record["config"].get(field) != new.get(field) and not field.startswith(MAY_CHANGE)
-    ]
-    if changed:
-        raise BadConfig(f"the run `{config.name}` exists with other settings; choose another name. It", changed)
-    return record
-
-
-def _record_text(config: Config, run_id: str, **more: Any) -> str:
-    """What stays beside the results; passwords in addresses do not."""
-    return redact(json.dumps({"run_id": run_id, "config": flatten(config)} | more, indent=1))
+def _params(config: Config) -> dict[str, Any]:
+    """Params of the run; an open choice is left out, which the workers make and write (MLflow never changes a param)."""
+    return {name: value for name, value in flatten(config).items() if name != "data.packing" or value is not None}
 
 
 def _log_inputs(tracker: Tracker, config: Config, datasets: dict[str, TokenDataset]) -> None:
@@ -191,7 +171,7 @@ def _log_inputs(tracker: Tracker, config: Config, datasets: dict[str, TokenDatas
 
 
 def _before(
-    config: Config, tracker: Tracker, record: dict[str, Any], folder: str, display: Display
+    config: Config, tracker: Tracker, record: dict[str, Any], keep: Callable[..., None], display: Display
 ) -> dict[str, float]:
     """Metrics of the base model; measured once, also when the run is resumed."""
     if not config.evaluation.tasks or not config.evaluation.before:
@@ -201,7 +181,7 @@ def _before(
     display.line("evaluating the base model")
     before = evaluate_model(config).metrics
     tracker.log_metrics(before, step=0)
-    storage.write_text(storage.join(folder, "run.json"), _record_text(config, tracker.run_id, before=before))
+    keep(before=before)
     return before
 
 
@@ -222,6 +202,7 @@ def _finish(
     datasets: dict[str, TokenDataset],
     before: dict[str, float],
     step: int,
+    keep: Callable[..., None],
     display: Display,
 ) -> TrainResult:
     """Measure the exported model, write its card, and record both."""
@@ -255,9 +236,7 @@ def _finish(
     tracker.set_tags({"bft.step": str(step), "bft.export": exported, "mlflow.note.content": note})
     if config.tracking.log_model:
         tracker.log_model(local, name=f"bft-{config.domain}", metrics=_final(after), step=step)
-    storage.write_text(
-        storage.join(folder, "run.json"), _record_text(config, tracker.run_id, before=before, after=after, step=step)
-    )
+    keep(before=before, after=after, step=step)
     return TrainResult(str(config.name), tracker.run_id, folder, exported, step, before, after)
 
 

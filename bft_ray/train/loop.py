@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from bft_ray.config import Config, LossConfig
+from bft_ray.config.steps import num_steps
 from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.pack import collate
 from bft_ray.data.plan import BatchPlan, layout
@@ -49,7 +49,7 @@ def make_plan(config: Config, train: TokenDataset) -> tuple[BatchPlan, int]:
         source_index=train.source_index,
         ratios=[source.ratio for source in config.data.train],
     )
-    return plan, config.schedule.steps or max(1, math.ceil(config.schedule.epochs * plan.steps_per_epoch))
+    return plan, num_steps(config, train.samples_per_source)
 
 
 def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | None = None) -> LoopState:
@@ -117,12 +117,10 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
 def share_of(engine: Engine, config: Config, data: Data, indices: np.ndarray) -> Share:
     """This rank's share of the global batch of these samples."""
     lengths, supervised = data.train.lengths[indices], data.train.num_supervised[indices]
-    settings = config.data
-    ranks = layout(
-        lengths.tolist(), engine.world_size, settings.micro_batch_tokens, settings.micro_batch_size, settings.packing
-    )
+    packing, size = engine.rows.packing, engine.rows.size or config.data.micro_batch_size
+    ranks = layout(lengths.tolist(), engine.world_size, config.data.micro_batch_tokens, size, packing)
     places = ranks[engine.rank]
-    micro_batches = [collate(data.train, indices[place].tolist(), settings.packing, data.pad_id) for place in places]
+    micro_batches = [collate(data.train, indices[place].tolist(), packing, data.pad_id) for place in places]
     if engine.device.type == "cuda":
         micro_batches = [micro.pinned() for micro in micro_batches]
     return Share(
@@ -138,15 +136,16 @@ def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
     """Likelihood of the validation set, shared out over the ranks; the same metrics on every rank."""
     assert data.validation is not None
     dataset = data.validation
+    rows = engine.rows
     shares = layout(
-        dataset.lengths.tolist(), engine.world_size, config.evaluation.batch_tokens, None, config.data.packing
+        dataset.lengths.tolist(), engine.world_size, config.evaluation.batch_tokens, rows.size, rows.packing
     )
     mine = shares[engine.rank]
     sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
     engine.module.eval()
     with torch.no_grad():
         # as many forward passes as every other rank, as ZeRO-3 demands: an empty micro-batch runs too
-        for micro in prefetch(lambda n: collate(dataset, mine[n], config.data.packing, data.pad_id), range(len(mine))):
+        for micro in prefetch(lambda n: collate(dataset, mine[n], rows.packing, data.pad_id), range(len(mine))):
             own = engine.sums(micro.to(engine.device), _PLAIN)
             sums += torch.stack([own.nll_sum, own.num_tokens.double(), own.num_correct.double()])
     engine.module.train()
@@ -185,4 +184,6 @@ def _arithmetic(engine: Engine, config: Config, data: Data, num_steps: int) -> d
         "num_parameters": engine.num_parameters,
         "num_trainable": engine.num_trainable,
         "device": str(engine.device),
+        "packing": engine.rows.packing,
+        "rows": engine.rows.why,
     }

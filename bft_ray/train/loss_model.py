@@ -8,6 +8,7 @@ from bft_ray.config import LossConfig
 from bft_ray.data.pack import MicroBatch
 from bft_ray.loss import LossSums, Supervised, fused_row_sums
 from bft_ray.model.halves import Halves, check_halves, halves
+from bft_ray.model.packing import Layouts, measure_layouts
 from bft_ray.train.profiling import phase
 
 
@@ -18,11 +19,15 @@ class LossModel(nn.Module):
         super().__init__()
         self.model = model
         self.loss = _FusedHead(halves(model))
+        self.layouts: Layouts | None = None  # what the call without a micro-batch has measured
 
     def forward(self, micro: MicroBatch | None, config: LossConfig | None) -> LossSums | None:
-        """Loss sums of a micro-batch. Without one the halves are compared with the whole (see `check_halves`)."""
+        """Loss sums of a micro-batch. Without one the model is tried (see `check_halves`, `measure_layouts`)."""
         if micro is None or config is None:
-            check_halves(self.model, next(self.parameters()).device)
+            device = next(self.parameters()).device
+            check_halves(self.model, device)
+            is_partitioned = any(hasattr(parameter, "ds_id") for parameter in self.parameters())
+            self.layouts = measure_layouts(self.model, device, gradients=not is_partitioned)
             return None
         with phase("decoder"):
             hidden = self.loss.halves.hidden(micro.input_ids, micro.position_ids, None)

@@ -74,7 +74,7 @@ def describe_event(event: str, values: dict[str, Any]) -> str:
         return (
             f"{begin}: {{num_steps}} steps of {{global_batch_size}} samples from {{num_samples}} "
             "({num_supervised_tokens:,} supervised of {num_tokens:,} tokens), {num_workers} workers on {device}, "
-            "{num_trainable:,} of {num_parameters:,} parameters train"
+            "{num_trainable:,} of {num_parameters:,} parameters train; rows: {rows}"
         ).format(**values)
     if event == "profile":
         return f"{values['table']}profile: {values['folder']} (trace.json.gz opens in ui.perfetto.dev)"

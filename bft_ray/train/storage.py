@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from bft_ray.data.cache import try_folder
 from bft_ray.data.remote import filesystem_at as _at
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
@@ -23,13 +24,16 @@ def join(path: str, *parts: str) -> str:
 
 
 def check_writable(path: str) -> None:
-    """Write and delete a small file.
+    """Write and delete a small file; leaves nothing, so that a run that is refused later has made no folder.
 
     Raises:
         BadInput: the place cannot be written.
     """
     probe = join(path, ".bft_ray_writable")
     try:
+        if not is_remote(path):
+            try_folder(Path(absolute(path)))
+            return
         write_text(probe, "")
         filesystem, place = _at(probe)
         filesystem.delete_file(place)

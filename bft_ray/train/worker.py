@@ -18,9 +18,12 @@ from bft_ray.data.dataset import prepare
 from bft_ray.errors import NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
+from bft_ray.model.packing import Rows
 from bft_ray.tracking.run import Tracker
+from bft_ray.train import storage
 from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest
 from bft_ray.train.engine import Engine, pin_threads
+from bft_ray.train.failure import Decision, explain
 from bft_ray.train.loop import Data, fit
 from bft_ray.train.storage import is_remote, join, put_folder
 
@@ -28,6 +31,7 @@ SCORE = "bft_score"  # Ray Train keeps the checkpoints with the largest
 NOT_MEASURED = -sys.float_info.max
 
 _TRAIN = "train.json"  # in a checkpoint: metrics of the steps before it
+_PACKING = "packing.json"  # in the folder of the run
 
 
 class RayHost:
@@ -95,11 +99,26 @@ class RememberingHost(RayHost):
         super().tell(event, values)
 
 
+class StopAtFinal(ray.train.UserCallback):
+    """In Ray Train's controller: what must fail again ends the run at once; an error raised here does that."""
+
+    def __init__(self) -> None:
+        self._decision = Decision()
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self._decision.progressed()
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        final = self._decision.of(worker_exceptions)
+        if final is not None:
+            raise final
+
+
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train, then export from rank 0.
 
-    A loss that is not finite comes back as a value rather than as an exception: every rank has it, and starting the
-    workers again would only repeat it.
+    A loss that is not finite comes back as a value rather than as an exception: every rank has it. What a rank alone
+    may have is raised, so that the others do not wait for it; `StopAtFinal` tells whether the workers start again.
 
     Args:
         payload: `config` (plain tree), `folder` (of the run), `export` (folder of its weights), `run_id` of MLflow and
@@ -117,16 +136,38 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     try:
         tokenizer = load_tokenizer(config.model)
         data = load_data(config, tokenizer, context.get_local_rank())
+        config = with_packing(config, payload["folder"])
         engine = Engine(config, host.device)
+        if context.get_world_rank() == 0:
+            keep_packing(engine.rows, payload["folder"], tracker)
         state = fit(engine, config, data, host, payload.get("until"))
         step = export(engine, config, tokenizer, host, state, payload["export"])
         remembered = {"train": host.train} if isinstance(host, RememberingHost) else {}
         return {"step": step, "best_value": state.best_value, "best_step": state.best_step} | remembered
     except NonFinite as error:
         return {"error": error}
+    except Exception as error:
+        raise explain(error, context.get_world_rank()) from error
     finally:
         if tracker is not None:
             tracker.close()
+
+
+def with_packing(config: Config, folder: str) -> Config:
+    """The config with the choice that the run began with, where `data.packing` left it open."""
+    text = storage.read_text(join(folder, _PACKING))
+    if config.data.packing is not None or text is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update=json.loads(text))})
+
+
+def keep_packing(rows: Rows, folder: str, tracker: Tracker | None) -> None:
+    """Write the choice down, for every later start of the run and for MLflow."""
+    if storage.read_text(join(folder, _PACKING)) is None:
+        storage.write_text(join(folder, _PACKING), json.dumps({"packing": rows.packing}))
+    if tracker is not None:
+        tracker.log_params({"data.packing": rows.packing})
+        tracker.set_tags({"bft.rows": rows.why})
 
 
 def load_data(config: Config, tokenizer: Any, local_rank: int) -> Data:

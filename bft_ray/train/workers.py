@@ -11,6 +11,7 @@ from typing import Any
 from bft_ray.config import Config
 from bft_ray.errors import BftError
 from bft_ray.spread import num_gpus_per_worker
+from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
 
 
 def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
@@ -22,12 +23,13 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
 
     Raises:
         NonFinite: a loss or gradient was not finite.
-        BftError: the workers failed more often than `cluster.max_failures`; or what one of them raised on purpose.
+        BftError: the workers failed more often than `cluster.max_failures`, or in a way that must repeat itself; or what
+            one of them raised on purpose.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from bft_ray.train.worker import SCORE, train_worker
+    from bft_ray.train.worker import SCORE, StopAtFinal, train_worker
 
     cluster = config.cluster
     gpus = num_gpus_per_worker(cluster)
@@ -46,6 +48,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         run_config=RunConfig(
             name=name,
             storage_path=storage_path,
+            callbacks=[StopAtFinal()],  # type: ignore[list-item]  # stated for Ray Tune's
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures,
                 controller_failure_limit=cluster.max_failures,  # type: ignore[call-arg]  # also bounds the wait for a lost node
@@ -100,14 +103,12 @@ def _interruptibly(function: Callable[[], Any]) -> Any:
 
 
 def _cause(error: Exception) -> BftError:
-    """The worker's own error where it raised one of ours; else a summary that names what happened."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        inner = getattr(failure, "cause", None) or failure
-        if isinstance(inner, BftError):
-            return inner
-    first = str(error).strip().splitlines()
-    return BftError(
-        f"training failed: {first[0] if first else type(error).__name__}\n"
-        "The workers' logs are in the Ray session's log folder (ray logs, or the dashboard); "
-        "the same command goes on from the last checkpoint."
-    )
+    """The worker's own error, in its own words."""
+    failures = getattr(error, "worker_failures", {})
+    inner = root_of(failures) if failures else getattr(error, "controller_failure", None) or error
+    if isinstance(inner, BftError) and not isinstance(inner, WorkerFailed):
+        return inner
+    failed = inner if isinstance(inner, WorkerFailed) else explain(inner, None)
+    logs = "The workers' logs are in the Ray session's log folder (ray logs, or the dashboard)"
+    goes_on = "" if retry_of(failed) == "never" else "; the same command goes on from the last checkpoint"
+    return BftError(f"{failed}\n{logs}{goes_on}.")

@@ -1,4 +1,4 @@
-"""Which weights a study starts from, told cheaply: a model that was trained again in its place is another one."""
+"""Which weights a run or study starts from, told cheaply: a model that was trained again in its place is another one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,78 @@
+"""Folders of this machine for what can be made again, also where there is no home, or none that can be written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from bft_ray.errors import BadInput
+
+
+def cache_folder(*parts: str) -> Path:
+    """A private folder that can be written: `~/.cache/bft_ray/PARTS`, else `TMPDIR/bft_ray_UID/PARTS`, else a new one.
+
+    In a container that runs under any user id there may be no HOME and no entry for the user, or a home that only
+    another one may write.
+    """
+    for place in _places():
+        with contextlib.suppress(OSError):
+            folder = place.joinpath(*parts)
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            is_mine = place.stat().st_uid == os.getuid() or place.parent.name == ".cache"  # where all may write: mine
+            if is_mine and os.access(folder, os.W_OK | os.X_OK):
+                return folder
+    return Path(tempfile.mkdtemp(prefix="bft_ray_"))
+
+
+def _places() -> list[Path]:
+    temporary = Path(tempfile.gettempdir()) / f"bft_ray_{os.getuid()}"
+    try:
+        return [Path.home() / ".cache" / "bft_ray", temporary]
+    except RuntimeError:  # neither HOME nor an entry for this user id
+        return [temporary]
+
+
+def try_folder(folder: Path) -> None:
+    """Make and delete a file in a folder, or, of one that is not there yet, in what is to hold it; leaves nothing.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def check_out(out: Path) -> None:
+    """BadInput where the folder of --out could not be written at the end of what takes a while; leaves nothing."""
+    try:
+        try_folder(out)
+    except OSError as error:
+        rule = f"a folder that can be written, or that can be made: {error.strerror}"
+        raise BadInput("--out", str(out), rule, "Name another one.") from None
+
+
+def ensure_home() -> None:
+    """Give this process, and all that it starts, a home and a user name where it has none: many libraries ask for them.
+
+    Without these the hub's client writes to a folder named `~`, and asking for the user's name raises.
+    """
+    if not _has_home():
+        folder = cache_folder()  # may make the home, where it is only missing
+        if not _has_home():
+            os.environ["HOME"] = str(folder)
+    if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        with contextlib.suppress(KeyError, ImportError):
+            import pwd
+
+            pwd.getpwuid(os.getuid())
+            return
+        os.environ["USER"] = f"uid{os.getuid()}"
+
+
+def _has_home() -> bool:
+    return os.path.isdir(os.path.expanduser("~"))

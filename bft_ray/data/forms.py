@@ -1,0 +1,348 @@
+"""Of which form the rows of a table are, and a row -> its canonical record.
+
+The first form of `bft_ray.data.form_table` that fits decides, unless the user names one (`form`) or the columns
+(`columns`). Canonical records have `id` and `group` where given, and
+
+- `prompt` and `completion`, each a text or a list of messages, and `tools` where given,
+- `messages`, and `tools` where given,
+- `text`,
+- or `question`, `choices` (a list of text), `answer` (index), `context` and `subject` where given.
+
+A column that is not used and looks like content (several words, nested values) is refused, never dropped in silence;
+with `columns` the user has chosen, and it is only listed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bft_ray.data import canonical
+from bft_ray.data.canonical import Fault
+from bft_ray.data.form_table import CONTENT, FIELDS, FORMS, KINDS, METADATA, MISSING_WORDS, PAIRS, Form
+from bft_ray.data.tables import is_missing
+from bft_ray.data.template import column_of, fill, names_in
+from bft_ray.errors import BadInput
+
+__all__ = [
+    "FIELDS", "FORMS", "KINDS", "MISSING_WORDS", "PAIRS", "Form", "MissingCell", "Use", "apply", "bare",
+    "looks_like_content", "recognise",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Use:
+    """How the rows of one table are read.
+
+    Args:
+        used: canonical field -> column, or a template over columns.
+        unused: columns that are not used, in the table's order.
+        columns: what the user said.
+        source: dotted name of the source in the config.
+    """
+
+    form: Form
+    used: Mapping[str, str]
+    unused: tuple[str, ...]
+    columns: Mapping[str, str]
+    source: str = "source"
+    _plans: dict[tuple[str, ...], _Plan] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def plan(self, names: tuple[str, ...]) -> _Plan:
+        """What is made of these columns; rows of a table mostly have the same."""
+        if names not in self._plans:
+            parts = _parts(self.form, names)
+            known = set(map(bare, self.form.known))
+            own = {part: column for part, column in parts.items() if part not in ("id", "group")}
+            unused = _unused(self, names)
+            self._plans[names] = _Plan(own, unused, tuple(name for name in unused if bare(name) not in known))
+        return self._plans[names]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Part -> column; columns that are not used; those of them that no form knows."""
+
+    parts: dict[str, str]
+    unused: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+_NUM_WORDS, _NUM_CHARACTERS = 6, 60  # of a text: more is content
+
+
+def recognise(
+    record: Mapping[str, Any],
+    where: str,
+    columns: Mapping[str, str] | None = None,
+    form: str = "auto",
+    more: Sequence[Mapping[str, Any]] = (),
+    field: str = "source",
+) -> Use:
+    """The form of a table.
+
+    Args:
+        record: its first row.
+        where: its place, for errors.
+        columns: canonical field -> column or template, as the user says.
+        form: name of a form, or auto.
+        more: further first rows: what no single row can tell.
+        field: dotted name of the source in the config.
+
+    Raises:
+        BadInput: an unknown form, columns that fit none, or a column that looks like content and is not used.
+    """
+    columns = dict(columns or {})
+    for target in columns:
+        if target not in FIELDS:
+            raise BadInput(f"{field}.columns", target, f"among {', '.join(FIELDS)}", _near(target, FIELDS))
+    if any(name in columns for names in KINDS.values() for name in names if name not in ("tools", "context")):
+        use = _chosen(record, columns, field)
+    else:
+        found = _find(record, where, form, more, field)
+        use = Use(found, _shown(found, tuple(map(str, record))), (), columns, field)
+    names = tuple(map(str, record))
+    use = Use(use.form, {**use.used, **columns}, _unused(use, names), columns, field)
+    for each in [record, *more]:
+        check_unused(use, each, where)
+    return use
+
+
+def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The canonical record of a row.
+
+    Raises:
+        BadInput: a value that is missing or of the wrong kind, named by place and column.
+        MissingCell: a cell that holds what a table library writes for a missing value.
+    """
+    check_unused(use, record, where)
+    names = tuple(map(str, record))
+    own = use.plan(names).parts
+    if use.form.name == _CHOSEN:
+        values = {part: _taken(use.columns.get(part, part), record, names, where) for part in _wanted(use, names)}
+        own = {part: use.columns.get(part, part) for part in values}
+    else:
+        values = {part: record[column] for part, column in own.items()}
+    for part in use.form.needs:
+        if part not in own and part not in values:
+            raise BadInput(f"{where} {use.form.needs[part][0]}", "missing", "given in every row", _FILL)
+    for part, value in values.items():
+        if (isinstance(value, str) and value.strip() in MISSING_WORDS) or is_missing(value):
+            if part not in use.form.needs:
+                values[part] = None
+            elif is_missing(value):
+                raise BadInput(f"{where} {own[part]}", "missing", "given in every row", _FILL)
+            else:
+                raise MissingCell(f"missing {own[part]} (the word {value.strip()})")
+    try:
+        made = use.form.make(values)
+    except Fault as fault:
+        column = own.get(fault.part, fault.part)
+        raise BadInput(f"{where} {column}{fault.inner}", fault.received, fault.rule, fault.remedy) from None
+    return {**_marks(use, record, names, where), **made}
+
+
+class MissingCell(Exception):
+    """A row is left out, and why."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+        super().__init__(reason)
+
+
+def check_unused(use: Use, record: Mapping[str, Any], where: str) -> None:
+    """Refuse a row with a column that looks like content and is not used, unless the user chose the columns."""
+    if use.form.name == _CHOSEN:
+        return
+    for name in use.plan(tuple(map(str, record))).unknown:
+        if looks_like_content(name, record[name]):
+            used = ", ".join(dict.fromkeys(n for shown in use.used.values() for n in names_in(shown) or [shown]))
+            raise BadInput(
+                f"{where} {name}",
+                f"a column of the form {use.form.name}, which uses {used}",
+                "but it looks like content, and nothing of it would be learned",
+                _remedy(use, name),
+            )
+
+
+def looks_like_content(name: str, value: Any) -> bool:
+    """Whether a value is more than an id, a number, an address, a date or a short category."""
+    if value is None or is_missing(value) or isinstance(value, bool | int | float):
+        return False
+    if isinstance(value, str):
+        words = value.split()
+        if not words or value.strip() in MISSING_WORDS:
+            return False
+        if bare(name) in CONTENT:
+            return True
+        is_long = len(words) > _NUM_WORDS or (len(value) > _NUM_CHARACTERS and "://" not in value)
+        return is_long and bare(name) not in METADATA
+    if isinstance(value, Mapping):
+        return bool(value) and bare(name) not in METADATA
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(each, list | tuple | Mapping) or looks_like_content("", each) for each in value)
+        return bool(value) and ((nested and bare(name) not in METADATA) or bare(name) in CONTENT)
+    return False
+
+
+@functools.lru_cache(maxsize=4096)
+def bare(name: str) -> str:
+    """A column's name without regard to case, white space, `-` and `_`."""
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+# --- columns ----------------------------------------------------------------------------------------------
+
+_CHOSEN = "columns"
+_FILL = "Fill it or take the row out."
+_MAKE = {
+    "completion": canonical.pair,
+    "messages": canonical.messages,
+    "text": canonical.text,
+    "choice": canonical.choice,
+}
+
+
+def _chosen(record: Mapping[str, Any], columns: dict[str, str], field: str) -> Use:
+    """What the user's own columns make; a field that they do not name has its own name."""
+    kind = next(k for k, names in KINDS.items() if any(n in columns for n in names if n not in ("tools", "context")))
+    for name in columns:
+        if name not in ("id", "group") and name not in KINDS[kind]:
+            raise BadInput(f"{field}.columns", name, f"of one form: {', '.join(KINDS[kind])}", "Leave one out.")
+    needs = {name: (name,) for name in KINDS[kind] if name not in ("tools", "context", "subject")}
+    may = {name: (name,) for name in KINDS[kind] if name not in needs}
+    form = Form(_CHOSEN, kind, needs, {name: f"{{{name}}}" for name in needs}, _MAKE[kind], may=may)
+    used = {name: columns.get(name, name) for name in needs}
+    used |= {name: columns.get(name, name) for name in may if name in columns or name in record}
+    return Use(form, used, (), columns, field)
+
+
+def _wanted(use: Use, names: tuple[str, ...]) -> list[str]:
+    return [part for part in (*use.form.needs, *use.form.may) if part in use.columns or part in names]
+
+
+def _taken(column: str, record: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
+    """The value of a column, or of a template over columns."""
+    if (found := column_of(column, names, bare)) is not None:
+        return record[found]
+    if not names_in(column):
+        raise BadInput(f"{where} {column}", "missing", "given in every row", _near(column, names) or _FILL)
+    return fill(column, record, names, bare, where)
+
+
+def _marks(use: Use, record: Mapping[str, Any], names: tuple[str, ...], where: str) -> dict[str, Any]:
+    """`id` and `group` of a row, as text, where it has them."""
+    marks = {}
+    for name in ("id", "group"):
+        chosen = use.columns.get(name)
+        column = column_of(chosen or name, names, bare)
+        if column is None and chosen is not None and names_in(chosen):
+            marks[name] = str(fill(chosen, record, names, bare, where))
+        elif column is not None and not is_missing(record[column]) and str(record[column]).strip():
+            marks[name] = str(record[column])
+        elif name == "group" and chosen is not None:
+            raise BadInput(f"{where} {chosen}", "missing", "given in every row", _near(chosen, names) or _FILL)
+    return marks
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(names: tuple[str, ...]) -> dict[str, str]:
+    """Bare name -> column; of several alike the first."""
+    return {bare(name): name for name in reversed(names)}
+
+
+def _parts(form: Form, names: tuple[str, ...]) -> dict[str, str]:
+    """Part -> column, of the parts that are there."""
+    found = {}
+    for part, spellings in form.spellings.items():
+        for spelling in spellings:
+            if bare(spelling) in _named(names):
+                found[part] = spelling if spelling in names else _named(names)[bare(spelling)]
+                break
+    return found
+
+
+def _shown(form: Form, names: tuple[str, ...]) -> dict[str, str]:
+    """Canonical field -> column, or a template over columns, of what is there."""
+    parts = _parts(form, names)
+    shown = {}
+    for name, template in form.shows.items():
+        there = re.sub(r"\{(\w+)\}", lambda m: f"{{{parts[m[1]]}}}" if m[1] in parts else "", template).strip()
+        if there:
+            shown[name] = there[1:-1] if re.fullmatch(r"\{[^{}]*\}", there) else there
+    extra = {name: parts[name] for name in ("context", "subject") if form.kind == "choice" and name in parts}
+    return shown | extra | {name: parts[name] for name in ("id", "group") if name in parts}
+
+
+def _unused(use: Use, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Columns that nothing is made of."""
+    taken = set()
+    for shown in use.columns.values():
+        taken |= {column_of(name, names, bare) for name in names_in(shown) or [shown]}
+    if use.form.name == _CHOSEN:
+        taken |= {part for part in (*use.form.needs, *use.form.may, "id", "group") if part not in use.columns}
+    else:
+        taken |= set(_parts(use.form, names).values())
+    return tuple(name for name in names if name not in taken)
+
+
+def _find(record: Mapping[str, Any], where: str, name: str, more: Sequence[Mapping[str, Any]], field: str) -> Form:
+    if name != "auto":
+        known = [form.name for form in FORMS]
+        if name not in known:
+            raise BadInput(f"{field}.form", name, f"auto or one of {', '.join(known)}", _near(name, known))
+    rows = [record, *more]
+    fitting = [form for form in FORMS if name in ("auto", form.name) and _fits(form, rows, name != "auto")]
+    if not fitting:
+        rule = f"a row of the form {name}" if name != "auto" else "a row of a known form"
+        raise BadInput(where, f"a row of {', '.join(map(str, record)) or 'nothing'}", rule, _how(name, field))
+    if fitting[0].name == "medmcqa" and fitting[1:2] and fitting[1].name == "medmcqa_from_1":
+        remedy = f"Set {field}.form: medmcqa (the hub's copy, from 0) or medmcqa_from_1 (the authors' files)."
+        raise BadInput(f"{where} cop", "1 to 3 in its first rows", "but whether it counts from 0 or 1 is open", remedy)
+    return fitting[0]
+
+
+def _fits(form: Form, rows: Sequence[Mapping[str, Any]], is_named: bool) -> bool:
+    parts = _parts(form, tuple(map(str, rows[0])))
+    if not all(part in parts for part in form.needs):
+        return False
+    if form.one_of and not any(part in parts for part in form.one_of):
+        return False
+    if is_named:
+        return True
+    every = ({part: row.get(column) for part, column in parts.items()} for row in rows)
+    return all(form.fits(values) for values in every)
+
+
+def _how(name: str, field: str) -> str:
+    if name != "auto":
+        form = next(form for form in FORMS if form.name == name)
+        return f"It has the columns {', '.join('/'.join(each) for each in form.needs.values())}."
+    forms = "prompt and completion, question and answer, instruction and output, messages, conversations, text, choices"
+    return (
+        f"Known are {forms}; else name the columns in {field}.columns, for example {{prompt: case, completion: note}}."
+    )
+
+
+def _remedy(use: Use, name: str) -> str:
+    fields = [part for part in KINDS[use.form.kind] if part in use.used and part != "tools"]
+    shown = {part: use.used[part] for part in fields}
+    if "prompt" in shown:
+        first = shown["prompt"] if names_in(shown["prompt"]) else f"{{{shown['prompt']}}}"
+        shown["prompt"] = f"{first}\\n\\n{{{name}}}"
+        as_option = f'`--prompt "{shown["prompt"]}" --completion {shown["completion"]}`, or in the config '
+    else:
+        as_option = ""
+    mapping = ", ".join(f'{part}: "{value}"' for part, value in shown.items())
+    without = "name the columns without it there" if "prompt" in shown else "this names the columns without it"
+    return f"Use it: {as_option}{use.source}.columns: {{{mapping}}}; or {without}."
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"Did you mean `{near[0]}`?" if near else ""

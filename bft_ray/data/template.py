@@ -1,0 +1,58 @@
+"""Columns named by a template: `"{Question}\\n\\nContext: {context}"` -> the text of a row."""
+
+from __future__ import annotations
+
+import functools
+import string
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bft_ray.data.canonical import as_text
+from bft_ray.data.tables import is_missing, kind_of
+from bft_ray.errors import BadInput
+
+
+@functools.lru_cache(maxsize=256)
+def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple((before, name) for before, name, _, _ in string.Formatter().parse(template))
+
+
+def names_in(template: str) -> list[str]:
+    """Columns between braces; none where the text is no template (also where its braces do not match)."""
+    try:
+        return [name for _, name in _pieces(template) if name]
+    except ValueError:
+        return []
+
+
+def column_of(name: str, names: tuple[str, ...], bare: Callable[[str], str]) -> str | None:
+    """The column of this name, or else the only one that differs in case, white space, `-` or `_` alone."""
+    if name in names:
+        return name
+    alike = [each for each in names if bare(each) == bare(name)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def fill(
+    template: str, record: Mapping[str, Any], names: tuple[str, ...], bare: Callable[[str], str], where: str
+) -> str:
+    """The text of a row. `\\n` and `\\t` in a template are a line end and a tab, since a shell has no other way to write
+    them; doubled braces are braces.
+
+    Raises:
+        BadInput: a column that the row has not, or a value that is no text.
+    """
+    text = []
+    for before, name in _pieces(template.replace("\\n", "\n").replace("\\t", "\t")):
+        text.append(before)
+        if not name:
+            continue
+        column = column_of(name, names, bare)
+        if column is None or is_missing(record[column]):
+            remedy = "Fill it or take the row out." if column else f"The row has {', '.join(names)}."
+            raise BadInput(f"{where} {name}", "missing", "given in every row", remedy)
+        value = as_text(record[column])
+        if value is None:
+            raise BadInput(f"{where} {column}", kind_of(record[column]), "text, a number, or a list of text")
+        text.append(value)
+    return "".join(text)

@@ -1,0 +1,137 @@
+"""What can be wrong with a model, found on the driver: from its configuration, its tokenizer and the headers of its
+weights. No weight is read, and no worker starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from bft_ray.config import Config
+from bft_ray.errors import BadInput
+from bft_ray.model.causal_lm import adapter_of
+from bft_ray.model.lora import check_targets
+from bft_ray.model.unreadable import READING, first_line, no_safetensors, unreadable
+
+_POSITIONS = re.compile(r"pos(?!t)|wpe")  # names of tables of positions: wpe, embed_positions, position_embeddings ...
+
+
+def check_model(config: Config, tokenizer: Any) -> list[str]:
+    """Check `config.model` against its tokenizer, `data.max_length` and the LoRA targets.
+
+    Returns:
+        Sentences about what is allowed and may surprise.
+
+    Raises:
+        BadInput: a model that cannot be read, weights that are missing or cut off, more tokens than rows of the
+            embedding, rows longer than the model's positions, a LoRA target that names no linear module.
+    """
+    base, adapter = adapter_of(config.model)
+    described = describe(config)
+    for folder in filter(os.path.isdir, filter(None, (base, adapter))):
+        _check_headers(Path(folder))
+    model = skeleton(config, described)
+    _check_tokens(config, tokenizer, model)
+    if config.lora:
+        check_targets(model, config.lora)
+    return _check_length(config, described, model)
+
+
+def describe(config: Config) -> Any:
+    """The model's configuration; BadInput where transformers cannot read it."""
+    from transformers import AutoConfig
+
+    base, _ = adapter_of(config.model)
+    try:
+        return AutoConfig.from_pretrained(
+            base, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+        )
+    except READING as error:
+        raise unreadable("model.path", config.model.path, base, "model", error) from None
+
+
+def skeleton(config: Config, described: Any) -> Any:
+    """The modules of the model without their weights; BadInput where it is no causal language model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(described, trust_remote_code=config.model.trust_remote_code)
+    except READING as error:
+        if "Unrecognized configuration class" in str(error):
+            rule = f"a causal language model: {described.model_type} is none"
+            raise BadInput("model.path", config.model.path, rule, "Give a decoder (Llama, Qwen, Gemma ...).") from None
+        base, _ = adapter_of(config.model)
+        raise unreadable("model.path", config.model.path, base, "model", error) from None
+
+
+def position_limit(described: Any, model: Any) -> tuple[int | None, bool]:
+    """(positions that the model was made for, whether more of them fail).
+
+    They fail where the model holds a table with a row a position: learned or fixed positions, as GPT-2, OPT and GPT-J
+    have them (XGLM's table grows). Rotary positions are computed, and go on. MPT's mask is cut out of one of
+    `max_seq_len`.
+    """
+    text = described.get_text_config()
+    if isinstance(getattr(text, "max_seq_len", None), int):
+        return text.max_seq_len, True
+    made_for = getattr(text, "max_position_embeddings", None)
+    if not isinstance(made_for, int):
+        return None, False
+    fails = any(
+        _POSITIONS.search(f"{name}.{inner}") and tensor.dim() >= 2 and made_for <= tensor.shape[0] <= made_for + 2
+        for name, module in model.named_modules()
+        if not hasattr(module, "make_weights")
+        for inner, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    )
+    return made_for, fails
+
+
+def _check_tokens(config: Config, tokenizer: Any, model: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    vocabulary = tokenizer.get_vocab()
+    needed = max(vocabulary.values(), default=-1) + 1
+    if needed <= rows:
+        return
+    rule = f"a model whose tokenizer fits it: the tokenizer has {needed:,} tokens, the embedding {rows:,} rows"
+    remedy = (
+        "Give the folder the tokenizer that the model was trained with, or enlarge the model and save it: "
+        f"model.resize_token_embeddings({needed})."
+    )
+    raise BadInput("model.path", config.model.path, rule, remedy)
+
+
+def _check_length(config: Config, described: Any, model: Any) -> list[str]:
+    made_for, fails = position_limit(described, model)
+    if made_for is None or config.data.max_length <= made_for:
+        return []
+    if fails:
+        rule = f"at most {made_for}: {config.model.path} ({described.model_type}) has no more positions"
+        raise BadInput("data.max_length", config.data.max_length, rule, f"Set data.max_length={made_for}.")
+    return [
+        f"data.max_length is {config.data.max_length}, and the model was made for {made_for} positions: "
+        f"it answers badly beyond them; data.max_length={made_for} keeps to them"
+    ]
+
+
+def _check_headers(folder: Path) -> None:
+    """Every file of the weights is there and has a whole header."""
+    from safetensors import SafetensorError, safe_open
+
+    files = set(folder.glob("*.safetensors"))
+    for index in folder.glob("*.safetensors.index.json"):
+        files |= {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+    if not files:
+        raise BadInput("model.path", str(folder), *no_safetensors(folder))
+    for file in sorted(files):
+        try:
+            with safe_open(file, "numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            rule = f"a whole safetensors file: {first_line(error)}"
+            remedy = "It is missing, cut off or damaged: copy or download it again."
+            raise BadInput("model.path", str(file), rule, remedy) from None

@@ -1,0 +1,165 @@
+"""Why a model, tokenizer or encoder could not be read, and what helps: the libraries' own words say it badly."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from bft_ray.errors import BadInput
+
+#: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind
+READING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError)
+
+#: words of an error -> packages that were missed, as pip names them
+_PACKAGES = {
+    "sentencepiece": "sentencepiece",
+    "sacremoses": "sacremoses",
+    "tiktoken": "tiktoken",
+    "protobuf": "protobuf",
+    "jieba": "jieba",
+    "mistral_common": "mistral-common",
+    "mistral-common": "mistral-common",
+    "causal_conv1d": "causal-conv1d",
+    "mamba_ssm": "mamba-ssm",
+    "flash_attn": "flash-attn",
+    "flash attention": "flash-attn",
+}
+
+
+def unreadable(field: str, named: str, source: str, what: str, error: BaseException) -> BadInput:
+    """The error to raise instead.
+
+    Args:
+        field: dotted name of the config field.
+        named: its value.
+        source: folder or hub id that was read for it.
+        what: `model`, `tokenizer` or `encoder`.
+        error: what reading raised.
+    """
+    logging.getLogger(__name__).debug("reading the %s failed", what, exc_info=error)
+    rule, remedy = _cause(source, what, error)
+    return BadInput(field, named, rule, remedy)
+
+
+def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
+    text = " ".join(str(link) for link in _chain(error))
+    kinds = {type(link).__name__ for link in _chain(error)}
+    return (
+        _bad_folder(source, what)
+        or _missing_package(source, what, text, error)
+        or (None if os.path.isdir(source) else _hub(source, what, text, kinds))
+        or (
+            f"a folder or hub id with a readable {what} (safetensors): {first_line(error)}",
+            f"transformers does not read this {what}: look at its files, or make them again with save_pretrained.",
+        )
+    )
+
+
+def _missing_package(source: str, what: str, text: str, error: BaseException) -> tuple[str, str] | None:
+    package = _read_by(Path(source)) if what == "tokenizer" else None
+    lowered = text.lower()
+    asks = isinstance(error, ImportError) or "pip install" in lowered or "installed" in lowered
+    if package is None and asks:
+        package = next((name for words, name in _PACKAGES.items() if words in lowered), None)
+    found = re.search(r"No module named '([\w.]+)'", text)
+    if package is None and found:
+        package = found[1].partition(".")[0]
+    if package is None:
+        return None
+    rule = f"a {what} whose packages are installed: it needs {package}"
+    return rule, f"Install it on every node: pip install {package}."
+
+
+def _read_by(folder: Path) -> str | None:
+    """The package that reads the vocabulary in a folder, where it is not installed.
+
+    transformers tries the packages one after the other, and tells of the last one alone.
+    """
+    files = sorted({*folder.glob("*.model"), *folder.glob("*.tiktoken")})
+    if not files or not folder.is_dir():
+        return None
+    with files[0].open("rb") as stream:  # tiktoken: lines of base64, a blank, a number; sentencepiece: protobuf
+        is_tiktoken = re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", stream.read(256)) is not None
+    package = "tiktoken" if is_tiktoken else "sentencepiece"
+    return package if find_spec(package) is None else None
+
+
+def _bad_folder(source: str, what: str) -> tuple[str, str] | None:
+    """What the files of a folder say."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if source.startswith(("/", ".", "~")) or source.count("/") > 1:
+            return f"the folder of a {what} that exists", "Check the path; on a cluster, on every node."
+        return None
+    names = {file.name for file in folder.iterdir()}
+    if not names:
+        return f"a folder with a {what}: this one is empty", "Download or copy the model into it again."
+    if "config.json" not in names and what != "tokenizer":
+        inner = [file.parent.name for file in folder.glob("*/config.json")]
+        remedy = f"Did you mean {folder / inner[0]}?" if inner else "Give the folder that save_pretrained wrote."
+        return f"a folder with a {what}: there is no config.json in it", remedy
+    if what == "tokenizer" and not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in names):
+        return "a folder with a tokenizer: there is none in it", "Copy the tokenizer files of the base model into it."
+    if what != "tokenizer" and not any(name.endswith(".safetensors") for name in names):
+        return no_safetensors(folder)
+    return None
+
+
+def no_safetensors(folder: Path) -> tuple[str, str]:
+    """Rule and remedy for a folder without `*.safetensors`."""
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs:
+        return "a folder with *.safetensors weights: this one holds GGUF", f"Give the file: {ggufs[0]}."
+    if not list(folder.glob("*.bin")):
+        return "a folder with *.safetensors weights: there are none in it", "Download or copy the weights again."
+    code = (
+        f"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}')"
+    )
+    remedy = f'Convert them, if you trust their source: python -c "{code}"'
+    return "a folder with *.safetensors weights: this one holds *.bin, which runs code when it is read", remedy
+
+
+def _hub(source: str, what: str, text: str, kinds: set[str]) -> tuple[str, str] | None:
+    lowered = text.lower()
+    if "GatedRepoError" in kinds or "gated repo" in lowered:
+        remedy = (
+            f"Ask for access on https://huggingface.co/{source}, then set HF_TOKEN on every node (or: hf auth login)."
+        )
+        return f"a {what} that this account may read: the repository is gated", remedy
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "on", "yes", "true"}
+    if offline or "OfflineModeIsEnabled" in kinds:
+        remedy = f"Download it where there is a network (hf download {source}), or take HF_HUB_OFFLINE away."
+        return f"a {what} that is on this machine: HF_HUB_OFFLINE is set, and it is not in the cache", remedy
+    if "RepositoryNotFoundError" in kinds or "401 client error" in lowered or "not a valid model identifier" in lowered:
+        remedy = "Check the spelling; where it is private, set HF_TOKEN on every node (or: hf auth login)."
+        return f"the hub id of a {what}: the hub knows none of this name, or does not show it without a token", remedy
+    if "RevisionNotFoundError" in kinds or "not a valid git identifier" in lowered:
+        return f"a {what} with this model.revision", "Take a branch, tag or commit that its page on the hub lists."
+    if "HFValidationError" in kinds or "repo id must" in lowered:
+        return f"a folder or the hub id of a {what}", "A hub id reads organisation/name."
+    if kinds & {"LocalEntryNotFoundError", "ConnectionError", "ConnectError"} or "connect" in lowered:
+        remedy = (
+            "Check the network and its proxy (HTTPS_PROXY, HF_ENDPOINT), or download the model and give its folder."
+        )
+        return f"a {what} that can be fetched: the hub does not answer", remedy
+    if "safetensors" in lowered:
+        return f"a {what} with *.safetensors weights: {source} has none on the hub", "Take a revision that has them."
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and those that it came from."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return links
+
+
+def first_line(error: BaseException) -> str:
+    """Of its text, or its type where there is none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,180 @@
+"""The text of a config for the splits of a user's rows, and the settings that follow from rows, model and device."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bft_ray.config.draft import PUBLISHED_WINDOW, window_grid
+
+_LONGEST = 4096  # tokens a row, where nothing says how many a model takes
+_CPU_TOKENS, _GPU_TOKENS = 2048, 8192  # of a micro-batch: beyond them nothing gets faster
+#: training rows from which on -> (epochs, rows a step)
+_COURSE = ((20_000, 1.0, 64), (5_000, 2.0, 32), (160, 3.0, 16))
+
+
+@dataclass(frozen=True)
+class Device:
+    """What trains: a GPU, with or without bf16, or so many cores."""
+
+    is_gpu: bool
+    has_bf16: bool
+    num_cores: int
+
+    @classmethod
+    def here(cls) -> Device:
+        """Of this machine."""
+        import torch
+
+        is_gpu = torch.cuda.is_available()
+        return cls(is_gpu, not is_gpu or torch.cuda.is_bf16_supported(), os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Fields of the config that are not the same for everyone."""
+
+    dtype: str
+    lora: bool
+    rates: tuple[float, ...]  # ascending; the middle one is the config's
+    window: int
+    max_length: int
+    batch: int
+    epochs: float
+    micro_batch_tokens: int
+    cpus_per_worker: float
+
+
+def max_length_for(row_tokens: Sequence[int], model: str) -> int:
+    """Tokens that a row may have: a quarter more than the 99th percentile (an estimate may be low, a chat template adds
+    some), but no more than the model takes.
+    """
+    needed = 1.25 * quantile(row_tokens, 0.99) + 32
+    return min(longest_positions(model), max(256, 128 * math.ceil(needed / 128)))
+
+
+def settings_for(row_tokens: Sequence[int], windows: Sequence[int], model: str, device: Device) -> Settings:
+    """Settings for training rows of these estimated lengths (tokens, ascending), the model and the device.
+
+    - the starter is trained whole, in fp32; any other model with LoRA, in bf16 where the device has it, at a rate
+      that suits adapters;
+    - the window is the published one where it slides at all, else the middle one of those that do;
+    - the more rows, the fewer passes and the larger the batch; of few rows a batch has a tenth.
+    """
+    num_train, max_length = len(row_tokens), max_length_for(row_tokens, model)
+    is_starter = model == "starter"
+    epochs, batch = next(
+        ((epochs, batch) for least, epochs, batch in _COURSE if num_train >= least), (3.0, max(1, num_train // 10))
+    )
+    return Settings(
+        dtype="fp32" if is_starter or not device.has_bf16 else "bf16",
+        lora=not is_starter,
+        rates=(0.0003, 0.001, 0.003) if is_starter else (0.0001, 0.0003, 0.001),
+        window=PUBLISHED_WINDOW if PUBLISHED_WINDOW in windows or not windows else windows[len(windows) // 2],
+        max_length=max_length,
+        batch=batch,
+        epochs=epochs,
+        micro_batch_tokens=max(max_length, _GPU_TOKENS if device.is_gpu else _CPU_TOKENS),
+        cpus_per_worker=1.0 if is_starter or device.is_gpu else float(min(4, device.num_cores)),
+    )
+
+
+def longest_positions(model: str) -> int:
+    """Tokens that a model takes, at most 4,096; as many where its config is not on this machine."""
+    from bft_ray.model.causal_lm import resolve_model
+
+    path = Path(resolve_model(model)) / "config.json"
+    if not path.is_file():
+        return _LONGEST
+    return min(_LONGEST, json.loads(path.read_text()).get("max_position_embeddings") or _LONGEST)
+
+
+def quantile(values: Sequence[int], share: float) -> int:
+    """The value of ascending ones that this share of them does not exceed."""
+    return values[min(len(values) - 1, math.floor(share * len(values)))]
+
+
+def config_text(
+    about: Sequence[str],
+    domain: str,
+    model: str,
+    settings: Settings,
+    answer_tokens: Sequence[int],
+    train: Path,
+    validation: Path,
+    is_choice: bool,
+) -> str:
+    """The YAML text.
+
+    Args:
+        about: comments for its top.
+        answer_tokens: estimated, ascending; for the windows that a profile looks at.
+        validation: measured as a choice task if `is_choice`.
+    """
+    lora = (
+        "lora: {rank: 16, alpha: 32.0}  # trains adapters only; null trains all weights (far more memory)"
+        if settings.lora
+        else "lora: null  # null trains all weights; {rank: 16, alpha: 32.0} trains adapters only"
+    )
+    if is_choice:
+        measured = "  validation: []  # what counts is measured by the choice task below\n"
+        tasks = f"  tasks:\n    - {{kind: choice, path: {_quoted(validation)}}}\n"
+        checkpoint = "  export: last  # the weights of the last step\n"
+    else:
+        measured = f"  validation:\n    - {{path: {_quoted(validation)}}}\n"
+        tasks = "  tasks: []  # what else is measured, e.g. [{kind: choice, path: exam.jsonl}]; the README lists the kinds\n"
+        checkpoint = "  metric: validation/nll  # decides which checkpoint is exported: nats a token, lower is better\n"
+    comments = "".join(f"# {line}\n" for line in about)
+    text = f"""\
+{comments}# Check it: bft-ray doctor FILE. Change a field for one run: bft-ray train FILE loss.window=64.
+# All fields: bft-ray config --schema.
+domain: {domain}  # names the MLflow experiment, bft/<domain>
+seed: 0  # of the batch order and of LoRA's first weights
+model:
+  path: {_quoted(model)}  # folder or hub id of any causal language model; starter: the small bundled one
+  dtype: {settings.dtype}  # of weights and computation; bf16 halves the memory
+{lora}
+data:
+  train:
+    - {{path: {_quoted(train)}}}
+{measured}  max_length: {settings.max_length}  # tokens a row; longer ones are handled as too_long says
+  too_long: truncate  # or drop, or error; counted in the data report
+  global_batch_size: {settings.batch}  # rows a step, over all workers: part of the result
+  micro_batch_tokens: {settings.micro_batch_tokens}  # tokens a worker handles at once: memory and speed, never the result
+loss:
+  method: bft  # sft, dft, bft, bft_group, bft_inverse ...: compare them on your data
+  window: {settings.window}  # tokens of the confidence window; at or above the longest answer it is the whole answer
+optimizer:
+  learning_rate: {settings.rates[len(settings.rates) // 2]}  # peak; try a third and three times of it
+schedule:
+  epochs: {settings.epochs}  # passes over the training rows
+  warmup_ratio: 0.1  # share of the steps in which the rate rises
+deepspeed:
+  preset: zero1  # zero2, zero3: spread more of the memory over the workers
+evaluation:
+{tasks}  batch_tokens: {max(settings.micro_batch_tokens, settings.max_length)}  # tokens a worker evaluates at once
+cluster:
+  address: null  # null: this machine; auto or host:port: a Ray cluster
+  num_workers: 1  # one a GPU, or a few cores; the result stays the same
+  cpus_per_worker: {settings.cpus_per_worker}  # cores of each worker
+  storage_path: bft_results  # checkpoints and exports; on a cluster a folder that all nodes share, or a URI
+checkpoint:
+{checkpoint}profile:
+  windows: {window_grid(answer_tokens[-1])}  # tokens; what `bft-ray profile` looks at
+tracking:
+  uri: sqlite:///mlflow.db  # or http://host:port of an MLflow server
+"""
+    return "".join(map(_align, text.splitlines(keepends=True)))
+
+
+def _quoted(path: Path | str) -> str:
+    return json.dumps(str(path.resolve() if isinstance(path, Path) else path), ensure_ascii=False)
+
+
+def _align(line: str) -> str:
+    value, mark, comment = line.partition("  # ")
+    return f"{value:<32}{mark}{comment}" if mark else line

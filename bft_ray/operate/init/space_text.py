@@ -1,0 +1,104 @@
+"""The text of a search space for the splits of a user's rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bft_ray.config.draft import CONFIRMATION_SEEDS, MARK, REDUCTION, grace_steps
+from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST
+
+SPACE = "search_space.yaml"
+_FEW = 100  # training rows
+_ONE_WINDOW = "# loss.window is not varied: the answers are so short that all windows are the same run"
+_NO_CONFIRMATION = """\
+# confirmation: there are too few rows for one. The study compares and chooses no champion: what looks best on so few
+# items may be noise. With {least} different questions (or groups) and more `bft-ray init` adds it.
+"""
+_NO_TEST = (
+    "  # test: too few rows for one. With {least} different questions (or groups) and more `bft-ray init` adds it.\n"
+)
+
+
+@dataclass(frozen=True)
+class SpacePlan:
+    """What the text needs.
+
+    Args:
+        name: of the study.
+        config: name of the config's file, beside the space.
+        windows: that differ on these answers; empty: none do.
+        rates: learning rates.
+        metric: of the objective.
+        is_choice: whether that is measured on a choice task rather than on `data.validation`.
+        num_train: training rows.
+        num_steps: optimizer steps of a trial.
+        paths: split -> its file.
+    """
+
+    name: str
+    config: str
+    windows: Sequence[int]
+    rates: Sequence[float]
+    metric: str
+    is_choice: bool
+    num_train: int
+    num_steps: int
+    paths: Mapping[str, Path]
+
+
+def space_text(plan: SpacePlan) -> str:
+    """YAML, every section with a comment; parameters stand on a line each, as `bft-ray profile` rewrites them."""
+    few = plan.num_train < _FEW
+    windows = f"  loss.window: {_among(plan.windows)}  # tokens; estimated" if plan.windows else f"  {_ONE_WINDOW}"
+    grace = grace_steps(plan.num_steps)
+    scheduler = (
+        f"{{kind: asha, grace_steps: {grace}, reduction: {REDUCTION}}}  # of {plan.num_steps} steps: the worse trials "
+        f"stop early"
+        if grace
+        else "{kind: none}  # a trial is too short to stop early"
+    )
+    return f"""\
+{MARK}: which form, window, epsilon and cap of BFT suit these rows?
+# Look at `bft-ray profile {plan.config}` first: it puts the measured windows and caps in place of the estimated ones.
+# What it would run and cost: bft-ray search {SPACE} --dry-run.
+name: {plan.name}
+config: {plan.config}  # beside this file
+parameters:
+  loss.method: {{kind: categorical, values: [bft, bft_inverse, bft_group]}}
+{windows}
+  loss.epsilon: {{kind: float, low: 0.01, high: 0.2, log: true, when: {{loss.method: [bft_inverse]}}}}
+  loss.weight_cap: {{kind: categorical, values: [2.0, 4.0, 8.0, null], when: {{loss.method: [bft_inverse]}}}}
+  optimizer.learning_rate: {_among(plan.rates)}  # of the baselines sft, dft and bft too
+objective: {{metric: {plan.metric}}}  # on the validation rows
+budget: {{trials: {12 if few else 18}}}  # beside them run the baselines, once a learning rate; as long as the config says
+sampler: {{kind: tpe, seed: 0, startup_trials: 6}}
+scheduler: {scheduler}
+{_confirmation(plan)}"""
+
+
+def _confirmation(plan: SpacePlan) -> str:
+    if CONFIRMATION not in plan.paths:
+        return _NO_CONFIRMATION.format(least=SHARES[1][0])
+    test = (
+        f"  test:  # looked at once, for the champion and the default\n{_where(plan, TEST)}"
+        if TEST in plan.paths
+        else ""
+    )
+    return f"""\
+confirmation:  # fresh runs of the best trials and of the baselines, on rows that the search has not seen
+  top_k: 2
+  seeds: [{", ".join(map(str, CONFIRMATION_SEEDS))}]
+  overrides:
+{_where(plan, CONFIRMATION)}{test or _NO_TEST.format(least=SHARES[0][0])}"""
+
+
+def _where(plan: SpacePlan, split: str) -> str:
+    field = "evaluation.tasks.0.path" if plan.is_choice else "data.validation.0.path"
+    return f"    {field}: {json.dumps(str(plan.paths[split].resolve()), ensure_ascii=False)}\n"
+
+
+def _among(values: Sequence[float]) -> str:
+    return f"{{kind: categorical, values: [{', '.join(map(str, values))}]}}"

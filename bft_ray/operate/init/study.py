@@ -1,0 +1,219 @@
+"""The files of a study from a user's own rows, and what is said of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from bft_ray.config import SourceConfig, config_from_yaml
+from bft_ray.config.draft import MARK, differing_windows, window_grid
+from bft_ray.config.steps import num_steps
+from bft_ray.config.study import load_study
+from bft_ray.domains import domain as domain_named
+from bft_ray.errors import BadInput
+from bft_ray.operate.init.config_text import Device, Settings, config_text, max_length_for, quantile, settings_for
+from bft_ray.operate.init.files import check_free, rows_text, write_all
+from bft_ray.operate.init.look import CHARACTERS_PER_TOKEN, Found, Look, beside, look_at
+from bft_ray.operate.init.space_text import SPACE, SpacePlan, space_text
+from bft_ray.operate.init.split import SPLITS, TRAIN, VALIDATION, assign
+from bft_ray.operate.init.tell import can_show, next_commands, told
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line says; see `bft-ray init --help`.
+
+    Args:
+        data: file, saved datasets folder or hub id.
+        out: config to write; all other files go to its folder.
+        prompt, completion: a column each, or a template with columns in braces.
+        group: column whose equal values stay on one side of a split.
+    """
+
+    data: str
+    out: Path = Path("bft.yaml")
+    prompt: str | None = None
+    completion: str | None = None
+    group: str | None = None
+    split: str | None = None
+    config_name: str | None = None
+    limit: int | None = None
+    domain: str | None = None
+    model: str = "starter"
+    force: bool = False
+
+    def source(self, path: Path | None = None) -> SourceConfig:
+        """The data, or a file beside it that is read in the same way.
+
+        Raises:
+            BadInput: one of --prompt and --completion without the other, a limit below 1.
+        """
+        for given, missing in (("prompt", "completion"), ("completion", "prompt")):
+            if getattr(self, given) and not getattr(self, missing):
+                remedy = f"Add --{missing} COLUMN; a template in braces joins several columns."
+                raise BadInput(f"--{missing}", None, f"given with --{given}", remedy)
+        if self.limit is not None and self.limit < 1:
+            raise BadInput("--limit", self.limit, "at least 1", "Leave --limit out for all rows.")
+        named = {"prompt": self.prompt, "completion": self.completion, "group": self.group}
+        columns = {field: column.replace("\\n", "\n") for field, column in named.items() if column}
+        if path is not None:
+            return SourceConfig(path=str(path), columns=columns)
+        return SourceConfig(path=self.data, split=self.split, name=self.config_name, limit=self.limit, columns=columns)
+
+
+def write_study(request: Request, device: Device | None = None) -> str:
+    """Write config, search space and the files of the splits; returns what to tell the user.
+
+    Nothing is written unless all of it is sound: the files are made in a folder of their own, the config and the space
+    are loaded from there and held against each other, and then each file is moved to its place.
+
+    Raises:
+        BadInput, BadConfig: data that cannot be read or are too few, columns that mean nothing, outputs that exist
+            (without `force`), a bad domain name.
+    """
+    out = request.out
+    paths = {name: out.with_name(f"{out.stem}_{name}.jsonl") for name in SPLITS}
+    look = look_at(request.source(), request.data)
+    others, notes = beside(Path(request.data), look, request)
+    inputs = [Path(request.data), *(Path(other.path) for other in others.values())]
+    check_free([out, out.with_name(SPACE), *paths.values()], inputs, request.force)
+    parts, left_out = _parts(look, others)
+    made = {name: path for name, path in paths.items() if parts.get(name)}
+    domain = request.domain or domain_of(request.data)
+    plan = _Plan(request, look, parts, made, domain, device or Device.here())
+    rows = {path.name: rows_text(_records(look.kind, name, parts[name])) for name, path in made.items()}
+    texts = rows | {SPACE: plan.space(), out.name: plan.config(_about(look, request.data, left_out))}
+    stale = [path.name for name, path in paths.items() if name not in made]
+    # both load, and fit each other: as `bft-ray search` would find them
+    write_all(out.parent, texts, lambda folder: load_study(folder / SPACE, folder / out.name), stale)
+    return "\n".join(
+        [
+            *told(look),
+            *notes,
+            *left_out,
+            "",
+            *(f"{name:<13}{len(parts[name]):>7,} rows  {path}" for name, path in made.items()),
+            f"{'config':<25}  {out}",
+            f"{'search space':<25}  {out.with_name(SPACE)}",
+            "",
+            *can_show(parts, plan.metric),
+            "",
+            *next_commands(out, out.with_name(SPACE)),
+        ]
+    )
+
+
+def domain_of(data: str) -> str:
+    """A domain name from a file name or hub id: `My Genes_train.csv` -> my_genes."""
+    words = re.sub(r"[^a-z0-9]+", "_", Path(data).stem.lower())
+    return re.sub(r"(^|_)(train|training|data|dataset)(?=_|$)", "", words).strip("_") or "my_data"
+
+
+def _parts(look: Look, others: Mapping[str, Look]) -> tuple[dict[str, list[Found]], list[str]]:
+    """(split -> its rows, what was left out in words)."""
+    given = [(TRAIN, row) for row in look.rows] + [(name, row) for name, other in others.items() for row in other.rows]
+    keys, groups = [row.key for _, row in given], [row.group for _, row in given]
+    held = assign(keys, groups, [name for name, _ in given])
+    parts: dict[str, list[Found]] = {name: [] for name in SPLITS}
+    lost: dict[str, list[str]] = {}
+    for (name, row), split in zip(given, held, strict=True):
+        if split is None:
+            lost.setdefault(name, []).append(row.where)
+        else:
+            parts[split].append(row)
+    for name in [TRAIN, VALIDATION] if lost else []:
+        if not parts[name]:
+            rule = "a file with questions (and groups) of its own: all of them stand in a later split too"
+            raise BadInput("data", f"the {name} rows", rule, "Add rows, or move the files beside it away.")
+    said = [
+        f"left out     {len(places):,} {name} rows whose question or group stands in a later split too: "
+        f"{', '.join(places[:3])}{', ...' if len(places) > 3 else ''}"
+        for name, places in lost.items()
+    ]
+    return parts, said
+
+
+def _records(kind: str, split: str, rows: Sequence[Found]):
+    """(place, record) of a split's file: choice rows where they are measured, prompt and completion where trained."""
+    for row in rows:
+        yield row.where, row.taught if kind == "choice" and split == TRAIN else row.record
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the two texts share."""
+
+    request: Request
+    look: Look
+    parts: Mapping[str, Sequence[Found]]
+    made: Mapping[str, Path]
+    domain: str
+    device: Device
+
+    @cached_property
+    def row_tokens(self) -> list[int]:
+        return sorted(row.row_tokens for row in self.parts[TRAIN])
+
+    @cached_property
+    def answer_tokens(self) -> list[int]:
+        """Ascending; no more than a row may have, for the rest of an answer is cut off."""
+        longest = max_length_for(self.row_tokens, self.request.model)
+        return sorted(min(row.answer_tokens, longest) for row in self.parts[TRAIN])
+
+    @cached_property
+    def windows(self) -> list[int]:
+        return differing_windows(window_grid(self.answer_tokens[-1]), self.answer_tokens)
+
+    @property
+    def metric(self) -> str:
+        """The domain's headline where this config measures it."""
+        headline = domain_named(self.domain).headline
+        usual = "choices/probability" if self.look.kind == "choice" else "validation/token_accuracy"
+        measured = "choices/" if self.look.kind == "choice" else "validation/"
+        return headline if headline.startswith(measured) else usual
+
+    @cached_property
+    def settings(self) -> Settings:
+        return settings_for(self.row_tokens, self.windows, self.request.model, self.device)
+
+    def config(self, about: Sequence[str]) -> str:
+        return config_text(
+            about,
+            self.domain,
+            self.request.model,
+            self.settings,
+            self.answer_tokens,
+            self.made[TRAIN],
+            self.made[VALIDATION],
+            is_choice=self.look.kind == "choice",
+        )
+
+    def space(self) -> str:
+        num_train = len(self.parts[TRAIN])
+        return space_text(
+            SpacePlan(
+                name=self.domain,
+                config=self.request.out.name,
+                windows=self.windows,
+                rates=self.settings.rates,
+                metric=self.metric,
+                is_choice=self.look.kind == "choice",
+                num_train=num_train,
+                num_steps=num_steps(config_from_yaml(self.config([]), str(self.request.out)), [num_train]),
+                paths=self.made,
+            )
+        )
+
+
+def _about(look: Look, data: str, left_out: Sequence[str]) -> list[str]:
+    lengths = sorted(row.answer_tokens for row in look.rows)
+    return [
+        f"{MARK.removeprefix('# ')} for {Path(data).name}: {len(look.rows):,} rows, form {look.form}.",
+        *(f"Left out: {count:,} rows, {reason}." for reason, count in look.left_out.items()),
+        *(line.replace("left out     ", "Left out: ") + "." for line in left_out),
+        f"Tokens an answer, estimated at {CHARACTERS_PER_TOKEN} characters each: half of them up to "
+        f"{quantile(lengths, 0.5):,}, 99 % up to {quantile(lengths, 0.99):,}, the longest {lengths[-1]:,}.",
+    ]

@@ -1,0 +1,81 @@
+"""What `bft-ray init` tells the user: what it read and used, what so few items can show, what comes next."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bft_ray.operate.init.look import Found, Look
+from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, VALIDATION, num_units
+from bft_ray.stats.power import detectable_binary
+
+DISCORDANT = 0.2  # share of the items on which exactly one of two models is assumed to be right
+
+
+def told(look: Look) -> list[str]:
+    """What was read, from which columns, and what was left out."""
+    used = ", ".join(
+        field if field == column else f"{field} = {json.dumps(column)}" for field, column in look.used.items()
+    )
+    lines = [f"{'read':<13}{len(look.rows):,} rows, form {look.form}", f"{'used':<13}{used}"]
+    lines.append(f"{'not used':<13}{', '.join(look.unused) or 'no column'}")
+    if groups := {row.group for row in look.rows} - {None}:
+        of = json.dumps(look.used.get("group", "group"))
+        lines.append(f"{'grouped':<13}by {of}: {len(groups):,} groups, whose rows stay on one side of the splits")
+    if look.kind == "choice":
+        lines.append(f"{'taught':<13}the text of the right option, after the question with its options by letter")
+        lines.append(f"{'measured':<13}how likely each option is after the same question: the task `choices`")
+    lines += [f"{'left out':<13}{count:,} rows: {reason}" for reason, count in look.left_out.items()]
+    return lines
+
+
+def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
+    """What so few items can and cannot show."""
+    units = {name: num_units([row.key for row in rows], [row.group for row in rows]) for name, rows in parts.items()}
+    lines = ["what so many items can show"]
+    for name, use in ((VALIDATION, "search"), (CONFIRMATION, "choice"), (TEST, "last look")):
+        if units.get(name):
+            effect = smallest_effect(units[name])
+            seen = "no difference at all" if effect is None else f"differences of {100 * effect:.0f} points and more"
+            lines.append(f"  {name:<13}{units[name]:>5,} independent items, for the {use}: {seen}")
+    lines += [
+        "  of a share such as accuracy, between two models on the same items, in 8 of 10 studies; assumed: exactly one of",
+        f"  the two is right on {DISCORDANT:.0%} of the items, or on as many as it takes. {metric} moves",
+        "  more finely, and the study says what it could have seen.",
+    ]
+    total = sum(units.values())
+    if CONFIRMATION not in parts or not parts[CONFIRMATION]:
+        least = SHARES[1][0]
+        lines += [
+            f"  {total} independent items are too few for a confirmation: the study compares and chooses no champion.",
+            f"  left to do: {least} or more (different questions, or values of --group), then init again with --force.",
+        ]
+    elif not parts.get(TEST):
+        lines += [
+            f"  {total} independent items are too few for a test: the champion is confirmed, but nothing tests it at last.",
+            f"  left to do: {SHARES[0][0]} or more (different questions, or values of --group), then init again with --force.",
+        ]
+    return lines
+
+
+def smallest_effect(num_items: int) -> float | None:
+    """Smallest difference of a share between two models on the same independent items that 8 of 10 studies show
+    (`detectable_binary`, with a fifth of the items discordant, or as many as the difference takes); None: not any.
+    """
+    effect = detectable_binary(num_items, max(1, round(DISCORDANT * num_items)))
+    return None if math.isnan(effect) else effect
+
+
+def next_commands(config: Path, space: Path) -> list[str]:
+    """The rest of the road, as it is typed."""
+    given = shlex.quote(str(config))
+    commands = (
+        f"doctor {given}",
+        f"evaluate {given} --out before",
+        f"profile {given}",
+        f"search {shlex.quote(str(space))}",
+    )
+    return [f"{'' if place else 'next':<13}bft-ray {command}" for place, command in enumerate(commands)]

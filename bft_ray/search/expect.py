@@ -1,0 +1,133 @@
+"""What a study will not tell, and what it takes: said before a worker starts."""
+
+from __future__ import annotations
+
+import os
+
+from bft_ray.config import ClusterConfig, Config
+from bft_ray.config.cost import Cost
+from bft_ray.config.draft import smallest_effect
+from bft_ray.config.space import Asha, SearchSpace
+from bft_ray.search.leaderboard import span
+from bft_ray.search.measure import Measured
+from bft_ray.search.ready import Facts
+
+_FEW = 100  # items of a split, below which what they can show is said
+
+
+def untold(space: SearchSpace, cost: Cost, facts: Facts) -> list[str]:
+    """Lines on what the study runs beside its trials, and what it cannot tell with these data."""
+    lines = []
+    if cost.tuning_runs:
+        names = ", ".join(one.name for one in space.baselines)
+        lines.append(
+            f"{cost.tuning_runs} baseline run{'s' * (cost.tuning_runs != 1)} ({names}, each with its rates and seeds) stand "
+            f"beside the {cost.trials} trials asked for"
+        )
+    if space.confirmation is None:
+        lines.append(
+            "note: no confirmation: the study tells which settings stood best on the data that picked them, beside the tuned "
+            "baselines, with the noise of the items. It does not tell whether that holds on fresh data and seeds, and it "
+            "registers no champion. `confirmation` in the space (5 seeds, data of its own) does"
+        )
+    elif not space.confirmation.test:
+        lines.append("note: no confirmation.test: no look at data on which nothing was chosen")
+    if isinstance(space.scheduler, Asha) and cost.steps is not None and not cost.rungs:
+        lines.append(
+            f"note: no trial is stopped early: scheduler.grace_steps is {space.scheduler.grace_steps}, and a trial has "
+            f"{cost.steps} steps"
+        )
+    return lines + _few(facts)
+
+
+def _few(facts: Facts) -> list[str]:
+    lines, batch = [], facts.first.data.global_batch_size
+    samples = sum(facts.samples_per_source or ()) or batch
+    if samples < batch:
+        lines.append(
+            f"note: the {samples} training samples are fewer than a batch of {batch}: each stands in it repeatedly"
+        )
+    for split, count in facts.num_items.items():
+        if count < _FEW:
+            lines.append(
+                f"note: the {split} data have {count} items: of a share such as an accuracy, a true difference below about "
+                f"{smallest_effect(count):.2g} is missed more often than in 2 of 10 studies"
+            )
+    return lines
+
+
+def takes(space: SearchSpace, first: Config, cost: Cost, measured: Measured | str, num_slots: int | None) -> list[str]:
+    """Lines on time, disk and memory.
+
+    Args:
+        first: config of the first trial.
+        measured: on it; or why it could not be.
+        num_slots: trials at a time, where that is known before a cluster is asked.
+    """
+    if isinstance(measured, str):
+        return [f"time, disk and memory are not measured: {measured}"]
+    lines = [
+        _time(cost, measured, num_slots),
+        f"disk    at most {_size(_disk(space, first, cost, measured))}: weights of {_size(measured.weights_bytes)} a model, "
+        f"{_size(measured.state_bytes)} a trial that waits at a rung",
+        f"memory  {_size(measured.memory_bytes)} a trial at its peak"
+        + (f", and {_size(measured.gpu_bytes)} of its GPU" if measured.gpu_bytes else ""),
+    ]
+    return [
+        *lines,
+        f"measured on {measured.device}: {measured.step_s:.2g} s a step, {measured.measure_s:.2g} s a measurement of the first "
+        f"trial's config, in a process of its own, in {span(measured.took_s)}",
+    ]
+
+
+def local_slots(cluster: ClusterConfig) -> int | None:
+    """Trials of one worker at a time on this machine alone; None where the study joins a cluster."""
+    if cluster.address:
+        return None
+    slots = int((os.cpu_count() or 1) / cluster.cpus_per_worker) if cluster.cpus_per_worker else None
+    if cluster.gpus_per_worker:
+        import torch
+
+        on_gpus = int(torch.cuda.device_count() / cluster.gpus_per_worker)
+        slots = on_gpus if slots is None else min(slots, on_gpus)
+    return slots
+
+
+def _time(cost: Cost, measured: Measured, num_slots: int | None) -> str:
+    if cost.steps is None:
+        return "time    not known: trials differ in their number of steps"
+    parts = {
+        "baselines": _seconds(cost.tuning_runs, cost.tuning_steps, 0, measured),
+        "search": _seconds(cost.search_runs, cost.search_steps_stopped or cost.search_steps, len(cost.rungs), measured),
+        "confirmation": _seconds(cost.confirmation_runs, cost.confirmation_steps, 0, measured),
+    }
+    total = sum(parts.values())
+    each = ", ".join(f"{name} {span(seconds)}" for name, seconds in parts.items() if seconds)
+    text = f"time    about {span(total)} one run at a time ({each})"
+    return text + (f", {span(total / num_slots)} with {num_slots} at a time" if num_slots and num_slots > 1 else "")
+
+
+def _seconds(runs: int, steps: int | None, num_rungs: int, measured: Measured) -> float:
+    """Of that many runs with so many steps together; at each rung a run is measured too."""
+    each = measured.start_s + measured.measure_s * (1 + num_rungs)
+    return (steps or 0) * measured.step_s + runs * each
+
+
+def _disk(space: SearchSpace, first: Config, cost: Cost, measured: Measured) -> int:
+    """Bytes at most: the best trials' weights, those of the arms of a confirmation until the choice, the model that
+    MLflow takes, and the state of every trial that may wait at a rung.
+    """
+    num_weights = min(first.checkpoint.keep, cost.trials)
+    if space.confirmation is not None:
+        num_weights += space.confirmation.top_k + len(space.baselines) + first.tracking.log_model
+    waits = bool(cost.rungs) and (len(space.seeds) > 1 or space.deterministic or not first.is_one_process)
+    num_states = cost.search_runs if waits else 0
+    return num_weights * measured.weights_bytes + num_states * measured.state_bytes
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.3g} {unit}"

@@ -1,0 +1,29 @@
+"""What may change when a run or a study goes on, and what has changed: one rule for `train`, `search` and MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Fields of the config on which no result depends: where things are, how much is kept, and how a run is laid out over
+#: machines (which changes it by rounding alone).
+MAY_CHANGE = (
+    *("cluster.", "tracking.", "data.cache_dir", "data.micro_batch", "evaluation.batch_tokens"),
+    *("checkpoint.keep", "checkpoint.every_steps"),
+)
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], may_change: tuple[str, ...]) -> list[str]:
+    """Names of the fields that differ, sorted, without those that begin with one of `may_change`."""
+    differ = (field for field in {*old, *new} if old.get(field) != new.get(field))
+    return sorted(field for field in differ if not field.startswith(may_change))
+
+
+def describe_change(field: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """One changed field as a line of an error; fingerprints with their first digits alone."""
+    return f"`{field}` was {_shown(old.get(field))}, and is now {_shown(new.get(field))}"
+
+
+def _shown(value: Any) -> str:
+    is_digest = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+    return repr(f"{value[:12]}..." if is_digest else value)

@@ -1,0 +1,124 @@
+"""`run.json` beside the checkpoints: what a run is, so that its name goes on with this run and with no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bft_ray.config import Config, flatten
+from bft_ray.data.dataset import TokenDataset
+from bft_ray.data.tables import resolve_path
+from bft_ray.errors import BadConfig
+from bft_ray.model.base_weights import weights_fingerprint
+from bft_ray.tracking.resume import MAY_CHANGE, changed_fields, describe_change
+from bft_ray.tracking.server import redact
+from bft_ray.train import storage
+from bft_ray.train.checkpoint import check_num_workers, checksum, last_complete
+
+#: fields of sources and tasks that name files
+PATHS = {"path", "descriptions", "train", "candidates", "encoder", "include_path", "cache"}
+_FILE = "run.json"
+
+
+def with_first_date(config: Config, folder: str) -> Config:
+    """The config with the date that a chat template got when this run began, where it began earlier with one."""
+    text = None if config.data.date else storage.read_text(storage.join(folder, _FILE))
+    first = json.loads(text)["config"].get("data.date") if text else None
+    return config.model_copy(update={"data": config.data.model_copy(update={"date": first})}) if first else config
+
+
+def read_record(folder: str, config: Config) -> dict[str, Any]:
+    """What an earlier start of this run left; {} where there was none.
+
+    Raises:
+        BadConfig: it began with other settings, of those that decide the result.
+        BadInput: its last checkpoint is of another number of workers.
+    """
+    text = storage.read_text(storage.join(folder, _FILE))
+    if text is None:
+        return {}
+    record = json.loads(text)
+    new = json.loads(redact(json.dumps(flatten(config))))
+    changed = changed_fields(record["config"], new, MAY_CHANGE)
+    if changed:
+        lines = [describe_change(field, record["config"], new) for field in changed]
+        raise BadConfig(f"the run `{config.name}` exists with other settings; choose another name. It", lines)
+    if "after" not in record and not storage.is_remote(folder) and (last := last_complete(Path(folder))):
+        check_num_workers(last, config.cluster.num_workers)
+    return record
+
+
+def identity_of(config: Config, datasets: Mapping[str, TokenDataset]) -> dict[str, str]:
+    """Field -> fingerprint of what lies behind it: tokenised rows, base weights, the files of tasks.
+
+    A field is left out where nothing can be read here, as for a model that only the hub has.
+    """
+    found = {f"data.{use}": dataset.fingerprint for use, dataset in datasets.items()}
+    found["model.path"] = weights_fingerprint(config.model)
+    found |= {
+        f"evaluation.tasks.{task.name}": files_fingerprint(task.model_dump(mode="json"))
+        for task in config.evaluation.tasks
+    }
+    return {field: digest for field, digest in found.items() if digest}
+
+
+def refuse_other_data(
+    record: Mapping[str, Any], identity: Mapping[str, str], config: Config, line: Callable[[str], None]
+) -> None:
+    """Raise BadConfig where rows, base weights or items are not those that the run began with.
+
+    Args:
+        line: is told where a run of an earlier version did not keep them; then they are taken as they are now.
+    """
+    if not record:
+        return
+    if "identity" not in record:
+        line(
+            f"note: the run {config.name} began with a version of bft-ray that kept no fingerprints of data and weights: "
+            "whether they are the same cannot be told; from now on it can"
+        )
+        return
+    changed = changed_fields(record["identity"], identity, ())
+    if changed:
+        lines = [f"{describe_change(field, record['identity'], identity)}{_of(field, config)}" for field in changed]
+        raise BadConfig(
+            f"the run `{config.name}` began with other data or weights than those that lie there now; "
+            "restore them, or choose another name. It",
+            lines,
+        )
+
+
+def _of(field: str, config: Config) -> str:
+    """The files behind a fingerprint."""
+    if field in ("data.train", "data.validation"):
+        paths = [source.path for source in getattr(config.data, field.removeprefix("data."))]
+        return f" (fingerprint of the rows of {', '.join(paths)})"
+    return f" (fingerprint of the weights in {config.model.path})" if field == "model.path" else " (its files)"
+
+
+def write_record(folder: str, config: Config, run_id: str, identity: Mapping[str, str], **more: Any) -> None:
+    """Write `run.json`, whole or not at all.
+
+    Args:
+        more: what is known of the result: `before`, `after`, `step`.
+    """
+    storage.write_text(storage.join(folder, _FILE), record_text(config, run_id, identity, **more))
+
+
+def record_text(config: Config, run_id: str, identity: Mapping[str, str], **more: Any) -> str:
+    """What stays beside the results; passwords in addresses do not."""
+    record = {"run_id": run_id, "config": flatten(config), "identity": dict(identity)} | more
+    return redact(json.dumps(record, indent=1))
+
+
+def files_fingerprint(task: Mapping[str, Any]) -> str:
+    """Of the content of a task's local files; "" where it has none."""
+    found = []
+    for name in sorted(PATHS & set(task)):
+        path = Path(resolve_path(str(task[name]))) if task[name] else None
+        if path is not None and path.is_file():
+            found.append(checksum(path))
+    return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else ""

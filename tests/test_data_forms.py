@@ -1,0 +1,324 @@
+"""Forms: each is recognised without flags, becomes the right canonical record, and teaches exactly the right text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bft_ray.config import DataConfig, ModelConfig, SourceConfig
+from bft_ray.data.forms import FORMS, bare, looks_like_content
+from bft_ray.data.rows import BadRow, ChoiceRow, Row, look, question_key, read_choices, read_rows, row_key
+from bft_ray.data.tokenise import encode
+from bft_ray.errors import BadInput
+from bft_ray.model.causal_lm import load_tokenizer
+
+LONG = "a sentence that is long enough to be content of some kind"
+TOOL = {"type": "function", "function": {"name": "gene", "description": "look up", "parameters": {}}}
+CALL = {"type": "function", "function": {"name": "gene", "arguments": {"symbol": "TP53"}}}
+
+
+def write(folder: Path, *rows: dict, name: str = "r.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rows_of(folder: Path, *rows: dict, **fields: Any) -> list:
+    return list(read_rows(SourceConfig(path=str(write(folder, *rows)), **fields), "data.train.0"))
+
+
+def error_of(folder: Path, *rows: dict, read=read_rows, **fields: Any) -> str:
+    with pytest.raises(BadInput) as caught:
+        list(read(SourceConfig(path=str(write(folder, *rows)), **fields), "data.train.0"))
+    return str(caught.value)
+
+
+def said(role: str, content: str, **more: Any) -> dict:
+    return {"role": role, "content": content, **more}
+
+
+#: form -> a row of it, its canonical prompt or messages, what is taught of it (with the starter's end token)
+SAMPLES: dict[str, tuple[dict, Any, list[str]]] = {
+    "alpaca": (
+        {"Instruction": "Name it.", "Input": "BRCA1", "Output": "A gene."},
+        "Name it.\n\nBRCA1",
+        ["A gene."],
+    ),
+    "sharegpt": (
+        {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        [said("system", "s"), said("user", "q"), said("assistant", "a")],
+        ["a"],
+    ),
+    "messages": (
+        {"messages": [said("user", "q"), said("assistant", "draft", weight=0), said("user", "w"), said("assistant", "a")]},
+        [said("user", "q"), said("assistant", "draft", weight=0), said("user", "w"), said("assistant", "a")],
+        ["a"],
+    ),
+    "llamafactory": (
+        {"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["q", "a"]]},
+        [said("system", "s"), said("user", "q"), said("assistant", "a"), said("user", "i\n\nx"), said("assistant", "o")],
+        ["a", "o"],
+    ),
+    "reasoning": (
+        {"Question": "q?", "Complex_CoT": "first, then", "Response": "so it is"},
+        "q?",
+        ["<think>\nfirst, then\n</think>\n\nso it is"],
+    ),
+    "pubmedqa": (
+        {
+            "pubid": 1, "question": "Does it?", "context": {"contexts": ["One.", "Two."], "labels": ["A", "B"]},
+            "long_answer": "It does.", "final_decision": "yes",
+        },
+        "One.\nTwo.\n\nDoes it?",
+        ["It does."],
+    ),
+    "dolly": (
+        {"instruction": "Which?", "context": LONG, "response": "This.", "category": "closed_qa"},
+        f"Which?\n\n{LONG}",
+        ["This."],
+    ),
+    "question/answer": ({"question ": "q?", "ANSWER": "a"}, "q?", ["a"]),
+    "text": ({"text": LONG}, None, [LONG]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def starter():
+    return load_tokenizer(ModelConfig(path="starter"))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_of_each_form_decoded(name, starter, tmp_path):
+    raw, canonical, taught = SAMPLES[name]
+    source = SourceConfig(path=str(write(tmp_path, raw)))
+    use = look(source)
+    assert use is not None and use.form.name == name
+    [row] = read_rows(source)
+    assert isinstance(row, Row) and canonical in (row.prompt, row.messages)
+    encoded = encode(row, starter, DataConfig(train=[source]))
+    runs: list[list[int]] = []
+    for token, flag, before in zip(
+        encoded.input_ids, encoded.supervised, [False, *encoded.supervised[:-1]], strict=True
+    ):
+        if flag:
+            runs.append([token]) if not before else runs[-1].append(token)
+    end = starter.decode([encoded.input_ids[-1]])
+    assert [starter.decode(run) for run in runs] == [text + end for text in taught]
+    assert encoded.num_bytes == sum(len(text.encode()) for text in taught)
+    assert encoded.input_ids.count(starter.bos_token_id) == 1 == encoded.input_ids.index(starter.bos_token_id) + 1
+
+
+def test_a_context_as_json_text_as_a_list_and_as_text(tmp_path):
+    for context in ('{"contexts": ["One.", "Two."]}', ["One.", "Two."], "One.\nTwo."):
+        [row] = rows_of(tmp_path, {"question": "q?", "context": context, "answer": "a"})
+        assert row.prompt == "One.\nTwo.\n\nq?"
+
+
+CHOICES = {
+    "medmcqa": {"question": "q?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 2, "choice_type": "single",
+                "exp": LONG, "subject_name": "Surgery", "topic_name": None, "id": "k"},
+    "medqa": {"question": "q?", "options": {"A": "w", "B": "x", "C": "y", "D": "z"}, "answer_idx": "C", "answer": "y",
+              "meta_info": "step1", "metamap_phrases": [LONG]},
+    "mmlu": {"question": "q?", "choices": ["w", "x", "y", "z"], "answer": 2, "subject": "surgery"},
+    "arc": {"id": "k", "question": "q?", "choices": {"text": ["w", "x", "y", "z"], "label": ["1", "2", "3", "4"]},
+            "answerKey": "3"},
+    "medxpertqa": {"id": "k", "question": "q?", "options": {"A": "w", "B": "x", "C": "y", "D": "z"}, "label": "C",
+                   "medical_task": "Diagnosis", "body_system": "Skin", "question_type": "Reasoning"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choice_rows_as_public_sets_have_them(name, tmp_path):
+    rows = [CHOICES[name]]
+    if name == "medmcqa":  # a 0 among the first rows tells that it counts from there
+        rows.append({**CHOICES[name], "id": "l", "cop": 0})
+    source = SourceConfig(path=str(write(tmp_path, *rows)))
+    use = look(source)
+    assert use is not None and use.form.name == name
+    row = next(read_choices(source))
+    assert (row.question, row.choices, row.answer) == ("q?", ("w", "x", "y", "z"), 2)
+    assert row.subject == {"medmcqa": "Surgery", "mmlu": "surgery", "medxpertqa": "Skin"}.get(name)
+
+
+@pytest.mark.parametrize("answer", [1, "1", "B", "(b)", "two words"])
+def test_an_answer_as_index_letter_or_text(answer, tmp_path):
+    path = write(tmp_path, {"question": "q?", "choices": ["one", "two words", "three"], "answer": answer, "group": 7})
+    assert list(read_choices(SourceConfig(path=str(path)))) == [
+        ChoiceRow("r.jsonl:1", f"{path}:1", "q?", ("one", "two words", "three"), 1, group="7")
+    ]
+
+
+def test_the_original_arc_rows(tmp_path):
+    stem = {"stem": "q?", "choices": [{"text": "w", "label": "A"}, {"text": "x", "label": "B"}]}
+    path = write(tmp_path, {"id": "k", "question": stem, "answerKey": "B"})
+    [row] = read_choices(SourceConfig(path=str(path)))
+    assert (row.question, row.choices, row.answer) == ("q?", ("w", "x"), 1)
+
+
+def test_where_medmcqa_counts_from(tmp_path):
+    row = CHOICES["medmcqa"]
+    path = write(tmp_path, {**row, "cop": 4}, {**row, "cop": 1, "id": "l"})
+    assert [each.answer for each in read_choices(SourceConfig(path=str(path)))] == [3, 0]
+    assert error_of(tmp_path, row, read=read_choices) == (
+        f"`{tmp_path}/r.jsonl:1 cop` is '1 to 3 in its first rows', but whether it counts from 0 or 1 is open. "
+        "Set data.train.0.form: medmcqa (the hub's copy, from 0) or medmcqa_from_1 (the authors' files)."
+    )
+    path = write(tmp_path, row)
+    [only] = read_choices(SourceConfig(path=str(path), form="medmcqa_from_1"))
+    assert only.answer == 1
+    assert "A public test split keeps its answers back" in error_of(tmp_path, {**row, "cop": -1}, read=read_choices)
+
+
+def test_a_file_of_choices_is_measured_not_trained_on(tmp_path):
+    message = error_of(tmp_path, CHOICES["mmlu"])
+    assert message.startswith(f"`{tmp_path}/r.jsonl:1` is 'a row of choices (mmlu)', but must be a row of prompt and")
+    assert f"Measure with it: evaluation.tasks: [{{kind: choice, path: {tmp_path}/r.jsonl}}]" in message
+    both = {"prompt": "{question} {choices}", "completion": "answer"}
+    [row] = rows_of(tmp_path, {**CHOICES["mmlu"], "answer": "y"}, columns=both)
+    assert (row.prompt, row.completion) == ("q? w\nx\ny\nz", "y")
+    assert "but must be a row of question, choices and answer" in error_of(
+        tmp_path, {"prompt": "q", "completion": "a"}, read=read_choices
+    )
+
+
+# --- what is not used -------------------------------------------------------------------------------------
+
+
+def test_a_column_that_looks_like_content_is_refused_with_the_remedy(tmp_path):
+    row = {"id": 1, "Question": "q?", "Answer": "a", "Findings": LONG, "source": LONG, "url": "http://a/b", "year": 3}
+    assert error_of(tmp_path, row) == (
+        f"`{tmp_path}/r.jsonl:1 Findings` is 'a column of the form question/answer, which uses Question, Answer, id', "
+        "but it looks like content, and nothing of it would be learned. "
+        'Use it: `--prompt "{Question}\\n\\n{Findings}" --completion Answer`, or in the config data.train.0.columns: '
+        '{prompt: "{Question}\\n\\n{Findings}", completion: "Answer"}; or name the columns without it there.'
+    )
+    columns = {"prompt": "{Question}\n\nContext: {Findings}", "completion": "Answer"}
+    [used] = rows_of(tmp_path, row, columns=columns)
+    assert used.prompt == f"q?\n\nContext: {LONG}"
+    source = SourceConfig(path=str(write(tmp_path, row)), columns={"prompt": "Question", "completion": "Answer"})
+    use = look(source)
+    assert use is not None and use.unused == ("Findings", "source", "url", "year")
+    assert [row.prompt for row in read_rows(source)] == ["q?"]
+
+
+def test_a_column_that_appears_late_is_seen(tmp_path):
+    rows = [{"question": f"q{i}", "answer": "a"} for i in range(300)]
+    message = error_of(tmp_path, *rows, {"question": "q", "answer": "a", "context of it": LONG})
+    assert message.startswith(f"`{tmp_path}/r.jsonl:301 context of it` is 'a column of the form question/answer")
+    found = rows_of(tmp_path, {"instruction": "i", "output": "o"}, {"instruction": "i", "input": "x", "output": "o"})
+    assert [row.prompt for row in found] == ["i", "i\n\nx"]  # a part that a form may have
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("note", LONG, True), ("note", "two words", False), ("note", 7, False), ("note", None, False),
+        ("note", "http://somewhere.org/" + "a" * 80, False), ("note", "2024-01-01 10:00:00", False),
+        ("context", "TP53", True), ("context", "", False), ("context", "nan", False), ("metadata", {"a": LONG}, False),
+        ("genes", ["TP53", "BRCA1"], False), ("note", [{"a": 1}], True), ("note", [LONG], True), ("note", {}, False),
+        ("source", LONG, False), ("note", "漢" * 80, True),
+    ],
+)  # fmt: skip
+def test_what_looks_like_content(name, value, expected):
+    assert looks_like_content(name, value) is expected
+
+
+def test_columns_of_a_template_that_are_not_there(tmp_path):
+    row = {"case": "c", "finding": "f"}
+    message = error_of(tmp_path, row, columns={"prompt": "{case} {age}", "completion": "finding"})
+    assert (
+        message
+        == f"`{tmp_path}/r.jsonl:1 age` is 'missing', but must be given in every row. The row has case, finding."
+    )
+    message = error_of(tmp_path, row, columns={"prompt": "cases", "completion": "finding"})
+    assert message == f"`{tmp_path}/r.jsonl:1 cases` is 'missing', but must be given in every row. Did you mean `case`?"
+    assert "but must be of one form: prompt, completion, tools" in error_of(
+        tmp_path, row, columns={"prompt": "case", "text": "finding"}
+    )
+
+
+def test_a_form_by_name(tmp_path):
+    message = error_of(tmp_path, {"question": "q", "answer": "a"}, form="alpca")
+    assert message.startswith("`data.train.0.form` is 'alpca', but must be auto or one of medmcqa,")
+    assert message.endswith("Did you mean `alpaca`?")
+    message = error_of(tmp_path, {"question": "q", "answer": "a"}, form="alpaca")
+    assert message.endswith("but must be a row of the form alpaca. It has the columns instruction, output/response.")
+    assert len({form.name for form in FORMS}) == len(FORMS)
+
+
+def test_id_and_group(tmp_path):
+    rows = [{"question": "q", "answer": "a", "patient": 7, "key": "k1"}]
+    [row] = rows_of(tmp_path, *rows, columns={"group": "patient", "id": "key"})
+    assert (row.id, row.group, row.prompt) == ("k1", "7", "q")
+    assert error_of(tmp_path, *rows, columns={"group": "patients"}).endswith("Did you mean `patient`?")
+
+
+# --- conversations ----------------------------------------------------------------------------------------
+
+
+def test_tools_calls_and_thoughts_of_any_spelling(tmp_path):
+    text = json.dumps([TOOL["function"]])
+    turns = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": json.dumps(CALL["function"])},
+        {"from": "observation", "value": "17p13.1"},
+        {"from": "gpt", "value": "a", "thinking": "hm"},
+    ]
+    [row] = rows_of(tmp_path, {"conversations": turns, "tools": text, "system": "s"})
+    assert row.tools == [{"type": "function", "function": TOOL["function"]}]
+    assert row.messages == [
+        said("system", "s"), said("user", "q"), said("assistant", "", tool_calls=[CALL]), said("tool", "17p13.1"),
+        said("assistant", "a", reasoning_content="hm"),
+    ]  # fmt: skip
+    openai = {"id": "c1", "type": "function", "function": {"name": "gene", "arguments": '{"symbol": "TP53"}'}}
+    parts = said("user", [{"type": "text", "text": "q"}])
+    [row] = rows_of(tmp_path, {"messages": [parts, {"role": "assistant", "tool_calls": [openai], "content": None}]})
+    assert row.messages == [said("user", "q"), said("assistant", "", tool_calls=[{**CALL, "id": "c1"}])]
+
+
+def test_a_field_of_a_turn_that_no_template_knows_is_refused(tmp_path):
+    turn = said("assistant", "a", rationale=LONG)
+    message = error_of(tmp_path, {"messages": [said("user", "q"), turn]})
+    assert message.startswith(f"`{tmp_path}/r.jsonl:1 messages.1.rationale` is 'a field that no chat template knows'")
+
+
+def test_turns_without_a_taught_answer_are_counted(tmp_path):
+    turns = [said("user", "q"), said("assistant", "a", weight=0)]
+    assert rows_of(tmp_path, {"messages": turns}) == [BadRow(f"{tmp_path}/r.jsonl:1", "no assistant turn")]
+
+
+# --- keys of questions ------------------------------------------------------------------------------------
+
+
+def test_one_key_for_one_question():
+    def key(prompt: Any) -> str:
+        return question_key(Row("a", "f:1", prompt=prompt, completion="x"))
+
+    composed, decomposed = "Is caf\u00e9 good?", "Is cafe\u0301 good?"
+    spellings = [composed, decomposed, "  is CAFÉ\u00a0good? ", "Is café\n good?", [said("user", decomposed)]]
+    assert len({key(each) for each in spellings[:4]}) == 1
+    assert key("ﬁbrosis") == key("fibrosis") and key("a") != key("b")
+    same = [Row("a", "f:1", prompt=each, completion="y") for each in (composed, decomposed)]
+    assert row_key(same[0]) == row_key(same[1]) != row_key(Row("a", "f:1", prompt=composed, completion="z"))
+    one, other = (ChoiceRow("a", "f:1", "q", choices, 0) for choices in (("x", "y"), ("y", "x")))
+    assert question_key(one) == question_key(other) and row_key(one) == row_key(other)
+
+
+@given(st.text(), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_the_key_knows_neither_unicode_form_nor_white_space(text, form):
+    import unicodedata
+
+    def key(prompt: str) -> str:
+        return question_key(Row("a", "f:1", prompt=prompt, completion="x"))
+
+    assert key(f" {unicodedata.normalize(form, text)}\n") == key(text)
+
+
+@given(st.text())
+def test_bare_names_are_stable(name):
+    assert bare(bare(name)) == bare(name)

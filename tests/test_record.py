@@ -1,0 +1,119 @@
+"""A run goes on with its own data, weights and settings, and with nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bft_ray.config import make_config
+from bft_ray.errors import BadConfig, BadInput
+from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.train.checkpoint import write_manifest
+from bft_ray.train.launch import load_datasets, pin, train
+from bft_ray.train.progress import Display
+from bft_ray.train.record import identity_of, write_record
+
+
+class Lines(Display):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__()
+        self.said: list[str] = []
+
+    def line(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def begun(make_tree, tiny_model, tiny_data, tmp_path):
+    """A function: the tree of a run that has begun on files of its own, with an item to be measured."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.copy(tiny_data, tmp_path / "rows.jsonl")
+    (tmp_path / "quiz.jsonl").write_text(
+        json.dumps({"id": "q", "question": "w1", "choices": ["w2", "w3"], "answer": 1})
+    )
+    tree = make_tree(
+        model={"path": str(tmp_path / "model")},
+        evaluation={"tasks": [{"kind": "choice", "name": "quiz", "path": str(tmp_path / "quiz.jsonl")}]},
+    )
+    tree["data"]["train"] = [{"path": str(tmp_path / "rows.jsonl")}]
+    config = pin(make_config(tree))
+    datasets = load_datasets(config, load_tokenizer(config.model), Lines())
+    folder = Path(config.cluster.storage_path) / "run"
+    write_record(str(folder), config, "0" * 32, identity_of(config, datasets))
+    return tree
+
+
+def refused(tree: dict) -> str:
+    """Of a start, which no worker sees."""
+    with pytest.raises(BadConfig) as caught:
+        train(make_config(tree), Lines())
+    return str(caught.value)
+
+
+def test_another_data_file_in_the_place_of_the_first_is_refused(begun, tmp_path):
+    rows = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[:37]))
+    text = refused(begun)
+    assert text.startswith(
+        "the run `run` began with other data or weights than those that lie there now; restore them, or choose another "
+        "name. It has 1 problem:\n  - `data.train` was '"
+    )
+    line = r"`data.train` was '[0-9a-f]{12}\.\.\.', and is now '[0-9a-f]{12}\.\.\.' \(fingerprint of the rows of .*rows.jsonl\)"
+    assert re.search(line, text)
+
+
+def test_other_weights_and_other_items_are_refused(begun, tmp_path):
+    weights = tmp_path / "model" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    (tmp_path / "quiz.jsonl").write_text((tmp_path / "quiz.jsonl").read_text().replace("w3", "w4"))
+    text = refused(begun)
+    assert "It has 2 problems" in text and "`model.path` was '" in text and "`evaluation.tasks.quiz` was '" in text
+
+
+def test_other_settings_are_refused_and_places_are_not(begun, tmp_path):
+    assert "`loss.window` was 256, and is now 3" in refused(begun | {"loss": {"window": 3}})
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "w1", "completion": "w2"}')  # what the next two get to
+    places = {"checkpoint": {"keep": 4, "every_steps": 1}, "tracking": {"uri": f"sqlite:///{tmp_path}/other.db"}}
+    assert "`data.train` was" in refused(begun | places)
+
+
+def test_a_run_of_before_is_taken_with_a_word(begun, tmp_path):
+    """Its `run.json` has no fingerprints: what follows is another run's database, which is told next."""
+    path = tmp_path / "results" / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["identity"]
+    path.write_text(json.dumps(record))
+    lines = Lines()
+    with pytest.raises(BadInput, match=r"`run_id` is '0{32}', but must be a run of the tracking server"):
+        train(make_config(begun), lines)
+    assert [
+        text for text in lines.said if text.startswith("note: the run run began with a version of bft-ray that kept")
+    ]
+
+
+def test_another_number_of_workers_is_refused_before_they_start(begun, tmp_path):
+    folder = tmp_path / "results" / "run" / "step-00000002"
+    folder.mkdir()
+    for rank in range(2):
+        write_manifest(folder, rank, 2)
+    with pytest.raises(BadInput) as caught:
+        train(make_config(begun), Lines())
+    assert str(caught.value) == (
+        "`cluster.num_workers` is 1, but must be 2, the number of workers that wrote the checkpoint step-00000002. "
+        "Resume with cluster.num_workers=2, or start a run with another name."
+    )
+
+
+def test_a_run_that_is_refused_leaves_no_folder(make_tree, tmp_path):
+    """Where results go is tried, and left as it was."""
+    with pytest.raises(BadInput, match="no/such/model"):
+        train(make_config(make_tree(model={"path": "/no/such/model"})), Lines())
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,115 @@
+"""A user's own file, from `init` to a champion that is measured against the base model: the commands of the page."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from bft_ray.tracking.server import connect
+from tests.own_file import LIMIT_S, ROOT, environment, typed, write_questions
+
+PAGE = ROOT / "docs" / "own-file.md"
+#: least budget of a study that still compares, confirms and chooses
+SMALL = (
+    "budget.trials=3",
+    "sampler.startup_trials=2",
+    "confirmation.top_k=1",
+    "confirmation.seeds=[101,102,103]",
+    "confirmation.min_seeds_waived=true",
+)
+
+
+def trials(folder: Path) -> dict[int, optuna.trial.FrozenTrial]:
+    """All records of the one study in the default database, by number."""
+    storage = f"sqlite:///{folder}/bft_studies.db"
+    [name] = optuna.get_all_study_names(storage)
+    return {trial.number: trial for trial in optuna.load_study(study_name=name, storage=storage).trials}
+
+
+def champion_version(folder: Path) -> str:
+    return connect(f"sqlite:///{folder}/mlflow.db").get_model_version_by_alias("bft-my_questions", "champion").version
+
+
+def num_finished(folder: Path) -> int:
+    """Trials of the study that have an end; read as a bystander, who must not lock the database."""
+    try:
+        with sqlite3.connect(f"file:{folder}/bft_studies.db?mode=ro", uri=True, timeout=5) as database:
+            [[count]] = database.execute("select count(*) from trials where state in ('COMPLETE', 'PRUNED')")
+            return count
+    except sqlite3.OperationalError:  # not there yet
+        return 0
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_lead_from_a_file_to_a_measured_champion(tmp_path):
+    write_questions(tmp_path / "my_questions.csv", 201)
+    [block] = re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.S)
+    said: dict[str, str] = {}
+    for command in block.splitlines():
+        words = command.split()
+        said[words[1] + " --dry-run" * ("--dry-run" in words) + " --against" * ("--against" in words)] = typed(
+            command, tmp_path, *(SMALL if words[1] == "search" else ())
+        )
+    sizes = {
+        p: len((tmp_path / f"bft_{p}.jsonl").read_text().splitlines())
+        for p in ("train", "validation", "confirmation", "test")
+    }
+    assert sum(sizes.values()) == 201 and all(sizes.values())
+    assert all(f"{size} rows" in said["init"] for size in sizes.values())
+    assert "9 runs of baselines" in said["search --dry-run"] or "9" in said["search --dry-run"]
+    assert all(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials(tmp_path).values())
+    assert champion_version(tmp_path) == "1" and "champion" in said["best"]
+    assert "difference" in said["evaluate --against"] and "validation/token_accuracy" in said["evaluate --against"]
+    assert not any("Traceback" in text for text in said.values())
+    assert all("sample 17" not in text for text in said.values())  # no text of rows is printed
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_in_the_middle_goes_on_with_the_same_command(tmp_path):
+    write_questions(tmp_path / "my_questions.csv", 101)
+    typed("bft-ray init my_questions.csv", tmp_path)
+    command = ["bft-ray", "search", "search_space.yaml", "--no-profile", *SMALL]
+    with open(tmp_path / "first.log", "wb") as log:
+        first = subprocess.Popen(
+            command, cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log, start_new_session=True
+        )
+    deadline = time.monotonic() + LIMIT_S
+    while num_finished(tmp_path) < 3:
+        assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "first.log").read_text()[-3000:]
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait(30)
+    before = {number: trial.values for number, trial in trials(tmp_path).items() if trial.state.is_finished()}
+    typed(shlex.join(command), tmp_path)
+    after = {number: trial.values for number, trial in trials(tmp_path).items()}
+    assert {number: after[number] for number in before} == before
+    assert champion_version(tmp_path) == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_rows", "batch", "epochs"),
+    [(37, 7, 3.0), (101, 16, 0.5), (201, 7, 1.0), (250, 16, 3.0), (513, 7, 0.5), (1999, 16, 0.5)],
+)
+def test_a_study_of_any_size_lives_to_its_end(tmp_path, num_rows, batch, epochs):
+    """Sizes that no batch divides, and parts of an epoch: cost, rungs, loop and records agree on the steps."""
+    write_questions(tmp_path / "my_questions.csv", num_rows)
+    typed("bft-ray init my_questions.csv", tmp_path)
+    least = ["budget.trials=1", "sampler.kind=random", "baselines=[bft]", "confirmation=null"]
+    least += ["parameters={optimizer.learning_rate: {kind: categorical, values: [0.001]}}"]
+    settings = [f"data.global_batch_size={batch}", f"schedule.epochs={epochs}", "data.max_length=96"]
+    text = typed("bft-ray search search_space.yaml --no-profile", tmp_path, *least, *settings)
+    assert "the study is finished" not in text
+    num_train = len((tmp_path / "bft_train.jsonl").read_text().splitlines())
+    steps = max(1, -(-int(epochs * 2) * num_train // (2 * batch)))  # ceil(epochs n / B), epochs in halves
+    done = [trial for trial in trials(tmp_path).values() if trial.state.name == "COMPLETE"]
+    assert done and f"{steps} steps" in text
