@@ -15,7 +15,7 @@ from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import areas
 from bft_ray.search.choose import Limit, Plan, Record, choose
 from bft_ray.search.explain import explain
-from bft_ray.search.items import item_scores
+from bft_ray.search.items import item_groups, item_scores
 
 PLAN = Plan("choices/probability", ("a", "b"), ("sft", "dft", "bft"), "bft", (1, 2, 3, 4, 5))
 ARMS = (*PLAN.candidates, *PLAN.baselines)
@@ -493,3 +493,26 @@ def test_the_spread_of_the_scores_is_that_of_the_metric():
 def test_records_that_give_no_scores(metric, records, message):
     with pytest.raises(BadInput, match=message):
         item_scores(metric, records)
+
+
+def test_pairs_that_share_genes_are_fewer_items():
+    """120 pairs of 12 genes; the gain of an item is the sum of its genes'. As if independent, it would win."""
+    draw = np.random.default_rng(4)
+    genes = draw.normal(size=12) * 0.1
+    pairs = [tuple(draw.choice(12, 2, replace=False)) for _ in range(120)]
+    rows = [{"set": "p", "id": f"i{i}", "groups": [f"g{a}", f"g{b}"]} for i, (a, b) in enumerate(pairs)]
+    groups = item_groups("p/auroc", [*rows, {"set": "q", "id": "x", "group": "y"}, {"set": "p", "id": "z"}])
+    assert groups["i0"] == [f"g{gene}" for gene in pairs[0]] and len(groups) == 120
+    assert item_groups("q/nll", [{"id": "x", "group": "y"}, {"id": "z"}]) == {"x": ["y"]}
+    effect = np.array([genes[a] + genes[b] for a, b in pairs])
+    effect += 0.04 - effect.mean()
+    shift = {f"i{i}": float(v) for i, v in enumerate(effect)}
+    plan = Plan("p/auroc", ("a",), ("bft",), "bft", PLAN.seeds)
+    records = [
+        Record(name, seed, {i: 0.5 + (name == "a") * v + 0.01 * draw.normal() for i, v in shift.items()})
+        for name in ("a", "bft")
+        for seed in plan.seeds
+    ]
+    alone, shared = choose(records, plan), choose(records, Plan(**{**plan.__dict__, "groups": groups}))
+    assert alone.champion == "a" and shared.champion == "bft"
+    assert "120 items of the confirmation split that share 12 groups" in explain(shared)

@@ -18,7 +18,7 @@ import numpy as np
 
 from bft_ray.errors import BadInput
 from bft_ray.metrics import format_value, higher_is_better, is_judged
-from bft_ray.stats.errors import as_groups
+from bft_ray.stats.errors import as_groups, names_of
 from bft_ray.stats.linearise import linear_auprc, linear_auroc, linear_ratio
 from bft_ray.stats.paired import holm, paired_difference
 
@@ -71,7 +71,7 @@ def paired(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], me
     (an area of labels of one kind alone, say).
 
     Args:
-        before, after: records of the set; `groups`, where they have it, names what items share.
+        before, after: records of the set; `group` or `groups`, where they have it, names what items share.
         metric: full name, such as mmlu/accuracy.
 
     Raises:
@@ -89,7 +89,7 @@ def paired(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], me
         return None
     was, items_before = _statistic(name, columns, [old[key] for key in both])
     is_now, items_after = _statistic(name, columns, [new[key] for key in both])
-    groups = as_groups([new[key].get("groups", ()) for key in both])
+    groups = as_groups([names_of(new[key]) for key in both])
     ends = (was, is_now) if higher_is_better(metric) else (is_now, was)
     found = paired_difference(*ends, groups=groups)
     sign = 1.0 if higher_is_better(metric) else -1.0

@@ -17,7 +17,7 @@ from bft_ray.config.grid import num_trials
 from bft_ray.config.space import Asha
 from bft_ray.errors import BadInput, BftError
 from bft_ray.search.agenda import PARTS, next_trial
-from bft_ray.search.items import item_scores
+from bft_ray.search.items import item_groups, item_scores
 from bft_ray.search.leaderboard import ranked
 from bft_ray.search.leg import Leg, Reached, Run
 from bft_ray.search.merge import key_of, twin_of, why_equal
@@ -330,7 +330,9 @@ class Conductor:
             if run is None:
                 raise BftError(f"{leg.folder} has no file of {leg.trial}: all nodes must share cluster.storage_path")
             try:
-                store.keep(number, items=item_scores(self._space.objective.metric, run.records))
+                metric = self._space.objective.metric
+                groups = item_groups(metric, run.records)
+                store.keep(number, items=item_scores(metric, run.records), **({"groups": groups} if groups else {}))
             except BadInput as error:  # not finite, say
                 return self._fail(store, number, str(error), reached.step)
         if len(runs) < len(record.seeds):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from bft_ray.config import ClusterConfig, Config
 from bft_ray.config.cost import Cost
-from bft_ray.config.draft import smallest_effect
 from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.search.leaderboard import span
 from bft_ray.search.measure import Measured
 from bft_ray.search.ready import Facts
+from bft_ray.stats.power import smallest_effect
 
 _FEW = 100  # items of a split, below which what they can show is said
 
@@ -49,9 +50,11 @@ def _few(facts: Facts) -> list[str]:
         )
     for split, count in facts.num_items.items():
         if count < _FEW:
+            least = smallest_effect(count)
+            below = "any true difference" if math.isnan(least) else f"a true difference below about {least:.2g}"
             lines.append(
-                f"note: the {split} data have {count} items: of a share such as an accuracy, a true difference below about "
-                f"{smallest_effect(count):.2g} is missed more often than in 2 of 10 studies"
+                f"note: the {split} data have {count} items: of a share such as an accuracy, {below} is missed more often than "
+                "in 2 of 10 studies"
             )
     return lines
 

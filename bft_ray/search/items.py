@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bft_ray.errors import BadInput
+from bft_ray.stats.errors import names_of
 from bft_ray.stats.linearise import linear_auroc, linear_macro_mean, linear_ratio
 
 #: metric -> columns of the records whose sums it is the quotient of, and a factor
@@ -48,6 +49,13 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
     if not np.isfinite(scores).all():
         raise BadInput(f"{metric} of {ids[int(np.argmin(np.isfinite(scores)))]}", "not finite", "a finite number")
     return dict(zip(ids, scores.tolist(), strict=True))
+
+
+def item_groups(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Item id -> the groups that it shares with others (genes, patients, documents); items without are left out."""
+    of = metric.removeprefix("final/").rpartition("/")[0]
+    own = [record for record in records if record.get("set", of) == of]
+    return {str(record["id"]): list(names) for record in own if (names := names_of(record))}
 
 
 def _scores(metric: str, name: str, records: Sequence[Mapping[str, Any]]) -> np.ndarray:

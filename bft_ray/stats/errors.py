@@ -18,9 +18,10 @@ Steigerwald 2017).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -80,6 +81,14 @@ def as_groups(names: Sequence[Names] | None) -> Groups | None:
         return None
     groups = Groups(tuple(tuple(map(str, own)) for own in names))
     return None if groups.is_trivial else groups
+
+
+def names_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The groups of an item's record: `groups`, several, or `group`, one; none where it has neither."""
+    given = record.get("groups")
+    if given is None:
+        given = () if record.get("group") is None else (record["group"],)
+    return tuple(map(str, given))
 
 
 def mean_covariance(rows: np.ndarray, groups: Groups | None = None) -> np.ndarray:

@@ -74,6 +74,11 @@ def factor(critical: float, freedom: float) -> float:
     return float(optimize.brentq(lambda k: power_of(k, critical, freedom) - POWER, 0.0, high, xtol=1e-4))
 
 
+def smallest_effect(num_items: int, discordant: float = 0.2) -> float:
+    """`detectable_binary` before anything is measured: with a fifth of the items discordant."""
+    return detectable_binary(num_items, max(1, round(discordant * num_items)))
+
+
 @lru_cache(4096)
 def detectable_binary(num_items: int, num_discordant: int, level: float = LEVEL) -> float:
     """The difference of two shares, paired, that the exact McNemar test shows in 8 of 10 repetitions.
