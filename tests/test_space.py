@@ -166,6 +166,21 @@ def floats(**fields: Any) -> dict[str, Any]:
             {"confirmation": {**CONFIRMATION, "seeds": [1, 2, 3]}},
             "`confirmation.seeds` is [1, 2, 3], but must be at least 5 seeds. Add seeds, or say `min_seeds_waived: true`",
         ),
+        *(
+            (
+                with_parameters(**{name: {"kind": "categorical", "values": values}})
+                | {"scheduler": {"kind": "asha", "grace_steps": 3}},
+                f"`parameters.{name.replace('__', '.')}` is 'varied', but must be fixed where ASHA compares runs at a rung: they "
+                "would stand at different points of their decay. Take `scheduler: {kind: none}`, or fix it.",
+            )
+            for name, values in (
+                ("schedule__steps", [10, 20]),
+                ("schedule__epochs", [1.0, 2.0]),
+                ("data__global_batch_size", [4, 8]),
+                ("data__train__0__limit", [10, 20]),
+                ("data__train__0__ratio", [0.5, 1.0]),
+            )
+        ),
         (
             {"confirmation": {**CONFIRMATION, "seeds": [0, 1, 2, 3, 4]}},
             "`confirmation.seeds` is [0], but must be fresh: the search has used these seeds",

@@ -15,6 +15,8 @@ from bft_ray.metrics import describe, is_judged
 DEFAULT = "bft"
 LEARNING_RATE = "optimizer.learning_rate"
 MIN_SEEDS = 5
+#: fields that move the place of a step within its run: of a run's steps, or of the decay of its learning rate
+_LENGTHS = ("schedule.steps", "schedule.epochs", "data.global_batch_size")
 #: fields that no space varies or fixes, and what to use for them
 _OWNED = {
     "seed": "`seeds` and `confirmation.seeds`",
@@ -35,7 +37,7 @@ class SecondObjective(Section):
 
     metric: str = Field(description="for example general/bits_per_byte: what the model forgets")
     largest_loss: float = Field(
-        ge=0, description="how much worse than the base model it may become, in its unit (mean over seeds)"
+        ge=0, description="how much worse than the base model it may become, in its unit (mean over seeds, beyond noise)"
     )
 
     @model_validator(mode="after")
@@ -288,6 +290,15 @@ class SearchSpace(Section):
         varied = [name for name in (*self.parameters, *self.fixed) if name in ("schedule.steps", "schedule.epochs")]
         if steps is not None and varied:
             raise rule("budget.steps", steps, f"left out where {_list(varied)} is set", "Take one of them out.")
+        if isinstance(self.scheduler, Asha):
+            for name in self.parameters:
+                if name in _LENGTHS or (name.startswith("data.") and name.rpartition(".")[2] in ("limit", "ratio")):
+                    raise rule(
+                        f"parameters.{name}",
+                        "varied",
+                        "fixed where ASHA compares runs at a rung: they would stand at different points of their decay",
+                        "Take `scheduler: {kind: none}`, or fix it.",
+                    )
         if steps is not None and isinstance(self.scheduler, Asha) and self.scheduler.grace_steps >= steps:
             raise rule(
                 "scheduler.grace_steps",

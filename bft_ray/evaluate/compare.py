@@ -71,7 +71,7 @@ def paired(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], me
     (an area of labels of one kind alone, say).
 
     Args:
-        before, after: records of the set; `groups`, where they have it, names what items share.
+        before, after: records of the set; `group` or `groups`, where they have it, names what items share.
         metric: full name, such as mmlu/accuracy.
 
     Raises:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,13 @@ class Pair:
     gene_b: str
     label: int
 
+    @property
+    def groups(self) -> list[str]:
+        """Its genes, as keys that name none: what pairs share, for statistics over groups."""
+        return [
+            blake2b(gene.strip().upper().encode(), digest_size=6).hexdigest() for gene in (self.gene_a, self.gene_b)
+        ]
+
 
 def prepare(task: PairsTask, context: Context) -> Prepared:
     """AUROC and AUPRC of the yes/no likelihood.
@@ -55,7 +63,8 @@ def prepare(task: PairsTask, context: Context) -> Prepared:
         score = np.round(nll[:, 1] - nll[:, 0], _DIGITS)
         label = np.array([pair.label for pair in pairs])
         records = [
-            {"id": pair.id, "label": pair.label, "score": float(own)} for pair, own in zip(pairs, score, strict=True)
+            {"id": pair.id, "label": pair.label, "score": float(own), "groups": pair.groups}
+            for pair, own in zip(pairs, score, strict=True)
         ]
         metrics = {f"{task.name}/{name}": value for name, value in ranking_metrics(label, score, seed=0).items()}
         metrics |= {

@@ -65,7 +65,8 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
     records = {part: parts[part].records() for part in (BASELINES, SEARCH, CONFIRMATION)}
     arms = {arm.name: arm for arm in arms_of(study.space, records[BASELINES], records[SEARCH])}
     limit = _limit(study, parts[SEARCH], next(iter(arms.values())), records, line)
-    choice = choose(confirmed(study.space, records[CONFIRMATION]), plan_of(study.space, list(arms.values()), limit))
+    plan = plan_of(study.space, list(arms.values()), limit, records[CONFIRMATION])
+    choice = choose(confirmed(study.space, records[CONFIRMATION]), plan)
     if choice.champion is None:
         return Answer(choice)
     champion = arms[choice.champion]
@@ -190,8 +191,11 @@ def _compare(metric: str, champion: str, measured: Mapping[str, Mapping[str, Any
 
 def as_json(found: Answer) -> dict[str, Any]:
     """The choice and everything that it rests on, as plain values."""
+    choice = None if found.choice is None else asdict(found.choice)
+    if choice is not None:
+        del choice["plan"]["groups"]  # of every item
     return {
-        "choice": None if found.choice is None else asdict(found.choice),
+        "choice": choice,
         "test": None if found.test is None else asdict(found.test),
         "weights": found.weights,
     }

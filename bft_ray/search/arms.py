@@ -61,8 +61,8 @@ def arms_of(space: SearchSpace, baselines: Sequence[TrialRecord], search: Sequen
     return arms
 
 
-def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None) -> Plan:
-    """What `bft_ray.search.choose.choose` needs to know of the confirmation."""
+def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None, records: Sequence[TrialRecord] = ()) -> Plan:
+    """What `bft_ray.search.choose.choose` needs to know of the confirmation, whose records name the groups of items."""
     confirmation = space.confirmation
     assert confirmation is not None
     return Plan(
@@ -73,6 +73,7 @@ def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None) -> Pl
         seeds=tuple(confirmation.seeds),
         alpha=confirmation.alpha,
         second=second,
+        groups=next((record.extra["groups"] for record in records if record.extra.get("groups")), {}),
     )
 
 

@@ -1,11 +1,14 @@
 """The champion of a study: a pure function of the records of its confirmation.
 
-Gains are over the default (`bft` at window 256, as published) and "beyond noise" means that the interval of
-`bft_ray.search.confirm`, which holds for all comparisons together, lies above 0. In this order:
+Gains are over the default (`bft` at window 256, as published) and "beyond noise" means that the one-sided test of
+`bft_ray.stats.simultaneous`, which holds for all comparisons together, says so; never where there is no noise at all to judge
+by, nor where a gain hangs on the skewness of too few items. In this order:
 
 1. An arm counts if every seed of its runs is there, none failed, and all its scores are finite numbers. A run that
-   failed is never a score. With a second objective, it must also keep the limit: its mean may be worse than the base
-   model's by `largest_loss` at most.
+   failed is never a score. Items without a verdict (of a judge) are left out where at least 99 % of all are there.
+   With a second objective, an arm must be shown to keep the limit: the upper bound of its mean loss against the base
+   model, one-sided over seeds, must be `largest_loss` at most (a test of non-inferiority). The default is held to
+   the opposite: it gives way only where its loss exceeds the limit beyond noise, by the lower bound.
 2. Contenders are the candidates that beat the default beyond noise, or, if there are none, the default: within noise it
    stands for every candidate, so ties go to it. Where the default itself breaks the limit of the second objective, all
    candidates that keep it are contenders.
@@ -15,6 +18,8 @@ Gains are over the default (`bft` at window 256, as published) and "beyond noise
    correction: an intersection-union test, Berger 1982.) Candidates that are not shown to beat the default need not be
    beaten: if they had to be, one that is merely noisy would keep the default in place against a baseline that is shown
    to be better than it.
+5. Where items were left out, the winner must win again with these counted worst for it and best for the others; else
+   the default stays.
 
 Equal means are told apart by name, so that the order of the records decides nothing.
 """
@@ -30,7 +35,11 @@ import numpy as np
 
 from bft_ray.errors import BadInput
 from bft_ray.metrics import higher_is_better
-from bft_ray.search.confirm import DRAWS, Comparison, as_arrays, compare_pair, compare_with
+from bft_ray.stats.errors import Groups, as_groups
+from bft_ray.stats.paired import mean_bounds
+from bft_ray.stats.simultaneous import DRAWS, Comparison, as_arrays, compare_pair, compare_with, not_told_from_best
+
+_COMPLETE = 0.99  # share of the items that must have a verdict
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,13 @@ class Limit:
         metric: its name.
         before: value of the base model, on the same data.
         largest_loss: how much worse than that the mean of an arm may be, in the metric's unit.
+        level: one-sided, of the tests that ask whether it is kept.
     """
 
     metric: str
     before: float
     largest_loss: float
+    level: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class Plan:
         seeds: of the runs of every arm.
         alpha: error of all comparisons together.
         second: the second objective; None: there is none.
+        groups: item id -> groups that it shares with others (genes, patients, documents); empty: items are independent.
     """
 
     metric: str
@@ -89,6 +101,7 @@ class Plan:
     seeds: tuple[int, ...]
     alpha: float = 0.05
     second: Limit | None = None
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [*self.candidates, *self.baselines]
@@ -135,8 +148,10 @@ class Choice:
         reason: a clause that says why.
         arms: best mean first, those that do not count last.
         against: for a baseline as champion: its gain over the default and each contender.
-        level: two-sided level of each single interval.
-        num_items: of the confirmation split.
+        num_items: of the confirmation split, measured in all runs.
+        num_missing: items left out, for they lack a verdict.
+        best: arm -> probability that it is the best, as far as noise lets one tell.
+        not_told: arms that cannot be told from the best.
     """
 
     plan: Plan
@@ -145,8 +160,10 @@ class Choice:
     reason: str
     arms: tuple[Arm, ...]
     against: tuple[Comparison, ...]
-    level: float
     num_items: int
+    num_missing: int = 0
+    best: Mapping[str, float] = field(default_factory=dict)
+    not_told: tuple[str, ...] = ()
 
     def arm(self, name: str) -> Arm:
         """By name."""
@@ -170,25 +187,72 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     if plan.default not in kept:
         reason = f"the default {plan.default} has no whole set of runs ({flaws[plan.default]})"
         untold = tuple(_arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs))
-        return Choice(plan, None, "none", reason, untold, (), plan.alpha, 0)
+        return Choice(plan, None, "none", reason, untold, (), 0)
 
     sign = 1.0 if higher_is_better(plan.metric) else -1.0
-    arrays = as_arrays({n: {s: run.items for s, run in own.items()} for n, own in kept.items()}, plan.seeds)
+    items = {name: {seed: run.items for seed, run in own.items()} for name, own in kept.items()}
+    measured, num_all = _measured(items)
+    arrays = as_arrays({n: {s: {i: own[s][i] for i in measured} for s in own} for n, own in items.items()}, plan.seeds)
     oriented = {name: sign * array for name, array in arrays.items()}
-    gains, level = compare_with(oriented, plan.default, plan.alpha, draws)
+    groups = as_groups([plan.groups.get(item, ()) for item in measured]) if plan.groups else None
+    family = compare_with(oriented, plan.default, plan.alpha, draws, groups=groups)
+    gains = family.comparisons
     means = {name: float(array.mean()) for name, array in oriented.items()}
     seconds = {name: _second(own, plan) for name, own in kept.items()}
-    broken = {name for name in kept if plan.second and not _keeps(seconds[name], plan.second)}
+    broken = {name: _broken(name, own, plan) for name, own in kept.items()}
     front = _front(means, seconds, plan)
 
     order = sorted(kept, key=lambda name: (-means[name], name))
-    allowed = [name for name in order if name not in broken]
-    champion, verdict, reason, against = _decide(plan, order, allowed, oriented, gains, level)
-    arms = [
-        _arm(n, plan, sign * means[n], seconds[n], gains.get(n), "breaks the limit" if n in broken else "", n in front)
-        for n in order
-    ] + [_arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs) if flaws[name]]
-    return Choice(plan, champion, verdict, reason, tuple(arms), against, level, next(iter(arrays.values())).shape[1])
+    allowed = [name for name in order if not broken[name]]
+    champion, verdict, reason, against = _decide(plan, order, allowed, oriented, gains, groups)
+    if num_all > len(measured) and champion != plan.default and champion is not None:
+        worst = _counted_worst(items, champion, sign, plan)
+        again = compare_with(worst, plan.default, plan.alpha, draws)
+        if plan.default in allowed and _decide(plan, order, allowed, worst, again.comparisons, None)[0] != champion:
+            left = f"{num_all - len(measured)} items without a verdict"
+            reason = f"{champion} would win, but not with the {left} counted worst for it"
+            champion, verdict, against = plan.default, "default", ()
+    arms = [_arm(n, plan, sign * means[n], seconds[n], gains.get(n), broken[n], n in front) for n in order] + [
+        _arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs) if flaws[name]
+    ]
+    told = not_told_from_best(oriented, plan.alpha, draws, groups)
+    return Choice(
+        plan,
+        champion,
+        verdict,
+        reason,
+        tuple(arms),
+        against,
+        len(measured),
+        num_all - len(measured),
+        family.best,
+        tuple(name for name in order if name in told),
+    )
+
+
+def _measured(items: Mapping[str, Mapping[int, Mapping[str, float]]]) -> tuple[list[str], int]:
+    """Items that all runs have, sorted, and the number of those that any has."""
+    sets = [set(run) for own in items.values() for run in own.values()]
+    return sorted(set.intersection(*sets)), len(set.union(*sets))
+
+
+def _counted_worst(
+    items: Mapping[str, Mapping[int, Mapping[str, float]]], winner: str, sign: float, plan: Plan
+) -> dict[str, np.ndarray]:
+    """Scores with every item, above for better: one that is missing is the worst score seen where it is the winner's,
+    and the best where it is another's.
+    """
+    seen = [sign * value for own in items.values() for run in own.values() for value in run.values()]
+    every = sorted({item for own in items.values() for run in own.values() for item in run})
+    return {
+        name: np.array(
+            [
+                [sign * run[i] if i in run else (min(seen) if name == winner else max(seen)) for i in every]
+                for run in (own[seed] for seed in sorted(plan.seeds))
+            ]
+        )
+        for name, own in items.items()
+    }
 
 
 def _decide(
@@ -197,7 +261,7 @@ def _decide(
     allowed: Sequence[str],
     scores: Mapping[str, np.ndarray],
     gains: Mapping[str, Comparison],
-    level: float,
+    groups: Groups | None,
 ) -> tuple[str | None, Verdict, str, tuple[Comparison, ...]]:
     """Champion, verdict, reason, and the comparisons of a baseline that won; arms stand best mean first."""
     candidates = [name for name in allowed if name in plan.candidates]
@@ -211,7 +275,9 @@ def _decide(
         return None, "none", "no arm keeps the limit of the second objective", ()
     rivals = [*contenders, *([plan.default] if plan.default in allowed and plan.default not in contenders else [])]
     for name in others:
-        against = tuple(compare_pair(name, rival, scores[name] - scores[rival], level) for rival in rivals)
+        against = tuple(compare_pair(name, rival, scores, plan.alpha, groups) for rival in rivals)
+        if plan.default in allowed and not gains[name].is_better:
+            continue  # as one of all comparisons with the default
         if all(comparison.is_better for comparison in against):
             beaten = _beaten(plan, contenders) if plan.default in allowed else "every candidate that keeps the limit"
             return name, "baseline", f"beyond noise it beats {beaten}", against
@@ -244,9 +310,10 @@ def _runs(records: Iterable[Record], plan: Plan) -> dict[str, dict[int, Record]]
 
 
 def _flaws(runs: Mapping[str, Mapping[int, Record]], plan: Plan) -> dict[str, str]:
-    """Arm -> why it does not count; "" where it does. Items must be those of the default's first seed."""
-    default = runs[plan.default]
-    items = next((set(default[seed].items) for seed in sorted(default) if default[seed].items), set())
+    """Arm -> why it does not count; "" where it does. Items must be those of the default, but for a few without a
+    verdict.
+    """
+    items = {item for run in runs[plan.default].values() for item in run.items}
 
     def flaw(own: Mapping[int, Record]) -> str:
         for seed in sorted(plan.seeds):
@@ -257,8 +324,10 @@ def _flaws(runs: Mapping[str, Mapping[int, Record]], plan: Plan) -> dict[str, st
                 return f"seed {seed} failed: {run.failed}"
             if not run.items or not all(map(math.isfinite, run.items.values())):
                 return f"seed {seed} has {'a score that is not finite' if run.items else 'no scores'}"
-            if set(run.items) != items:
+            if not set(run.items) <= items:
                 return f"seed {seed} was measured on other items than the default"
+            if len(run.items) < _COMPLETE * len(items):
+                return f"seed {seed} has a score for {len(run.items)} of {len(items)} items alone"
             if plan.second and (run.second is None or not math.isfinite(run.second)):
                 return f"seed {seed} has no finite {plan.second.metric}"
         return ""
@@ -272,10 +341,18 @@ def _second(own: Mapping[int, Record], plan: Plan) -> float | None:
     return math.fsum(own[seed].second or 0.0 for seed in plan.seeds) / len(plan.seeds)
 
 
-def _keeps(value: float | None, limit: Limit) -> bool:
-    assert value is not None
-    loss = limit.before - value if higher_is_better(limit.metric) else value - limit.before
-    return loss <= limit.largest_loss
+def _broken(name: str, own: Mapping[int, Record], plan: Plan) -> str:
+    """Why an arm is not within the limit of the second objective; "" where it is, or there is none."""
+    limit = plan.second
+    if limit is None:
+        return ""
+    sign = -1.0 if higher_is_better(limit.metric) else 1.0
+    losses = [sign * ((own[seed].second or 0.0) - limit.before) for seed in sorted(plan.seeds)]
+    low, high = mean_bounds(losses, limit.level)
+    slack = 1e-9 * max(1.0, abs(limit.before), abs(limit.largest_loss))  # 1.1 - 1.0 is above 0.1
+    if name == plan.default:
+        return "breaks the limit beyond noise" if low > limit.largest_loss + slack else ""
+    return "" if high <= limit.largest_loss + slack else "is not shown to keep the limit"
 
 
 def _front(means: Mapping[str, float], seconds: Mapping[str, float | None], plan: Plan) -> set[str]:

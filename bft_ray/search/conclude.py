@@ -13,13 +13,13 @@ from bft_ray.errors import BadInput, BftError
 from bft_ray.search.answer import Answer, as_json
 from bft_ray.search.choose import Choice
 from bft_ray.search.conductor import Conductor
-from bft_ray.search.confirm import Comparison
 from bft_ray.search.describe import conclusion, describe
 from bft_ray.search.pictures import draw
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.recorder import Recorder
 from bft_ray.search.store import Store
 from bft_ray.search.study import Study
+from bft_ray.stats.simultaneous import Comparison
 from bft_ray.tracking.begin import has_run
 from bft_ray.tracking.registry import NO_CHAMPION, register_champion
 from bft_ray.tracking.run import Tracker

@@ -49,11 +49,11 @@ def _few(facts: Facts) -> list[str]:
         )
     for split, count in facts.num_items.items():
         if count < _FEW:
-            effect = smallest_share(count)
-            missed = "any difference" if effect is None else f"a true difference below about {effect:.2g}"
+            least = smallest_share(count)
+            below = "any true difference" if least is None else f"a true difference below about {least:.2g}"
             lines.append(
-                f"note: the {split} data have {count} items: of a share such as an accuracy, {missed} is missed more often "
-                "than in 2 of 10 studies"
+                f"note: the {split} data have {count} items: of a share such as an accuracy, {below} is missed more often than "
+                "in 2 of 10 studies"
             )
     return lines
 

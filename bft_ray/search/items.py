@@ -51,9 +51,8 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def item_groups(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Item id -> its groups (patient, document, gene), of the items that have one; arguments as for `item_scores`."""
-    found = {str(record["id"]): list(names_of(record)) for record in _of_set(metric, records)}
-    return {item: names for item, names in found.items() if names}
+    """Item id -> the groups that it shares with others (genes, patients, documents); items without are left out."""
+    return {str(record["id"]): list(names) for record in _of_set(metric, records) if (names := names_of(record))}
 
 
 def _of_set(metric: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

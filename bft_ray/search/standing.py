@@ -4,7 +4,7 @@ With d_si the score of the best trial minus that of its rival (the best baseline
 seed s, oriented so that above 0 is better:
 
     gain        D = mean over s of mean over i of d_si
-    its error   of one seed, sd(d_i) / sqrt(n); of several, that of `bft_ray.search.confirm`
+    its error   of one seed, sd(d_i) / sqrt(n); of several, see `bft_ray.stats.simultaneous.compare_alone`
     interval    D +- t(1 - p/2) se,   p = 0.05 / K
 
 The trial is the best of K, picked on the very items that measure it: with Bonferroni's 0.05 / K the interval holds
@@ -20,17 +20,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from bft_ray.config.assign import DEFAULT_METHOD
 from bft_ray.config.space import SearchSpace
 from bft_ray.metrics import format_value, higher_is_better, is_better
-from bft_ray.search.confirm import Comparison, as_arrays, compare_pair
 from bft_ray.search.leaderboard import best, ranked, tuned
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, SEARCH
-from bft_ray.stats.errors import mean_error
-from bft_ray.stats.power import critical_value, detectable
+from bft_ray.stats.simultaneous import Comparison, as_arrays, compare_alone
 
 #: id of a trial -> seed -> item -> score, of those that are compared
 Items = Mapping[str, Mapping[int, Mapping[str, float]]]
@@ -100,17 +96,8 @@ def standing_of(records: Records, metric: str, items: Items) -> Standing | None:
     difference = (1.0 if higher_is_better(metric) else -1.0) * (arrays[top.id] - arrays[rival.id])
     if difference.shape[1] < 2:
         return bare
-    compare = compare_pair if len(seeds) > 1 else _by_items
-    gain = compare(top.name or top.id, rival.name or rival.id, difference, _ALPHA / picked)
+    gain = compare_alone(top.name or top.id, rival.name or rival.id, difference, _ALPHA / picked)
     return Standing(top, rival, gain, picked, difference.shape[1], len(seeds))
-
-
-def _by_items(name: str, against: str, difference: np.ndarray, level: float) -> Comparison:
-    """As `compare_pair`, of one seed [1, n]: what other seeds would bring is not in it."""
-    values, count = difference[0], difference.shape[1]
-    gain, se = float(values.mean()), mean_error(values)
-    half = critical_value(count - 1, level) * se
-    return Comparison(name, against, gain, gain - half, gain + half, se, 0.0, detectable(se, count - 1, level))
 
 
 # ---- in words ----------------------------------------------------------------------------------------------------------

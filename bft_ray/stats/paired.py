@@ -15,6 +15,7 @@ exact test shows no difference, the interval is widened to hold 0.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +118,13 @@ def tango(num_first: int, num_second: int, num_items: int, level: float = LEVEL)
     low = -1.0 if value <= -1 else float(optimize.brentq(excess, -1.0, value - near, args=(z,)))
     high = 1.0 if value >= 1 else float(optimize.brentq(excess, value + near, 1.0, args=(-z,)))
     return low, high
+
+
+def mean_bounds(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Lower and upper bound of a mean, each one-sided at `level`: mean -+ t(1 - level, n - 1) s / sqrt(n)."""
+    found = np.asarray(values, dtype=np.float64)
+    reach = float(stats.t.isf(level, len(found) - 1)) * mean_error(found)
+    return float(found.mean()) - reach, float(found.mean()) + reach
 
 
 def holm(p: list[float]) -> list[float]:
