@@ -96,6 +96,8 @@ def tiny_config(kind: str) -> Any:
     for names, value in ((_LAYERS, 4), (_WIDTHS, 64), (_INNER, 96), (_HEADS, 4)):
         changes |= {name: value for name in names if has(name, int)}
     changes |= {name: value for name, value in _PAIRS.items() if has(name)}
+    unset = {name for name in ("head_dim", "num_experts_per_tok", "num_key_value_heads") if name in vars(default)}
+    changes |= {name: _PAIRS[name] for name in unset if getattr(default, name, None) is None}
     if has("qk_rope_head_dim") and "head_dim" in changes:
         changes["head_dim"] = changes["qk_rope_head_dim"]
     if has("kv_lora_rank") and "num_key_value_heads" in changes:  # latent attention has a key for every head
