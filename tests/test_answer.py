@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bft_ray.config import make_config
@@ -141,7 +142,12 @@ def test_a_second_objective_through_a_whole_study(make_tree, tiny_data, tmp_path
     for arm in found.choice.arms:
         values = [record.metrics[SECOND] for record in runs if record.extra["arm"] == arm.name]
         assert arm.second == pytest.approx(sum(values) / 5)
-        assert arm.excluded == ("breaks the limit" if limit.before - arm.second > 0.05 else "")
+        losses = np.array([limit.before - value for value in values])
+        bound = 2.131847 * losses.std(ddof=1) / math.sqrt(5)  # t(0.95) with 4 degrees
+        if arm.kind == "default":  # gives way only beyond noise; the others must be shown to keep the limit
+            assert arm.excluded == ("breaks the limit beyond noise" if losses.mean() - bound > 0.05 else "")
+        else:
+            assert arm.excluded == ("is not shown to keep the limit" if losses.mean() + bound > 0.05 else "")
     broken = [arm for arm in found.choice.arms if arm.excluded]
     assert broken and all("bft_inverse" in arm.name for arm in broken)
     assert found.champion is not None and "bft_inverse" not in found.champion.name
@@ -149,7 +155,7 @@ def test_a_second_objective_through_a_whole_study(make_tree, tiny_data, tmp_path
     again = answer(study, executor.conductor.parts, lines.append)
     assert json.dumps(as_json(again)) == json.dumps(as_json(found)) and len(lines) == 1
     text = explain(found.choice)
-    assert f"Second objective: {SECOND}" in text and f"- `{broken[0].name}`: breaks the limit" in text
+    assert f"Second objective: {SECOND}" in text and f"- `{broken[0].name}`: is not shown to keep the limit" in text
 
 
 def test_the_test_split_tells_what_it_could_have_shown():
@@ -159,7 +165,10 @@ def test_the_test_split_tells_what_it_could_have_shown():
     found = _compare(METRIC, "w64", {"w64": own, "bft": default})
     se = math.sqrt(14 / 3) / 2
     assert (found.gain, found.low) == (3.0, pytest.approx(3 - 3.182446 * se))
-    assert found.detectable == pytest.approx((3.182446 + 0.978472) * se)  # t(0.975) and t(0.8) with 3 degrees
+    draw = np.random.default_rng(0)  # studies like this one, each with an error of its own: 8 of 10 show it
+    off, other = np.sqrt(draw.chisquare(3, (2, 400_000)) / 3)
+    shown = (draw.standard_normal(400_000) + found.detectable / se * off) / other > 3.182446  # t(0.975) with 3 degrees
+    assert shown.mean() == pytest.approx(0.8, abs=0.003)
     one = {name: {**each, "items": {"a": 1.0}} for name, each in (("w64", own), ("bft", default))}
     assert math.isnan(_compare(METRIC, "w64", one).detectable)
 
