@@ -54,7 +54,7 @@ def run_trl(
             "labels": [data.train.labels(int(index)).tolist() for index in chosen],
         }
     )
-    parts: list[float] = []
+    parts: list[torch.Tensor] = []
 
     class InOrder(SFTTrainer):
         def _get_train_sampler(self, *_: Any) -> Any:

@@ -63,7 +63,7 @@ _PAIRS = {
     "num_mem_blocks": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
     "expert_layer_offset": 1, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 64, "num_kv_shared_layers": 0,
     "laurel_rank": 8, "altup_num_inputs": 2, "conv_L_cache": 3, "zero_expert_num": 1, "num_memory_heads": 2,
-    "qk_dim": 16, "v_dim": 16, "time_step_limit": None, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "qk_dim": 16, "v_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "sep_token_id": 3, "decoder_start_token_id": 1, "is_decoder": True, "use_cache": False, "num_nextn_predict_layers": 0,
 }  # fmt: skip
 _ZERO = ("dropout", "pdrop", "layerdrop", "droprate")
@@ -82,24 +82,36 @@ def tiny_config(kind: str) -> Any:
     """The config of an architecture with small sizes."""
     cls = CONFIG_MAPPING[kind]
     default = cls()
+    if default.get_text_config() is not default:
+        raise ValueError("text and more; its text model stands for it")
+
+    def has(name: str, type_: type = object) -> bool:
+        try:
+            value = getattr(default, name, None)
+        except AttributeError:  # differs by layer
+            return False
+        return value is not None and isinstance(value, type_) and not isinstance(getattr(cls, name, None), property)
+
     changes: dict[str, Any] = {}
     for names, value in ((_LAYERS, 4), (_WIDTHS, 64), (_INNER, 96), (_HEADS, 4)):
-        changes |= {name: value for name in names if isinstance(getattr(default, name, None), int)}
-    changes |= {name: value for name, value in _PAIRS.items() if getattr(default, name, None) is not None}
+        changes |= {name: value for name in names if has(name, int)}
+    changes |= {name: value for name, value in _PAIRS.items() if has(name)}
+    if has("qk_rope_head_dim") and "head_dim" in changes:
+        changes["head_dim"] = changes["qk_rope_head_dim"]
+    if has("kv_lora_rank") and "num_key_value_heads" in changes:  # latent attention has a key for every head
+        changes["num_key_value_heads"] = 4
     changes |= {
         name: 0.0
         for name, value in vars(default).items()
         if isinstance(value, float) and any(part in name for part in _ZERO)
     }
-    kinds = getattr(default, "layer_types", None)
-    if kinds and not isinstance(
-        getattr(cls, "layer_types", None), property
-    ):  # one of each kind of layer, twice where there is one kind alone
-        each = list(dict.fromkeys(kinds))
+    if has("layer_types", list) and not hasattr(cls, "layers_block_type"):
+        each = list(dict.fromkeys(default.layer_types))  # one of each kind of layer
         changes["layer_types"] = (each * 4)[: max(4, len(each))]
         changes |= {name: len(changes["layer_types"]) for name in _LAYERS if name in changes}
-    changes |= _OWN.get(kind, {})
-    return cls(**changes)
+    if has("attn_layer_indices", list):
+        changes["attn_layer_indices"] = [1]
+    return cls(**(changes | _OWN.get(kind, {})))
 
 
 def made(kind: str) -> Any:
@@ -137,7 +149,7 @@ def losses_and_gradient(model: Any, rows: list[tuple[Tensor, Tensor | None, list
     return torch.stack(losses).detach(), [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
-def differences(model: Any) -> dict[str, float]:
+def differences(model: Any) -> dict[str, Any]:
     """Packed and padded against alone."""
     draw = torch.Generator().manual_seed(1)
     samples = [torch.randint(8, VOCABULARY, (length,), generator=draw) for length in SAMPLES]
@@ -150,7 +162,7 @@ def differences(model: Any) -> dict[str, float]:
         "packed": (torch.cat(samples)[None], positions, spans),
         "padded": (padded, None, [(row, 0, length) for row, length in enumerate(SAMPLES)]),
     }
-    found = {}
+    found: dict[str, Any] = {}
     for name, layout in layouts.items():
         try:
             losses, gradient = losses_and_gradient(model, [layout])  # type: ignore[list-item]
@@ -184,7 +196,7 @@ def examine(kind: str) -> dict[str, Any]:
     except Exception as error:
         return {"made": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:90]}"}
     try:
-        found: dict[str, Any] = differences(model)
+        found = differences(model)
     except Exception as error:
         return {"made": f"does not run: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:80]}"}
     return found | {"verdict": verdict(model)}
@@ -228,7 +240,7 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Packing, by architecture",
         "",
-        f"Made by `python -m jobs.check_packing` with transformers {transformers.__version__} and torch {torch.__version__}: ",
+        f"Made by `python -m jobs.check_packing` with transformers {transformers.__version__} and torch {torch.__version__}:",
         "tiny models with random weights (sharpened, fp32, CPU, sdpa). Each figure is the largest relative difference",
         "from samples that run alone: of a sample's loss, and of the gradient of all parameters. The last column is what",
         "bft-ray does on a GPU with `data.packing: null`; it finds out by itself, on the model at hand, before training.",
@@ -253,7 +265,7 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="these architectures (names of transformers' configs)")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds for each")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds for each")
     parser.add_argument("--out", type=Path, default=Path("docs/packing.md"))
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)

@@ -23,7 +23,7 @@ def main(overrides: list[str]) -> int:
     from bft_ray.search.database import DEFAULT_DATABASE
     from bft_ray.search.drive import search
 
-    result = search(space, base, DEFAULT_DATABASE)
+    result = search(space, base, DEFAULT_DATABASE, measure=False)
     bft_ray, (option, _) = Path(sys.executable).parent / "bft-ray", where(base.tracking.uri)
     print(f"\n{result.text}\n\nThe study took {time.monotonic() - began:.0f} s. Look on:")
     print(f"  {result.folder}/profile/profile.html   windows, epsilons and caps on this data")

@@ -1,6 +1,6 @@
-"""A dataset hub on this machine, as a thread of a test.
+"""A hub of datasets and models on this machine, as a thread of a test.
 
-It answers what `datasets` asks of the hub's API for
+It answers what `datasets` and `transformers` ask of the hub's API for
 
 - `lab/open`: files of two splits, `lab/two`: two configurations, each a file,
 - `lab/gated`: 403 with a token, 401 without one, as the hub does it for a gated repository,
@@ -59,12 +59,13 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         is_api = parts[0] == "api"
         parts = parts[1:] if is_api else parts
-        if parts[0] != "datasets" or len(parts) < 3:
+        parts = parts[1:] if parts[0] in ("datasets", "models") else parts
+        if len(parts) < 2:
             return self._send(404, b"{}", with_body)
-        name, rest = "/".join(parts[1:3]), parts[3:]
+        name, rest = "/".join(parts[:2]), parts[2:]
         if name == "lab/gated":
             code = 403 if self.headers.get("Authorization") else 401
-            said = {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to dataset {name} is restricted."}
+            said = {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {name} is restricted."}
             return self._send(code, b"{}", with_body, said)
         if name not in REPOSITORIES:
             return self._send(401, b"{}", with_body, {"X-Error-Code": "RepoNotFound"})

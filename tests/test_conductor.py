@@ -152,6 +152,7 @@ class Executor:
             {
                 "set": "choices",
                 "id": str(item),
+                "group": f"patient {item // 2}" if item < 10 else None,
                 "probability": quality(leg.tree | {"loss": loss}, step)
                 + 0.02 * noise(where, item)
                 + 0.01 * noise(loss, leg.seed, where, item),
@@ -220,6 +221,9 @@ def test_a_whole_study(tmp_path, url):
     begun = [trial for event, trial in executor.events if event == "begun"]
     ended = [trial for event, trial in executor.events if event == "ended"]
     assert len(set(begun)) == len(begun) and sorted(ended) == sorted(r.id for r in [*baselines, *search, *runs])
+    groups = {str(item): [f"patient {item // 2}"] for item in range(10)}  # of which the statistics must know
+    assert all(record.extra["groups"] == groups for record in runs if not record.merged_with)
+    assert not any("groups" in record.extra for record in (*baselines, *search))
 
 
 @pytest.mark.parametrize("kind", ["deterministic", "asynchronous", "seeds"])

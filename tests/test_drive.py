@@ -96,6 +96,9 @@ def driver(make_tree, tmp_path, monkeypatch) -> Driver:
 def test_a_larger_budget_goes_on_with_a_study_that_only_compares(driver):
     first = driver.search(**COMPARES)
     assert len(driver.records()) == 6 and driver.run().info.status == "FINISHED"
+    assert "standard error" in first.text and " over 30 items" in first.text  # from the files of the runs
+    assert "note: no confirmation: " in driver.told.getvalue()
+    assert "has no `confirmation`" in driver.run().data.tags["bft.no_champion"]
     assert driver.search(**COMPARES) == first and "is finished" in driver.told.getvalue()
     begun = driver.run().info.start_time
 

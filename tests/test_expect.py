@@ -70,8 +70,12 @@ def test_time_disk_and_memory():
     assert lines[0].endswith(" with 2 at a time")
     # the best trials' weights, five arms of the confirmation, and MLflow's copy; no trial waits in a file
     models = facts.first.checkpoint.keep + 5 + facts.first.tracking.log_model
-    assert lines[1] == (
-        f"disk    at most {20 * models} MB: weights of 20 MB a model, 60 MB a trial that waits at a rung"
+    assert lines[1] == f"disk    at most {20 * models} MB: {models} models of 20 MB"
+    twice = space(confirmation=CONFIRMED, scheduler={"kind": "asha", "grace_steps": 9}, deterministic=True)
+    waiting = takes(twice, facts.first, cost, MEASURED, 2)[1]
+    assert (
+        waiting
+        == f"disk    at most {(20 * models + 20 * 60) / 1000:.3g} GB: {models} models of 20 MB, 20 of 60 MB of trials that wait at a rung"
     )
     assert lines[2] == "memory  3.5 GB a trial at its peak"
     assert lines[3] == (

@@ -314,7 +314,7 @@ def test_rouge_is_left_out_where_it_sees_nothing(context, tmp_path):
             "text",
             r"rows.jsonl:1 prompt.*73 tokens.*data.max_length \(64\)",
         ),
-        ([{"text": "w1"}], "text", r"rows.jsonl:1. is 'a row of messages or text'"),
+        ([{"text": "w1"}], "text", r"rows.jsonl:1. is 'a row of text'"),
         ([], "text", r"a file with rows"),
         ([{"id": 1, "prompt": "w1", "completion": "w2"}] * 2, "text", r"stands at .*rows.jsonl:1 too"),
     ],

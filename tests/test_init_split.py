@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bft_ray.config.draft import differing_windows, grace_steps, window_grid
 from bft_ray.errors import BadInput
 from bft_ray.operate.init.split import MOST_ROWS, SPLITS, assign, num_units
-from bft_ray.operate.init.tell import smallest_effect
+from bft_ray.stats.power import smallest_share
 
 
 @st.composite
@@ -132,7 +132,7 @@ def test_windows_differ_and_lie_below_the_longest_answer(lengths):
 
 
 def test_what_so_few_items_can_show():
-    assert smallest_effect(1) is None and smallest_effect(5) is None  # five changes that go one way are within chance
-    found = [smallest_effect(n) for n in (6, 20, 30, 100, 1000)]
+    assert smallest_share(1) is None and smallest_share(5) is None  # five changes that go one way are within chance
+    found = [smallest_share(n) for n in (6, 20, 30, 100, 1000)]
     assert found == pytest.approx([0.963, 0.366, 0.251, 0.128, 0.040], abs=1e-3)
     assert [grace_steps(n) for n in (1, 2, 9, 45, 263)] == [None, 1, 1, 5, 30]

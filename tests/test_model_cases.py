@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,11 @@ from bft_ray.model.check import check_model, position_limit
 from bft_ray.model.ends import end_tokens, generation_settings
 from bft_ray.model.export import export_model
 from bft_ray.model.halves import check_halves
+from bft_ray.model.unreadable import unreadable
+from tests.conftest import ROOT
+from tests.loopback_hub import loopback_hub
+from tests.ranks import run_ranks
+from tests.test_loop import run_alone
 from tests.tiny_tokenizer import CHATML
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -189,6 +197,55 @@ def test_what_cannot_be_read_is_told_with_its_cause(tiny_model, tmp_path, monkey
     )
 
 
+READ = """
+import json, sys
+from bft_ray.config import ModelConfig
+from bft_ray.errors import BadInput
+from bft_ray.model.causal_lm import load_tokenizer
+
+answers = []
+for path in json.loads(sys.argv[1]):
+    try:
+        load_tokenizer(ModelConfig(path=path))
+    except BadInput as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def test_what_the_hub_refuses_is_told_with_its_cause(tmp_path, monkeypatch):
+    def ask(address: str, *paths: str) -> list[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        command = [sys.executable, "-c", READ, json.dumps(paths)]
+        done = subprocess.run(command, env={**kept, **own}, cwd=ROOT, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+        return [text.partition(", but must be ")[2] for text in json.loads(done.stdout)]
+
+    with loopback_hub() as (address, _):
+        gated, none = ask(address, "lab/gated", "lab/none")
+
+    def told(what: str, text: str) -> str:
+        return str(unreadable("model.path", "lab/x", "lab/x", what, OSError(text))).partition(", but must be ")[2]
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    away = told("tokenizer", "We couldn't connect to 'https://huggingface.co' to load the files")
+    binary = told("model", "lab/x does not appear to have a file named model.safetensors.")
+    assert gated == (
+        "a tokenizer that this account may read: the repository is gated. Ask for access on "
+        "https://huggingface.co/lab/gated, then set HF_TOKEN on every node (or: hf auth login)."
+    )
+    assert none == (
+        "the hub id of a tokenizer: the hub knows none of this name, or does not show it without a token. Check the "
+        "spelling; where it is private, set HF_TOKEN on every node (or: hf auth login)."
+    )
+    assert binary == ("a model with *.safetensors weights: lab/x has none on the hub. Take a revision that has them.")
+    assert away == (
+        "a tokenizer that can be fetched: the hub does not answer. Check the network and its proxy (HTTPS_PROXY, "
+        "HF_ENDPOINT), or download the model and give its folder."
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "package", "files"),
     [
@@ -233,6 +290,16 @@ def test_lora_on_the_linear_layers_of_gpt2(make_model, tmp_path, targets):
         exported(model, config, tmp_path / "merged", merge=True)
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(input_ids=ids).logits
     assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_gpt2_trains_with_an_adapter_on_c_attn(make_model, make_tree, tmp_path):
+    """By the loop, with the fused loss."""
+    tree = make_tree(lora={"rank": 4, "targets": ["c_attn"]}, optimizer={"learning_rate": 1e-2})
+    tree["model"]["path"] = str(make_model("gpt2", **GPT2))
+    [run] = run_ranks(run_alone, 1, tree, str(tmp_path / "run"))
+    losses = [values["validation/nll"] for event, values in run["events"] if event == "validation"]
+    assert losses[-1] < losses[0] - 0.01, losses
+    assert {name.split(".")[-3] for name in run["weights"]} <= {"lora_A", "lora_B", "c_attn"}
 
 
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head", "q_proj"], ["q_proj"]])

@@ -90,6 +90,8 @@ def test_a_run_of_before_is_taken_with_a_word(begun, tmp_path):
     path = tmp_path / "results" / "run" / "run.json"
     record = json.loads(path.read_text())
     del record["identity"]
+    record["config"]["data.packing"] = True  # which had a value always
+    record["config"] = {k: v for k, v in record["config"].items() if not k.endswith(".form")}  # which it did not know
     path.write_text(json.dumps(record))
     lines = Lines()
     with pytest.raises(BadInput, match=r"`run_id` is '0{32}', but must be a run of the tracking server"):

@@ -284,7 +284,7 @@ def test_what_cannot_work_is_told_before_anything_runs(files, tmp_path, capsys, 
 
 def test_a_dry_run_says_what_it_costs(files, tmp_path, capsys):
     space = write_space(tmp_path, "dry")
-    assert main(["search", str(space), "--dry-run", "--database", url_of(tmp_path)]) == 0
+    assert main(["search", str(space), "--dry-run", "--no-measure", "--database", url_of(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "16, of which" in said and "confirmation" in said
     assert not (tmp_path / "studies.db").exists()

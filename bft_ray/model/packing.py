@@ -241,7 +241,7 @@ class _Trial:
 
         def catch(module: Any, arguments: Any, output: Tensor) -> Tensor:
             caught.append(output.detach().requires_grad_())
-            return caught[-1]
+            return caught[-1].clone()  # some decoders scale it in place, which no leaf of a graph allows
 
         hook = self.embeddings.register_forward_hook(catch)
         try:

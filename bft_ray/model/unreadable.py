@@ -124,7 +124,8 @@ def no_safetensors(folder: Path) -> tuple[str, str]:
 
 def _hub(source: str, what: str, text: str, kinds: set[str]) -> tuple[str, str] | None:
     lowered = text.lower()
-    if "GatedRepoError" in kinds or "gated repo" in lowered:
+    unknown = "RepositoryNotFoundError" in kinds or "not a valid model identifier" in lowered
+    if "GatedRepoError" in kinds or ("gated repo" in lowered and not unknown):
         remedy = (
             f"Ask for access on https://huggingface.co/{source}, then set HF_TOKEN on every node (or: hf auth login)."
         )
@@ -133,7 +134,7 @@ def _hub(source: str, what: str, text: str, kinds: set[str]) -> tuple[str, str] 
     if offline or "OfflineModeIsEnabled" in kinds:
         remedy = f"Download it where there is a network (hf download {source}), or take HF_HUB_OFFLINE away."
         return f"a {what} that is on this machine: HF_HUB_OFFLINE is set, and it is not in the cache", remedy
-    if "RepositoryNotFoundError" in kinds or "401 client error" in lowered or "not a valid model identifier" in lowered:
+    if unknown:
         remedy = "Check the spelling; where it is private, set HF_TOKEN on every node (or: hf auth login)."
         return f"the hub id of a {what}: the hub knows none of this name, or does not show it without a token", remedy
     if "RevisionNotFoundError" in kinds or "not a valid git identifier" in lowered:

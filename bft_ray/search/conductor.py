@@ -331,8 +331,8 @@ class Conductor:
                 raise BftError(f"{leg.folder} has no file of {leg.trial}: all nodes must share cluster.storage_path")
             try:
                 metric = self._space.objective.metric
-                groups = item_groups(metric, run.records)
-                store.keep(number, items=item_scores(metric, run.records), **({"groups": groups} if groups else {}))
+                items, groups = item_scores(metric, run.records), item_groups(metric, run.records)
+                store.keep(number, items=items, **({"groups": groups} if groups else {}))
             except BadInput as error:  # not finite, say
                 return self._fail(store, number, str(error), reached.step)
         if len(runs) < len(record.seeds):

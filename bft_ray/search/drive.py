@@ -92,28 +92,21 @@ def search(
             store.note("cancel", False)
             store.note("result", None)  # that of a smaller budget, if any
             # what was given with the command, such as tracking.uri, stands in the trials' config
-            _expect(store, space, base, facts, measure, shown.note)
+            cost = cost_of(space, base, facts.longest, facts.samples_per_source)
+            for text in untold(space, cost, facts):
+                shown.note(text)
             study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
             with connect(facts.first.cluster):
                 require_resources(facts.first.cluster)
                 require_shared(facts.first.cluster)
                 study, facts = settle_packing(study, facts, store, shown.note)
+                if measure and not store.records():  # once, when the study begins
+                    found, slots = measured_on(facts.first, shown.note), local_slots(facts.first.cluster)
+                    for text in takes(space, facts.first, cost, found, slots):
+                        shown.note(text)
                 if profile:
                     _profile(study, facts.first, shown.note)
                 return _run(study, store, facts.first, shown)
-
-
-def _expect(
-    store: Store, space: SearchSpace, base: Config, facts: Facts, measure: bool, line: Callable[[str], None]
-) -> None:
-    """Say what the study will not tell, and what it takes; measured once, when it begins."""
-    cost = cost_of(space, base, facts.longest, facts.samples_per_source)
-    for text in untold(space, cost, facts):
-        line(text)
-    if not measure or store.records():
-        return
-    for text in takes(space, facts.first, cost, measured_on(facts.first, line), local_slots(facts.first.cluster)):
-        line(text)
 
 
 def _with_date(database: Database, space: SearchSpace, base: Config) -> Config:

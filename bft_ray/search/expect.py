@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 from bft_ray.config import ClusterConfig, Config
@@ -11,7 +10,7 @@ from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.search.leaderboard import span
 from bft_ray.search.measure import Measured
 from bft_ray.search.ready import Facts
-from bft_ray.stats.power import smallest_effect
+from bft_ray.stats.power import smallest_share
 
 _FEW = 100  # items of a split, below which what they can show is said
 
@@ -50,11 +49,11 @@ def _few(facts: Facts) -> list[str]:
         )
     for split, count in facts.num_items.items():
         if count < _FEW:
-            least = smallest_effect(count)
-            below = "any true difference" if math.isnan(least) else f"a true difference below about {least:.2g}"
+            effect = smallest_share(count)
+            missed = "any difference" if effect is None else f"a true difference below about {effect:.2g}"
             lines.append(
-                f"note: the {split} data have {count} items: of a share such as an accuracy, {below} is missed more often than "
-                "in 2 of 10 studies"
+                f"note: the {split} data have {count} items: of a share such as an accuracy, {missed} is missed more often "
+                "than in 2 of 10 studies"
             )
     return lines
 
@@ -69,10 +68,12 @@ def takes(space: SearchSpace, first: Config, cost: Cost, measured: Measured | st
     """
     if isinstance(measured, str):
         return [f"time, disk and memory are not measured: {measured}"]
+    num_weights, num_states = _kept(space, first, cost)
+    size = num_weights * measured.weights_bytes + num_states * measured.state_bytes
+    states = f", {num_states} of {_size(measured.state_bytes)} of trials that wait at a rung" if num_states else ""
     lines = [
         _time(cost, measured, num_slots),
-        f"disk    at most {_size(_disk(space, first, cost, measured))}: weights of {_size(measured.weights_bytes)} a model, "
-        f"{_size(measured.state_bytes)} a trial that waits at a rung",
+        f"disk    at most {_size(size)}: {num_weights} models of {_size(measured.weights_bytes)}{states}",
         f"memory  {_size(measured.memory_bytes)} a trial at its peak"
         + (f", and {_size(measured.gpu_bytes)} of its GPU" if measured.gpu_bytes else ""),
     ]
@@ -116,16 +117,15 @@ def _seconds(runs: int, steps: int | None, num_rungs: int, measured: Measured) -
     return (steps or 0) * measured.step_s + runs * each
 
 
-def _disk(space: SearchSpace, first: Config, cost: Cost, measured: Measured) -> int:
-    """Bytes at most: the best trials' weights, those of the arms of a confirmation until the choice, the model that
-    MLflow takes, and the state of every trial that may wait at a rung.
+def _kept(space: SearchSpace, first: Config, cost: Cost) -> tuple[int, int]:
+    """Models and states that lie on the disk, at most: the best trials' weights, those of the arms of a confirmation until
+    the choice, the copy that MLflow takes; and the state of every trial that may wait at a rung.
     """
     num_weights = min(first.checkpoint.keep, cost.trials)
     if space.confirmation is not None:
         num_weights += space.confirmation.top_k + len(space.baselines) + first.tracking.log_model
     waits = bool(cost.rungs) and (len(space.seeds) > 1 or space.deterministic or not first.is_one_process)
-    num_states = cost.search_runs if waits else 0
-    return num_weights * measured.weights_bytes + num_states * measured.state_bytes
+    return num_weights, cost.search_runs if waits else 0
 
 
 def _size(count: float) -> str:

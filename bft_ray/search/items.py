@@ -37,8 +37,7 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
         BadInput: no records, a metric that cannot be told from records of items, an id given twice, or a number that
             is not finite.
     """
-    of, _, name = metric.removeprefix("final/").rpartition("/")
-    own = [record for record in records if record.get("set", of) == of]
+    name, own = metric.rpartition("/")[2], _of_set(metric, records)
     if not own:
         raise BadInput(metric, "without records", "measured with a record an item")
     ids = [str(record["id"]) for record in own]
@@ -52,10 +51,14 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def item_groups(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Item id -> the groups that it shares with others (genes, patients, documents); items without are left out."""
+    """Item id -> its groups (patient, document, gene), of the items that have one; arguments as for `item_scores`."""
+    found = {str(record["id"]): list(names_of(record)) for record in _of_set(metric, records)}
+    return {item: names for item, names in found.items() if names}
+
+
+def _of_set(metric: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     of = metric.removeprefix("final/").rpartition("/")[0]
-    own = [record for record in records if record.get("set", of) == of]
-    return {str(record["id"]): list(names) for record in own if (names := names_of(record))}
+    return [record for record in records if record.get("set", of) == of]
 
 
 def _scores(metric: str, name: str, records: Sequence[Mapping[str, Any]]) -> np.ndarray:

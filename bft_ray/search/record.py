@@ -36,7 +36,8 @@ class TrialRecord:
         reason: why it failed, was pruned or sent back; of a merged trial that of its twin.
         attempts: how often it was started (one too many where a driver was killed while it sent it back).
         created, started, finished: seconds since 1970; `started` is that of the last attempt.
-        extra: whatever the driver keeps with it, such as its MLflow run and checkpoint.
+        extra: whatever the driver keeps with it: of a run of the confirmation `items` (item -> score), and `groups` (item ->
+            names) where its rows have one.
     """
 
     part: str

@@ -84,11 +84,10 @@ def as_groups(names: Sequence[Names] | None) -> Groups | None:
 
 
 def names_of(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The groups of an item's record: `groups`, several, or `group`, one; none where it has neither."""
-    given = record.get("groups")
-    if given is None:
-        given = () if record.get("group") is None else (record["group"],)
-    return tuple(map(str, given))
+    """The groups of an item, from its record: `groups`, or the one `group`; () where it is of none."""
+    if record.get("groups"):
+        return tuple(map(str, record["groups"]))
+    return () if record.get("group") is None else (str(record["group"]),)
 
 
 def mean_covariance(rows: np.ndarray, groups: Groups | None = None) -> np.ndarray:

@@ -20,6 +20,8 @@ from functools import lru_cache
 import numpy as np
 from scipy import optimize, special, stats
 
+#: share of the items on which exactly one of two models is right, where nothing was measured yet
+DISCORDANT = 0.2
 POWER = 0.8
 LEVEL = 0.05  # two-sided, of one comparison
 _NODES = 12  # Gauss-Legendre, over the quantiles of u: right to 1e-4
@@ -74,9 +76,13 @@ def factor(critical: float, freedom: float) -> float:
     return float(optimize.brentq(lambda k: power_of(k, critical, freedom) - POWER, 0.0, high, xtol=1e-4))
 
 
-def smallest_effect(num_items: int, discordant: float = 0.2) -> float:
-    """`detectable_binary` before anything is measured: with a fifth of the items discordant."""
-    return detectable_binary(num_items, max(1, round(discordant * num_items)))
+def smallest_share(num_items: int) -> float | None:
+    """Smallest difference of a share between two models on the same independent items that 8 of 10 studies show.
+
+    As `detectable_binary`, with DISCORDANT of the items discordant, or as many as the difference takes; None: not any.
+    """
+    effect = detectable_binary(num_items, max(1, round(DISCORDANT * num_items)))
+    return None if math.isnan(effect) else effect
 
 
 @lru_cache(4096)

@@ -28,7 +28,7 @@ from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
 from bft_ray.train.progress import Board, Display, Watcher
-from bft_ray.train.record import PATHS, identity_of, read_record, refuse_other_data, with_first_date, write_record
+from bft_ray.train.record import PATHS, identity_of, read_record, refuse_other_data, with_first_choices, write_record
 from bft_ray.train.workers import run_workers
 
 
@@ -59,7 +59,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     check_metric(config)
     storage.check_writable(config.cluster.storage_path)
     folder = storage.join(config.cluster.storage_path, str(config.name))
-    config = with_first_date(config, folder)
+    config = with_first_choices(config, folder)
     record = read_record(folder, config)
     if "after" in record:
         display.line(f"the run {config.name} is finished; choose another name to train again")

@@ -23,11 +23,15 @@ PATHS = {"path", "descriptions", "train", "candidates", "encoder", "include_path
 _FILE = "run.json"
 
 
-def with_first_date(config: Config, folder: str) -> Config:
-    """The config with the date that a chat template got when this run began, where it began earlier with one."""
-    text = None if config.data.date else storage.read_text(storage.join(folder, _FILE))
-    first = json.loads(text)["config"].get("data.date") if text else None
-    return config.model_copy(update={"data": config.data.model_copy(update={"date": first})}) if first else config
+def with_first_choices(config: Config, folder: str) -> Config:
+    """The config with what it leaves open as this run settled it when it began: the date that a chat template got, and
+    packing, which a run of an earlier version always had a value for.
+    """
+    text = storage.read_text(storage.join(folder, _FILE))
+    first = json.loads(text)["config"] if text else {}
+    settled = {name: first.get(f"data.{name}") for name in ("date", "packing") if getattr(config.data, name) is None}
+    kept = {name: value for name, value in settled.items() if value is not None}
+    return config.model_copy(update={"data": config.data.model_copy(update=kept)}) if kept else config
 
 
 def read_record(folder: str, config: Config) -> dict[str, Any]:
@@ -42,6 +46,8 @@ def read_record(folder: str, config: Config) -> dict[str, Any]:
         return {}
     record = json.loads(text)
     new = json.loads(redact(json.dumps(flatten(config))))
+    known = {_leaf(field) for field in record["config"]}  # a version that lacked a field did what its default does
+    new = {field: value for field, value in new.items() if field in record["config"] or _leaf(field) in known}
     changed = changed_fields(record["config"], new, MAY_CHANGE)
     if changed:
         lines = [describe_change(field, record["config"], new) for field in changed]
@@ -89,6 +95,10 @@ def refuse_other_data(
             "restore them, or choose another name. It",
             lines,
         )
+
+
+def _leaf(field: str) -> str:
+    return field.rpartition(".")[2]
 
 
 def _of(field: str, config: Config) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bft_ray.operate.init.look import Found, Look
 from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, VALIDATION, num_units
-from bft_ray.stats.power import detectable_binary
-
-DISCORDANT = 0.2  # share of the items on which exactly one of two models is assumed to be right
+from bft_ray.stats.power import DISCORDANT, smallest_share
 
 
 def told(look: Look) -> list[str]:
@@ -38,7 +35,7 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
     lines = ["what so many items can show"]
     for name, use in ((VALIDATION, "search"), (CONFIRMATION, "choice"), (TEST, "last look")):
         if units.get(name):
-            effect = smallest_effect(units[name])
+            effect = smallest_share(units[name])
             seen = "no difference at all" if effect is None else f"differences of {100 * effect:.0f} points and more"
             lines.append(f"  {name:<13}{units[name]:>5,} independent items, for the {use}: {seen}")
     lines += [
@@ -59,14 +56,6 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
             f"  left to do: {SHARES[0][0]} or more (different questions, or values of --group), then init again with --force.",
         ]
     return lines
-
-
-def smallest_effect(num_items: int) -> float | None:
-    """Smallest difference of a share between two models on the same independent items that 8 of 10 studies show
-    (`detectable_binary`, with a fifth of the items discordant, or as many as the difference takes); None: not any.
-    """
-    effect = detectable_binary(num_items, max(1, round(DISCORDANT * num_items)))
-    return None if math.isnan(effect) else effect
 
 
 def next_commands(config: Path, space: Path) -> list[str]:
