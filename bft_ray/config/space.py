@@ -37,7 +37,8 @@ class SecondObjective(Section):
 
     metric: str = Field(description="for example general/bits_per_byte: what the model forgets")
     largest_loss: float = Field(
-        ge=0, description="how much worse than the base model it may become, in its unit (mean over seeds, beyond noise)"
+        ge=0,
+        description="how much worse than the base model it may become, in its unit (mean over seeds, beyond noise)",
     )
 
     @model_validator(mode="after")

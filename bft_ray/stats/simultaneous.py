@@ -120,6 +120,14 @@ class _Parts:
         return math.sqrt(self.pooled + self.item)
 
     @property
+    def own_se(self) -> float:
+        return math.sqrt(self.own + self.item)
+
+    @property
+    def own_bend(self) -> float:
+        return self.skew / self.own_se**3 if self.own_se > 0 else 0.0
+
+    @property
     def bend(self) -> float:
         """a: how far the items' skewness bends T."""
         return self.skew / self.se**3 if self.se > 0 else 0.0
@@ -191,13 +199,12 @@ def not_told_from_best(
     scores: Mapping[str, np.ndarray], alpha: float, draws: int = DRAWS, groups: Groups | None = None
 ) -> set[str]:
     """Arms that no other one beats beyond noise: with probability 1 - alpha the best is among them (Hsu 1984)."""
-    return {
-        name
-        for name in scores
-        if not any(
-            other.is_better for other in compare_with(scores, name, alpha, draws, groups=groups).comparisons.values()
-        )
-    }
+    told = set()
+    for name, own in scores.items():
+        others = [array for array in scores.values() if _moves(array - own)]
+        if others and _Noise.of([own, *others], groups, draws, 0).any_better(alpha):
+            told.add(name)
+    return set(scores) - told
 
 
 @dataclass(frozen=True)
@@ -265,10 +272,22 @@ class _Noise:
             tuple(parts), num_seeds, num_items, freedom, h, null, alone, whole, random.normal(size=(draws, num_arms))
         )
 
+    def adjusted(self) -> np.ndarray:
+        """p [K]: the larger of that of all arms together, step-down, and that of each arm's own runs."""
+        p = step_down(np.array([_bend(part.gain / part.se, part.bend) for part in self.parts]), self.null)
+        alone = np.array([_bend(part.gain / part.own_se, part.own_bend) for part in self.parts])
+        return np.maximum(p, (self.own_null >= alone).mean(0))
+
+    def any_better(self, alpha: float) -> bool:
+        """Whether any arm is better than the one that all are held against; see `Comparison.is_better`."""
+        return any(
+            part.gain > 0 and p <= alpha and part.bend >= -SKEWED
+            for part, p in zip(self.parts, self.adjusted(), strict=True)
+        )
+
     def comparisons(self, names: Sequence[str], against: str, alpha: float) -> list[Comparison]:
         """Each, at the error alpha of all together."""
-        statistics = np.array([_bend(part.gain / part.se, part.bend) for part in self.parts])
-        p = step_down(statistics, self.null)
+        p = self.adjusted()
         largest = np.abs(self.null).max(1)
         critical = float(np.quantile(largest, 1 - alpha, method="higher"))
         one_sided = float(np.quantile(self.null.max(1), 1 - alpha, method="higher"))
@@ -281,15 +300,12 @@ class _Noise:
         self, place: int, name: str, against: str, alpha: float, p: float, critical: float, one_sided: float
     ) -> Comparison:
         part = self.parts[place]
-        own_se = math.sqrt(part.own + part.item)
-        own_bend = part.skew / own_se**3
-        own_p = float((self.own_null[:, place] >= _bend(part.gain / own_se, own_bend)).mean())
         own_critical = float(np.quantile(np.abs(self.own_null[:, place]), 1 - alpha, method="higher"))
         ends = []
         for sign in (1, -1):
             reach = sign * max(
                 sign * _unbend(sign * critical, part.bend) * part.se,
-                sign * _unbend(sign * own_critical, own_bend) * own_se,
+                sign * _unbend(sign * own_critical, part.own_bend) * part.own_se,
             )
             ends.append(part.gain - reach)
         half = critical * part.se
@@ -303,7 +319,7 @@ class _Noise:
             part.se,
             pooled / part.se**2,
             detectable(part.se, self._freedom(part), critical=one_sided),
-            max(p, own_p),
+            p,
             alpha,
             part.bend,
             half * math.sqrt(pooled / 2 + item) / part.se * self._sooner(part),
@@ -355,11 +371,10 @@ def step_down(statistics: np.ndarray, null: np.ndarray) -> np.ndarray:
     of those left (Westfall and Young 1993, algorithm 4.1).
     """
     order = np.argsort(-statistics, kind="stable")
-    p, largest = np.ones(len(statistics)), 0.0
-    for rank, place in enumerate(order):
-        left = null[:, order[rank:]].max(1)
-        largest = max(largest, (1 + float((left >= statistics[place]).sum())) / (1 + len(null)))
-        p[place] = largest
+    left = np.maximum.accumulate(null[:, order[::-1]], axis=1)[:, ::-1]  # [B, K]: the largest of those from a rank on
+    own = (1 + (left >= statistics[order]).sum(0)) / (1 + len(null))
+    p = np.empty(len(statistics))
+    p[order] = np.maximum.accumulate(own)
     return p
 
 
