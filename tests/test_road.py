@@ -21,6 +21,7 @@ PAGE = ROOT / "docs" / "own-file.md"
 #: least budget of a study that still compares, confirms and chooses
 SMALL = (
     "budget.trials=3",
+    "schedule.epochs=1.0",
     "sampler.startup_trials=2",
     "confirmation.top_k=1",
     "confirmation.seeds=[101,102,103]",
@@ -77,7 +78,7 @@ def test_the_commands_of_the_page_lead_from_a_file_to_a_measured_champion(tmp_pa
 def test_a_study_that_is_killed_in_the_middle_goes_on_with_the_same_command(tmp_path):
     write_questions(tmp_path / "my_questions.csv", 101)
     typed("bft-ray init my_questions.csv", tmp_path)
-    command = ["bft-ray", "search", "search_space.yaml", "--no-profile", *SMALL]
+    command = ["bft-ray", "search", "search_space.yaml", "--no-profile", "--no-measure", *SMALL]
     with open(tmp_path / "first.log", "wb") as log:
         first = subprocess.Popen(
             command, cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log, start_new_session=True
@@ -107,7 +108,7 @@ def test_a_study_of_any_size_lives_to_its_end(tmp_path, num_rows, batch, epochs)
     least = ["budget.trials=1", "sampler.kind=random", "baselines=[bft]", "confirmation=null"]
     least += ["parameters={optimizer.learning_rate: {kind: categorical, values: [0.001]}}"]
     settings = [f"data.global_batch_size={batch}", f"schedule.epochs={epochs}", "data.max_length=96"]
-    text = typed("bft-ray search search_space.yaml --no-profile", tmp_path, *least, *settings)
+    text = typed("bft-ray search search_space.yaml --no-profile --no-measure", tmp_path, *least, *settings)
     assert "the study is finished" not in text
     num_train = len((tmp_path / "bft_train.jsonl").read_text().splitlines())
     steps = max(1, -(-int(epochs * 2) * num_train // (2 * batch)))  # ceil(epochs n / B), epochs in halves
