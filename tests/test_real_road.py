@@ -147,7 +147,12 @@ def test_a_file_becomes_a_champion_with_the_search_as_a_job_of_a_cluster(tmp_pat
     typed("bft-ray doctor bft.yaml", tmp_path)
     typed("bft-ray evaluate bft.yaml --out before", tmp_path)
     assert "bft-ray search" in typed("bft-ray profile bft.yaml --no-mlflow", tmp_path)
-    least = ["budget.trials=1", "sampler.kind=random", "baselines=[bft]", "confirmation.top_k=1"]
+    least = [
+        "budget.trials=1",
+        "sampler.kind=random",
+        "baselines=[{name: bft, overrides: {loss.method: bft, loss.window: 256}}]",
+        "confirmation.top_k=1",
+    ]
     least += ["confirmation.seeds=[101,102]", "confirmation.min_seeds_waived=true", "scheduler.kind=none"]
     least += ["parameters={loss.window: {kind: categorical, values: [8]}}"]
     places = [f"cluster.storage_path={tmp_path}/results", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]

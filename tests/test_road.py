@@ -29,11 +29,11 @@ SMALL = (
 )
 
 
-def trials(folder: Path) -> dict[int, optuna.trial.FrozenTrial]:
-    """All records of the one study in the default database, by number."""
-    storage = f"sqlite:///{folder}/bft_studies.db"
-    [name] = optuna.get_all_study_names(storage)
-    return {trial.number: trial for trial in optuna.load_study(study_name=name, storage=storage).trials}
+def trials(folder: Path) -> dict[tuple[str, int], optuna.trial.FrozenTrial]:
+    """All records in the default database, by part (baselines, search, confirmation) and number."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/bft_studies.db")
+    found = {study.study_name: storage.get_all_trials(study._study_id) for study in storage.get_all_studies()}
+    return {(name, trial.number): trial for name, own in found.items() for trial in own}
 
 
 def champion_version(folder: Path) -> str:
@@ -105,7 +105,12 @@ def test_a_study_of_any_size_lives_to_its_end(tmp_path, num_rows, batch, epochs)
     """Sizes that no batch divides, and parts of an epoch: cost, rungs, loop and records agree on the steps."""
     write_questions(tmp_path / "my_questions.csv", num_rows)
     typed("bft-ray init my_questions.csv", tmp_path)
-    least = ["budget.trials=1", "sampler.kind=random", "baselines=[bft]", "confirmation=null"]
+    least = [
+        "budget.trials=1",
+        "sampler.kind=random",
+        "baselines=[{name: bft, overrides: {loss.method: bft, loss.window: 256}}]",
+        "confirmation=null",
+    ]
     least += ["parameters={optimizer.learning_rate: {kind: categorical, values: [0.001]}}"]
     settings = [f"data.global_batch_size={batch}", f"schedule.epochs={epochs}", "data.max_length=96"]
     text = typed("bft-ray search search_space.yaml --no-profile --no-measure", tmp_path, *least, *settings)
