@@ -99,7 +99,7 @@ def test_a_study_that_is_killed_in_the_middle_goes_on_with_the_same_command(tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_rows", "batch", "epochs"),
-    [(37, 7, 3.0), (101, 16, 0.5), (201, 7, 1.0), (250, 16, 3.0), (513, 7, 0.5), (1999, 16, 0.5)],
+    [(37, 7, 3.0), (250, 16, 1.0), (513, 7, 0.5)],
 )
 def test_a_study_of_any_size_lives_to_its_end(tmp_path, num_rows, batch, epochs):
     """Sizes that no batch divides, and parts of an epoch: cost, rungs, loop and records agree on the steps."""
@@ -114,8 +114,8 @@ def test_a_study_of_any_size_lives_to_its_end(tmp_path, num_rows, batch, epochs)
     least += ["parameters={optimizer.learning_rate: {kind: categorical, values: [0.001]}}"]
     settings = [f"data.global_batch_size={batch}", f"schedule.epochs={epochs}", "data.max_length=96"]
     text = typed("bft-ray search search_space.yaml --no-profile --no-measure", tmp_path, *least, *settings)
-    assert "the study is finished" not in text
+    assert "Traceback" not in text
     num_train = len((tmp_path / "bft_train.jsonl").read_text().splitlines())
     steps = max(1, -(-int(epochs * 2) * num_train // (2 * batch)))  # ceil(epochs n / B), epochs in halves
     done = [trial for trial in trials(tmp_path).values() if trial.state.name == "COMPLETE"]
-    assert done and f"{steps} steps" in text
+    assert len(done) == 2 and {trial.user_attrs["num_steps"] for trial in done} == {steps}  # the trial and the baseline
