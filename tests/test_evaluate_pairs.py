@@ -50,8 +50,8 @@ def test_pairs_agree_with_a_plain_loop_and_scikit_learn(tiny, pairs_file):
     for row in rows:
         logp = []
         for answer in ("w3 w4", "w5"):
-            prompt = tokenizer(f"<bos> w1 {row['gene_a']} w2 {row['gene_b']} \n")["input_ids"]
-            ids = torch.tensor(prompt + tokenizer(answer)["input_ids"])
+            prompt = tokenizer(f"w1 {row['gene_a']} w2 {row['gene_b']} \n")["input_ids"]  # bos first
+            ids = torch.tensor(prompt + tokenizer(answer, add_special_tokens=False)["input_ids"])
             with torch.no_grad():
                 table = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
             logp.append(sum(float(table[t - 1, ids[t]]) for t in range(len(prompt), len(ids))))

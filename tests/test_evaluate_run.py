@@ -156,8 +156,11 @@ def test_bad_tasks_are_told_before_a_model_is_loaded(make_tree, tmp_path, tiny_m
     (tmp_path / "exam.jsonl").write_text('{"question": "q", "choices": ["a"], "answer": 0}\n')
     folder = tmp_path / "no_weights"
     folder.mkdir()
-    for file in tiny_model.glob("tokenizer*"):
+    for file in (*tiny_model.glob("tokenizer*"), tiny_model / "config.json"):
         (folder / file.name).write_bytes(file.read_bytes())
+    weights = (tiny_model / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(weights[:8], "little")
+    (folder / "model.safetensors").write_bytes(weights[:header])  # names and shapes alone: what loads it, fails
     tree = make_tree(
         model={"path": str(folder), "dtype": "fp32"},
         evaluation={"tasks": [{"kind": "choice", "path": str(tmp_path / "exam.jsonl")}]},

@@ -377,7 +377,7 @@ def test_domain_of_a_name():
 SEEN = {
     "alpaca_caps.jsonl": ("alpaca", 12, 'prompt = "{Instruction}\\n\\n{Input}", completion = "Output"'),
     "llamafactory.jsonl": ("llamafactory", 12, "{system} {history} {instruction} {input} {output}"),
-    "nanstr.csv": ("question/answer", 6, "left out     6 rows: missing completion (the word nan)"),
+    "nanstr.csv": ("question/answer", 6, "left out     6 rows: missing answer (the word nan)"),
     "o1.jsonl": ("reasoning", 12, 'completion = "{Complex_CoT} {Response}"'),
     "pubmedqa.jsonl": ("pubmedqa", 12, 'prompt = "{context}\\n\\n{question}", completion = "long_answer"'),
     "sharegpt.jsonl": ("sharegpt", 12, 'messages = "conversations"'),
