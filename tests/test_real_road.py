@@ -64,7 +64,7 @@ FORMS = {
             "system": "You know genes.",
             "history": [["Hello", "Hi"]],
         },
-        "In liver cells.",
+        "Hi<|im_end|>In liver cells.",  # earlier answers are taught too
     ),
     "reasoning": (
         lambda n: {"Question": f"Where is QX{n}?", "Complex_CoT": "It repairs DNA.", "Response": "In the liver."},
