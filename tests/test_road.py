@@ -50,7 +50,7 @@ def num_finished(folder: Path) -> int:
         return 0
 
 
-@pytest.mark.slow
+@pytest.mark.road
 def test_the_commands_of_the_page_lead_from_a_file_to_a_measured_champion(tmp_path):
     write_questions(tmp_path / "my_questions.csv", 201)
     [block] = re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.S)
@@ -74,7 +74,7 @@ def test_the_commands_of_the_page_lead_from_a_file_to_a_measured_champion(tmp_pa
     assert all("sample 17" not in text for text in said.values())  # no text of rows is printed
 
 
-@pytest.mark.slow
+@pytest.mark.road
 def test_a_study_that_is_killed_in_the_middle_goes_on_with_the_same_command(tmp_path):
     write_questions(tmp_path / "my_questions.csv", 101)
     typed("bft-ray init my_questions.csv", tmp_path)
@@ -96,7 +96,7 @@ def test_a_study_that_is_killed_in_the_middle_goes_on_with_the_same_command(tmp_
     assert champion_version(tmp_path) == "1"
 
 
-@pytest.mark.slow
+@pytest.mark.road
 @pytest.mark.parametrize(
     ("num_rows", "batch", "epochs"),
     [(37, 7, 3.0), (250, 16, 1.0), (513, 7, 0.5)],
