@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -406,3 +407,27 @@ def test_files_that_people_brought(name, tmp_path):
     assert f"read         {num_rows} rows, form {form}" in said and seen in said
     assert load_study(tmp_path / "search_space.yaml")[0].confirmation is None
     assert sum(map(len, split_of(tmp_path).values())) == num_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("./none", "but must be the folder of a model that exists"),
+        ("empty", "but must be a folder with a model: this one is empty"),
+        ("rows.csv", "but must be a folder, a GGUF file or a hub id; this is another file"),
+        ("none.gguf", "but must be a GGUF file that exists"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_before_anything_is_written(tmp_path, monkeypatch, name, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "rows.csv").write_text("question,answer\na,b\nc,d\n")
+    with pytest.raises(BadInput, match=re.escape(says)):
+        write_study(Request("rows.csv", model=name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "rows.csv"]
+
+
+def test_the_line_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(b"question,answer\na,b\n\xe9,d\n")
+    with pytest.raises(BadInput, match=r"rows\.csv:3` is 'not UTF-8'"):
+        write_study(Request(str(tmp_path / "rows.csv"), tmp_path / "bft.yaml"))

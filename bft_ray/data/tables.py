@@ -177,8 +177,19 @@ def _csv(file: Path, label: str) -> Iterator[tuple[str, dict]]:
                 yield where, _named_cells(where, header, cells)
     except csv.Error as error:
         raise BadInput(f"{label}:{start}", "broken", "valid CSV", f"{str(error).capitalize()}.") from None
-    except UnicodeDecodeError:
-        raise _not_utf8(f"{label}:{start}") from None
+    except UnicodeDecodeError:  # raised for a block of lines
+        raise _not_utf8(f"{label}:{_first_not_utf8(file)}") from None
+
+
+def _first_not_utf8(file: Path) -> int:
+    """Number of the line, from 1."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _delimiter(header: str, file: Path, label: str) -> str:

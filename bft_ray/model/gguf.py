@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bft_ray.data.cache import cache_folder
 from bft_ray.data.remote import locked
 from bft_ray.errors import BadInput
 from bft_ray.model.named import sha256_of
@@ -55,7 +56,7 @@ def converted(file: Path, field: str = "model.path", cache: Path | None = None) 
     """
     if not file.is_file():
         raise BadInput(field, str(file), "a GGUF file that exists", "Check the path; on a cluster, on every node.")
-    cache = cache or Path.home() / ".cache" / "bft_ray" / "gguf"
+    cache = cache or cache_folder("gguf")
     final = cache / entry_name(sha256_of(file))
     if _is_whole(final):
         return final

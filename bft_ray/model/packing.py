@@ -272,6 +272,8 @@ def _compared(alone: _Found, run: Callable[[], _Found]) -> tuple[float, float]:
     """The largest difference from `alone`, and the largest flow; infinite where the model cannot run so."""
     try:
         found = run()
+    except torch.OutOfMemoryError:
+        raise  # says nothing of the layout
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
         return math.inf, math.inf
     pairs = [*zip(found.hidden, alone.hidden, strict=True)]

@@ -8,7 +8,9 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from bft_ray.data.remote import is_remote
 from bft_ray.errors import BadInput
+from bft_ray.model.named import NAMES
 
 #: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind
 READING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError)
@@ -42,6 +44,19 @@ def unreadable(field: str, named: str, source: str, what: str, error: BaseExcept
     logging.getLogger(__name__).debug("reading the %s failed", what, exc_info=error)
     rule, remedy = _cause(source, what, error)
     return BadInput(field, named, rule, remedy)
+
+
+def check_place(path: str, field: str) -> None:
+    """BadInput where a folder or GGUF file that names a model is not there, or holds none; a hub id is not looked up."""
+    if is_remote(path) or path in NAMES or (Path(path) / "adapter_config.json").is_file():
+        return
+    if path.lower().endswith(".gguf"):
+        if not Path(path).is_file():
+            raise BadInput(field, path, "a GGUF file that exists", "Check the path.")
+    elif Path(path).is_file():
+        raise BadInput(field, path, "a folder, a GGUF file or a hub id; this is another file", "Give its folder.")
+    elif found := _bad_folder(path, "model"):
+        raise BadInput(field, path, *found)
 
 
 def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:

@@ -45,7 +45,7 @@ def _fits(require_resources: Callable[[ClusterConfig], None], cluster: ClusterCo
 
 def check_token() -> Iterable[Finding]:
     """Ray's token authentication, as this side has it."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
     if os.environ.get("RAY_AUTH_MODE") != "token":
         remedy = "Make a token (ray get-auth-token --generate), set RAY_AUTH_MODE=token on both sides, restart Ray."
         detail = "RAY_AUTH_MODE is not token: who reaches the cluster's port can run anything on it"

@@ -14,6 +14,7 @@ from bft_ray.config.steps import num_steps
 from bft_ray.config.study import load_study
 from bft_ray.domains import domain as domain_named
 from bft_ray.errors import BadInput
+from bft_ray.model.unreadable import check_place
 from bft_ray.operate.init.config_text import Device, Settings, config_text, max_length_for, quantile, settings_for
 from bft_ray.operate.init.files import check_free, rows_text, write_all
 from bft_ray.operate.init.look import CHARACTERS_PER_TOKEN, Found, Look, beside, look_at
@@ -71,9 +72,10 @@ def write_study(request: Request, device: Device | None = None) -> str:
     are loaded from there and held against each other, and then each file is moved to its place.
 
     Raises:
-        BadInput, BadConfig: data that cannot be read or are too few, columns that mean nothing, outputs that exist
-            (without `force`), a bad domain name.
+        BadInput, BadConfig: a model folder that holds none, data that cannot be read or are too few, columns that mean
+            nothing, outputs that exist (without `force`), a bad domain name.
     """
+    check_place(request.model, "--model")
     out = request.out
     paths = {name: out.with_name(f"{out.stem}_{name}.jsonl") for name in SPLITS}
     look = look_at(request.source(), request.data)
