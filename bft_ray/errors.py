@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
+
+_PATH = re.compile(r"(/|~|\.{1,2}/|\w+://)[^\s?@]{0,4096}")  # an address with `?` or `@` may hold a secret
 
 
 class BftError(Exception):
@@ -69,7 +73,9 @@ class NonFinite(BftError, ArithmeticError):
 
 
 def _short(value: Any, limit: int = 80) -> str:
-    """No more of a value than its two ends: those of a long path tell most, and little is shown of a text."""
+    """No more of a value than its two ends, so that little is shown of a text; a path is shown whole, to be found again."""
     text = repr(value)
+    if isinstance(value, Path) or (isinstance(value, str) and _PATH.fullmatch(value)):
+        return text
     end = (limit - 3) // 2
     return text if len(text) <= limit else f"{text[: limit - 3 - end]}...{text[-end:]}"

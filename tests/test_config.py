@@ -225,3 +225,13 @@ def test_a_name_that_is_none_is_told_with_one_that_is_near(make_tree):
         "`name` is '../a b', but must be made of small letters, capital letters, digits and _ . - (a letter or digit "
         "first). For example a_b.",
     ]
+
+
+@pytest.mark.parametrize("value", ["/data/" + "deep/" * 40 + "rows.jsonl", "s3://bucket/" + "deep/" * 40])
+def test_a_path_is_told_whole(value):
+    assert f"is '{value}', but must be" in str(BadInput("data.train", value, "a file"))
+
+
+@pytest.mark.parametrize("value", ["word " * 40, "ACGT" * 40, "https://user:secret@host/" + "x" * 90, "/a?" + "token" * 40])
+def test_a_text_is_not(value):
+    assert value not in str(BadInput("x", value, "a file"))
