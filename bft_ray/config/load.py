@@ -206,7 +206,10 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "string_pattern_mismatch":
         rule = _name_rule(problem["ctx"]["pattern"], problem["input"])
         return f"`{name}` is {_shorten(problem['input'])}, but must be {rule}"
-    must_be = re.sub(r"^Input should be ", "", problem["msg"])
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        must_be = "a mapping of names to values, as in {name: value}"
+    else:
+        must_be = re.sub(r"^Input should be ", "", problem["msg"])
     return f"`{name}` is {_shorten(problem['input'])}, but must be {must_be}."
 
 

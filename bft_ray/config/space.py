@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bft_ray.config.base import Section, rule
 from bft_ray.config.loss import LossConfig
@@ -206,6 +206,11 @@ class SearchSpace(Section):
         None, description="values that each baseline is tuned over; null: those of optimizer.learning_rate"
     )
     deterministic: bool = Field(False, description="the same trials on every repetition, at the price of waiting")
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _none_is_none(cls, value: Any) -> Any:
+        return NoScheduler() if value is None else value
 
     @model_validator(mode="after")
     def _rules(self) -> SearchSpace:
