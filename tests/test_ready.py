@@ -103,9 +103,17 @@ def test_training_rows(look):
     rows = [sample(number) for number in range(40)]
     with pytest.raises(BadInput, match=r"20 of the 20 rows of the confirmation data are rows of the training data too"):
         look({"train": rows[20:], "search": rows[:20], "confirmation": rows[:19:-1]})
-    told = look({"train": rows[10:30], "search": rows[:10], "confirmation": rows[25:]})[1]
-    note = "note: 5 of the 15 rows of the confirmation data are rows of the training data too (own-25, own-26, own-27, ...)"
-    assert note in told
+    for part in ("confirmation", "test"):
+        with pytest.raises(BadInput, match=rf"5 of the 15 rows of the {part} data are rows of the training data too"):
+            look({"train": rows[10:30], "search": rows[:10], "confirmation": rows[30:], part: rows[25:]})
+    near = [
+        row | {"prompt": f"  {row['prompt'].upper()} "} for row in rows[:20]
+    ]  # the same but for case and white space
+    with pytest.raises(BadInput, match=r"20 of the 20 rows of the confirmation data are rows of the training data too"):
+        look({"train": rows[:20], "search": rows[20:], "confirmation": near})
+    rows = [sample(number) for number in range(150)]
+    told = look({"train": rows[149:] + rows[:1], "search": [sample(200), sample(201)], "confirmation": rows[:149]})[1]
+    assert "note: 1 of the 149 rows of the confirmation data are rows of the training data too (own-0)" in told
 
 
 def test_items_of_a_task(look):

@@ -68,7 +68,7 @@ def test_arms_that_move_together_need_no_correction():
     scores[0] -= item[0]
     found = compare_with({str(arm): scores[arm] for arm in range(6)}, "0", 0.05).comparisons
     one = compare_with({"0": scores[0], "1": scores[1]}, "0", 0.05).comparisons["1"]
-    assert found["1"].high - found["1"].low == pytest.approx(one.high - one.low, rel=0.02)
+    assert found["1"].high - found["1"].low == pytest.approx(one.high - one.low, rel=0.05)  # Bonferroni: 31 %
 
 
 def test_the_best_and_those_that_cannot_be_told_from_it():

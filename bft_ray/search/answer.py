@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,12 +19,13 @@ from bft_ray.metrics import higher_is_better
 from bft_ray.search.arms import Arm, arms_of, confirmed, plan_of
 from bft_ray.search.choose import Choice, Limit, choose
 from bft_ray.search.describe import TestResult
-from bft_ray.search.items import item_scores
+from bft_ray.search.items import item_groups, item_scores
 from bft_ray.search.leg import Leg, Run
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.standing import Items, compared
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, Store
 from bft_ray.search.study import Study, by_id
+from bft_ray.stats.errors import as_groups
 from bft_ray.stats.paired import paired_difference
 from bft_ray.train import storage
 from bft_ray.train.launch import pin_paths
@@ -154,9 +156,12 @@ def _tested(
     line(f"test: {arm.name}")
     config = pin_paths(with_overrides(_config(study, arm, records), study.space.confirmation.test, "confirmation.test"))
     measured = _measure(config, weights)
-    items = item_scores(study.space.objective.metric, measured.records)
-    store.note(f"test {arm.name}", {"metrics": measured.metrics, "items": items})
-    return {"metrics": measured.metrics, "items": items}
+    metric = study.space.objective.metric
+    found: dict[str, Any] = {"metrics": measured.metrics, "items": item_scores(metric, measured.records)}
+    if groups := item_groups(metric, measured.records):
+        found["groups"] = groups
+    store.note(f"test {arm.name}", found)
+    return found
 
 
 def _measure(config: Config, weights: str) -> EvaluationResult:
@@ -174,7 +179,10 @@ def _compare(metric: str, champion: str, measured: Mapping[str, Mapping[str, Any
     values = {name: one["metrics"][metric] for name, one in measured.items()}
     own, default = (measured[name]["items"] for name in (champion, DEFAULT))
     sides = [np.array([scores[item] for item in sorted(own)]) for scores in (own, default)]
-    found = paired_difference(*(sides if higher_is_better(metric) else reversed(sides)))
+    shared = measured[champion].get("groups", {})
+    groups = as_groups([shared.get(item, ()) for item in sorted(own)]) if shared else None
+    first, second = sides if higher_is_better(metric) else sides[::-1]
+    found = paired_difference(first, second, groups=groups)
     return TestResult(
         champion=champion,
         default=DEFAULT,
@@ -194,8 +202,15 @@ def as_json(found: Answer) -> dict[str, Any]:
     choice = None if found.choice is None else asdict(found.choice)
     if choice is not None:
         del choice["plan"]["groups"]  # of every item
-    return {
-        "choice": choice,
-        "test": None if found.test is None else asdict(found.test),
-        "weights": found.weights,
-    }
+    return _plain(
+        {"choice": choice, "test": None if found.test is None else asdict(found.test), "weights": found.weights}
+    )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it: what is not a number is null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -171,6 +171,21 @@ def _test(test: TestResult) -> str:
     )
 
 
+def _along(records: Records, choice: Choice | None, test: TestResult | None) -> str:
+    """The winner's value in each part of the study, so that an overtuned choice shows."""
+    if choice is None or choice.champion is None:
+        return ""
+    metric, arm = choice.plan.metric, choice.arm(choice.champion)
+    source = _source(records, metric, choice.champion)
+    shown = [
+        ("search", source.value if source else None),
+        ("confirmation", arm.mean),
+        ("test", test.champion_value if test else None),
+    ]
+    found = [f"{format_value(metric, value)} in the {part}" for part, value in shown if value is not None]
+    return f"`{arm.name}` has {metric} {', '.join(found)}." if len(found) > 1 else ""
+
+
 def _few(space: SearchSpace, choice: Choice | None) -> str:
     """That fewer candidates were confirmed than were asked for; "" where that is not so."""
     if choice is None or space.confirmation is None:
@@ -194,15 +209,20 @@ def _unconfirmed(space: SearchSpace) -> str:
     )
 
 
+def _source(records: Records, metric: str, name: str) -> TrialRecord | None:
+    """The trial of the search, or of a baseline, that an arm of the confirmation repeats."""
+    trials = {record.id: record for part in records.values() for record in part}
+    runs = [record for record in records.get(CONFIRMATION, ()) if record.name == name]
+    source = next((trials[r.extra["of"]] for r in runs if r.extra.get("of") in trials), None)
+    source = source or next((r for r in records.get(SEARCH, ()) if r.name == name), None)
+    return source or tuned(records.get(BASELINES, ()), metric).get(name)
+
+
 def _chosen(records: Records, space: SearchSpace, choice: Choice | None) -> dict[str, str]:
     """Dotted field -> value of the champion; empty where there is none."""
     if choice is None or choice.champion is None:
         return {}
-    trials = {record.id: record for part in records.values() for record in part}
-    runs = [record for record in records.get(CONFIRMATION, ()) if record.name == choice.champion]
-    source = next((trials[r.extra["of"]] for r in runs if r.extra.get("of") in trials), None)
-    source = source or next((r for r in records.get(SEARCH, ()) if r.name == choice.champion), None)
-    source = source or tuned(records.get(BASELINES, ()), space.objective.metric).get(choice.champion)
+    source = _source(records, space.objective.metric, choice.champion)
     if source is None:
         return {}
     own: dict[str, Any] = {name: value for name, value in space.fixed.items() if name.startswith("loss.")}

@@ -48,8 +48,8 @@ def items_of(task: Task) -> Rows:
 
 
 def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: Callable[[str], None]) -> None:
-    """Refuse splits that share more than one row in a hundred, and those that are the training data; tell of all other
-    rows that are shared, with each other or with the training.
+    """Refuse splits of which more than one row in a hundred is a row of another split, or, where they confirm or test, of the
+    training data; a search on training data is refused where it is all of these. All other rows that are shared are told.
 
     Args:
         metric: of the objective, which is measured on them.
@@ -65,10 +65,10 @@ def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: C
             others = trained if other == "training" else splits[other]
             if not (shared := [own for key, own in rows.items() if key in others]):
                 continue
-            largest = len(others) - 1 if other == "training" else _TOLERATED * len(rows)
             what = f"{len(shared)} of the {len(rows)} rows of the {split} data are rows of the {other} data too"
             which = ", ".join(shared[:_NUM_IDS]) + (", ..." if len(shared) > _NUM_IDS else "")
-            if len(shared) > largest:
+            is_search = (split, other) == ("search", "training")
+            if len(shared) > (len(others) - 1 if is_search else _TOLERATED * len(rows)):
                 rule = f"but {metric} must be measured on rows of its own ({what}: {which})"
                 raise BadInput(_FIELDS[split], f"the data of the {split}", rule, "Take them out of one of the two.")
             line(f"note: {what} ({which})")

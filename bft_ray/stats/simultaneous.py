@@ -46,7 +46,7 @@ from scipy import stats
 
 from bft_ray.errors import BadInput
 from bft_ray.stats.errors import Groups, freedom_of, mean_covariance
-from bft_ray.stats.power import detectable
+from bft_ray.stats.power import POWER, detectable
 
 DRAWS = 10_000
 SKEWED = 0.2  # |third cumulant of the mean| / se^3 from which the items are too few to judge by
@@ -219,6 +219,7 @@ class _Noise:
         own_null: the same for each arm by its own runs alone.
         covariance: of the gains [K, K].
         draws_normal: standard normal draws [B, K].
+        off, off_own: draws [B, K] of how far off se is, pooled and of an arm's own runs, if all vary alike.
     """
 
     parts: tuple[_Parts, ...]
@@ -230,6 +231,8 @@ class _Noise:
     own_null: np.ndarray
     covariance: np.ndarray
     draws_normal: np.ndarray
+    off: np.ndarray
+    off_own: np.ndarray
 
     @classmethod
     def of(
@@ -263,14 +266,15 @@ class _Noise:
         z_i = random.normal(size=(draws, num_arms)) @ _root(covariance).T
         u_s = random.chisquare(freedom, size=(draws, 1)) / freedom
         u_own = random.chisquare(num_seeds - 1, size=(draws, num_arms)) / (num_seeds - 1)
-        u_i = random.chisquare(h, size=(draws, 1)) / h
+        u_i = random.chisquare(h, size=(draws, num_arms)) / h
         null = (seeds * z_s + items * z_i) / np.sqrt(seeds**2 * u_s + items**2 * u_i)
         alone = (own_seeds * z_s + items * z_i) / np.sqrt(own_seeds**2 * u_own + items**2 * u_i)
+        square, normal = seeds**2 + items**2, random.normal(size=(draws, num_arms))
+        off = np.sqrt((seeds**2 * u_s + items**2 * u_i) / square)
+        off_own = np.sqrt((seeds**2 * u_own + items**2 * u_i) / square)
         correlation = 0.5 * (1 + np.eye(num_arms))
         whole = correlation * np.outer(seeds, seeds) + np.outer(items, items) * _correlation(covariance)
-        return cls(
-            tuple(parts), num_seeds, num_items, freedom, h, null, alone, whole, random.normal(size=(draws, num_arms))
-        )
+        return cls(tuple(parts), num_seeds, num_items, freedom, h, null, alone, whole, normal, off, off_own)
 
     def adjusted(self) -> np.ndarray:
         """p [K]: the larger of that of all arms together, step-down, and that of each arm's own runs."""
@@ -318,13 +322,22 @@ class _Noise:
             ends[1],
             part.se,
             pooled / part.se**2,
-            detectable(part.se, self._freedom(part), critical=one_sided),
+            self._detectable(place, alpha, one_sided),
             p,
             alpha,
             part.bend,
             half * math.sqrt(pooled / 2 + item) / part.se * self._sooner(part),
             half * math.sqrt(pooled + item / 2) / part.se,
         )
+
+    def _detectable(self, place: int, alpha: float, critical: float) -> float:
+        """As `bft_ray.stats.power` defines it, for a test that asks twice: the 0.8 quantile of the k at which a drawn new
+        study passes both tests, Z + k u > max(c u', c_own u'_own), in units of se.
+        """
+        own = float(np.quantile(self.own_null[:, place], 1 - alpha, method="higher"))
+        needed = np.maximum(critical * self.off[:, place], own * self.off_own[:, place]) - self.draws_normal[:, place]
+        told = np.roll(self.off[:, place], len(self.off) // 2)  # of the study that tells it: another one
+        return float(np.quantile(needed / told, POWER)) * self.parts[place].se
 
     def _sooner(self, part: _Parts) -> float:
         """By what a critical value shrinks with twice the seeds, as t does in proportion."""
