@@ -516,3 +516,11 @@ def test_pairs_that_share_genes_are_fewer_items():
     alone, shared = choose(records, plan), choose(records, Plan(**{**plan.__dict__, "groups": groups}))
     assert alone.champion == "a" and shared.champion == "bft"
     assert "120 items of the confirmation split that share 12 groups" in explain(shared)
+
+
+def test_verdicts_that_a_judge_did_not_give():
+    rows = [{"set": "judged", "id": f"i{n}", "rubric_score": 0.5} for n in range(200)]
+    lacking = [{"set": "judged", "id": "x"}, {"set": "judged", "id": "y"}]
+    assert len(item_scores("judged/rubric_score", rows + lacking)) == 200
+    with pytest.raises(BadInput, match="is '200 verdicts', but must be of at least 99% of the 203 items"):
+        item_scores("judged/rubric_score", [*rows, *lacking, {"set": "judged", "id": "z"}])

@@ -35,11 +35,10 @@ import numpy as np
 
 from bft_ray.errors import BadInput
 from bft_ray.metrics import higher_is_better
+from bft_ray.search.items import COMPLETE
 from bft_ray.stats.errors import Groups, as_groups
 from bft_ray.stats.paired import mean_bounds
 from bft_ray.stats.simultaneous import DRAWS, Comparison, as_arrays, compare_pair, compare_with, not_told_from_best
-
-_COMPLETE = 0.99  # share of the items that must have a verdict
 
 
 @dataclass(frozen=True)
@@ -326,7 +325,7 @@ def _flaws(runs: Mapping[str, Mapping[int, Record]], plan: Plan) -> dict[str, st
                 return f"seed {seed} has {'a score that is not finite' if run.items else 'no scores'}"
             if not set(run.items) <= items:
                 return f"seed {seed} was measured on other items than the default"
-            if len(run.items) < _COMPLETE * len(items):
+            if len(run.items) < COMPLETE * len(items):
                 return f"seed {seed} has a score for {len(run.items)} of {len(items)} items alone"
             if plan.second and (run.second is None or not math.isfinite(run.second)):
                 return f"seed {seed} has no finite {plan.second.metric}"

@@ -22,6 +22,8 @@ _RATIOS = {
     "bits_per_byte": ("nll", "num_bytes", 1 / math.log(2)),
     "token_accuracy": ("num_correct", "num_tokens", 1.0),
 }
+#: the metric that another model judges, and the share of the items that it must have judged
+JUDGED, COMPLETE = "rubric_score", 0.99
 #: metric -> column of the scores that it ranks by
 _AREAS = {"auroc": "score", "embedding_auroc": "score", "embedding_auroc_mlp": "score_mlp"}
 
@@ -34,12 +36,15 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
         records: of all sets; those of the metric's set are used (`set`; all where none has one).
 
     Raises:
-        BadInput: no records, a metric that cannot be told from records of items, an id given twice, or a number that
+        BadInput: no records, too few verdicts of a judge, a metric that cannot be told from records of items, an id given
+            twice, or a number that
             is not finite.
     """
     name, own = metric.rpartition("/")[2], _of_set(metric, records)
     if not own:
         raise BadInput(metric, "without records", "measured with a record an item")
+    if name == JUDGED:
+        own = _judged(metric, own)
     ids = [str(record["id"]) for record in own]
     if len(set(ids)) < len(ids):
         again = next(name for place, name in enumerate(ids) if name in ids[:place])
@@ -48,6 +53,15 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
     if not np.isfinite(scores).all():
         raise BadInput(f"{metric} of {ids[int(np.argmin(np.isfinite(scores)))]}", "not finite", "a finite number")
     return dict(zip(ids, scores.tolist(), strict=True))
+
+
+def _judged(metric: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Records with a verdict, which a judge may not have given for a few."""
+    found = [record for record in records if JUDGED in record]
+    if len(found) < COMPLETE * len(records):
+        rule = f"of at least {COMPLETE:.0%} of the {len(records)} items"
+        raise BadInput(metric, f"{len(found)} verdicts", rule, "Mend the judge, and run again: verdicts are kept.")
+    return found
 
 
 def item_groups(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
