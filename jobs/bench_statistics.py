@@ -50,7 +50,7 @@ class Setting:
 
     Args:
         loud: factor on the runs of each arm.
-        draw_items: effects of items [arms, n] of mean 0 and deviation 1; None: normal.
+        draw_items: effects of items [arms, n] of mean 0 and deviation 1, of all arms but the default; None: normal.
         genes: share of the items' variance that is of the two genes of a pair.
         flips: of right and wrong: share of the items that a run turns round.
     """
@@ -114,6 +114,8 @@ def draw_study(random: np.random.Generator, cell: Cell, groups: Groups | None, g
     else:
         draw = setting.draw_items or (lambda own, size: own.normal(size=size))
         items = draw(random, (ARMS, cell.num_items))
+        if setting.draw_items:
+            items[0] = 0.0  # else the difference of two such effects would be symmetric
         if groups is not None:
             genes = random.normal(size=(ARMS, groups.num)) @ groups.members.toarray() / math.sqrt(2)
             items = math.sqrt(setting.genes) * genes + math.sqrt(1 - setting.genes) * items

@@ -42,16 +42,16 @@ def test_seeds_alone_are_dunnetts_t_in_blocks():
     t = top.gain / math.sqrt(2 * mean_square / 5)
     joint = stats.multivariate_t(shape=0.5 * (1 + np.eye(3)), df=12, seed=0)
     adjusted = 1 - joint.cdf(np.full(3, t), maxpts=200_000)
-    own = stats.ttest_rel(runs[1, :, 0], runs[0, :, 0], alternative="greater").pvalue
+    own = stats.ttest_rel(runs[int(top.name), :, 0], runs[0, :, 0]).pvalue  # two-sided, for itself
     assert top.p == pytest.approx(max(adjusted, own), abs=0.01)
 
 
 def test_items_alone_are_a_t_test_over_items():
-    items = np.array([0.1, 0.4, 0.2, 0.6, -0.3, 0.2, 0.1, 0.0])
-    scores = {"a": np.repeat(items[None], 4, 0), "b": np.zeros((4, 8))}
+    items = np.linspace(-1.0, 1.13, 400)
+    scores = {"a": np.repeat(items[None], 4, 0), "b": np.zeros((4, 400))}
     found = compare_pair("a", "b", scores, 0.05)
-    expected = stats.ttest_1samp(items, 0, alternative="greater").pvalue
-    assert found.seed_share < 1e-12 and found.p == pytest.approx(expected, abs=0.02)
+    expected = stats.ttest_1samp(items, 0).pvalue
+    assert found.seed_share < 1e-12 and found.p == pytest.approx(expected, rel=0.2)
     assert found.se == pytest.approx(stats.sem(items))
 
 

@@ -112,8 +112,14 @@ def test_dyads_by_the_double_sum():
     groups = Groups(tuple(names))
     shares = np.array([[bool(set(a) & set(b)) or i == j for j, b in enumerate(names)] for i, a in enumerate(names)])
     centred = rows - rows.mean(1, keepdims=True)
-    num = len({name for own in names for name in own}) + 1  # the one without a group is one of its own
-    expected = num / (num - 1) * centred @ shares @ centred.T / 28**2
+    factor, freedom = groups.small
+    expected = factor * centred @ shares @ centred.T / 28**2
+    order = [*sorted({name for own in names for name in own}), ""]  # the one without a group is one of its own
+    members = np.array([[name in (own or ("",)) for own in names] for name in order], dtype=float)
+    flat = np.eye(28) - 1 / 28
+    form = members @ flat @ shares @ flat @ members.T
+    assert factor == pytest.approx((members.sum(1) ** 2).sum() / np.trace(form))
+    assert freedom == pytest.approx(np.trace(form) ** 2 / (form**2).sum())
     np.testing.assert_allclose(groups.covariance(centred), expected, rtol=1e-10)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -214,5 +215,5 @@ def _gain_tags(gain: Comparison, prefix: str) -> dict[str, Any]:
     return {
         f"{prefix}gain": gain.gain,
         f"{prefix}interval": f"[{gain.low:.6g}, {gain.high:.6g}]",
-        f"{prefix}detectable": gain.detectable,
+        f"{prefix}detectable": "" if math.isnan(gain.detectable) else gain.detectable,
     }

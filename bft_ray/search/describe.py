@@ -239,9 +239,10 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
         rows = [["arm", f"mean {metric}", f"gain over {choice.plan.default}", "interval", "detectable"]]
         for arm in choice.arms:
             gain, mean = arm.gain, "" if arm.mean is None else f"{arm.mean:.4f}"
-            cells = (
-                [f"{gain.gain:+.4f}", f"[{gain.low:+.4f}, {gain.high:+.4f}]", f"{gain.detectable:.4f}"] if gain else []
-            )
+            cells = []
+            if gain:
+                least = "" if math.isnan(gain.detectable) else f"{gain.detectable:.4f}"
+                cells = [f"{gain.gain:+.4f}", f"[{gain.low:+.4f}, {gain.high:+.4f}]", least]
             rows.append([arm.name, mean, *(cells or ["", arm.excluded, ""])])
         return rows
     setting = compare.single(space)

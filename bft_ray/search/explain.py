@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from bft_ray.metrics import format_value, higher_is_better
@@ -93,7 +94,13 @@ def _cells(gain: Comparison | None, best: float | None) -> list[str]:
         return ["", "", "", chance, ""]
     if not gain.has_spread:
         return [_signed(gain.gain), "no spread", "", chance, ""]
-    return [_signed(gain.gain), _interval(gain), f"{gain.p:.2g}", chance, _size(gain.detectable)]
+    return [
+        _signed(gain.gain),
+        _interval(gain),
+        f"{gain.p:.2g}",
+        chance,
+        "" if math.isnan(gain.detectable) else _size(gain.detectable),
+    ]
 
 
 def _doubt(choice: Choice) -> str:
@@ -115,14 +122,18 @@ def _default_doubt(choice: Choice) -> list[str]:
     if not gains:
         return []
     name, most = max(gains.items(), key=lambda pair: pair[1].high)
-    least = min(gain.detectable for gain in gains.values())
+    least = min((gain.detectable for gain in gains.values() if math.isfinite(gain.detectable)), default=math.nan)
     if most.high > 0:
         first = f"`{name}` could be better than the default by up to {_size(most.high)}."
     else:
         first = "The intervals of all arms end at or below 0: none is likely to be better than the default."
     missed = (
-        f"A true gain below {_size(least)} would have been missed more often than in 2 of 10 such studies, "
-        "so no difference shown is not the same as none."
+        ""
+        if math.isnan(least)
+        else (
+            f"A true gain below {_size(least)} would have been missed more often than in 2 of 10 such studies, "
+            "so no difference shown is not the same as none."
+        )
     )
     skewed = [f"`{other}`" for other, gain in gains.items() if gain.is_skewed and gain.p <= gain.alpha]
     return [
@@ -140,8 +151,12 @@ def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
     if not gain.has_spread:
         return ["All its items and seeds differ from the default's by the same, so there is no noise to judge it by."]
     span = (
-        f"The true gain over the default may be as small as {_signed(gain.low)} or as large as "
-        f"{_signed(gain.high)}; a gain of {_size(gain.detectable)} shows in 8 of 10 such studies."
+        f"The true gain over the default may be as small as {_signed(gain.low)} or as large as {_signed(gain.high)}"
+        + (
+            "."
+            if math.isnan(gain.detectable)
+            else f"; a gain of {_size(gain.detectable)} shows in 8 of 10 such studies."
+        )
     )
     return [span, _rivals(choice, arm), _cause(choice, gain)]
 

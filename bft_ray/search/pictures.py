@@ -214,6 +214,7 @@ def _forest(choice: Choice) -> Figure | None:
         weight = "bold" if is_champion else "normal"
         if arm.gain is not None:
             seen = arm.gain.detectable
+            seen = 0.0 if math.isnan(seen) else seen
             axes.barh(place, 2 * seen, left=-seen, height=0.55, color="#e4e4e4", zorder=0, label=_SEEN)
             axes.plot([arm.gain.low, arm.gain.high], [place, place], color=color, linewidth=3 if is_champion else 1.8)
         axes.plot(

@@ -5,14 +5,18 @@ Independent items:  se^2 = var(x) / n, on n - 1 degrees of freedom.
 Items that share a group are not independent. With e_i = x_i - mean(x), the cluster-robust form sums all products of items
 that share one,
 
-    se^2 = G / (G - 1) 1/n^2 sum over i, j that share a group of e_i e_j
+    se^2 = q / n^2 sum over i, j that share a group of e_i e_j
 
 For one group an item this is Liang and Zeger (1986); for two (a pair of genes) the dyadic form of Fafchamps and Gubert (2007)
 and Aronow, Samii and Assenova (2015), taken by inclusion and exclusion: sums over each group, less sums over each set of
 two, which those count twice (Cameron, Gelbach and Miller 2011). It may come out below the form for independent items
-by chance, and then that one is taken. Degrees of freedom: groups of unequal size tell less than as many of one size; by
-the sums of squares that they bring, G* - 1 with G* = (sum n_g^2)^2 / sum n_g^4 (after Carter, Schnepel and
-Steigerwald 2017).
+by chance, and then that one is taken.
+
+Few groups make the e_i too small, and unequal ones tell less than as many of one size. Under effects of groups alone,
+x = B' g with B [G, n] who is of which group and var(g) = 1, the sum without q is the quadratic form g' A g, with A = B H M H B',
+H taking the mean off and M the pairs that share a group. So q = sum n_g^2 / tr A makes it unbiased, and f = (tr A)^2 / ||A||^2 are
+its degrees of freedom (Bell and McCaffrey 2002; Imbens and Kolesar 2016). For G groups of one size that is q = G / (G - 1)
+and f = G - 1.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from scipy import sparse
 
 from bft_ray.stats.power import detectable
 
+_FEW = 2000  # groups: of more, the small-sample correction is none
 #: the groups of an item: none, one or two
 Names = Sequence[str]
 
@@ -63,16 +68,36 @@ class Groups:
         return int(self.members.sum(1).max()) < 2
 
     @cached_property
+    def small(self) -> tuple[float, float]:
+        """q and f; see the head of the file. Of more than 2,000 groups, q of one size and f by the groups' squares."""
+        sizes = np.asarray(self.members.sum(1), dtype=np.float64).ravel()
+        squares = sizes**2
+        if self.num > _FEW:
+            return self.num / (self.num - 1), max(1.0, float(squares.sum() ** 2 / (squares**2).sum()) - 1)
+        if self.num < 2:
+            return 1.0, 1.0
+
+        def without_mean(other: sparse.csr_matrix) -> np.ndarray:
+            counts = np.asarray(other.sum(1), dtype=np.float64).ravel()
+            return (self.members @ other.T).toarray() - np.outer(sizes, counts) / len(self.names)
+
+        by_group, by_two = without_mean(self.members), without_mean(self._twice)
+        form = by_group @ by_group.T - by_two @ by_two.T
+        trace = float(np.trace(form))
+        if trace <= 0:
+            return self.num / (self.num - 1), 1.0
+        return max(self.num / (self.num - 1), float(squares.sum()) / trace), max(1.0, trace**2 / float((form**2).sum()))
+
+    @property
     def freedom(self) -> float:
         """Degrees of freedom of the error; see the head of the file."""
-        squares = np.asarray(self.members.sum(1), dtype=np.float64).ravel() ** 2
-        return max(1.0, float(squares.sum() ** 2 / (squares**2).sum()) - 1)
+        return self.small[1]
 
     def covariance(self, rows: np.ndarray) -> np.ndarray:
         """Covariance [K, K] of the means of `rows` [K, n], centred; see the head of the file."""
         by_group, by_two = rows @ self.members.T, rows @ self._twice.T
         products = by_group @ by_group.T - by_two @ by_two.T
-        return self.num / max(1, self.num - 1) * products / rows.shape[1] ** 2
+        return self.small[0] * products / rows.shape[1] ** 2
 
 
 def as_groups(names: Sequence[Names] | None) -> Groups | None:

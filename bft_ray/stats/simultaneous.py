@@ -22,17 +22,20 @@ The test is Dunnett's t, one-sided, with skewness taken out of it (Hall 1992, Jo
     T = D / se,     g(T) = ((1 + a T / 3)^3 - 1) / a + a / 6
     null            g* = (sqrt(v_S) z_S + sqrt(v_I) z_I) / sqrt(v_S chi2_f / f + v_I chi2_h / h)
 
+a is taken at its worst for a claim (less one standard error, `least_skewness`), and may take one back, never make one: the
+smaller of T and g(T) counts. Where even then the items are too few for their skewness (a < -0.2) nothing is called better.
+
 z_S correlates 1/2 between arms (they share the default), z_I as the items do; f and h are the degrees of freedom; drawn
 B times, seeded. Adjusted p go step-down (Dunnett and Tamhane 1991; Westfall and Young 1993): the largest T is held against
 the largest of all g*, the next against that of those left. Where no two arms differ, one is called better in at most
 alpha of all studies; and the error is controlled in the strong sense.
 
 Pooling is wrong for an arm whose runs vary more than the others'. So each must pass a second test, by its own runs
-alone: paired t over its seeds and items at alpha, without correction (p is the larger of the two). Both have to agree:
-the first holds the family under equal variances, the second each arm under any.
+alone: paired t over its seeds and items, two-sided at alpha, for itself (p is the larger of the two). Both have to agree: the
+first holds the family under equal variances, the second where one arm, or the default, varies three times as much.
 
 Intervals are two-sided at 1 - alpha for all arms together: D with g(T) = +- c, c the quantile of max |g*|; and never narrower
-than the arm's own paired t interval.
+than the arm's own paired t interval at 1 - alpha / 2. What these settings do is measured by `jobs.bench_statistics`.
 """
 
 from __future__ import annotations
@@ -63,10 +66,11 @@ class Comparison:
         low, high: its two-sided interval; holds for all comparisons of the study together.
         se: standard error; 0 where items and seeds all differ alike, which nothing can be told from.
         seed_share: share of se^2 that seeds bring; the rest is the draw of the items.
-        detectable: smallest true gain that 8 of 10 such studies show (`bft_ray.stats.power`).
+        detectable: smallest true gain that 8 of 10 such studies show (`bft_ray.stats.power`); not a number where nothing
+            can be shown.
         p: of no gain, one-sided, adjusted for all comparisons.
         alpha: error of all comparisons together.
-        skewness: third cumulant of the mean over se^3: how far the few worst items (below 0) or best ones count.
+        skewness: third cumulant of the mean over se^3 at its worst: how far the few worst items count (below 0).
         half_seeds, half_items: half width of the interval at twice the seeds, and at twice the items.
     """
 
@@ -247,18 +251,16 @@ class _Noise:
         differences = np.stack([arm - arms[0] for arm in arms[1:]])
         num_arms, num_seeds, num_items = differences.shape
         by_item = differences.mean(1)
-        covariance = mean_covariance(by_item, groups)
+        covariance, h = mean_covariance(by_item, groups), freedom_of(num_items, groups)
         mean_square, freedom = pooled_square(np.stack([arm.mean(1) for arm in (*arms, *others)]))
         parts = []
         for difference, of_items, variance in zip(differences, by_item, np.diag(covariance), strict=True):
             own, rest = error_parts(difference)
             item = max(0.0, float(variance) - rest)
-            third = float(((of_items - of_items.mean()) ** 3).mean()) / num_items**2
-            shrunk = third * (item / float(variance)) ** 1.5 if variance > 0 else 0.0
+            skewed = least_skewness(of_items, h) / math.sqrt(num_items) * item**1.5
             parts.append(
-                _Parts(float(difference.mean()), max(own, rest), max(2 * mean_square / num_seeds, rest), item, shrunk)
+                _Parts(float(difference.mean()), max(own, rest), max(2 * mean_square / num_seeds, rest), item, skewed)
             )
-        h = freedom_of(num_items, groups)
         random = np.random.default_rng(seed)
         seeds, items = (np.sqrt([getattr(part, which) for part in parts]) for which in ("pooled", "item"))
         own_seeds = np.sqrt([part.own for part in parts])
@@ -278,9 +280,9 @@ class _Noise:
 
     def adjusted(self) -> np.ndarray:
         """p [K]: the larger of that of all arms together, step-down, and that of each arm's own runs."""
-        p = step_down(np.array([_bend(part.gain / part.se, part.bend) for part in self.parts]), self.null)
-        alone = np.array([_bend(part.gain / part.own_se, part.own_bend) for part in self.parts])
-        return np.maximum(p, (self.own_null >= alone).mean(0))
+        p = step_down(np.array([_careful(part.gain / part.se, part.bend) for part in self.parts]), self.null)
+        alone = np.array([_careful(part.gain / part.own_se, part.own_bend) for part in self.parts])
+        return np.maximum(p, np.minimum(1.0, 2 * (self.own_null >= alone).mean(0)))
 
     def any_better(self, alpha: float) -> bool:
         """Whether any arm is better than the one that all are held against; see `Comparison.is_better`."""
@@ -304,15 +306,15 @@ class _Noise:
         self, place: int, name: str, against: str, alpha: float, p: float, critical: float, one_sided: float
     ) -> Comparison:
         part = self.parts[place]
-        own_critical = float(np.quantile(np.abs(self.own_null[:, place]), 1 - alpha, method="higher"))
+        own_critical = float(np.quantile(np.abs(self.own_null[:, place]), 1 - alpha / 2, method="higher"))
         ends = []
         for sign in (1, -1):
-            reach = sign * max(
-                sign * _unbend(sign * critical, part.bend) * part.se,
-                sign * _unbend(sign * own_critical, part.own_bend) * part.own_se,
+            reach = max(
+                max(critical, sign * _unbend(sign * critical, part.bend)) * part.se,
+                max(own_critical, sign * _unbend(sign * own_critical, part.own_bend)) * part.own_se,
             )
-            ends.append(part.gain - reach)
-        half = critical * part.se
+            ends.append(part.gain - sign * reach)
+        half = (ends[1] - ends[0]) / 2
         item, pooled = part.item, part.pooled
         return Comparison(
             name,
@@ -334,7 +336,9 @@ class _Noise:
         """As `bft_ray.stats.power` defines it, for a test that asks twice: the 0.8 quantile of the k at which a drawn new
         study passes both tests, Z + k u > max(c u', c_own u'_own), in units of se.
         """
-        own = float(np.quantile(self.own_null[:, place], 1 - alpha, method="higher"))
+        if self.parts[place].bend < -SKEWED:  # no gain would be shown
+            return math.nan
+        own = float(np.quantile(self.own_null[:, place], 1 - alpha / 2, method="higher"))
         needed = np.maximum(critical * self.off[:, place], own * self.off_own[:, place]) - self.draws_normal[:, place]
         told = np.roll(self.off[:, place], len(self.off) // 2)  # of the study that tells it: another one
         return float(np.quantile(needed / told, POWER)) * self.parts[place].se
@@ -367,6 +371,18 @@ def error_parts(difference: np.ndarray) -> tuple[float, float]:
     rest = difference - by_seed[:, None] - by_item[None, :] + difference.mean()
     v_rest = float((rest**2).sum()) / ((num_seeds - 1) * (num_items - 1)) / (num_seeds * num_items)
     return float(by_seed.var(ddof=1)) / num_seeds, v_rest
+
+
+def least_skewness(values: np.ndarray, freedom: float) -> float:
+    """The skewness of values [n] (Fisher's G1) less its standard error sqrt(6 / (freedom + 1)): what it may be at the worst for
+    a claim that their mean is above 0. A sample that lacks the few bad items seems less skewed than it is.
+    """
+    spread = float(values.std())
+    if len(values) < 3 or not spread > 0:
+        return 0.0
+    count = len(values)
+    found = float(((values - values.mean()) ** 3).mean()) / spread**3 * math.sqrt(count * (count - 1)) / (count - 2)
+    return found - math.sqrt(6 / (freedom + 1))
 
 
 def pooled_square(runs: np.ndarray) -> tuple[float, float]:
@@ -456,6 +472,11 @@ def _root(covariance: np.ndarray, scaled: bool = True) -> np.ndarray:
 
 def _bend(t: float, a: float) -> float:
     return t + a * (t * t / 3 + 1 / 6) + a * a * t**3 / 27
+
+
+def _careful(t: float, a: float) -> float:
+    """The smaller of T and g(T): an estimated skewness may take a claim back, and may not make one."""
+    return min(t, _bend(t, a))
 
 
 def _unbend(g: float, a: float) -> float:
