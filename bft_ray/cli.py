@@ -352,9 +352,13 @@ def _doctor(options: argparse.Namespace) -> int:
         return exit_code(findings)
     from bft_ray.operate.road import after_doctor, space_of
 
-    findings = diagnose(load_config(options.config, options.overrides), space=space_of(options.config))
+    config = load_config(options.config, options.overrides, for_training=False)
+    trains = bool(config.data.train)
+    if trains:  # then all of its rules are asked for
+        config = load_config(options.config, options.overrides)
+    findings = diagnose(config, space=space_of(options.config) if trains else None)
     print(render(findings))
-    print(after_doctor(options.config, options.overrides, is_fine=not exit_code(findings)))
+    print(after_doctor(options.config, options.overrides, is_fine=not exit_code(findings), trains=trains))
     return exit_code(findings)
 
 

@@ -239,15 +239,21 @@ def _unreachable(address: str | None, error: BaseException) -> BadInput:
 def _too_small(cluster: ClusterConfig, need: dict[str, float], rule: str) -> NoRoom:
     import ray
 
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, amount in need.items():
+        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if amount > most:  # on no number of such nodes
+            field = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}.get(name, f"resources_per_worker.{name}")
+            remedy = "Lower it, or take a cluster (cluster.address) that has them."
+            return NoRoom(f"cluster.{field}", amount, f"at most {most:g}: no node of the cluster has more {name}", remedy)
     total, free = ray.cluster_resources(), ray.available_resources()
     has = _amounts({name: total.get(name, 0.0) for name in need})
     left = _amounts({name: free.get(name, 0.0) for name in need})
-    nodes = sum(node["Alive"] for node in ray.nodes())
     return NoRoom(
         "cluster.num_workers",
         cluster.num_workers,
         f"{rule}: each worker asks for {_amounts(need)} ({cluster.placement}), and the cluster has {has} "
-        f"on {nodes} node{'s' if nodes != 1 else ''} ({left} free)",
+        f"on {len(nodes)} node{'s' if len(nodes) != 1 else ''} ({left} free)",
         "Lower num_workers, cpus_per_worker or gpus_per_worker, or use a larger cluster.",
     )
 

@@ -30,9 +30,9 @@ CASES = {
     "split": {"path": "lab/open", "split": "test"},
     "no split": {"path": "lab/open"},
     "wrong split": {"path": "lab/open", "split": "dev"},
-    "configuration": {"path": "lab/two", "name": "hard"},
+    "configuration": {"path": "lab/two", "config_name": "hard"},
     "no configuration": {"path": "lab/two"},
-    "wrong configuration": {"path": "lab/two", "name": "harder"},
+    "wrong configuration": {"path": "lab/two", "config_name": "harder"},
     "gated": {"path": "lab/gated"},
     "none": {"path": "lab/none"},
 }
@@ -70,8 +70,8 @@ def test_a_split_or_configuration_that_must_be_named(answers):
     assert answers["no split"] == f"`data.train.0.split` is None, {rule}"
     assert answers["wrong split"] == f"`data.train.0.split` is 'dev', {rule}"
     rule = "but must be one of easy, hard. Name the configuration of the dataset."
-    assert answers["no configuration"] == f"`data.train.0.name` is None, {rule}"
-    assert answers["wrong configuration"] == f"`data.train.0.name` is 'harder', {rule}"
+    assert answers["no configuration"] == f"`data.train.0.config_name` is None, {rule}"
+    assert answers["wrong configuration"] == f"`data.train.0.config_name` is 'harder', {rule}"
 
 
 def test_a_gated_repository(answers):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -78,6 +80,18 @@ def test_a_config_without_a_fault(tree):
     assert checks.count("data") == 3
     details = " ".join(finding.detail for finding in findings)
     assert "5 first rows" in details and "choices: read, 1 item" in details and "question 1" not in details
+
+
+def test_a_config_that_only_measures(tree, tmp_path):
+    del tree["data"]["train"]
+    findings = diagnose(make_config(tree, for_training=False))
+    assert exit_code(findings) == 0
+    assert "WARN  data      data.train names nothing: this config measures and cannot train" in render(findings)
+    (tmp_path / "measure.yaml").write_text(yaml.safe_dump(tree))
+    done = subprocess.run(
+        [sys.executable, "-m", "bft_ray.cli", "doctor", "measure.yaml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("next      bft-ray evaluate measure.yaml")
 
 
 def test_every_fault_is_found_at_once_with_its_remedy(tree, tmp_path):

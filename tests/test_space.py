@@ -529,7 +529,7 @@ def test_every_measured_name_is_known_and_has_a_direction():
     assert is_measured(config, "harness/mmlu/acc") and not is_measured(config, "other/mmlu/acc")
     headlines = {entry.headline for entry in DOMAINS.values()} - {"cell_types/probability"}
     assert headlines <= set(names)
-    assert source_of(config, "general/nll") == '"a"' and source_of(config, "mmlu/acc") == ""
+    assert source_of(config, "general/nll") == '["a", null, null, null]' and source_of(config, "mmlu/acc") == ""
 
 
 # ---- what it costs -------------------------------------------------------------------------------------
@@ -645,7 +645,7 @@ def test_overrides_on_the_command_line(tmp_path):
     assignment = {"loss.method": "bft", "loss.window": 13, "optimizer.learning_rate": 1e-3}
     config = config_of(base, space, assignment)
     assert (config.loss.gamma, config.data.train[0].path, config.domain) == (2.0, "my.jsonl", "mine")
-    assert source_of(config, "pairs/auroc") == '"pairs.jsonl"'
+    assert source_of(config, "pairs/auroc") == '["pairs.jsonl", null, null, null]'
     with pytest.raises(BadConfig, match=r"`fixed.loss.window` is 3, but must be left out"):
         load_space("gene_interaction", ["loss.window=3"])
 

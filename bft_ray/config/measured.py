@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from bft_ray.config.tree import Config
 
@@ -61,7 +62,10 @@ def source_of(config: Config, metric: str) -> str:
         return ""
     of = metric.split("/")[0]
     if of == VALIDATION:
-        names = ("path", "split", "name", "revision")
-        return json.dumps([[getattr(source, name) for name in names] for source in config.data.validation])
+        return json.dumps([_place(source) for source in config.data.validation])
     task = next(task for task in config.evaluation.tasks if task.name == of)
-    return json.dumps(task.tasks if task.kind == "harness" else task.path)
+    return json.dumps(task.tasks if task.kind == "harness" else _place(task))
+
+
+def _place(source: Any) -> list[str | None]:
+    return [getattr(source, name, None) for name in ("path", "split", "config_name", "revision")]

@@ -52,7 +52,7 @@ class SourceConfig(Section):
         description="JSONL, JSON, CSV or Parquet file, saved datasets folder, hub id, or starter:DOMAIN/SPLIT"
     )
     split: str | None = Field(None, description="split of a hub dataset or saved DatasetDict")
-    name: str | None = Field(None, description="configuration name of a hub dataset")
+    config_name: str | None = Field(None, description="configuration name of a hub dataset")
     revision: str | None = Field(None, description="hub revision of the dataset")
     ratio: float = Field(
         1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)"

@@ -75,7 +75,7 @@ def _named(error: Exception, path: str, split: str | None, name: str | None, fie
         return BadInput(f"{field}.path", path, rule, f"Check the name, {private}.")
     known = _names_in(text)
     if known and ("Config name is missing" in text or "BuilderConfig" in text):
-        return _no_such(f"{field}.name", name, known, "Name the configuration of the dataset.")
+        return _no_such(f"{field}.config_name", name, known, "Name the configuration of the dataset.")
     if known and "split" in text.lower():
         return _no_such(f"{field}.split", split, known, "Name the split of the dataset.")
     remedy = f"{_said(error)}. Check the name, split and network, or download it and give the file."

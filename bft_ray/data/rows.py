@@ -70,7 +70,7 @@ class BadRow:
 
 def source_of(task: RowsTask) -> SourceConfig:
     """What a task is measured on, as a source."""
-    fields = ("path", "split", "limit", "form", "columns")
+    fields = ("path", "split", "config_name", "revision", "limit", "form", "columns")
     return SourceConfig(**{name: getattr(task, name) for name in fields})
 
 
@@ -178,7 +178,7 @@ def _asked(turns: list[dict]) -> list[dict]:
 
 
 def _looked_at(source: SourceConfig, field: str) -> tuple[Use | None, Iterable[tuple[str, dict]]]:
-    table = read_table(source.path, source.split, source.name, source.revision, source.limit, field)
+    table = read_table(source.path, source.split, source.config_name, source.revision, source.limit, field)
     first = list(itertools.islice(table, NUM_LOOKED_AT))
     if not first:
         return None, ()

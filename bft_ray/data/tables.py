@@ -81,7 +81,7 @@ def content_hash(source: SourceConfig, field: str = "source") -> str:
     if not file.exists():
         if not _names_a_hub_dataset(source.path):
             raise _no_such_file(source.path, field)
-        dataset = open_dataset(source.path, source.split, source.name, source.revision, field)
+        dataset = open_dataset(source.path, source.split, source.config_name, source.revision, field)
         digest.update(dataset._fingerprint.encode())
         return digest.hexdigest()
     for part in sorted(file.rglob("*")) if file.is_dir() else [file]:

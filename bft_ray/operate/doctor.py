@@ -164,6 +164,9 @@ def check_model(config: Config) -> Iterable[Finding]:
 
 def check_data(config: Config) -> Iterable[Finding]:
     """The first rows of every source, and all of what tasks measure."""
+    if not config.data.train:
+        remedy = "Name data.train to train with it; `bft-ray evaluate` needs none."
+        yield Finding("data", "warn", "data.train names nothing: this config measures and cannot train", remedy)
     for use in ("train", "validation"):
         for index, source in enumerate(getattr(config.data, use)):
             yield from alone("data", partial(_read_source, source, f"data.{use}.{index}"))

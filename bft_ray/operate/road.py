@@ -9,11 +9,11 @@ from pathlib import Path
 BEFORE = "before"  # folder of what the base model got
 
 
-def after_doctor(config: str, overrides: Sequence[str], is_fine: bool) -> str:
-    """Of a config that was looked at."""
+def after_doctor(config: str, overrides: Sequence[str], is_fine: bool, trains: bool = True) -> str:
+    """Of a config that was looked at; one that only measures ends at `evaluate`."""
     if not is_fine:
         return _next(f"mend what is marked FAIL, then {_command('doctor', config, overrides)}")
-    if not Path(BEFORE).is_dir():
+    if not trains or not Path(BEFORE).is_dir():
         return _next(f"{_command('evaluate', config, overrides)} --out {BEFORE}")
     return _next(_command(_settings_or_training(config), config, overrides))
 

@@ -33,7 +33,7 @@ _BESIDE = {
 _FIELDS = ("prompt", "completion", "messages", "tools", "text")
 _NO_ID = "-"  # a column that no file has
 #: field of a source in an error -> the option of the command that sets it
-_FLAGS = {"split": "--split", "name": "--config-name", "limit": "--limit", "path": "DATA"}
+_FLAGS = {"split": "--split", "config_name": "--config-name", "limit": "--limit", "path": "DATA"}
 _Rows = TypeVar("_Rows")
 
 
@@ -111,7 +111,7 @@ def _check_columns(source: SourceConfig, field: str) -> None:
     """
     if not source.columns:
         return
-    _, first = next(read_table(source.path, source.split, source.name, source.revision, 1, field), ("", {}))
+    _, first = next(read_table(source.path, source.split, source.config_name, source.revision, 1, field), ("", {}))
     there = tuple(map(str, first))
     for option, column in source.columns.items():
         for name in names_in(column) or [column]:
