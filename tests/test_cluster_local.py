@@ -145,7 +145,7 @@ def test_a_search_as_a_job(folder, env, make_tree, tiny_data, tmp_path):
         "baselines": [{"name": "bft", "overrides": {"loss.method": "bft", "loss.window": 256}}],
         "confirmation": {
             "top_k": 1,
-            "seeds": [101, 102],
+            "seeds": [101, 102, 103],
             "min_seeds_waived": True,
             "overrides": {"data.validation.0.path": str(confirmation)},
         },

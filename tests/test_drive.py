@@ -48,7 +48,7 @@ class Driver:
     def space(self, **more: Any) -> SearchSpace:
         confirmation = {
             "top_k": 1,
-            "seeds": [101, 102],
+            "seeds": [101, 102, 103],
             "min_seeds_waived": True,
             "overrides": {"evaluation.tasks.0.path": DATA.format("confirmation")},
         }

@@ -57,7 +57,7 @@ def look(make_tree, tmp_path):
             "sampler": {"kind": "random"},
             "scheduler": {"kind": "none"},
             "confirmation": {
-                "seeds": [101, 102],
+                "seeds": [101, 102, 103],
                 "min_seeds_waived": True,
                 "overrides": {field: paths["confirmation"]},
                 "test": {field: paths["test"]} if "test" in paths else {},

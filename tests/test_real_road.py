@@ -152,7 +152,7 @@ def test_a_file_becomes_a_champion_with_the_search_as_a_job_of_a_cluster(tmp_pat
         "baselines=[{name: bft, overrides: {loss.method: bft, loss.window: 256}}]",
         "confirmation.top_k=1",
     ]
-    least += ["confirmation.seeds=[101,102]", "confirmation.min_seeds_waived=true", "scheduler=null"]
+    least += ["confirmation.seeds=[101,102,103]", "confirmation.min_seeds_waived=true", "scheduler=null"]
     least += ["parameters={loss.window: {kind: categorical, values: [8]}}"]
     places = [f"cluster.storage_path={tmp_path}/results", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     with local_cluster() as cluster:

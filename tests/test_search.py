@@ -57,7 +57,7 @@ def write_space(folder: Path, name: str, **more: Any) -> Path:
         "deterministic": True,
         "confirmation": {
             "top_k": 1,
-            "seeds": [101, 102],
+            "seeds": [101, 102, 103],
             "min_seeds_waived": True,
             "overrides": {"data.validation": [{"path": str(folder / "confirmation.jsonl")}]},
             "test": {"data.validation": [{"path": str(folder / "test.jsonl")}]},

@@ -166,6 +166,10 @@ def floats(**fields: Any) -> dict[str, Any]:
             {"confirmation": {**CONFIRMATION, "seeds": [1, 2, 3]}},
             "`confirmation.seeds` is [1, 2, 3], but must be at least 5 seeds. Add seeds, or say `min_seeds_waived: true`",
         ),
+        (
+            {"confirmation": {**CONFIRMATION, "seeds": [1, 2], "min_seeds_waived": True}},
+            "`confirmation.seeds` is [1, 2], but must be at least 5 seeds, or 3 for a demonstration",
+        ),
         *(
             (
                 with_parameters(**{name: {"kind": "categorical", "values": values}})

@@ -19,7 +19,7 @@ from tests.test_store import METRIC, A, B, add, new
 
 CONFIRM = {
     "top_k": 2,
-    "seeds": [101, 102],
+    "seeds": [101, 102, 103],
     "min_seeds_waived": True,
     "overrides": {"data.validation": [{"path": "other.jsonl"}]},
 }
@@ -65,8 +65,8 @@ def test_the_status_of_a_confirmation(url):
     assert "best     choices/probability 0.750: trial 1, " in search
     assert [line.split()[:3] for line in search.splitlines() if "baseline" in line] == [["4", "baseline", "bft"]]
     text = shown.partition("--- confirmation\n")[2].splitlines()
-    assert text[0] == "runs     2 of 6 finished: 1 complete, 1 failed"  # three arms: the baseline, and two candidates
-    assert text[1].startswith("left     4, the end is expected in ")
+    assert text[0] == "runs     2 of 9 finished: 1 complete, 1 failed"  # three arms: the baseline, and two candidates
+    assert text[1].startswith("left     7, the end is expected in ")
     assert text[2] == "failed   w64, seed 102: the loss of step 3 is not finite"
     assert text[4].split() == ["arm", "seeds", METRIC] and text[5].split()[:4] == ["w64", "1", "of", "2"]
     store.lease.drop()
@@ -84,7 +84,7 @@ def test_all_studies_in_a_line_each(url):
     first, second = status_of(None, None, [], url).splitlines()
     assert first.startswith("other/test  finished  search 0 of 24") and "best" not in first
     assert second.startswith(f"small/test  driven by process {os.getpid()} on ")
-    assert "  baselines 1 of 1, search 3 of 24, confirmation 2 of 6, best choices/probability 0.75" in second
+    assert "  baselines 1 of 1, search 3 of 24, confirmation 2 of 9, best choices/probability 0.75" in second
 
 
 def test_a_mistyped_address_makes_nothing(tmp_path):
