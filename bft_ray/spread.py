@@ -245,7 +245,9 @@ def _too_small(cluster: ClusterConfig, need: dict[str, float], rule: str) -> NoR
         if amount > most:  # on no number of such nodes
             field = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}.get(name, f"resources_per_worker.{name}")
             remedy = "Lower it, or take a cluster (cluster.address) that has them."
-            return NoRoom(f"cluster.{field}", amount, f"at most {most:g}: no node of the cluster has more {name}", remedy)
+            return NoRoom(
+                f"cluster.{field}", amount, f"at most {most:g}: no node of the cluster has more {name}", remedy
+            )
     total, free = ray.cluster_resources(), ray.available_resources()
     has = _amounts({name: total.get(name, 0.0) for name in need})
     left = _amounts({name: free.get(name, 0.0) for name in need})

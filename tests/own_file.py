@@ -40,7 +40,9 @@ def write_questions(path: Path, num_rows: int, most_reasons: int = 6) -> None:
         rows.writerow(["case", "question", "answer"])
         for index in range(num_rows):
             gene, part = draw.choice(GENES), draw.choice(PARTS)
-            reasons = [f"It binds {draw.choice(GENES)} in {draw.choice(PARTS)}." for _ in range(draw.randint(0, most_reasons))]
+            reasons = [
+                f"It binds {draw.choice(GENES)} in {draw.choice(PARTS)}." for _ in range(draw.randint(0, most_reasons))
+            ]
             answer = " ".join([f"{gene} acts in {part}.", *reasons])
             rows.writerow([index, f"What does {gene} do in sample {index}?", answer])
 

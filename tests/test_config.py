@@ -232,6 +232,8 @@ def test_a_path_is_told_whole(value):
     assert f"is '{value}', but must be" in str(BadInput("data.train", value, "a file"))
 
 
-@pytest.mark.parametrize("value", ["word " * 40, "ACGT" * 40, "https://user:secret@host/" + "x" * 90, "/a?" + "token" * 40])
+@pytest.mark.parametrize(
+    "value", ["word " * 40, "ACGT" * 40, "https://user:secret@host/" + "x" * 90, "/a?" + "token" * 40]
+)
 def test_a_text_is_not(value):
     assert value not in str(BadInput("x", value, "a file"))

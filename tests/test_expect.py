@@ -30,7 +30,7 @@ def a_study(samples: tuple[int, ...] = (200,), epochs: float = 3.0, **more: Any)
 def test_what_stands_beside_the_trials_and_what_cannot_be_told():
     own, cost, facts = a_study()
     assert untold(own, cost, facts) == [
-        "6 baseline runs (sft, dft, bft, each with its rates and seeds) stand beside the 20 trials asked for",
+        "baseline runs (sft, dft, bft, each with its rates and seeds) beside the trials asked for: 6 beside 20",
         "note: no confirmation.test: no look at data on which nothing was chosen",
         "note: the confirmation data have 40 items: of a share such as an accuracy, a true difference below about 0.2 is "
         "missed more often than in 2 of 10 studies",

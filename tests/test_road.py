@@ -66,7 +66,7 @@ def test_the_commands_of_the_page_lead_from_a_file_to_a_measured_champion(tmp_pa
     }
     assert sum(sizes.values()) == 201 and all(sizes.values())
     assert all(f"{size} rows" in said["init"] for size in sizes.values())
-    assert "9 runs of baselines" in said["search --dry-run"] or "9" in said["search --dry-run"]
+    assert "beside the trials asked for: 9 beside 3" in said["search --dry-run"]
     assert all(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials(tmp_path).values())
     assert champion_version(tmp_path) == 1 and "champion" in said["best"]
     assert "difference" in said["evaluate --against"] and "validation/token_accuracy" in said["evaluate --against"]

@@ -199,7 +199,9 @@ def test_more_workers_than_cpus_are_refused_at_once(ray_of_two_cpus):
 
 
 def test_gpus_that_are_not_there_are_refused(ray_of_two_cpus):
-    with pytest.raises(BadInput, match=r"`cluster.gpus_per_worker` is 1.*, but must be at most 0: no node of the cluster has more GPU"):
+    with pytest.raises(
+        BadInput, match=r"`cluster.gpus_per_worker` is 1.*, but must be at most 0: no node of the cluster has more GPU"
+    ):
         require_resources(ClusterConfig(num_workers=1, gpus_per_worker=1.0))
     assert worker_resources(ClusterConfig(cpus_per_worker=0.5, resources_per_worker={"tape": 2.0})) == {
         "CPU": 0.5,

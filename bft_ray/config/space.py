@@ -15,7 +15,8 @@ from bft_ray.metrics import describe, is_judged
 DEFAULT = "bft"
 LEARNING_RATE = "optimizer.learning_rate"
 MIN_SEEDS = 5
-WAIVED_SEEDS = 3  # of two, the variance is hardly known: sparse 0/1 items made a false champion in 15 to 19 % of studies
+#: of two, the variance is hardly known: sparse 0/1 items made a false champion in 15 to 19 % of studies
+WAIVED_SEEDS = 3
 #: fields that move the place of a step within its run: of a run's steps, or of the decay of its learning rate
 _LENGTHS = ("schedule.steps", "schedule.epochs", "data.global_batch_size")
 #: fields that no space varies or fixes, and what to use for them
@@ -121,7 +122,9 @@ class Confirmation(Section):
 
     top_k: int = Field(3, ge=1, description="candidates: the best trials of the search")
     seeds: list[int] = Field([101, 102, 103, 104, 105], description="one run each; not those of trials")
-    min_seeds_waived: bool = Field(False, description=f"{WAIVED_SEEDS} or {MIN_SEEDS - 1} seeds: for a demonstration only")
+    min_seeds_waived: bool = Field(
+        False, description=f"{WAIVED_SEEDS} or {MIN_SEEDS - 1} seeds: for a demonstration only"
+    )
     alpha: float = Field(0.05, gt=0, lt=0.5, description="error allowed to all comparisons together")
     overrides: dict[str, Any] = Field(
         min_length=1, description="dotted fields of the confirmation split: what is measured there"

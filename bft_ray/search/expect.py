@@ -21,8 +21,8 @@ def untold(space: SearchSpace, cost: Cost, facts: Facts) -> list[str]:
     if cost.tuning_runs:
         names = ", ".join(one.name for one in space.baselines)
         lines.append(
-            f"{cost.tuning_runs} baseline run{'s' * (cost.tuning_runs != 1)} ({names}, each with its rates and seeds) stand "
-            f"beside the {cost.trials} trials asked for"
+            f"baseline runs ({names}, each with its rates and seeds) beside the trials asked for: {cost.tuning_runs} beside "
+            f"{cost.trials}"
         )
     if space.confirmation is None:
         lines.append(

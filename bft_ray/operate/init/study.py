@@ -62,7 +62,9 @@ class Request:
         columns = {field: column.replace("\\n", "\n") for field, column in named.items() if column}
         if path is not None:
             return SourceConfig(path=str(path), columns=columns)
-        return SourceConfig(path=self.data, split=self.split, config_name=self.config_name, limit=self.limit, columns=columns)
+        return SourceConfig(
+            path=self.data, split=self.split, config_name=self.config_name, limit=self.limit, columns=columns
+        )
 
 
 def write_study(request: Request, device: Device | None = None) -> str:
