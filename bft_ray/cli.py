@@ -150,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--model", default="starter", help="base model: starter (the default), smollm2, a folder or a hub id"
     )
     init.add_argument(
-        "--out", default="bft.yaml", metavar="FILE", help="config to write (default: bft.yaml); the rest lies beside it"
+        "--out", default="bft.yaml", metavar="FILE", help="YAML file, or a folder for bft.yaml; the rest lies beside it"
     )
     init.add_argument("--force", action="store_true", help="overwrite what an earlier init wrote there")
     return parser

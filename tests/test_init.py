@@ -431,3 +431,12 @@ def test_the_line_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "rows.csv").write_bytes(b"question,answer\na,b\n\xe9,d\n")
     with pytest.raises(BadInput, match=r"rows\.csv:3` is 'not UTF-8'"):
         write_study(Request(str(tmp_path / "rows.csv"), tmp_path / "bft.yaml"))
+
+
+@pytest.mark.parametrize("place", [".", "study", "study/", "study/mine.yml"])
+def test_a_folder_takes_the_study(tmp_path, monkeypatch, place):
+    write_csv(tmp_path / "rows.csv", ["question", "answer"], questions(60))
+    monkeypatch.chdir(tmp_path)
+    write_study(Request(str(tmp_path / "rows.csv"), Path(place)))
+    written = Path(place) if place.endswith("yml") else Path(place) / "bft.yaml"
+    assert load_study(written.with_name("search_space.yaml"), written)

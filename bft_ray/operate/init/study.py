@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Request:
 
     Args:
         data: file, saved datasets folder or hub id.
-        out: config to write; all other files go to its folder.
+        out: config to write, or a folder for `bft.yaml`; all other files go to its folder.
         prompt, completion: a column each, or a template with columns in braces.
         group: column whose equal values stay on one side of a split.
     """
@@ -78,6 +78,8 @@ def write_study(request: Request, device: Device | None = None) -> str:
             nothing, outputs that exist (without `force`), a bad domain name.
     """
     check_place(request.model, "--model")
+    if request.out.suffix not in (".yaml", ".yml"):
+        request = replace(request, out=request.out / "bft.yaml")
     out = request.out
     paths = {name: out.with_name(f"{out.stem}_{name}.jsonl") for name in SPLITS}
     look = look_at(request.source(), request.data)
