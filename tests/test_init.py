@@ -16,7 +16,7 @@ from bft_ray.config import load_config
 from bft_ray.config.study import load_study
 from bft_ray.data.rows import Row, read_rows
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.operate.init.config_text import Device
+from bft_ray.operate.init.config_text import Device, longest_positions
 from bft_ray.operate.init.study import Request, domain_of, write_study
 from tests.conftest import SHARED
 
@@ -431,6 +431,15 @@ def test_the_line_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "rows.csv").write_bytes(b"question,answer\na,b\n\xe9,d\n")
     with pytest.raises(BadInput, match=r"rows\.csv:3` is 'not UTF-8'"):
         write_study(Request(str(tmp_path / "rows.csv"), tmp_path / "bft.yaml"))
+
+
+@pytest.mark.parametrize(
+    "described", [{"n_positions": 128}, {"max_seq_len": 128}, {"text_config": {"max_position_embeddings": 128}}]
+)
+def test_rows_are_no_longer_than_the_model_takes(tmp_path, described):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(described))
+    assert longest_positions(str(tmp_path / "model")) == 128
 
 
 @pytest.mark.parametrize("place", [".", "study", "study/", "study/mine.yml"])

@@ -24,6 +24,7 @@ from bft_ray.model.ends import end_tokens, generation_settings
 from bft_ray.model.export import export_model
 from bft_ray.model.halves import check_halves
 from bft_ray.model.unreadable import unreadable
+from bft_ray.operate import doctor
 from tests.conftest import ROOT
 from tests.loopback_hub import loopback_hub
 from tests.ranks import run_ranks
@@ -168,6 +169,24 @@ def test_every_command_checks_the_model_before_it_starts(make_model, make_tree, 
     for run in (train, evaluate_model, lambda it: list(doctor(it)), lambda it: profile_data(it, tmp_path / "out")):
         with pytest.raises(BadInput, match=r"`data.max_length` is 300, but must be at most 256"):
             run(config)
+
+
+def test_a_head_that_was_not_saved_is_refused(tiny_model, tmp_path):
+    from transformers import LlamaForSequenceClassification
+
+    LlamaForSequenceClassification.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    with pytest.raises(
+        BadInput, match=r"all weights of a causal language model: lm_head.weight of LlamaForCausalLM would"
+    ):
+        load_model(config_of(tmp_path).model)
+
+
+def test_the_doctor_refuses_a_model_that_looks_ahead(make_model):
+    config = config_of(make_model("bert", **SMALL))
+    with pytest.raises(
+        BadInput, match=r"`model.path` is 'BertLMHeadModel', but must be an architecture with logits that"
+    ):
+        list(doctor.check_model(config))
 
 
 def test_what_cannot_be_read_is_told_with_its_cause(tiny_model, tmp_path, monkeypatch):

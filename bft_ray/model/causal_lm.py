@@ -112,7 +112,7 @@ def load_model(config: ModelConfig, lora: LoraConfig | None = None, seed: int = 
     base and trainable. Under ZeRO-3 the caller keeps a `HfDeepSpeedConfig` alive, and the weights load partitioned.
 
     Raises:
-        BadInput: weights that cannot be read, no safetensors, or a LoRA target that matches nothing.
+        BadInput: weights that cannot be read or that lack some, no safetensors, or a LoRA target that matches nothing.
     """
     return attach(load_base(config), config, lora, seed)
 
@@ -131,8 +131,9 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
         transformers_logging.disable_progress_bar()
     base, _ = adapter_of(config)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             base,
+            output_loading_info=True,
             revision=config.revision,
             dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[config.dtype],
             attn_implementation=config.attention,
@@ -141,6 +142,11 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
         )
     except READING as error:
         raise unreadable("model.path", config.path, base, "model", error) from None
+    model, loaded = found
+    if missing := sorted(loaded["missing_keys"]):
+        kind, more = type(model).__name__, f" and {len(missing) - 1} more" * (len(missing) > 1)
+        rule = f"a model with all weights of a causal language model: {missing[0]}{more} of {kind} would be random"
+        raise BadInput("model.path", config.path, rule, "Take a model that was saved with its language-model head.")
     name = _names_of(config)[0]
     if is_remote(name):
         model.name_or_path = name  # peft writes it into adapters, and a copy's path means nothing elsewhere

@@ -149,12 +149,16 @@ def check_settings(config: Config) -> Iterable[Finding]:
 
 def check_model(config: Config) -> Iterable[Finding]:
     """Tokenizer, configuration, headers of the weights, length and LoRA targets: as a run checks them."""
+    from bft_ray.evaluate.worker import load
     from bft_ray.model import check
     from bft_ray.model.causal_lm import adapter_of, load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
-    notes = check.check_model(config, tokenizer)
-    detail = f"{config.model.path}: {check.describe(config).model_type}, {len(tokenizer)} tokens"
+    notes, described = check.check_model(config, tokenizer), check.describe(config)
+    detail = f"{config.model.path}: {described.model_type}, {len(tokenizer)} tokens"
+    # BERT and its like are causal LMs to transformers, and look ahead: a run refuses them when it has the weights
+    if getattr(described.get_text_config(), "is_decoder", None) is False and 0 < _weights_bytes(config) <= 2 * GIB:
+        load(config.model, config.data, config.evaluation.batch_tokens, config.seed)
     if not os.path.isdir(adapter_of(config.model)[0]):
         detail += "; the weights come from the hub when a run starts"
     yield Finding("model", "ok", detail)

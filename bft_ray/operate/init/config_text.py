@@ -12,6 +12,8 @@ from pathlib import Path
 from bft_ray.config.draft import PUBLISHED_WINDOW, window_grid
 
 _LONGEST = 4096  # tokens a row, where nothing says how many a model takes
+#: what configurations call the tokens that a model takes: Llama, GPT-2, MPT
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 _CPU_TOKENS, _GPU_TOKENS = 2048, 8192  # of a micro-batch: beyond them nothing gets faster
 #: training rows from which on -> (epochs, rows a step)
 _COURSE = ((20_000, 1.0, 64), (5_000, 2.0, 32), (160, 3.0, 16))
@@ -90,7 +92,9 @@ def longest_positions(model: str) -> int:
     path = Path(resolve_model(model)) / "config.json"
     if not path.is_file():
         return _LONGEST
-    return min(_LONGEST, json.loads(path.read_text()).get("max_position_embeddings") or _LONGEST)
+    whole = json.loads(path.read_text())
+    described = whole | (whole.get("text_config") or {})  # of a model of text and pictures
+    return min([_LONGEST, *(described[name] for name in _POSITIONS if isinstance(described.get(name), int))])
 
 
 def quantile(values: Sequence[int], share: float) -> int:
