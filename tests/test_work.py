@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bft_ray.data import kept
 from bft_ray.errors import NoRoom
 from bft_ray.search.leg import Leg, Reached, Run
 from bft_ray.train import storage
@@ -96,11 +97,13 @@ def walks(tree: dict, folder: str) -> dict[str, Any]:
     told["mark"], ended.train[1]["train/loss"] = ended.train[1]["train/loss"], loss
     told["mended"] = content(ended)
 
-    kept, storage.is_remote, storage._at = (storage.is_remote, storage._at), is_store, at_store
+    before_store = storage.is_remote, storage._at
+    storage.is_remote, storage._at = is_store, at_store
+    kept.is_remote, kept.filesystem_at = is_store, at_store
     far = make_leg(tree, "store://far", keep=True)
     told["far stages"] = stages(take(replace(far, until=2))) + stages(take(far))
     told["far"] = content(Run.read(far))
-    storage.is_remote, storage._at = kept
+    storage.is_remote, storage._at = kept.is_remote, kept.filesystem_at = before_store
     told["far files"] = sorted(Path(each).name for each in at_store("")[0].handler.fs.ls("/far", detail=False))
     return told
 

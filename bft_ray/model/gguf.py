@@ -92,7 +92,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         checksums = json.loads((folder / _CHECKSUMS).read_text())
         return all(sha256_of(folder / name) == checksum for name, checksum in checksums.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

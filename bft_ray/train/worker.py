@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch.distributed as dist
 
 from bft_ray.config import Config, make_config
 from bft_ray.data.dataset import prepare
+from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.errors import NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.model.packing import Rows
 from bft_ray.tracking.run import Tracker
-from bft_ray.train import storage
 from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest
 from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.failure import Decision, explain
@@ -85,12 +84,16 @@ class RememberingHost(RayHost):
 
     def last_checkpoint(self) -> Path | None:
         folder = super().last_checkpoint()
-        self.train = [] if folder is None else json.loads((folder / _TRAIN).read_text())
+        kept = None if folder is None else read_kept(folder / _TRAIN, ["train"])
+        if kept is None:
+            self.train = []
+            return None  # without the metrics before it, a checkpoint is none: the run begins anew
+        self.train = kept["train"]
         return folder
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
         if ray.train.get_context().get_world_rank() == 0:
-            (folder / _TRAIN).write_text(json.dumps(self.train))
+            write_kept(folder / _TRAIN, {"train": self.train})
         super().keep(folder, step, score)
 
     def tell(self, event: str, values: dict[str, Any]) -> None:
@@ -155,16 +158,16 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
 
 def with_packing(config: Config, folder: str) -> Config:
     """The config with the choice that the run began with, where `data.packing` left it open."""
-    text = storage.read_text(join(folder, _PACKING))
-    if config.data.packing is not None or text is None:
+    kept = None if config.data.packing is not None else read_kept(join(folder, _PACKING), ["packing"])
+    if kept is None:
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update=json.loads(text))})
+    return config.model_copy(update={"data": config.data.model_copy(update={"packing": kept["packing"]})})
 
 
 def keep_packing(rows: Rows, folder: str, tracker: Tracker | None) -> None:
     """Write the choice down, for every later start of the run and for MLflow."""
-    if storage.read_text(join(folder, _PACKING)) is None:
-        storage.write_text(join(folder, _PACKING), json.dumps({"packing": rows.packing}))
+    if read_kept(join(folder, _PACKING), ["packing"]) is None:
+        write_kept(join(folder, _PACKING), {"packing": rows.packing})
     if tracker is not None:
         tracker.log_params({"data.packing": rows.packing})
         tracker.set_tags({"bft.rows": rows.why})
