@@ -8,6 +8,7 @@ A file of an earlier version has no checksum: it is taken if it is JSON and has 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -44,7 +45,7 @@ def read_kept(path: str | Path, needs: Collection[str] = ()) -> dict[str, Any] |
     Raises:
         OSError: it is there and cannot be read, as for want of rights.
     """
-    content = _content(path)
+    content = read_bytes(path)
     if content is None:
         return None
     try:
@@ -56,7 +57,7 @@ def read_kept(path: str | Path, needs: Collection[str] = ()) -> dict[str, Any] |
 
 def is_damaged(path: str | Path, needs: Collection[str] = ()) -> bool:
     """Whether there is such a file, and `read_kept` gives None; says nothing."""
-    content = _content(path)
+    content = read_bytes(path)
     try:
         return content is not None and _parse(content, needs) is None
     except ValueError:
@@ -79,7 +80,8 @@ def write_text(path: str | Path, text: str) -> None:
     Path(file.name).replace(target)
 
 
-def _content(path: str | Path) -> bytes | None:
+def read_bytes(path: str | Path) -> bytes | None:
+    """Content of a small file; None where there is none."""
     try:
         if not is_remote(str(path)):
             return Path(path).read_bytes()
@@ -88,6 +90,16 @@ def _content(path: str | Path) -> bytes | None:
             return stream.read()
     except FileNotFoundError:
         return None
+
+
+def delete(path: str | Path) -> None:
+    """Delete a file, by path or URI; nothing where there is none."""
+    if not is_remote(str(path)):
+        Path(path).unlink(missing_ok=True)
+        return
+    filesystem, place = filesystem_at(str(path))
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_file(place)
 
 
 def _parse(content: bytes, needs: Collection[str]) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bft_ray.data.cache import cache_folder
+from bft_ray.data.cache import cache_folder, sha256_of
 from bft_ray.data.remote import locked
 from bft_ray.errors import BadInput
-from bft_ray.model.named import sha256_of
 
 SUFFIX = ".gguf"
 _VERSION = 1  # raise it when the same file would give another folder

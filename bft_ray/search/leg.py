@@ -49,6 +49,11 @@ class Leg:
         return f"{self.study}.{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     @property
+    def file(self) -> str:
+        """The file of the run, in the trial's folder."""
+        return _path(self.folder, self.seed)
+
+    @property
     def weights(self) -> str:
         """Folder of the final weights, as transformers or peft load them."""
         return storage.join(self.folder, f"weights-{self.seed}")
@@ -109,7 +114,7 @@ class Run:
 
     def write(self, leg: Leg) -> None:
         """Leave it in the trial's folder, whole or not at all."""
-        write_kept(_path(leg.folder, leg.seed), asdict(self))
+        write_kept(leg.file, asdict(self))
 
     @classmethod
     def read(cls, leg: Leg) -> Run | None:

@@ -51,16 +51,16 @@ def verify_manifest(folder: Path, rank: int, world_size: int, remedy: str = "") 
     if damaged := [name for name, manifest in manifests.items() if manifest is None]:
         raise BadInput("checkpoint", folder / damaged[0], "unchanged since it was written", remedy)
     if not manifests:
-        raise BadInput("checkpoint", str(folder), "a folder with a manifest of every rank", remedy)
+        raise BadInput("checkpoint", folder, "a folder with a manifest of every rank", remedy)
     check_num_workers(folder, world_size)
     if len(manifests) != world_size:
         rule = f"whole, but has shards of {len(manifests)} of {world_size} ranks"
-        raise BadInput("checkpoint", str(folder), rule, remedy)
+        raise BadInput("checkpoint", folder, rule, remedy)
     for manifest in manifests.values() if rank == 0 else [manifests[f"manifest-{rank:05d}.json"]]:
         for name, expected in (manifest or {})["files"].items():
             path = folder / name
             if not path.is_file() or checksum(path) != expected:
-                raise BadInput("checkpoint", str(path), "unchanged since it was written (its checksum differs)", remedy)
+                raise BadInput("checkpoint", path, "unchanged since it was written (its checksum differs)", remedy)
 
 
 def check_num_workers(folder: Path, num_workers: int) -> None:

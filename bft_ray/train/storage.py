@@ -90,6 +90,16 @@ def exists(path: str) -> bool:
     return filesystem.get_file_info(place).type == pyarrow.fs.FileType.Directory
 
 
+def folders_in(path: str, prefix: str) -> list[str]:
+    """Names of the folders at `path` that begin so; none where there is no such place."""
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True))
+    kind = pyarrow.fs.FileType.Directory
+    return [info.base_name for info in found if info.type == kind and info.base_name.startswith(prefix)]
+
+
 def remove_folder(path: str) -> None:
     """Delete a folder and all that lies in it; nothing where there is none."""
     if not is_remote(path):
