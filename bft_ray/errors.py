@@ -74,7 +74,7 @@ class NonFinite(BftError, ArithmeticError):
 
 def _short(value: Any, limit: int = 80) -> str:
     """No more of a value than its two ends, so that little is shown of a text; a path is shown whole, to be found again."""
-    text = repr(value)
+    text = repr(str(value) if isinstance(value, Path) else value)
     if isinstance(value, Path) or (isinstance(value, str) and _PATH.fullmatch(value)):
         return text
     end = (limit - 3) // 2

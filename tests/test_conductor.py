@@ -24,6 +24,7 @@ from bft_ray.search.leg import Leg, Reached, Run
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, Store
 from bft_ray.search.study import Study
+from tests.damage import damage
 
 METRIC = "choices/probability"
 STEPS = 24
@@ -289,6 +290,25 @@ def test_what_may_pass_is_tried_again(tmp_path, url):
     assert executor.run()
     record = executor.records(SEARCH)[1]
     assert len(failed) == 2 and record.status in ("complete", "pruned") and record.attempts == 3
+
+
+def test_a_damaged_result_of_a_confirmation_is_made_again(tmp_path):
+    """The driver reads its items from the file; before, it said that the nodes shared no folder."""
+    executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
+    plain, hurt = executor._walk, []
+
+    def walk(leg):
+        for reached in plain(leg):
+            if leg.trial.startswith("confirmation") and reached.status == "complete" and not hurt:
+                hurt.append(leg)
+                damage(Path(leg.file), "half")
+            yield reached
+
+    executor._walk = walk
+    assert executor.run()
+    (record,) = [record for record in executor.records(CONFIRMATION) if record.id == hurt[0].trial]
+    assert record.state == "complete" and record.extra["breaks"] == 1
+    assert sum(trial == record.id and begin == 0 for trial, _, begin, _ in executor.trained) == 2
 
 
 def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):

@@ -18,7 +18,7 @@ from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.evaluate.text import prepare_dataset
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.search.splits import check_splits, items_of, rows_of
-from bft_ray.train.record import record_text, with_first_choices
+from bft_ray.train.record import read_record, record_text, with_first_choices
 
 
 def write(path: Path, *rows: dict) -> str:
@@ -117,7 +117,7 @@ def test_a_run_that_goes_on_has_the_date_of_its_first_start(make_tree, tmp_path)
     from bft_ray.config import make_config
 
     config = make_config(make_tree())
-    assert with_first_choices(config, str(tmp_path)) is config  # nothing lies there
+    assert with_first_choices(config, read_record(str(tmp_path))) is config  # nothing lies there
     dated = config.model_copy(update={"data": config.data.model_copy(update={"date": "2025-01-02"})})
     (tmp_path / "run.json").write_text(record_text(dated, "r", {}))
-    assert with_first_choices(config, str(tmp_path)).data.date == "2025-01-02"
+    assert with_first_choices(config, read_record(str(tmp_path))).data.date == "2025-01-02"

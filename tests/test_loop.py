@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bft_ray.config import ScheduleConfig, make_config
+from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.errors import BadInput
 from bft_ray.train.checkpoint import LoopState, improves, last_complete, to_delete, verify_manifest, write_manifest
 from bft_ray.train.profiling import PHASES
@@ -178,8 +179,9 @@ def test_a_damaged_checkpoint_is_told(tmp_path):
     shard.unlink()
     with pytest.raises(BadInput, match="unchanged since it was written"):
         verify_manifest(tmp_path, 0, 1)
-    manifest = json.loads((tmp_path / "manifest-00000.json").read_text())
-    (tmp_path / "manifest-00000.json").write_text(json.dumps(manifest | {"world_size": 2}))
+    manifest = read_kept(tmp_path / "manifest-00000.json")
+    assert manifest is not None
+    write_kept(tmp_path / "manifest-00000.json", manifest | {"world_size": 2})
     with pytest.raises(BadInput, match="shards of 1 of 2 ranks"):
         verify_manifest(tmp_path, 0, 2)
 

@@ -86,10 +86,10 @@ def test_other_settings_are_refused_and_places_are_not(begun, tmp_path):
 
 
 def test_a_run_of_before_is_taken_with_a_word(begun, tmp_path):
-    """Its `run.json` has no fingerprints: what follows is another run's database, which is told next."""
+    """Its `run.json` has neither fingerprints nor a checksum: what follows is another run's database, which is told next."""
     path = tmp_path / "results" / "run" / "run.json"
     record = json.loads(path.read_text())
-    del record["identity"]
+    del record["identity"], record["sha256"]
     record["config"]["data.packing"] = True  # which had a value always
     record["config"] = {k: v for k, v in record["config"].items() if not k.endswith(".form")}  # which it did not know
     path.write_text(json.dumps(record))

@@ -41,7 +41,8 @@ def below(uri: str) -> str:
 
 
 def fetched(home: Path) -> list[Path]:
-    return sorted((home / ".cache" / "bft_ray" / "fetched").iterdir())
+    """Copies; their checksums lie beside them."""
+    return sorted(path for path in (home / ".cache" / "bft_ray" / "fetched").iterdir() if path.is_dir())
 
 
 def logits(tree: dict) -> tuple[list[float], str]:

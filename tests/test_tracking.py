@@ -373,7 +373,7 @@ def test_exceptions_become_the_status_and_its_reason():
     assert outcome(ValueError("no\nmore")) == ("FAILED", "ValueError: no")
     assert outcome(SystemExit(3)) == ("FAILED", "exit status 3")
     assert outcome(SystemExit(143))[0] == outcome(SystemExit(15))[0] == outcome(KeyboardInterrupt())[0] == "KILLED"
-    assert len(shorten("x" * 1000)) == 300 and SECRET not in shorten(f"failed\nat http://u:{SECRET}@h")
+    assert len(shorten("x" * 3000)) == 1000 and SECRET not in shorten(f"failed\nat http://u:{SECRET}@h")
 
 
 def test_an_exception_makes_the_run_failed(store, spool):

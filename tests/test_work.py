@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from bft_ray.data import kept
 from bft_ray.errors import NoRoom
 from bft_ray.search.leg import Leg, Reached, Run
 from bft_ray.train import storage
+from tests.damage import damage
 from tests.ranks import run_ranks
 from tests.test_trial import CHOICES, MEMORY
 
@@ -77,6 +79,12 @@ def walks(tree: dict, folder: str) -> dict[str, Any]:
     Path(f"{torn.folder}/run-42.json").write_text(before)
     told["torn"] = stages(take(torn)), content(Run.read(torn))
 
+    for kind in ("half", "empty", "flip"):  # its file is damaged
+        hurt = make_leg(tree, f"{folder}/hurt-{kind}")
+        take(replace(hurt, until=2))
+        damage(Path(hurt.file), kind)
+        told[kind] = stages(take(hurt)), content(Run.read(hurt))
+
     gone = make_leg(tree, f"{folder}/gone")  # the state is lost
     take(replace(gone, until=4))
     shutil.rmtree(gone.pause)
@@ -96,11 +104,13 @@ def walks(tree: dict, folder: str) -> dict[str, Any]:
     told["mark"], ended.train[1]["train/loss"] = ended.train[1]["train/loss"], loss
     told["mended"] = content(ended)
 
-    kept, storage.is_remote, storage._at = (storage.is_remote, storage._at), is_store, at_store
+    before_store = storage.is_remote, storage._at
+    storage.is_remote, storage._at = is_store, at_store
+    kept.is_remote, kept.filesystem_at = is_store, at_store
     far = make_leg(tree, "store://far", keep=True)
     told["far stages"] = stages(take(replace(far, until=2))) + stages(take(far))
     told["far"] = content(Run.read(far))
-    storage.is_remote, storage._at = kept
+    storage.is_remote, storage._at = kept.is_remote, kept.filesystem_at = before_store
     told["far files"] = sorted(Path(each).name for each in at_store("")[0].handler.fs.ls("/far", detail=False))
     return told
 
@@ -133,6 +143,8 @@ def test_a_run_is_the_same_however_it_is_walked(make_tree, tmp_path):
     assert told["parts"] == whole
     assert told["torn"] == ([(2, "running"), (4, "running"), (6, "complete")], whole)
     assert told["gone"] == ([(2, "running"), (4, "running"), (6, "complete")], whole)
+    for kind in ("half", "empty", "flip"):
+        assert told[kind] == ([(2, "running"), (4, "running"), (6, "complete")], whole)
     assert told["stopped"] == ("running", 4, 1)  # and the base model was given back
     assert told["cut"] == [(4, "running"), (6, "complete")]
     assert told["mark"] == -1.0 and told["mended"] == whole  # the first two steps were not done again

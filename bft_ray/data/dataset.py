@@ -177,7 +177,7 @@ def _open(folder: Path) -> TokenDataset | None:
         return None
     try:
         return TokenDataset(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("The tokenised data in %s cannot be used (%s): tokenising again.", folder, error)
         return None
 

@@ -1,7 +1,8 @@
 """What lies in an object store, as a folder of this machine: fetched once, and shared by its processes.
 
 A copy is known by its URI and by names, sizes and times of the files there: where these change, another one is made. So
-every node that is handed a URI finds the same content, whichever node wrote it.
+every node that is handed a URI finds the same content, whichever node wrote it. Checksums beside a copy are compared once a
+process: a flipped bit in a model would load without a word.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -18,7 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bft_ray.data.cache import cache_folder
+from bft_ray.data.cache import cache_folder, sha256_of
+
+log = logging.getLogger(__name__)
 
 _KEPT = 4  # copies that stay, those used last: a base model, and what is measured on it
 _IN_USE_S = 3600.0  # one that was asked for so lately stays too: a process may be about to read it
@@ -55,17 +59,35 @@ def local_copy(uri: str, cache: Path | None = None) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     copy = cache / _key(uri, filesystem, place)
     with locked(cache):  # the others on this machine wait for the one that fetches
-        if not copy.is_dir():
+        if not _is_whole(copy):
+            if copy.is_dir():
+                log.warning("%s, the copy of %s, is damaged: fetching it again", copy, uri)
+                shutil.rmtree(copy, ignore_errors=True)
             _forget_old(cache)
             temporary = Path(tempfile.mkdtemp(prefix="fetching-", dir=cache))
             try:
                 pyarrow.fs.copy_files(place, str(temporary), source_filesystem=filesystem)
+                files = sorted(path for path in temporary.rglob("*") if path.is_file())
+                sums = {str(path.relative_to(temporary)): sha256_of(path) for path in files}
+                _sums_of(copy).write_text(json.dumps(sums))
                 with contextlib.suppress(OSError):  # where nothing can be locked, another process was quicker
                     os.rename(temporary, copy)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         os.utime(copy)
     return copy
+
+
+def _sums_of(copy: Path) -> Path:
+    return copy.with_name(f"{copy.name}.sha256.json")
+
+
+def _is_whole(copy: Path) -> bool:
+    try:
+        sums = json.loads(_sums_of(copy).read_text())
+        return copy.is_dir() and all(sha256_of(copy / name) == checksum for name, checksum in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _key(uri: str, filesystem: Any, place: str) -> str:
@@ -81,10 +103,11 @@ def _key(uri: str, filesystem: Any, place: str) -> str:
 
 def _forget_old(cache: Path) -> None:
     """Also what a process that was killed has left half fetched."""
-    copies = [(path.stat().st_mtime, path) for path in cache.iterdir()]
+    copies = [(path.stat().st_mtime, path) for path in cache.iterdir() if path.is_dir()]
     for used, path in sorted(copies, reverse=True)[_KEPT:]:
         if time.time() - used > _IN_USE_S:
             shutil.rmtree(path, ignore_errors=True)
+            _sums_of(path).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

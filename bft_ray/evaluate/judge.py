@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config.tasks import JudgeConfig
+from bft_ray.data.kept import read_kept, sealed
 from bft_ray.errors import BadInput
 
 _LONGEST_ANSWER = 2**20  # bytes of a response that are read
@@ -234,10 +235,10 @@ def read_verdict(cache: Path | None, key: str) -> bool | None:
     if cache is None:
         return None
     try:
-        verdict = json.loads(_place(cache, key).read_text())["criteria_met"]
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = read_kept(_place(cache, key), ["criteria_met"])
+    except OSError:
         return None
-    return verdict if isinstance(verdict, bool) else None
+    return kept["criteria_met"] if kept and isinstance(kept["criteria_met"], bool) else None
 
 
 def write_verdict(cache: Path | None, key: str, verdict: bool) -> None:
@@ -249,7 +250,7 @@ def write_verdict(cache: Path | None, key: str, verdict: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = place.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump({"criteria_met": verdict}, file)
+        file.write(sealed(json.dumps({"criteria_met": verdict})))
     os.replace(part, place)
 
 

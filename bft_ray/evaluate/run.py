@@ -6,8 +6,8 @@ the workers; only tokens travel there, and each worker loads the model once.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from bft_ray.config import Config
 from bft_ray.config.tasks import HarnessTask, Task
 from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
+from bft_ray.data.kept import read_kept, write_kept, write_text
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.pool import answer_all
@@ -29,6 +30,7 @@ from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
 from bft_ray.spread import spread
 
+_METRICS, _RECORDS, _CHECKSUMS = "metrics.json", "records.jsonl", "sha256.json"
 _SHARDS_A_WORKER = 4  # so that a slow worker does not hold up the rest, and little is lost with a dead one
 
 
@@ -40,20 +42,37 @@ class EvaluationResult:
     records: list[dict[str, Any]]
 
     def write(self, folder: Path) -> None:
-        """`metrics.json` and `records.jsonl`, each whole or not at all."""
+        """`metrics.json` and `records.jsonl`, and their checksums: each whole or not at all."""
+        texts = {
+            _METRICS: json.dumps(self.metrics, indent=1) + "\n",
+            _RECORDS: "".join(json.dumps(record) + "\n" for record in self.records),
+        }
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "records.jsonl", "".join(json.dumps(record) + "\n" for record in self.records))
-        _write(folder / "metrics.json", json.dumps(self.metrics, indent=1) + "\n")
+        (folder / _CHECKSUMS).unlink(missing_ok=True)  # of what lay here before
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        write_kept(folder / _CHECKSUMS, {name: _sha256(text.encode()) for name, text in texts.items()}, indent=1)
 
     @staticmethod
     def read(folder: Path) -> EvaluationResult:
-        """What `write` wrote; BadInput where that is not so."""
+        """What `write` wrote; an earlier version wrote no checksums.
+
+        Raises:
+            BadInput: that is not so, or it is damaged: somebody asks for this evaluation, and there is no other.
+        """
+        again = "Write one with `bft-ray evaluate CONFIG --out FOLDER`"
         try:
-            metrics = json.loads((folder / "metrics.json").read_text())
-            records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+            contents = {name: (folder / name).read_bytes() for name in (_METRICS, _RECORDS)}
+            metrics = json.loads(contents[_METRICS])
+            records = [json.loads(line) for line in contents[_RECORDS].splitlines()]
         except (OSError, ValueError) as error:
-            remedy = f"Write one with `bft-ray evaluate CONFIG --out FOLDER`: {type(error).__name__}."
-            raise BadInput("folder", str(folder), "an evaluation: metrics.json and records.jsonl", remedy) from None
+            rule = f"an evaluation: {_METRICS} and {_RECORDS}"
+            raise BadInput("folder", folder, rule, f"{again}: {type(error).__name__}.") from None
+        sums = read_kept(folder / _CHECKSUMS, list(contents))
+        changed = [name for name, content in contents.items() if sums and sums[name] != _sha256(content)]
+        if changed or (sums is None and (folder / _CHECKSUMS).exists()):
+            rule = f"unchanged since it was written (its checksum in {_CHECKSUMS} differs)"
+            raise BadInput("folder", folder / (changed or [_CHECKSUMS])[0], rule, f"{again}.")
         return EvaluationResult(metrics, records)
 
 
@@ -163,7 +182,5 @@ def _finish(task: Prepared, answers: list[Any]) -> Measured | BftError:
         return error
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -13,6 +13,7 @@ from typing import Any
 from bft_ray.config import Config
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import adapter_of
+from bft_ray.model.export import require_unchanged
 from bft_ray.model.lora import check_targets
 from bft_ray.model.unreadable import READING, first_line, no_safetensors, unreadable
 
@@ -33,6 +34,7 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
     described = describe(config)
     for folder in filter(os.path.isdir, filter(None, (base, adapter))):
         _check_headers(Path(folder))
+        require_unchanged(Path(folder), "model.path")
     model = skeleton(config, described)
     _check_tokens(config, tokenizer, model)
     if config.lora:

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import ModelConfig
+from bft_ray.data.cache import sha256_of
+from bft_ray.data.kept import read_kept, write_kept
+from bft_ray.errors import BadInput
 from bft_ray.model.ends import generation_settings
 
 if TYPE_CHECKING:
     import torch
+
+CHECKSUMS = "sha256.json"  # of the weights, in their folder
 
 
 def export_model(
@@ -42,6 +47,23 @@ def export_model(
     settings.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft writes a template; the run's own card comes later
+    write_kept(
+        folder / CHECKSUMS, {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}, indent=1
+    )
+
+
+def require_unchanged(folder: Path, field: str) -> None:
+    """That exported weights are those that were written, where their checksums lie beside them; a flipped bit would load
+    without a word.
+
+    Raises:
+        BadInput: a file was changed, or is gone.
+    """
+    for name, expected in (read_kept(folder / CHECKSUMS) or {}).items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+            rule = f"unchanged since it was written (its checksum in {CHECKSUMS} differs)"
+            remedy = f"Take a whole copy, or train again; if it was changed on purpose, delete {folder / CHECKSUMS}."
+            raise BadInput(field, folder / name, rule, remedy)
 
 
 def _merge_in_place(folder: Path, config: ModelConfig, settings: Any) -> None:

@@ -23,10 +23,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bft_ray.data.cache import cache_folder
+from bft_ray.data.cache import cache_folder, sha256_of
 from bft_ray.data.remote import locked
 from bft_ray.errors import BadInput
-from bft_ray.model.named import sha256_of
 
 SUFFIX = ".gguf"
 _VERSION = 1  # raise it when the same file would give another folder
@@ -92,7 +91,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         checksums = json.loads((folder / _CHECKSUMS).read_text())
         return all(sha256_of(folder / name) == checksum for name, checksum in checksums.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

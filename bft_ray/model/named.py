@@ -6,13 +6,12 @@ known by its SHA-256.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
+from bft_ray.data.cache import sha256_of
 from bft_ray.errors import BadInput
 
 STARTER = "starter"
@@ -92,15 +91,3 @@ def find_packaged(name: str, model: Packaged, field: str) -> Path:
 def encoder_folder(name: str, field: str) -> str:
     """`minilm` -> the folder of the sentence encoder in its package; anything else as it is."""
     return str(find_packaged(name, ENCODERS[name], field).parent) if name in ENCODERS else name
-
-
-def sha256_of(file: Path) -> str:
-    """Hex; read once a process as long as size and time of change stay."""
-    stat = file.stat()
-    return _sha256(str(file), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: str, num_bytes: int, mtime_ns: int) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from bft_ray.config.space import SearchSpace
 from bft_ray.config.study import check_space
 from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
+from bft_ray.data.kept import write_kept
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
@@ -231,7 +231,7 @@ def write(profile: Profile, out: Path) -> None:
     pictures = {name: png(figure) for name, figure in draw(profile).items()}
     for name, content in pictures.items():
         (out / f"{name}.png").write_bytes(content)
-    (out / "profile.json").write_text(json.dumps(profile.to_dict(), indent=1) + "\n")
+    write_kept(out / "profile.json", profile.to_dict(), indent=1)
     (out / "search_space.yaml").write_text(profile.proposal)
     (out / "profile.html").write_text(to_html(profile, pictures))
     files.write(out / TOKENS_FILE, profile.tokens)

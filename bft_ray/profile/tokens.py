@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.halves import halves
 from bft_ray.profile.weights import TokenLogps
 from bft_ray.spread import spread
+
+log = logging.getLogger(__name__)
 
 _SHARDS_A_WORKER = 4
 _VERSION = 1  # of the file's form
@@ -92,7 +95,7 @@ def write(path: Path, tokens: TokenLogps) -> None:
     offsets = np.concatenate([[0], np.cumsum(tokens.num_tokens)])
     table = pa.table(
         {"id": pa.array(tokens.ids), "logp": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens.logp))},
-        metadata={"sha256": _sum(tokens.logp)},
+        metadata={"sha256": _sum(tokens.logp), "sha256.rows": _rows_sum(tokens.ids, tokens.num_tokens)},
     )
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
         pq.write_table(table, file.name)
@@ -100,16 +103,26 @@ def write(path: Path, tokens: TokenLogps) -> None:
 
 
 def read(path: Path) -> TokenLogps | None:
-    """What `write` wrote; None where there is nothing, or something damaged."""
+    """What `write` wrote; None where there is nothing, or, with a warning that names it, something damaged.
+
+    An earlier version wrote no checksum of the rows.
+    """
+    if not path.is_file():
+        return None
     try:
         table = pq.read_table(path)
         logps = table["logp"].combine_chunks()
         logp = logps.flatten().to_numpy().copy()  # its own, so that torch may take it
-        if table.schema.metadata[b"sha256"].decode() != _sum(logp):
-            return None
-        return TokenLogps(table["id"].to_pylist(), logp, logps.value_lengths().to_numpy().astype(np.int64))
-    except (OSError, KeyError, TypeError, pa.ArrowException):
-        return None
+        found = TokenLogps(table["id"].to_pylist(), logp, logps.value_lengths().to_numpy().astype(np.int64))
+        sums = {name: text.decode() for name, text in table.schema.metadata.items()}
+        rows = _rows_sum(found.ids, found.num_tokens)
+        if sums[b"sha256"] == _sum(logp) and sums.get(b"sha256.rows", rows) == rows:
+            return found
+        why = "its checksum differs"
+    except Exception as error:  # pyarrow raises what it happens to meet in a damaged file
+        why = type(error).__name__
+    log.warning("%s is damaged (%s): it counts as absent", path, why)
+    return None
 
 
 def _shard(dataset: TokenDataset, indices: np.ndarray) -> _Shard:
@@ -173,6 +186,10 @@ def _commit(model: ModelConfig, path: str) -> str:
 
     described = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     return str(getattr(described, "_commit_hash", None) or model.revision)
+
+
+def _rows_sum(ids: list[str], num_tokens: np.ndarray) -> str:
+    return hashlib.sha256("\n".join([*ids, *map(str, num_tokens.tolist())]).encode()).hexdigest()
 
 
 def _sum(logp: np.ndarray) -> str:

@@ -15,6 +15,7 @@ from bft_ray.config import Config
 from bft_ray.config.equal import run_key
 from bft_ray.config.grid import num_trials
 from bft_ray.config.space import Asha
+from bft_ray.data.kept import is_damaged
 from bft_ray.errors import BadInput, BftError
 from bft_ray.search.agenda import PARTS, next_trial
 from bft_ray.search.items import item_groups, item_scores
@@ -327,6 +328,8 @@ class Conductor:
         runs = _runs(record) | {leg.seed: {"metrics": reached.metrics, "num_steps": reached.step}}
         if record.part == CONFIRMATION:
             run = Run.read(leg)
+            if run is None and is_damaged(leg.file):
+                return self._again(store, number, f"{leg.file}, the file of its result, is damaged")
             if run is None:
                 raise BftError(f"{leg.folder} has no file of {leg.trial}: all nodes must share cluster.storage_path")
             try:

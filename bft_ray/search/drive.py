@@ -14,6 +14,7 @@ from bft_ray.config.assign import config_of, with_overrides
 from bft_ray.config.cost import cost_of
 from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
+from bft_ray.data.kept import read_kept
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
 from bft_ray.model.causal_lm import load_tokenizer
@@ -248,7 +249,7 @@ def _log_inputs(tracker: Tracker, study: Study, first: Config, fingerprint: str)
 def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
     """The window profile of the training data; its forward pass is done once for the same data and model."""
     place = storage.join(study.folder, "profile")
-    if storage.read_text(storage.join(place, "profile.json")) is not None:
+    if read_kept(storage.join(place, "profile.json")) is not None:
         return
     line("profile of the training data")
     config = first

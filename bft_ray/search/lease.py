@@ -61,6 +61,20 @@ class Owner:
         """This process, with a new token."""
         return cls(socket.gethostname(), _boot(), os.getpid(), _born(os.getpid()) or "", uuid.uuid4().hex)
 
+    @classmethod
+    def of_text(cls, text: str) -> Owner:
+        """As the row names it. Of a damaged row nothing is known but its last sign of life; its token is the row's text."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            _log.warning("the row of %s that names a study's driver is damaged: %.80r", _TABLE.name, text)
+            return cls("a host that is not known", "", 0, "", text)
+
+    @property
+    def text(self) -> str:
+        """As the row names it."""
+        return json.dumps(asdict(self)) if self.pid else self.token
+
     @property
     def is_here(self) -> bool:
         """Whether its process can be looked up from this one. A name alone says little: two machines may share it."""
@@ -77,7 +91,7 @@ class Lease:
     def __init__(self, database: Database, study: str):
         self._database, self._study = database, study
         self.owner = Owner.of_this_process()
-        self._text = json.dumps(asdict(self.owner))
+        self._text = self.owner.text
         self._last = 0.0
 
     def holder(self) -> tuple[Owner, float] | None:
@@ -89,7 +103,7 @@ class Lease:
                 return None  # nobody has driven a study here
             with self._database.engine.connect() as connection:
                 row = connection.execute(query).one_or_none()
-            return None if row is None else (Owner(**json.loads(row.owner)), row.beat)
+            return None if row is None else (Owner.of_text(row.owner), row.beat)
 
         return self._database.patiently("looking who drives the study", read)
 
@@ -172,7 +186,7 @@ class Lease:
             with self._database.engine.begin() as connection:
                 if held is None:
                     return connection.execute(insert(_TABLE).values(study=self._study, **row)).rowcount == 1
-                old = (_TABLE.c.study == self._study) & (_TABLE.c.owner == json.dumps(asdict(held[0])))
+                old = (_TABLE.c.study == self._study) & (_TABLE.c.owner == held[0].text)
                 return connection.execute(update(_TABLE).where(old).values(**row)).rowcount == 1
         except IntegrityError:
             return False

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.train import storage
 
 #: running: measured at a rung, and going on; paused: its state lies in the trial's folder
@@ -46,6 +47,11 @@ class Leg:
         """What the run is: the study, and its config as a hash."""
         text = self.same or json.dumps(self.tree, sort_keys=True)
         return f"{self.study}.{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+    @property
+    def file(self) -> str:
+        """The file of the run, in the trial's folder."""
+        return _path(self.folder, self.seed)
 
     @property
     def weights(self) -> str:
@@ -108,11 +114,11 @@ class Run:
 
     def write(self, leg: Leg) -> None:
         """Leave it in the trial's folder, whole or not at all."""
-        storage.write_text(_path(leg.folder, leg.seed), json.dumps(asdict(self)))
+        write_kept(leg.file, asdict(self))
 
     @classmethod
     def read(cls, leg: Leg) -> Run | None:
-        """What an earlier leg has left; None where there is nothing, or something of another run."""
+        """What an earlier leg has left; None where there is nothing, or something damaged, or of another run."""
         run = cls._at(leg.folder, leg.seed)
         return run if run is not None and run.key == leg.key else None
 
@@ -124,11 +130,11 @@ class Run:
 
     @classmethod
     def _at(cls, folder: str, seed: int) -> Run | None:
-        text = storage.read_text(_path(folder, seed))
-        if text is None:
+        tree = read_kept(_path(folder, seed), needs=("key", "status", "num_steps", "train", "metrics"))
+        if tree is None:
             return None
-        tree = json.loads(text)
-        return cls(**tree | {"metrics": {int(step): values for step, values in tree["metrics"].items()}})
+        known = {each.name: tree[each.name] for each in fields(cls) if each.name in tree}
+        return cls(**known | {"metrics": {int(step): values for step, values in tree["metrics"].items()}})
 
 
 def _path(folder: str, seed: int) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bft_ray.config import Config, make_config
+from bft_ray.data.kept import read_kept, write_kept
 
 LIMIT_S = 120.0  # of the whole measurement
 _STEPS = 3  # the first, which warms up, does not count
@@ -82,7 +83,9 @@ def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_
             return "the process was killed, as one is that takes more memory than there is"
         if not found.exists():
             return f"the process ended with status {status}"
-        tree = json.loads(found.read_text())
+        tree = read_kept(found)
+    if tree is None:
+        return "what its process found is damaged"
     if "why" in tree:
         return f"it failed: {tree['why']}"
     return Measured(**tree, took_s=time.monotonic() - began)
@@ -107,7 +110,7 @@ def _main(folder: Path) -> None:
     except (BftError, RuntimeError, OSError, MemoryError) as error:  # whose texts hold no rows of the data
         lines = str(error).strip().splitlines()
         found = {"why": f"{type(error).__name__}: {lines[0] if lines else ''}"}
-    (folder / "measured.json").write_text(json.dumps(found))
+    write_kept(folder / "measured.json", found)
 
 
 def _tried(config: Config, folder: Path) -> dict[str, float | int | str]:

@@ -172,7 +172,7 @@ def paused_at(folder: Path) -> int | None:
     try:
         verify_manifest(folder, 0, 1)
         return int(json.loads((folder / _STEP).read_text()))
-    except (BadInput, OSError, ValueError) as error:
+    except (BadInput, OSError, ValueError, TypeError) as error:
         log.warning("the state of a trial is damaged, which begins anew: %s", error)
         return None
 

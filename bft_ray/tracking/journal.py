@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ def spool_folder() -> Path:
 
 
 class Journal:
-    """Records of one run that wait to be sent: appended to a JSONL file, read in order, gone once sent.
+    """Records of one run that wait to be sent: a line each of a file, read in order, gone once sent.
 
-    Written first and sent later, records outlive a server that is away and a process that is killed: `adopt` takes
+    A line is a CRC-32 and JSON. One that is damaged, or that its process could not finish, is left out with a warning
+    that names the file. Written first and sent later, records outlive a server that is away and a process that is killed: `adopt` takes
     over what dead processes left behind. The file is empty whenever all is sent, so it stays small. A lock that ends
     with its process tells a living owner from a dead one.
     """
@@ -49,7 +51,7 @@ class Journal:
 
     def append(self, *records: dict[str, Any]) -> None:
         """Add records; never raises: training goes on when the disk is full, with a warning."""
-        data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        data = b"".join(_line(record) for record in records)
         with self._lock:
             try:
                 _write_all(self._handle, data)
@@ -70,7 +72,7 @@ class Journal:
                 data += more
             data = data[: data.rfind(b"\n") + 1]
             self._read = self._sent + len(data)
-        return _parse(data)
+        return _parse(data, self.path)
 
     def done(self) -> None:
         """The records that `next` gave are sent: forget them."""
@@ -89,7 +91,7 @@ class Journal:
             with contextlib.suppress(OSError), open(path, "rb") as left:
                 if not _try_lock(left.fileno()):
                     continue  # its process lives
-                self.append(*_parse(left.read()))
+                self.append(*_parse(left.read(), path))
                 path.unlink()
                 found = True
         return found
@@ -102,12 +104,27 @@ class Journal:
             os.close(self._handle)
 
 
-def _parse(data: bytes) -> list[dict[str, Any]]:
-    records = []
-    for line in data.splitlines():
-        with contextlib.suppress(ValueError):  # a line that its process could not finish
-            records.append(json.loads(line))
+def _line(record: dict[str, Any]) -> bytes:
+    text = json.dumps(record).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parse(data: bytes, path: Path) -> list[dict[str, Any]]:
+    lines = data.splitlines()
+    records = [record for line in lines if (record := _record(line)) is not None]
+    if len(records) < len(lines):
+        _log.warning("%d of %d lines of %s are damaged: they are left out", len(lines) - len(records), len(lines), path)
     return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        if line.startswith(b"{"):  # of an earlier version, without a sum
+            return json.loads(line)
+        total, _, text = line.partition(b" ")
+        return json.loads(text) if int(total, 16) == zlib.crc32(text) else None
+    except ValueError:
+        return None
 
 
 def _write_all(handle: int, data: bytes) -> None:

@@ -32,7 +32,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 _log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0  # how long an upload is tried again while the server is away
-LONGEST_REASON = 300  # characters
+LONGEST_REASON = 1000  # characters: a remedy and the paths in it stay whole
 
 
 class Tracker:
@@ -326,7 +326,7 @@ def outcome(error: BaseException | None) -> tuple[Status, str | None]:
 
 
 def shorten(reason: str) -> str:
-    """A reason as a tag: one line, no secrets, at most 300 characters."""
+    """A reason as a tag: one line, no secrets, of bounded length."""
     line = redact(" ".join(reason.split()))
     return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 3] + "..."
 

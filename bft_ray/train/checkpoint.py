@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+_NEEDS = ("world_size", "files", "num_bytes")  # of a manifest
 
 
 @dataclass(frozen=True)
@@ -27,34 +33,39 @@ def write_manifest(folder: Path, rank: int, world_size: int) -> None:
     written = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("manifest-")]
     files = {str(path.relative_to(folder)): checksum(path) for path in written}
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in written}
-    text = json.dumps({"world_size": world_size, "files": files, "num_bytes": sizes}, indent=1)
-    (folder / f"manifest-{rank:05d}.json").write_text(text)
+    manifest = {"world_size": world_size, "files": files, "num_bytes": sizes}
+    write_kept(folder / f"manifest-{rank:05d}.json", manifest, indent=1)
 
 
-def verify_manifest(folder: Path, rank: int, world_size: int) -> None:
+def verify_manifest(folder: Path, rank: int, world_size: int, remedy: str = "") -> None:
     """Check what `rank` needs: all manifests present, the same number of ranks, its files unchanged.
+
+    Args:
+        remedy: what to do about a damaged one; "": delete it.
 
     Raises:
         BadInput: a missing shard, a changed file, or a checkpoint of another number of workers.
     """
-    manifests = sorted(folder.glob("manifest-*.json"))
-    remedy = f"Delete {folder}: the run then goes on from an earlier checkpoint, or from its start."
+    manifests = {path.name: read_kept(path, _NEEDS) for path in sorted(folder.glob("manifest-*.json"))}
+    remedy = remedy or f"Delete {folder}: the run then goes on from an earlier checkpoint, or from its start."
+    if damaged := [name for name, manifest in manifests.items() if manifest is None]:
+        raise BadInput("checkpoint", folder / damaged[0], "unchanged since it was written", remedy)
     if not manifests:
-        raise BadInput("checkpoint", str(folder), "a folder with a manifest of every rank", remedy)
+        raise BadInput("checkpoint", folder, "a folder with a manifest of every rank", remedy)
     check_num_workers(folder, world_size)
     if len(manifests) != world_size:
         rule = f"whole, but has shards of {len(manifests)} of {world_size} ranks"
-        raise BadInput("checkpoint", str(folder), rule, remedy)
-    for manifest in manifests if rank == 0 else [folder / f"manifest-{rank:05d}.json"]:
-        for name, expected in json.loads(manifest.read_text())["files"].items():
+        raise BadInput("checkpoint", folder, rule, remedy)
+    for manifest in manifests.values() if rank == 0 else [manifests[f"manifest-{rank:05d}.json"]]:
+        for name, expected in (manifest or {})["files"].items():
             path = folder / name
             if not path.is_file() or checksum(path) != expected:
-                raise BadInput("checkpoint", str(path), "unchanged since it was written (its checksum differs)", remedy)
+                raise BadInput("checkpoint", path, "unchanged since it was written (its checksum differs)", remedy)
 
 
 def check_num_workers(folder: Path, num_workers: int) -> None:
-    """BadInput for a checkpoint of another number of workers; needs one manifest."""
-    saved = json.loads(min(folder.glob("manifest-*.json")).read_text())["world_size"]
+    """BadInput for a checkpoint of another number of workers; needs one whole manifest."""
+    saved = (read_kept(min(folder.glob("manifest-*.json")), _NEEDS) or {}).get("world_size", num_workers)
     if saved != num_workers:
         raise BadInput(
             "cluster.num_workers",
@@ -72,20 +83,34 @@ def step_name(step: int) -> str:
 def last_complete(folder: Path) -> Path | None:
     """The latest checkpoint below `folder` that was written to its end: all manifests, and every file in full length.
 
-    One that was cut off by the end of its writer is passed over. Whether its content is unchanged, `verify_manifest`
-    tells.
+    One that was cut off by the end of its writer, or damaged since, is passed over with a warning that names it. Whether
+    its content is unchanged, `verify_manifest` tells.
     """
-    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if _is_complete(path)), None)
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if not (why := why_incomplete(path)):
+            return path
+        log.warning("the checkpoint %s is passed over: %s", path, why)
+    return None
 
 
-def _is_complete(folder: Path) -> bool:
-    try:
-        manifests = [json.loads(path.read_text()) for path in folder.glob("manifest-*.json")]
-    except ValueError:
-        return False
+def why_incomplete(folder: Path) -> str:
+    """Why a checkpoint is not whole, as a clause; "" where it is."""
+    manifests: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("manifest-*.json")):
+        if (manifest := read_kept(path, _NEEDS)) is None:
+            return f"{path.name} is damaged"
+        manifests.append(manifest)
+    if not manifests:
+        return "it has no manifest"
+    if len(manifests) != manifests[0]["world_size"]:
+        return f"it has shards of {len(manifests)} of {manifests[0]['world_size']} workers"
     sizes = {name: size for manifest in manifests for name, size in manifest["num_bytes"].items()}
-    whole = all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
-    return bool(manifests) and len(manifests) == manifests[0]["world_size"] and whole
+    for name, size in sizes.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (found := (folder / name).stat().st_size) != size:
+            return f"{name} has {found} of {size} bytes"
+    return ""
 
 
 def checksum(path: Path) -> str:

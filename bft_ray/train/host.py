@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import Any, Protocol
 
 import torch
 
+from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.train.checkpoint import step_name, to_delete
 
 #: name of an event ("start", "step", "validation", "checkpoint", "resume", "profile", "end") and its values
 Listener = Callable[[str, dict[str, Any]], None]
+
+SCORE_FILE = "score.json"  # in a checkpoint: its value of the metric, higher is better; null: not measured
 
 
 class Host(Protocol):
@@ -46,8 +48,8 @@ class LocalHost:
         folder.mkdir(parents=True, exist_ok=True)
 
     def _saved(self) -> list[tuple[Path, float | None]]:
-        folders = sorted(path for path in self.folder.glob("step-*") if (path / "score.json").is_file())
-        return [(path, json.loads((path / "score.json").read_text())) for path in folders]
+        found = [(path, read_kept(path / SCORE_FILE, ["score"])) for path in sorted(self.folder.glob("step-*"))]
+        return [(path, kept["score"]) for path, kept in found if kept is not None]
 
     def last_checkpoint(self) -> Path | None:
         saved = self._saved()
@@ -60,7 +62,7 @@ class LocalHost:
         target = self.folder / step_name(step)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
-        (target / "score.json").write_text(json.dumps(score))  # last: a folder without it is not complete
+        write_kept(target / SCORE_FILE, {"score": score})  # last: a folder without it is not complete
         saved = self._saved()
         for index in to_delete([score for _, score in saved], self._keep, higher=True):
             shutil.rmtree(saved[index][0])

@@ -24,11 +24,21 @@ from bft_ray.model.export import describe_weights
 from bft_ray.model.named import NAMES
 from bft_ray.spread import connect, require_resources
 from bft_ray.tracking.artifacts import check_artifacts
+from bft_ray.tracking.recall import Recalled, folder_tag, recall
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
 from bft_ray.train.progress import Board, Display, Watcher
-from bft_ray.train.record import PATHS, identity_of, read_record, refuse_other_data, with_first_choices, write_record
+from bft_ray.train.record import (
+    PATHS,
+    identity_of,
+    is_lost,
+    read_record,
+    refuse_other_data,
+    refuse_other_run,
+    with_first_choices,
+    write_record,
+)
 from bft_ray.train.workers import run_workers
 
 
@@ -59,8 +69,9 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     check_metric(config)
     storage.check_writable(config.cluster.storage_path)
     folder = storage.join(config.cluster.storage_path, str(config.name))
-    config = with_first_choices(config, folder)
-    record = read_record(folder, config)
+    record = read_record(folder)
+    config = with_first_choices(config, record)
+    refuse_other_run(record, config, folder)
     if "after" in record:
         display.line(f"the run {config.name} is finished; choose another name to train again")
         exported = storage.join(folder, "export")
@@ -69,12 +80,15 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
         )
     check_server(config.tracking)
     check_artifacts(config.tracking, config.experiment)
+    found = recalled(config, folder, display.line) if is_lost(folder) else None
     tokenizer = load_tokenizer(config.model)
-    config = config.model_copy(update={"data": with_date(config.data, tokenizer)})
+    config = config.model_copy(update={"data": with_date(config.data, tokenizer, found.date if found else None)})
     for note in check_model(config, tokenizer):
         display.line(f"note: {note}")
     datasets = load_datasets(config, tokenizer, display)
     identity = identity_of(config, datasets)
+    if found is not None:
+        record = {"run_id": found.run_id, "identity": identity | found.fingerprints}
     refuse_other_data(record, identity, config, display.line)
     check_tasks(config)
     defaults = LossConfig(method=config.loss.method)
@@ -93,6 +107,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             run_id=record.get("run_id"),
             params=_params(config),
             tags={"bft.domain": config.domain, "bft.method": config.loss.method, "bft.kind": "train"}
+            | folder_tag(folder)
             | config.tracking.tags,
         ) as tracker:
             display.line(f"run {config.name}: MLflow run {tracker.run_id} in experiment {config.experiment}")
@@ -104,6 +119,23 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
             step = _fit(config, tracker, folder, display)
             result = _finish(config, tracker, folder, datasets, before, step, keep, display)
         return replace(result, missing=tracker.missing)
+
+
+def recalled(config: Config, folder: str, line: Callable[[str], None]) -> Recalled | None:
+    """What MLflow knows of a run whose `run.json` is damaged, so that it goes on in the same MLflow run.
+
+    Args:
+        line: is told what was found, and what cannot be told any more.
+    """
+    found = recall(config.tracking, config.experiment, folder)
+    if found is None:
+        line(f"note: MLflow has no run of {folder} in experiment {config.experiment}: a new one is begun")
+        return None
+    line(
+        f"note: MLflow run {found.run_id} is that of {folder}, and goes on; its settings and rows are compared with what "
+        "MLflow holds. Whether model and tasks are those that it began with cannot be told; from now on it can"
+    )
+    return found
 
 
 def pin(config: Config) -> Config:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bft_ray.config import Config, flatten
 from bft_ray.data.dataset import TokenDataset
+from bft_ray.data.kept import is_damaged, read_kept, write_kept
 from bft_ray.data.tables import resolve_path
 from bft_ray.errors import BadConfig
 from bft_ray.model.base_weights import weights_fingerprint
@@ -20,31 +21,43 @@ from bft_ray.train.checkpoint import check_num_workers, checksum, last_complete
 
 #: fields of sources and tasks that name files
 PATHS = {"path", "descriptions", "train", "candidates", "encoder", "include_path", "cache"}
-_FILE = "run.json"
+_FILE, _NEEDS = "run.json", ("run_id", "config")
 
 
-def with_first_choices(config: Config, folder: str) -> Config:
+def read_record(folder: str) -> dict[str, Any]:
+    """What an earlier start of this run left; {} where there was none, or its file is damaged."""
+    return read_kept(storage.join(folder, _FILE), _NEEDS) or {}
+
+
+def is_lost(folder: str) -> bool:
+    """Whether there was an earlier start, and what it left is damaged."""
+    return is_damaged(storage.join(folder, _FILE), _NEEDS)
+
+
+def with_first_choices(config: Config, record: Mapping[str, Any]) -> Config:
     """The config with what it leaves open as this run settled it when it began: the date that a chat template got, and
     packing, which a run of an earlier version always had a value for.
     """
-    text = storage.read_text(storage.join(folder, _FILE))
-    first = json.loads(text)["config"] if text else {}
+    first = record.get("config", {})
     settled = {name: first.get(f"data.{name}") for name in ("date", "packing") if getattr(config.data, name) is None}
     kept = {name: value for name, value in settled.items() if value is not None}
     return config.model_copy(update={"data": config.data.model_copy(update=kept)}) if kept else config
 
 
-def read_record(folder: str, config: Config) -> dict[str, Any]:
-    """What an earlier start of this run left; {} where there was none.
+def refuse_other_run(record: Mapping[str, Any], config: Config, folder: str) -> None:
+    """Refuse to go on where the result would be of neither this config nor the first.
 
     Raises:
-        BadConfig: it began with other settings, of those that decide the result.
+        BadConfig: the run began with other settings, of those that decide the result.
         BadInput: its last checkpoint is of another number of workers.
     """
-    text = storage.read_text(storage.join(folder, _FILE))
-    if text is None:
-        return {}
-    record = json.loads(text)
+    if record:
+        _refuse_other_settings(record, config)
+    if "after" not in record and not storage.is_remote(folder) and (last := last_complete(Path(folder))):
+        check_num_workers(last, config.cluster.num_workers)
+
+
+def _refuse_other_settings(record: Mapping[str, Any], config: Config) -> None:
     new = json.loads(redact(json.dumps(flatten(config))))
     known = {_leaf(field) for field in record["config"]}  # a version that lacked a field did what its default does
     new = {field: value for field, value in new.items() if field in record["config"] or _leaf(field) in known}
@@ -52,9 +65,6 @@ def read_record(folder: str, config: Config) -> dict[str, Any]:
     if changed:
         lines = [describe_change(field, record["config"], new) for field in changed]
         raise BadConfig(f"the run `{config.name}` exists with other settings; choose another name. It", lines)
-    if "after" not in record and not storage.is_remote(folder) and (last := last_complete(Path(folder))):
-        check_num_workers(last, config.cluster.num_workers)
-    return record
 
 
 def identity_of(config: Config, datasets: Mapping[str, TokenDataset]) -> dict[str, str]:
@@ -110,12 +120,13 @@ def _of(field: str, config: Config) -> str:
 
 
 def write_record(folder: str, config: Config, run_id: str, identity: Mapping[str, str], **more: Any) -> None:
-    """Write `run.json`, whole or not at all.
+    """Write `run.json`, whole or not at all, and with a checksum.
 
     Args:
         more: what is known of the result: `before`, `after`, `step`.
     """
-    storage.write_text(storage.join(folder, _FILE), record_text(config, run_id, identity, **more))
+    text = record_text(config, run_id, identity, **more)
+    write_kept(storage.join(folder, _FILE), json.loads(text), indent=1)
 
 
 def record_text(config: Config, run_id: str, identity: Mapping[str, str], **more: Any) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from pathlib import Path
 
 from bft_ray.data.cache import try_folder
+from bft_ray.data.kept import write_text
 from bft_ray.data.remote import filesystem_at as _at
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
@@ -45,30 +45,6 @@ def check_writable(path: str) -> None:
             f"a folder or URI that can be written: {reason}",
             "Choose another place, or mend its rights.",
         ) from None
-
-
-def read_text(path: str) -> str | None:
-    """Content of a small file, or None where there is none."""
-    filesystem, place = _at(path)
-    try:
-        with filesystem.open_input_stream(place) as stream:
-            return stream.read().decode()
-    except FileNotFoundError:
-        return None
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a small file, whole or not at all on a disk; folders are made."""
-    if not is_remote(path):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", delete=False) as file:
-            file.write(text)
-        Path(file.name).replace(target)
-        return
-    filesystem, place = _at(path)
-    with filesystem.open_output_stream(place) as stream:
-        stream.write(text.encode())
 
 
 def put_folder(folder: Path, path: str) -> None:
@@ -112,6 +88,16 @@ def exists(path: str) -> bool:
 
     filesystem, place = _at(path)
     return filesystem.get_file_info(place).type == pyarrow.fs.FileType.Directory
+
+
+def folders_in(path: str, prefix: str) -> list[str]:
+    """Names of the folders at `path` that begin so; none where there is no such place."""
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True))
+    kind = pyarrow.fs.FileType.Directory
+    return [info.base_name for info in found if info.type == kind and info.base_name.startswith(prefix)]
 
 
 def remove_folder(path: str) -> None:

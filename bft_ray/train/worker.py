@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import contextlib
+import logging
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,21 @@ import torch.distributed as dist
 
 from bft_ray.config import Config, make_config
 from bft_ray.data.dataset import prepare
+from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.errors import NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.model.packing import Rows
 from bft_ray.tracking.run import Tracker
-from bft_ray.train import storage
-from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest
+from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest, why_incomplete
 from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.failure import Decision, explain
+from bft_ray.train.host import SCORE_FILE
 from bft_ray.train.loop import Data, fit
-from bft_ray.train.storage import is_remote, join, put_folder
+from bft_ray.train.snapshot import SCORE, score_of
+from bft_ray.train.storage import fetch_folder, folders_in, is_remote, join, put_folder
 
-SCORE = "bft_score"  # Ray Train keeps the checkpoints with the largest
-NOT_MEASURED = -sys.float_info.max
+log = logging.getLogger(__name__)
 
 _TRAIN = "train.json"  # in a checkpoint: metrics of the steps before it
 _PACKING = "packing.json"  # in the folder of the run
@@ -39,30 +41,27 @@ class RayHost:
 
     def __init__(self, folder: str, tracker: Tracker | None, board: Any):
         self.device = ray.train.torch.get_device()
-        self._folder, self._tracker, self._board = folder, tracker, board
+        self.folder, self._tracker, self._board = folder, tracker, board
 
     def last_checkpoint(self) -> Path | None:
-        # On a disk the folders tell. Ray's own snapshot of them is not there after every kind of end.
-        if not is_remote(self._folder):
-            return last_complete(Path(self._folder))
-        checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else _local(checkpoint)
+        # The folders tell. Ray's own list of them is not there after every kind of end.
+        return _last_in_store(self.folder) if is_remote(self.folder) else last_complete(Path(self.folder))
 
     def best_checkpoint(self, step: int) -> Path | None:
-        if not is_remote(self._folder):
-            return Path(self._folder) / step_name(step)
-        reported = [item for item in ray.train.get_all_reported_checkpoints() if item.metrics[SCORE] > NOT_MEASURED]
-        return _local(max(reported, key=lambda item: item.metrics[SCORE]).checkpoint) if reported else None
+        place = join(self.folder, step_name(step))
+        return _fetched(place) if is_remote(place) else Path(place)
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
+        if ray.train.get_context().get_world_rank() == 0:
+            write_kept(folder / SCORE_FILE, {"score": score})
         ray.train.report(
-            {SCORE: NOT_MEASURED if score is None else score, "step": step},
+            {SCORE: score_of(score), "step": step},
             checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
             checkpoint_dir_name=step_name(step),
         )
 
     def publish(self, folder: Path, text: str) -> None:
-        target = join(self._folder, "profile")
+        target = join(self.folder, "profile")
         put_folder(folder, target)
         if self._tracker is not None:
             self._tracker.log_artifacts(folder, "profile")
@@ -85,12 +84,16 @@ class RememberingHost(RayHost):
 
     def last_checkpoint(self) -> Path | None:
         folder = super().last_checkpoint()
-        self.train = [] if folder is None else json.loads((folder / _TRAIN).read_text())
+        kept = None if folder is None else read_kept(folder / _TRAIN, ["train"])
+        if kept is None:
+            self.train = []
+            return None  # without the metrics before it, a checkpoint is none: the run begins anew
+        self.train = kept["train"]
         return folder
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
         if ray.train.get_context().get_world_rank() == 0:
-            (folder / _TRAIN).write_text(json.dumps(self.train))
+            write_kept(folder / _TRAIN, {"train": self.train})
         super().keep(folder, step, score)
 
     def tell(self, event: str, values: dict[str, Any]) -> None:
@@ -155,16 +158,16 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
 
 def with_packing(config: Config, folder: str) -> Config:
     """The config with the choice that the run began with, where `data.packing` left it open."""
-    text = storage.read_text(join(folder, _PACKING))
-    if config.data.packing is not None or text is None:
+    kept = None if config.data.packing is not None else read_kept(join(folder, _PACKING), ["packing"])
+    if kept is None:
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update=json.loads(text))})
+    return config.model_copy(update={"data": config.data.model_copy(update={"packing": kept["packing"]})})
 
 
 def keep_packing(rows: Rows, folder: str, tracker: Tracker | None) -> None:
     """Write the choice down, for every later start of the run and for MLflow."""
-    if storage.read_text(join(folder, _PACKING)) is None:
-        storage.write_text(join(folder, _PACKING), json.dumps({"packing": rows.packing}))
+    if read_kept(join(folder, _PACKING), ["packing"]) is None:
+        write_kept(join(folder, _PACKING), {"packing": rows.packing})
     if tracker is not None:
         tracker.log_params({"data.packing": rows.packing})
         tracker.set_tags({"bft.rows": rows.why})
@@ -189,7 +192,10 @@ def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state:
     if config.checkpoint.export == "best" and state.best_step is not None and state.best_step != state.step:
         folder = host.best_checkpoint(state.best_step)
         assert folder is not None
-        verify_manifest(folder, engine.rank, engine.world_size)
+        anew = (
+            f"The weights of the best step are lost. Delete all of {join(host.folder, 'step-*')}: the run begins anew."
+        )
+        verify_manifest(folder, engine.rank, engine.world_size, anew)
         engine.load(folder)
         step = state.best_step
     weights = engine.weights()
@@ -202,10 +208,20 @@ def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state:
     return step
 
 
-def _local(checkpoint: Any) -> Path:
-    """A folder with the checkpoint: itself on a disk, a copy from an object store."""
-    import pyarrow.fs
+def _last_in_store(folder: str) -> Path | None:
+    """A copy of the last checkpoint in an object store that was written to its end."""
+    for name in sorted(folders_in(folder, "step-"), reverse=True):
+        copy = _fetched(join(folder, name))
+        if not (why := why_incomplete(copy)):
+            return copy
+        log.warning("the checkpoint %s is passed over: %s", join(folder, name), why)
+        shutil.rmtree(copy)
+    return None
 
-    if isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem):
-        return Path(checkpoint.path)
-    return Path(checkpoint.to_directory())
+
+def _fetched(uri: str) -> Path:
+    """A copy of this process alone; empty where there is nothing."""
+    copy = Path(tempfile.mkdtemp(prefix="bft_ray_fetched_"))
+    with contextlib.suppress(FileNotFoundError):
+        fetch_folder(uri, copy)
+    return copy

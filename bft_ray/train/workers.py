@@ -11,7 +11,9 @@ from typing import Any
 from bft_ray.config import Config
 from bft_ray.errors import BftError
 from bft_ray.spread import num_gpus_per_worker
+from bft_ray.train import storage
 from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
+from bft_ray.train.snapshot import SCORE, delete_unfit
 
 
 def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
@@ -29,8 +31,9 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from bft_ray.train.worker import SCORE, StopAtFinal, train_worker
+    from bft_ray.train.worker import StopAtFinal, train_worker
 
+    delete_unfit(storage.join(storage_path, name))
     cluster = config.cluster
     gpus = num_gpus_per_worker(cluster)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_s)
