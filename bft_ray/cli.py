@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from bft_ray import __version__
 from bft_ray.data.cache import ensure_home
+from bft_ray.data.disk import full_disk
 from bft_ray.errors import BadConfig, BadInput, BftError
 
 #: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BftError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not (full := full_disk(error)):
+            raise
+        print(f"error: {full}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted{getattr(options, 'after_interrupt', '')}", file=sys.stderr)

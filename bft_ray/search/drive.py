@@ -15,7 +15,7 @@ from bft_ray.config.cost import cost_of
 from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
 from bft_ray.data.tokenise import with_date
-from bft_ray.errors import BadInput, BftError
+from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.profile.run import log_files, profile_data
 from bft_ray.search.agenda import part_of, totals
@@ -70,6 +70,7 @@ def search(
         BadConfig, BadInput: before any worker starts, for everything that can be known by then; also for a study that
             is there with other settings, or that another driver runs, or that is finished and has lost its files.
         Cancelled: by `cancel`.
+        DiskFull: a disk has no room. No trial has failed by it, and the same call goes on.
         BftError: all trials failed, or there is nothing to hold a winner against; or MLflow did not take all of the
             answer, which the same call tries again.
     """
@@ -191,6 +192,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             max_failures=first.cluster.max_failures,
         )
         reason = "the driver ended"
+        storage.remove_parts(study.folder)  # of a driver or workers that were killed
         try:
             for line in conductor.told:
                 shown.note(line)
@@ -210,6 +212,10 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             reason = str(error)
             describe_study(study, conductor, None, recorder)
             tracker.finish("KILLED", reason)
+            raise
+        except DiskFull:
+            reason = "a disk was full"
+            storage.remove_parts(study.folder)  # of workers that ended with the study
             raise
         finally:
             with contextlib.suppress(BftError):  # the database is away, or another driver has taken over

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from bft_ray.train import storage
 
-#: running: measured at a rung, and going on; paused: its state lies in the trial's folder
-RunStatus = Literal["running", "paused", "complete", "failed"]
+#: running: measured at a rung, and going on; paused: its state lies in the trial's folder; stopped: a disk is full, and
+#: nothing is wrong with the run
+RunStatus = Literal["running", "paused", "complete", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Leg:
         return f"{self.study}.{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     @property
+    def cache_dir(self) -> str | None:
+        """Of the config, which may be one that cannot be read."""
+        return self.tree.get("data", {}).get("cache_dir")
+
+    @property
     def weights(self) -> str:
         """Folder of the final weights, as transformers or peft load them."""
         return storage.join(self.folder, f"weights-{self.seed}")
@@ -66,7 +72,7 @@ class Reached:
         step: optimizer steps done.
         metrics: measured there.
         status: of the run.
-        reason: why it failed.
+        reason: why it failed or was stopped.
         is_lasting: whether it would fail again, as far as can be told.
     """
 

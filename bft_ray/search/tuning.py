@@ -32,11 +32,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from bft_ray.config import ClusterConfig, Config  # noqa: E402
+from bft_ray.data.disk import full_disk  # noqa: E402
 from bft_ray.errors import BftError  # noqa: E402
 from bft_ray.search.conductor import OVER, Conductor  # noqa: E402
 from bft_ray.search.leg import Leg  # noqa: E402
 from bft_ray.search.trainable import TrialActor  # noqa: E402
 from bft_ray.spread import num_places, worker_resources  # noqa: E402
+from bft_ray.train import storage  # noqa: E402
 from bft_ray.train.workers import free_orphans  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -84,9 +86,9 @@ def run(
         )
         try:
             tuner.fit()
-        except Exception:
-            if bridge.error is None:
-                raise
+        except Exception as error:
+            if bridge.error is None:  # Tune's own: it writes to the temporary folder
+                raise full_disk(error, storage.places(config.cluster.storage_path)) or error from None
     if bridge.error is not None:
         raise bridge.error
 

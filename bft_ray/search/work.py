@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bft_ray.config import Config, make_config
+from bft_ray.data.disk import full_disk
 from bft_ray.errors import BadConfig, BadInput, BftError, NonFinite, NoRoom
 from bft_ray.search.leg import Leg, Reached, Run
 from bft_ray.search.trial import TrialResult, paused_at, trial
@@ -27,7 +28,8 @@ _TELLING = (BftError, RuntimeError, OSError, MemoryError, ImportError)  # whose 
 
 
 def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
-    """Run a leg; yields where it is at each measurement, at last with the status `paused`, `complete` or `failed`.
+    """Run a leg; yields where it is at each measurement, at last with the status `paused`, `complete`, `failed` or
+    `stopped`.
 
     What an earlier leg has done is not done again: a run that is complete, has failed, or waits at `leg.until` or
     after it is told as it stands. Otherwise the run goes on from the state that was left last, or begins anew where
@@ -35,7 +37,7 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
     `complete`. A run that waits goes on as if it had not been stopped: on CPU and one worker bit for bit.
 
     Errors become the status `failed` with a reason. Those that would come again are written to the file; after one that
-    nobody raised on purpose, nothing stays in `warm`.
+    nobody raised on purpose, nothing stays in `warm`. A full disk stops the run, and what it has done before stands.
 
     Closing the generator stops the run where it is, and gives back all that it held.
     """
@@ -43,7 +45,7 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
     if run is not None and (reached := _reached_before(run, leg)):
         yield reached
         return
-    run, reason, is_lasting, is_broken = run or Run(leg.key), "", False, False
+    run, reason, is_lasting, is_broken, full = run or Run(leg.key), "", False, False, None
     try:
         config = make_config(leg.tree)
         measuring = _alone(leg, config, run, warm) if config.is_one_process else _together(leg, config, run)
@@ -55,16 +57,20 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
                 yield run.reached
     except Exception as error:
         # the generator must not yield in here: the error's traceback holds the model
+        full = full_disk(error, storage.places(leg.folder, leg.cache_dir))
         reason, is_broken = _reason(error), not isinstance(error, BftError)
         is_lasting = isinstance(error, _LASTING) and not isinstance(error, NoRoom)
         if is_broken:
             log.error("trial %s: %s\n%s", leg.trial, reason, "".join(traceback.format_tb(error.__traceback__)))
     if is_broken:
         warm.forget()
-    if reason:
+    if full is not None:
+        yield Reached(run.num_steps, {}, "stopped", str(full))
+    elif reason:
         run.status, run.reason = "failed", reason
         if is_lasting:
-            run.write(leg)
+            with suppress(OSError):  # no room for it: the driver is told in any case
+                run.write(leg)
         yield replace(run.reached, is_lasting=is_lasting)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -76,6 +77,13 @@ def last_complete(folder: Path) -> Path | None:
     tells.
     """
     return next((path for path in sorted(folder.glob("step-*"), reverse=True) if _is_complete(path)), None)
+
+
+def remove_cut_off(folder: Path) -> None:
+    """Delete the checkpoints below `folder` that were cut off by the end of their writer; none may write there."""
+    for path in folder.glob("step-*"):
+        if not _is_complete(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Literal
 
+from bft_ray.data.disk import full_disk
 from bft_ray.errors import BftError
 from bft_ray.tracking.server import redact
 
@@ -36,7 +37,6 @@ _ADVICE = (
         "A token or a position may lie outside of the model's embedding: `bft-ray doctor CONFIG` compares the tokenizer, "
         "data.max_length and the model.",
     ),
-    (re.compile(r"No space left on device"), "Free some space, or set checkpoint.keep=1 or another storage_path."),
     (
         re.compile(r"^(FileNotFoundError|PermissionError|NotADirectoryError)"),
         "Every node must reach it, with the same path and the right to use it.",
@@ -63,14 +63,17 @@ class WorkerFailed(BftError):
         return type(self), (self.what, self.where, self.retry)
 
 
-def explain(error: BaseException, rank: int | None) -> BftError:
+def explain(error: BaseException, rank: int | None, places: Mapping[str, str] | None = None) -> BftError:
     """An error as a worker hands it on: plain text, for the class of another library may not survive the journey.
 
     Args:
         rank: of the worker; None: it is Ray Train's own.
+        places: see `full_disk`.
     """
     if isinstance(error, BftError):
         return error
+    if full := full_disk(error, places):
+        return full
     if rank is None:
         return WorkerFailed(_line(error), "Ray Train", retry_of(error))
     frames = traceback.extract_tb(error.__traceback__)

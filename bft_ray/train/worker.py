@@ -21,7 +21,7 @@ from bft_ray.model.export import export_model
 from bft_ray.model.packing import Rows
 from bft_ray.tracking.run import Tracker
 from bft_ray.train import storage
-from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest
+from bft_ray.train.checkpoint import LoopState, last_complete, remove_cut_off, step_name, verify_manifest
 from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.failure import Decision, explain
 from bft_ray.train.loop import Data, fit
@@ -44,6 +44,8 @@ class RayHost:
     def last_checkpoint(self) -> Path | None:
         # On a disk the folders tell. Ray's own snapshot of them is not there after every kind of end.
         if not is_remote(self._folder):
+            if ray.train.get_context().get_world_rank() == 0:
+                remove_cut_off(Path(self._folder))
             return last_complete(Path(self._folder))
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else _local(checkpoint)
@@ -147,7 +149,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     except NonFinite as error:
         return {"error": error}
     except Exception as error:
-        raise explain(error, context.get_world_rank()) from error
+        places = storage.places(payload["folder"], config.data.cache_dir)
+        raise explain(error, context.get_world_rank(), places) from error
     finally:
         if tracker is not None:
             tracker.close()
