@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from bft_ray import __version__
 from bft_ray.data.cache import ensure_home
 from bft_ray.data.disk import full_disk
+from bft_ray.data.scratch import remove_dead
 from bft_ray.errors import BadConfig, BadInput, BftError
 
 #: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     signal.signal(signal.SIGTERM, _terminate)
     ensure_home()
+    remove_dead()
     try:
         return options.run(options)
     except (BadInput, BadConfig) as error:

@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bft_ray.data.cache import cache_folder
+from bft_ray.data.scratch import scratch
 
 _KEPT = 4  # copies that stay, those used last: a base model, and what is measured on it
 _IN_USE_S = 3600.0  # one that was asked for so lately stays too: a process may be about to read it
@@ -57,13 +57,10 @@ def local_copy(uri: str, cache: Path | None = None) -> Path:
     with locked(cache):  # the others on this machine wait for the one that fetches
         if not copy.is_dir():
             _forget_old(cache)
-            temporary = Path(tempfile.mkdtemp(prefix="fetching-", dir=cache))
-            try:
+            with scratch("fetching", cache) as temporary:
                 pyarrow.fs.copy_files(place, str(temporary), source_filesystem=filesystem)
                 with contextlib.suppress(OSError):  # where nothing can be locked, another process was quicker
                     os.rename(temporary, copy)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         os.utime(copy)
     return copy
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 from bft_ray.config import Config, to_yaml
 from bft_ray.config.assign import config_of, with_overrides
 from bft_ray.config.cost import cost_of
 from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
+from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.model.causal_lm import load_tokenizer
@@ -247,8 +246,8 @@ def _log_inputs(tracker: Tracker, study: Study, first: Config, fingerprint: str)
     paths = ", ".join(source.path for source in first.data.train)
     if study.num_samples is not None:
         tracker.log_dataset("train", paths, fingerprint, study.num_samples, "train")
-    with tempfile.TemporaryDirectory() as temporary, contextlib.suppress(FileNotFoundError):  # a study without one
-        log_files(tracker, storage.fetch_folder(storage.join(study.folder, "profile"), Path(temporary)))
+    with scratch("profile") as temporary, contextlib.suppress(FileNotFoundError):  # a study without one
+        log_files(tracker, storage.fetch_folder(storage.join(study.folder, "profile"), temporary))
 
 
 def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
@@ -260,8 +259,8 @@ def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
     config = first
     if LEARNING_RATE in study.space.parameters:  # the proposed rates lie around the study's, not the first trial's
         config = with_overrides(first, {LEARNING_RATE: study.base.optimizer.learning_rate}, "the profile")
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary) / "profile"  # that anybody may read, as its copy
+    with scratch("profile") as temporary:
+        out = temporary / "profile"  # that anybody may read, as its copy
         for finding in profile_data(config, out, source=study.space.config, track=False).findings:
             line(f"  {finding}")
         storage.put_folder(out, place)

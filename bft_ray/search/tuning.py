@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from ray.tune.search import Searcher  # noqa: E402
 
 from bft_ray.config import ClusterConfig, Config  # noqa: E402
 from bft_ray.data.disk import full_disk  # noqa: E402
+from bft_ray.data.scratch import scratch  # noqa: E402
 from bft_ray.errors import BftError  # noqa: E402
 from bft_ray.search.conductor import OVER, Conductor  # noqa: E402
 from bft_ray.search.leg import Leg  # noqa: E402
@@ -68,7 +68,7 @@ def run(
         looks.append(_now_and_then(free_orphans))
     bridge = _Bridge(conductor, looks)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would tell every error with pages of its own
-    with tempfile.TemporaryDirectory(prefix="bft_ray_tune_") as folder, warnings.catch_warnings():
+    with scratch("tune") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's, about its own settings
         no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a leg leaves its state itself
         tuner = tune.Tuner(
@@ -78,7 +78,7 @@ def run(
             ),
             run_config=tune.RunConfig(
                 name="study",
-                storage_path=folder,
+                storage_path=str(folder),
                 verbose=0,
                 callbacks=[_Events(bridge)],
                 checkpoint_config=no_checkpoints,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 import traceback
 from collections.abc import Generator, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from bft_ray.config import Config, make_config
 from bft_ray.data.disk import full_disk
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadConfig, BadInput, BftError, NonFinite, NoRoom
 from bft_ray.search.leg import Leg, Reached, Run
 from bft_ray.search.trial import TrialResult, paused_at, trial
@@ -145,8 +145,7 @@ def _places(leg: Leg) -> Iterator[tuple[Path, Path]]:
     if not storage.is_remote(leg.folder):
         yield Path(leg.pause), Path(leg.weights)
         return
-    with tempfile.TemporaryDirectory(prefix="bft_ray_leg_") as temporary:
-        folder = Path(temporary)
+    with scratch("leg") as folder:
         with suppress(FileNotFoundError):
             storage.fetch_folder(leg.pause, folder / "state")
         yield folder / "state", folder / "weights"

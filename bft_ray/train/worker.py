@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 from bft_ray.config import Config, make_config
 from bft_ray.data.dataset import prepare
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
@@ -197,8 +197,8 @@ def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state:
         step = state.best_step
     weights = engine.weights()
     if weights is not None:
-        with tempfile.TemporaryDirectory(prefix="bft_ray_export_") as temporary:
-            folder = Path(temporary) / "export"
+        with scratch("export") as temporary:
+            folder = temporary / "export"
             export_model(engine.module, weights, tokenizer, config.model, folder, config.checkpoint.merge_lora)
             put_folder(folder, target)
     dist.barrier()
