@@ -316,8 +316,11 @@ def _search(options: argparse.Namespace) -> int:
         )
         return 0
     chosen = {"profile": not options.no_profile, "measure": not options.no_measure}
-    print(run_study(options.space, options.config, options.overrides, database, **chosen))
-    return 0
+    result = run_study(options.space, options.config, options.overrides, database, **chosen)
+    print(result.text)
+    if result.failed:
+        print(f"error: {result.failed}", file=sys.stderr)
+    return int(bool(result.failed))
 
 
 def _shards(done: int, total: int) -> None:

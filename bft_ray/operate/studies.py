@@ -18,6 +18,7 @@ from bft_ray.config.study import find_space, load_study
 from bft_ray.errors import BadInput
 from bft_ray.metrics import format_value
 from bft_ray.search.agenda import PARTS
+from bft_ray.search.conclude import StudyResult
 from bft_ray.search.database import DEFAULT_DATABASE, Database
 from bft_ray.search.drive import search
 from bft_ray.search.expect import local_slots, takes, untold
@@ -47,7 +48,7 @@ def run_study(
     *,
     profile: bool = True,
     measure: bool = True,
-) -> str:
+) -> StudyResult:
     """Run a study to its end, or go on with it; returns what was found.
 
     Raises:
@@ -58,8 +59,7 @@ def run_study(
         _require_outlasting(database, config_of(base, space, representatives(space, 1)[0]))
     if config is not None:
         space = space.model_copy(update={"config": str(config)})  # as the commands that it prints name it
-    result = search(space, base, database, profile=profile, measure=measure)
-    return result.text
+    return search(space, base, database, profile=profile, measure=measure)
 
 
 def _require_outlasting(database: str, first: Config) -> None:

@@ -202,7 +202,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             found = answer(study, conductor.parts, shown.note)
             result = conclude(study, store, conductor, found, tracker, recorder, shown.note)
             sent = children.flush(_PATIENCE_S) and tracker.flush(_PATIENCE_S)
-            if sent and tracker.finish("FINISHED"):
+            if sent and tracker.finish(*(("FAILED", result.failed) if result.failed else ("FINISHED",))):
                 store.note("result", vars(result))  # last of all: who finds it sends MLflow nothing more
             else:
                 shown.note("MLflow is away: the same command records what it lacks")

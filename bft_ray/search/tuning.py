@@ -39,6 +39,7 @@ from bft_ray.search.leg import Leg  # noqa: E402
 from bft_ray.search.trainable import TrialActor  # noqa: E402
 from bft_ray.spread import num_places, worker_resources  # noqa: E402
 from bft_ray.train import storage  # noqa: E402
+from bft_ray.train.failure import advice_on, how_it_died  # noqa: E402
 from bft_ray.train.workers import free_orphans  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -169,6 +170,7 @@ class _Bridge:
     def __init__(self, conductor: Conductor, looks: Sequence[Callable[[], None]]):
         self.conductor, self._looks = conductor, looks
         self.legs: dict[str, Leg] = {}  # by the id that Tune gave
+        self.why: dict[str, str] = {}  # by that id: how the process of a leg ended
         self.error: BaseException | None = None
         self._looked = 0.0
 
@@ -213,7 +215,8 @@ class _Suggestions(Searcher):
         if leg is None:  # told before, and then that it failed while being stopped
             return
         if error or not result or "reached" not in result:
-            self._bridge.call(self._bridge.conductor.broke, leg, "its process or node is gone (out of memory?)")
+            why = self._bridge.why.pop(trial_id, how_it_died(""))
+            self._bridge.call(self._bridge.conductor.broke, leg, why)
         else:
             self._bridge.call(self._bridge.conductor.ended, leg, result["reached"])
 
@@ -235,6 +238,12 @@ class _Rungs(FIFOScheduler):
         leg = self._bridge.legs[trial.trial_id]
         on = self._bridge.call(self._bridge.conductor.goes_on, leg, result["reached"])
         return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
+
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Called before the searcher is told, to which Tune hands no error."""
+        what = how_it_died(str(trial.get_error() or ""))
+        self._bridge.why[trial.trial_id] = f"{what}. {advice_on(what) or advice_on('MemoryError')}"
 
 
 class _Events(tune.Callback):

@@ -19,6 +19,7 @@ from bft_ray.search.trial import TrialResult, paused_at, trial
 from bft_ray.search.warm import Warm
 from bft_ray.tracking.server import redact
 from bft_ray.train import storage
+from bft_ray.train.failure import advice_on, is_memory
 from bft_ray.train.stretch import measure_weights, stretch
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
         full = full_disk(error, storage.places(leg.folder, leg.cache_dir))
         reason, is_broken = _reason(error), not isinstance(error, BftError)
         is_lasting = isinstance(error, _LASTING) and not isinstance(error, NoRoom)
+        if is_memory(error):
+            is_lasting, reason = not _shares_gpu(leg), f"{reason.rstrip('.')}. {advice_on(reason)}"
         if is_broken:
             log.error("trial %s: %s\n%s", leg.trial, reason, "".join(traceback.format_tb(error.__traceback__)))
     if is_broken:
@@ -72,6 +75,11 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
             with suppress(OSError):  # no room for it: the driver is told in any case
                 run.write(leg)
         yield replace(run.reached, is_lasting=is_lasting)
+
+
+def _shares_gpu(leg: Leg) -> bool:
+    """Whether others may have filled the memory of a trial's GPU; then it is tried again."""
+    return 0 < (leg.tree.get("cluster", {}).get("gpus_per_worker") or 0) < 1
 
 
 def _reached_before(run: Run, leg: Leg) -> Reached | None:

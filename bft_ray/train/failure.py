@@ -20,7 +20,9 @@ _NEVER = (
     *(NotImplementedError, AssertionError, ArithmeticError, MemoryError, PermissionError),
 )
 _LONGEST = 500  # characters of a message
-_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|can't allocate memory|Cannot allocate memory", re.I)
+_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|MemoryError|can't allocate memory|Cannot allocate memory|running low on memory", re.I
+)
 #: what the message holds -> what helps
 _ADVICE = (
     (
@@ -44,6 +46,11 @@ _ADVICE = (
 )
 
 
+def advice_on(what: str) -> str:
+    """What helps against an error, given as its class and message; "" where nothing is known."""
+    return next((text for pattern, text in _ADVICE if pattern.search(what)), "")
+
+
 class WorkerFailed(BftError):
     """What a worker raised, or how it died.
 
@@ -55,7 +62,7 @@ class WorkerFailed(BftError):
 
     def __init__(self, what: str, where: str, retry: Retry):
         self.what, self.where, self.retry = what, where, retry
-        advice = next((text for pattern, text in _ADVICE if pattern.search(what)), "")
+        advice = advice_on(what)
         ended = " It would fail the same way again, so it was not started again." if retry == "never" else ""
         super().__init__(f"training failed: {what} ({where}).{ended}{f' {advice}' if advice else ''}")
 
@@ -90,7 +97,7 @@ def retry_of(error: BaseException) -> Retry:
         return "always"
     if isinstance(error, OSError) and not isinstance(error, PermissionError):
         return "once"  # a file system or the hub may come back
-    is_final = isinstance(error, (BftError, *_NEVER)) or (isinstance(error, RuntimeError) and _is_memory(error))
+    is_final = isinstance(error, (BftError, *_NEVER)) or is_memory(error)
     return "never" if is_final else "once"
 
 
@@ -135,17 +142,20 @@ def _died(error: BaseException, rank: int) -> WorkerFailed | None:
     inner = getattr(error, "health_check_failure", None)
     if inner is None and not type(error).__name__.endswith(("ActorError", "ActorDiedError", "HealthCheckFailedError")):
         return None
-    text = _line(inner or error)
+    return WorkerFailed(how_it_died(_line(inner or error)), f"rank {rank}", "always")
+
+
+def how_it_died(text: str) -> str:
+    """Of a worker whose process is gone, from what Ray says of it."""
     if _MEMORY.search(text):
-        return WorkerFailed(
-            "OutOfMemoryError: Ray ended the worker, for the memory of its node was full", f"rank {rank}", "always"
-        )
-    what = "its process is gone: killed, perhaps because memory was full, or its node is lost"
-    return WorkerFailed(f"a worker died, {what}", f"rank {rank}", "always")
+        return "OutOfMemoryError: Ray ended the worker, for the memory of its node was full"
+    return "a worker died, its process is gone: killed, perhaps because memory was full, or its node is lost"
 
 
-def _is_memory(error: BaseException) -> bool:
-    return _MEMORY.search(f"{type(error).__name__}: {error}") is not None
+def is_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, of the host or of a GPU."""
+    is_such = isinstance(error, (MemoryError, RuntimeError))
+    return is_such and _MEMORY.search(f"{type(error).__name__}: {error}") is not None
 
 
 def _line(error: BaseException) -> str:
