@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from bft_ray import __version__
 from bft_ray.data.cache import ensure_home
+from bft_ray.data.disk import full_disk
+from bft_ray.data.scratch import remove_dead
 from bft_ray.errors import BadConfig, BadInput, BftError
 
 #: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
@@ -24,7 +29,23 @@ def entry() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted, 141 nobody reads."""
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()  # here, where it is known what its failure means
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+            return 128 + signal.SIGPIPE
+        if not (full := full_disk(error)):
+            raise
+        print(f"error: {full}", file=sys.stderr)
+        return 1
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]
@@ -37,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     signal.signal(signal.SIGTERM, _terminate)
     ensure_home()
+    remove_dead()
     try:
         return options.run(options)
     except (BadInput, BadConfig) as error:
@@ -48,6 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted{getattr(options, 'after_interrupt', '')}", file=sys.stderr)
         return 130
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether nobody reads a pipe any more, as after `| head`."""
+    with contextlib.suppress(OSError, ValueError):  # no file behind it
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
 
 
 def _terminate(*_: Any) -> NoReturn:
@@ -170,9 +201,11 @@ def _config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None)
 
 def _train(options: argparse.Namespace) -> int:
     config = _train_config(options)
+    from bft_ray.operate.lasting import require_outlasting
     from bft_ray.operate.road import after_train
     from bft_ray.train.launch import train  # after the config: a typo is told at once
 
+    require_outlasting(config)
     result = train(config)
     print(f"run       {result.name} (MLflow run {result.run_id})")
     print(f"exported  {result.export} (weights of step {result.step})")
@@ -308,8 +341,11 @@ def _search(options: argparse.Namespace) -> int:
         )
         return 0
     chosen = {"profile": not options.no_profile, "measure": not options.no_measure}
-    print(run_study(options.space, options.config, options.overrides, database, **chosen))
-    return 0
+    result = run_study(options.space, options.config, options.overrides, database, **chosen)
+    print(result.text)
+    if result.failed:
+        print(f"error: {result.failed}", file=sys.stderr)
+    return int(bool(result.failed))
 
 
 def _shards(done: int, total: int) -> None:

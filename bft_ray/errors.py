@@ -38,6 +38,10 @@ class NoRoom(BadInput):
     """The cluster has no room for the workers at the moment: others have it, or nodes are gone. It may come back."""
 
 
+class DiskFull(BftError):
+    """A disk has no room for what was to be written. Nothing is wrong with what ran: with room, it goes on."""
+
+
 class BadConfig(BftError, ValueError):
     """All problems of one configuration at once, so that they can be mended in one go."""
 

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # bytes
 _PROBE_S = 10.0  # longest wait for a TCP connection to a Ray address
+_WATCH_S = 2.0  # between two looks whether the head of the cluster answers
+_SILENT_S, _AGAIN_S = 4.0, 30.0  # after which it is told that it does not, and told again
 
 
 def spread(
@@ -99,9 +101,45 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     if in_main and on_sigterm is not None:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which aborts the process
     try:
-        yield
+        with _watched(ray.get_runtime_context().gcs_address):
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _watched(head: str | None) -> Iterator[None]:
+    """Tells while the head of the cluster does not answer: Ray says nothing until it ends the process.
+
+    Args:
+        head: HOST:PORT of its GCS; None: not known, as to a Ray client.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        host, _, port = str(head).rpartition(":")
+        answered, told = time.monotonic(), 0.0
+        while not ended.wait(_WATCH_S):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), _SILENT_S).close()
+                answered, told = time.monotonic(), 0.0
+            except OSError:
+                now = time.monotonic()
+                if now - answered >= _SILENT_S and now - told >= _AGAIN_S:
+                    told = now
+                    log.warning(
+                        "the head of the Ray cluster (its GCS at %s) has not answered for %.0f s. After a minute Ray ends "
+                        "this process. What is done stands: once the cluster is back, the same command goes on",
+                        head,
+                        now - answered,
+                    )
+
+    if head and ":" in head:
+        threading.Thread(target=watch, name="bft-ray-head", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def worker_resources(cluster: ClusterConfig) -> dict[str, float]:

@@ -30,7 +30,9 @@ def main(overrides: list[str]) -> int:
     print(f"  {bft_ray} best {base.domain}{option}   the champion, from the registry")
     print(f"  {bft_ray} train --champion {base.domain}{option}   trains with its settings")
     print(f"  {mlflow_command(base)}")
-    return 0
+    if result.failed:
+        print(f"error: {result.failed}", file=sys.stderr)
+    return int(bool(result.failed))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,37 @@ def test_every_command_has_help(command, capsys):
     assert "usage: bft-ray " + command in capsys.readouterr().out
 
 
+def test_nobody_who_reads_is_no_error():
+    """`bft-ray config --schema | head -1`, and with a reader that is gone before the first word."""
+    for arguments in (["config", "--schema"], ["config", "--help"]):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bft_ray.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) in (0, 141)
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "bft_ray.cli", "config", "--recipes"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith("error: a disk is full"), ended.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "search"])
+def test_a_job_without_a_place_that_outlasts_it_is_refused(command, tmp_path, monkeypatch, capsys):
+    job = tmp_path / "_ray_pkg_0123"
+    job.mkdir()
+    monkeypatch.chdir(job)
+    monkeypatch.delenv("STUDY_DATABASE", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    given = ["--database", f"sqlite:///{tmp_path}/studies.db"] if command == "search" else []
+    assert main([command, "starter", *given]) == 2
+    said = capsys.readouterr().err
+    assert "`cluster.storage_path` is 'bft_results', but must be outside of the job's working directory" in said
+    assert main([command, "starter", f"cluster.storage_path={tmp_path}/results", *given]) == 2
+    assert "`tracking.uri` is 'sqlite:///mlflow.db', but must be outside" in capsys.readouterr().err
+    assert not list(job.iterdir()) and not (tmp_path / "results").exists()
+
+
 def test_no_command_shows_the_help(capsys):
     assert main([]) == 2
     assert "COMMAND" in capsys.readouterr().out

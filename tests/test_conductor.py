@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -14,7 +15,8 @@ import pytest
 
 from bft_ray.config import make_config
 from bft_ray.config.space import SearchSpace
-from bft_ray.errors import BftError
+from bft_ray.data import disk
+from bft_ray.errors import BftError, DiskFull
 from bft_ray.search.agenda import PARTS
 from bft_ray.search.arms import arms_of, confirmed, plan_of
 from bft_ray.search.choose import choose
@@ -276,14 +278,14 @@ def test_a_dead_worker_is_replaced_until_it_is_too_much(tmp_path, url):
 
 
 def test_what_may_pass_is_tried_again(tmp_path, url):
-    """A failure that need not come again, such as a full disk, is no result."""
+    """A failure that need not come again, such as a hub that is away, is no result."""
     executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
     plain, failed = executor._walk, []
 
     def walk(leg):
         if leg.trial == "search/1" and len(failed) < 2:
             failed.append(leg)
-            return iter([Reached(0, {}, "failed", "OSError: no space left", is_lasting=False)])
+            return iter([Reached(0, {}, "failed", "OSError: the hub is away", is_lasting=False)])
         return plain(leg)
 
     executor._walk = walk
@@ -309,6 +311,62 @@ def test_a_damaged_result_of_a_confirmation_is_made_again(tmp_path):
     (record,) = [record for record in executor.records(CONFIRMATION) if record.id == hurt[0].trial]
     assert record.state == "complete" and record.extra["breaks"] == 1
     assert sum(trial == record.id and begin == 0 for trial, _, begin, _ in executor.trained) == 2
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_a_full_disk_ends_the_study_and_fails_no_trial(tmp_path, url, seeds):
+    """Ten times, at any moment; the records are those of a study that was not disturbed."""
+    more = {"deterministic": True, "seeds": seeds}
+    calm = Executor(make_study(tmp_path / "calm", **more), f"sqlite:///{tmp_path}/calm.db")
+    assert calm.run()
+    executor = Executor(make_study(tmp_path / "full", **more), url)
+    plain = executor._walk
+    for number in range(10):
+        left = [number % 5]
+
+        def walk(leg, left=left):
+            for reached in plain(leg):
+                left[0] -= 1
+                if left[0] < 0:
+                    Path(leg.folder, f"run-{leg.seed}.json").unlink(missing_ok=True)  # what it was to write
+                    yield Reached(reached.step, {}, "stopped", "the disk that holds /x is full")
+                    return
+                yield reached
+
+        executor._walk = walk
+        with pytest.raises(
+            DiskFull, match=r"/\d+ was stopped, as every other would be: the disk that holds /x is full"
+        ):
+            executor.run()
+        records = [record for part in PARTS for record in executor.records(part)]
+        assert not [record for record in records if record.state == "failed"]
+        assert any(record.reason == "the disk that holds /x is full" for record in records)
+    executor._walk = plain
+    assert executor.run()
+    for part in PARTS:
+        assert seedless(executor.records(part)) == seedless(calm.records(part))
+
+
+def seedless(records: list[TrialRecord]) -> list[TrialRecord]:
+    """As `timeless`, and without what was noted of the seed that happened to be the first."""
+    return [
+        replace(record, extra={name: value for name, value in record.extra.items() if name != "runs"})
+        for record in timeless(records)
+    ]
+
+
+def test_a_worker_that_dies_while_the_disk_is_full_is_no_failure(tmp_path, url, monkeypatch):
+    executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
+    executor.broken = {"search/1": 9}
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "try_folder", full_folder)
+        with pytest.raises(DiskFull, match=f"holds {tmp_path}/study/search/0001 "):
+            executor.run()
+    assert executor.records(SEARCH)[1].status == "waiting" and executor.broken["search/1"] == 8
+
+
+def full_folder(folder: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):

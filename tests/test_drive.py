@@ -6,18 +6,21 @@ import contextlib
 import io
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bft_ray.cli import main
 from bft_ray.config import ClusterConfig, TrackingConfig, make_config
 from bft_ray.config.space import SearchSpace
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, DiskFull
 from bft_ray.operate.studies import status_of
 from bft_ray.search import drive, tuning
-from bft_ray.search.conclude import StudyResult, Unrecorded
+from bft_ray.search.conclude import StudyResult, Unrecorded, mostly_failed
 from bft_ray.search.database import DEFAULT_DATABASE, Database
+from bft_ray.search.leg import Reached
 from bft_ray.search.live import Live
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import Store
@@ -131,6 +134,54 @@ def test_another_budget_after_the_confirmation_is_refused(driver):
             driver.search(budget=budget)
     assert "is finished" not in driver.told.getvalue()
     assert driver.search().champion == "bft-test/1" and "is finished" in driver.told.getvalue()
+
+
+def test_a_study_of_which_most_failed_says_so(driver, monkeypatch, capsys):
+    plain = Executor._walk
+
+    def walk(self, leg):
+        if leg.trial in ("search/0", "search/1"):
+            return plain(self, leg)
+        return iter([Reached(3, {}, "failed", "OutOfMemoryError: CUDA out of memory")])
+
+    monkeypatch.setattr(Executor, "_walk", walk)
+    result = driver.search(**COMPARES)
+    failed = [record for record in driver.records() if record.state == "failed" and not record.merged_with]
+    ran = len(failed) + 2
+    assert result.failed.startswith(f"{len(failed)} of {ran} trials failed, so the answer says little; ")
+    assert result.failed.endswith(f"{len(failed)} of them: OutOfMemoryError: CUDA out of memory")
+    run = driver.run()
+    assert run.info.status == "FAILED" and run.data.tags["bft.reason"].startswith(f"{len(failed)} of {ran}")
+    assert driver.search(**COMPARES) == result  # told again, and trained no more
+    monkeypatch.setattr("bft_ray.operate.studies.run_study", lambda *_, **__: result)
+    assert main(["search", "starter"]) == 1
+    said = capsys.readouterr()
+    assert result.text in said.out and said.err == f"error: {result.failed}\n"
+    record = driver.records()[0]
+    assert mostly_failed({"search": [record, replace(record, state="failed")]}) == ""  # half is not most
+
+
+def test_a_full_disk_is_no_end_of_a_study(driver, monkeypatch):
+    plain, room = Executor._walk, [4]
+
+    def walk(self, leg):
+        room[0] -= 1
+        return plain(self, leg) if room[0] >= 0 else iter([Reached(0, {}, "stopped", "the disk is full")])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Executor, "_walk", walk)
+        with pytest.raises(DiskFull, match="was stopped, as every other would be: the disk is full"):
+            driver.search(**COMPARES)
+    assert not [record for record in driver.records() if record.state in ("failed", "running")]
+    run = driver.run()
+    assert run.info.status == "FAILED" and "the disk is full" in run.data.tags["bft.reason"]
+    (next(driver.folder.glob("**/search")) / "0009" / "state-0.part").mkdir(
+        parents=True
+    )  # of a worker that was killed with the driver
+    result = driver.search(**COMPARES)
+    assert driver.run().info.status == "FINISHED" and driver.run().info.run_id == run.info.run_id and not result.failed
+    assert [record.state for record in driver.records()] == ["complete"] * 6
+    assert not list(driver.folder.rglob("*.part"))
 
 
 def test_make_clean_removes_what_a_quickstart_writes(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput, NonFinite
 from bft_ray.train.checkpoint import write_manifest
-from bft_ray.train.failure import Decision, WorkerFailed, explain, retry_of, root_of
+from bft_ray.train.failure import Decision, WorkerFailed, advice_on, explain, how_it_died, retry_of, root_of
 
 
 class DistBackendError(RuntimeError):
@@ -89,6 +89,16 @@ def test_the_failure_that_explains_the_others():
     full = WorkerHealthCheckFailedError("", type("OutOfMemoryError", (Exception,), {})("Task was killed"))
     assert "the memory of its node was full" in str(root_of({0: full})) and "lora.rank=16" in str(root_of({0: full}))
     assert isinstance(root_of({0: echo}), WorkerFailed)
+
+
+def test_how_a_process_ended():
+    """In the words of Ray 2.60, for a worker that its memory monitor ends, and for one that is gone."""
+    full = "Task was killed due to the node running low on memory. Memory on the node was 0.95GB / 1.00GB"
+    gone = (
+        "The actor died unexpectedly. Some common causes: (1) the process was killed by the OOM killer due to high ..."
+    )
+    assert "the memory of its node was full" in how_it_died(full) and "lora.rank=16" in advice_on(how_it_died(full))
+    assert "perhaps because memory was full" in how_it_died(gone) and not advice_on(how_it_died(gone))
 
 
 @pytest.mark.slow

@@ -46,6 +46,23 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_no_minute_goes_by_without_a_word(monkeypatch):
+    stream, clock = io.StringIO(), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    records = {"search": [trial(0, "waiting"), trial(1, "waiting")]}
+    with Live("medical_qa", METRIC, stream=stream) as live:
+        live.part("search", 2)
+        for _ in range(120):
+            clock[0] += 1.0
+            live.show(records, 2, LATER)
+        records["search"][0] = trial(0, "running", started=LATER - 90)
+        clock[0] += 55.0
+        live.show(records, 2, LATER)
+    _, *said = stream.getvalue().splitlines()
+    assert said[:2] == ["[search 0/2] waiting for a worker"] * 2
+    assert said[2:] == ["[search 0/2] still running: w128 e0.05 c8 (1 min 30 s)"]
+
+
 # ---- lines -------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bft_ray import spread as spread_module
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput, BftError, NoRoom
 from bft_ray.spread import connect, num_places, require_resources, session_option, spread, worker_resources
@@ -36,6 +37,28 @@ def ray_of_two_cpus():
 
 
 # --- without Ray ----------------------------------------------------------------------------------
+
+
+def test_a_head_that_is_gone_is_told_again_and_again(monkeypatch, caplog):
+    for name, seconds in (("_WATCH_S", 0.05), ("_SILENT_S", 0.2), ("_AGAIN_S", 0.3)):
+        monkeypatch.setattr(spread_module, name, seconds)
+    head = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{head.getsockname()[1]}"
+    with spread_module._watched(address):
+        time.sleep(0.6)
+        assert not caplog.records
+        head.close()
+        deadline = time.monotonic() + 10
+        while len(caplog.records) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    first, *_ = said = [record.getMessage() for record in caplog.records]
+    assert len(said) >= 2 and f"(its GCS at {address}) has not answered for 0 s. After a minute Ray ends" in first
+    assert first.endswith("once the cluster is back, the same command goes on")
+    told = len(caplog.records)
+    time.sleep(0.5)
+    assert len(caplog.records) <= told + 1  # the watch has ended
+    with spread_module._watched(None):
+        pass
 
 
 def test_without_a_cluster_all_runs_here_and_setup_runs_once():

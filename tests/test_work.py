@@ -166,12 +166,26 @@ def failures(tree: dict, folder: str) -> list[tuple[Any, ...]]:
         def data(self, config: Any) -> Any:
             raise NoRoom("cluster.num_workers", 2, "fewer")
 
-    warm, odd, crowded = (kind(torch.device("cpu")) for kind in (Warm, Odd, Crowded))
+    class Large(Warm):
+        def data(self, config: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    warm, odd, crowded, large = (kind(torch.device("cpu")) for kind in (Warm, Odd, Crowded, Large))
+    shared = tree | {"cluster": tree["cluster"] | {"gpus_per_worker": 0.5}}
     wild = tree | {"optimizer": {"learning_rate": 1e30, "max_grad_norm": None}}
     lost = tree | {"data": tree["data"] | {"train": [{"path": "/nowhere/rows.jsonl"}]}}
     typo = tree | {"data": tree["data"] | {"paking": True}}
     found: list[tuple[Any, ...]] = []
-    runs = [(wild, warm), (lost, warm), (typo, warm), (tree, odd), (tree, warm), (tree, crowded)]
+    runs = [
+        (wild, warm),
+        (lost, warm),
+        (typo, warm),
+        (tree, odd),
+        (tree, warm),
+        (tree, crowded),
+        (tree, large),
+        (shared, large),
+    ]
     for number, (own, broken) in enumerate(runs):
         leg = make_leg(own, f"{folder}/{number}", rungs=(), at_rungs=None)
         *_, last = walk(leg, broken)
@@ -183,6 +197,11 @@ def failures(tree: dict, folder: str) -> list[tuple[Any, ...]]:
 def test_a_failure_is_a_record(make_tree, tmp_path):
     """What would come again is written down; anything else is told, and clears the process."""
     (found,) = run_ranks(failures, 1, make_tree(), str(tmp_path))
+    (shared, shared_run, _), (large, large_run, _) = found.pop(), found.pop()
+    assert large.is_lasting and large_run == ("failed", large.reason) and not shared.is_lasting and shared_run is None
+    assert large.reason.startswith(
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. Lower data.micro_"
+    )
     crowded, crowded_run, _ = found.pop()
     assert crowded.status == "failed" and not crowded.is_lasting and crowded_run is None  # there may be room later
     (wild, wild_run, _), (lost, lost_run, _), (typo, typo_run, _), (odd, odd_run, odd_kept), (good, good_run, _) = found

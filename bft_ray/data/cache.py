@@ -11,6 +11,8 @@ from pathlib import Path
 
 from bft_ray.errors import BadInput
 
+_PROBE = bytes(1 << 20)
+
 
 def cache_folder(*parts: str) -> Path:
     """A private folder that can be written: `~/.cache/bft_ray/PARTS`, else `TMPDIR/bft_ray_UID/PARTS`, else a new one.
@@ -45,8 +47,9 @@ def try_folder(folder: Path) -> None:
     """
     while not folder.exists():
         folder = folder.parent
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(_PROBE)  # a full disk still takes an empty file
+        file.flush()
 
 
 def sha256_of(file: Path) -> str:

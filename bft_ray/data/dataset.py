@@ -23,7 +23,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,6 +35,7 @@ from bft_ray.data.cache import cache_folder
 from bft_ray.data.chat import uses_date
 from bft_ray.data.report import DataReport, SourceReport, describe_lengths
 from bft_ray.data.rows import BadRow, Row, read_rows, row_key
+from bft_ray.data.scratch import scratch
 from bft_ray.data.tables import content_hash
 from bft_ray.data.tokenise import (
     Encoded,
@@ -131,12 +131,9 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
     final = cache / fingerprint
     if (found := _open(final)) is not None:
         return found
-    temporary = Path(tempfile.mkdtemp(prefix=f"{fingerprint[:16]}.making-", dir=cache))
-    try:
+    with scratch("data", cache) as temporary:
         _write(temporary, fingerprint, sources, tokenizer, config, field)
         return _publish(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # --- cache ------------------------------------------------------------------------------------------------
@@ -195,10 +192,8 @@ def _publish(temporary: Path, final: Path) -> TokenDataset:
         if not temporary.exists():
             rule = "a folder that gives back what was written to it"
             raise BadInput("data.cache_dir", str(final.parent), rule)
-        aside = Path(tempfile.mkdtemp(prefix=f"{final.name[:16]}.damaged-", dir=final.parent))
-        with contextlib.suppress(FileNotFoundError):  # another process took it away
-            os.rename(final, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        with scratch("damaged", final.parent) as aside, contextlib.suppress(FileNotFoundError):
+            os.rename(final, aside)  # unless another process took it away
 
 
 def _write(

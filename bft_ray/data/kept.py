@@ -22,6 +22,7 @@ from bft_ray.data.remote import filesystem_at, is_remote
 
 log = logging.getLogger(__name__)
 
+PART = ".part"  # end of the name of what is half written, by a process that lives or by one that was killed
 _HEAD, _DIGITS = b'{"sha256": "', 64
 
 
@@ -73,11 +74,15 @@ def write_text(path: str | Path, text: str) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # else the name may come to the disk before the content
-    Path(file.name).replace(target)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=PART)
+    try:
+        with open(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else the name may come to the disk before the content
+        Path(name).replace(target)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def read_bytes(path: str | Path) -> bytes | None:

@@ -14,13 +14,13 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bft_ray.data.cache import cache_folder, sha256_of
+from bft_ray.data.scratch import scratch
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +64,13 @@ def local_copy(uri: str, cache: Path | None = None) -> Path:
                 log.warning("%s, the copy of %s, is damaged: fetching it again", copy, uri)
                 shutil.rmtree(copy, ignore_errors=True)
             _forget_old(cache)
-            temporary = Path(tempfile.mkdtemp(prefix="fetching-", dir=cache))
-            try:
+            with scratch("fetching", cache) as temporary:
                 pyarrow.fs.copy_files(place, str(temporary), source_filesystem=filesystem)
                 files = sorted(path for path in temporary.rglob("*") if path.is_file())
                 sums = {str(path.relative_to(temporary)): sha256_of(path) for path in files}
                 _sums_of(copy).write_text(json.dumps(sums))
                 with contextlib.suppress(OSError):  # where nothing can be locked, another process was quicker
                     os.rename(temporary, copy)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         os.utime(copy)
     return copy
 

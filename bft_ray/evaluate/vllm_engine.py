@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.generate import answer_key, until_end
 from bft_ray.evaluate.request import Generate
@@ -48,12 +48,12 @@ def generate_vllm(model: Any, request: Generate, room: Sequence[int], eos_ids: S
                 )
             )
     device, dtype = model.device, str(model.dtype).removeprefix("torch.")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("vllm") as folder:
         model.save_pretrained(folder)
         model.to("cpu")
         try:
             longest = max(len(prompt) + left for prompt, left in zip(request.prompts, room, strict=True))
-            engine = LLM(model=folder, skip_tokenizer_init=True, dtype=dtype, max_model_len=longest)
+            engine = LLM(model=str(folder), skip_tokenizer_init=True, dtype=dtype, max_model_len=longest)
             outputs = engine.generate(inputs, settings, use_tqdm=False)
             del engine
         finally:

@@ -18,13 +18,13 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bft_ray.data.cache import cache_folder, sha256_of
 from bft_ray.data.remote import locked
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
 
 SUFFIX = ".gguf"
@@ -73,8 +73,7 @@ def converted(file: Path, field: str = "model.path", cache: Path | None = None) 
 
 
 def _make(file: Path, final: Path, field: str) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f"{final.name[:16]}.making-", dir=final.parent))
-    try:
+    with scratch("gguf", final.parent) as temporary:
         _convert(file, temporary, field)
         checksums = {made.name: sha256_of(made) for made in sorted(temporary.iterdir())}
         (temporary / _CHECKSUMS).write_text(json.dumps(checksums))
@@ -83,8 +82,6 @@ def _make(file: Path, final: Path, field: str) -> None:
             shutil.rmtree(final, ignore_errors=True)
         with contextlib.suppress(OSError):  # where nothing can be locked, another process was quicker
             os.rename(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_whole(folder: Path) -> bool:

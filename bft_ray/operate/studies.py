@@ -7,17 +7,17 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bft_ray.config import Config
 from bft_ray.config.assign import config_of
 from bft_ray.config.cost import cost_of, describe
 from bft_ray.config.grid import representatives
 from bft_ray.config.study import find_space, load_study
 from bft_ray.errors import BadInput
 from bft_ray.metrics import format_value
+from bft_ray.operate.lasting import require_outlasting
 from bft_ray.search.agenda import PARTS
+from bft_ray.search.conclude import StudyResult
 from bft_ray.search.database import DEFAULT_DATABASE, Database
 from bft_ray.search.drive import search
 from bft_ray.search.expect import local_slots, takes, untold
@@ -47,45 +47,17 @@ def run_study(
     *,
     profile: bool = True,
     measure: bool = True,
-) -> str:
+) -> StudyResult:
     """Run a study to its end, or go on with it; returns what was found.
 
     Raises:
         BadInput, BadConfig, BftError: see `search`.
     """
     space, base = load_study(source, config, overrides)
-    if "_ray_pkg_" in os.getcwd():
-        _require_outlasting(database, config_of(base, space, representatives(space, 1)[0]))
+    require_outlasting(config_of(base, space, representatives(space, 1)[0]), database)
     if config is not None:
         space = space.model_copy(update={"config": str(config)})  # as the commands that it prints name it
-    result = search(space, base, database, profile=profile, measure=measure)
-    return result.text
-
-
-def _require_outlasting(database: str, first: Config) -> None:
-    """That the folder which Ray made for a job, and deletes after it, holds nothing which a study is resumed from.
-
-    Raises:
-        BadInput: names the address, and what to give instead.
-    """
-    rule = "outside of the job's working directory, which ends with the job"
-    for field, value, remedy in (
-        (
-            "--database",
-            database,
-            "Set STUDY_DATABASE=postgresql://... for the job, or give sqlite:////SHARED/studies.db.",
-        ),
-        (
-            "cluster.storage_path",
-            first.cluster.storage_path,
-            "Give a folder that all nodes share, or a URI (s3://...).",
-        ),
-        ("tracking.uri", first.tracking.uri, "Set MLFLOW_TRACKING_URI for the job, or tracking.uri."),
-    ):
-        place = value.removeprefix("sqlite:///")
-        is_local = "://" not in place
-        if is_local and "_ray_pkg_" in str(Path(place).expanduser().absolute()):
-            raise BadInput(field, value, rule, remedy)
+    return search(space, base, database, profile=profile, measure=measure)
 
 
 def dry_run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from bft_ray.config.study import check_space
 from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import write_kept
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
@@ -335,7 +335,7 @@ def log_files(tracker: Tracker, out: Path) -> None:
     Raises:
         FileNotFoundError: one of them is not there.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("profile") as folder:
         for name in SHOWN_FILES:
             shutil.copy(out / name, folder)
         tracker.log_artifacts(folder, "profile")

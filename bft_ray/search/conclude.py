@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ class StudyResult:
         folder: of its files.
         text: what was found, for a terminal.
         champion: `bft-DOMAIN/VERSION` in the registry; None where none was chosen.
+        failed: that more than half of the trials failed, and why; "" otherwise.
     """
 
     name: str
@@ -51,6 +53,7 @@ class StudyResult:
     folder: str
     text: str
     champion: str | None
+    failed: str = ""
 
 
 def conclude(
@@ -94,7 +97,18 @@ def conclude(
             f"the study has its answer, but MLflow lacks {' and '.join(lacking)}. The same command records that, and "
             "trains nothing again."
         )
-    return StudyResult(study.name, tracker.run_id, study.folder, text, champion)
+    failed = mostly_failed(conductor.all_records())
+    return StudyResult(study.name, tracker.run_id, study.folder, text, champion, failed)
+
+
+def mostly_failed(parts: Mapping[str, Sequence[TrialRecord]]) -> str:
+    """That more than half of the trials that ran have failed, with the most frequent reason; "" where they have not."""
+    ran = [record for own in parts.values() for record in own if record.is_finished and not record.merged_with]
+    failed = Counter(record.reason for record in ran if record.state == "failed")
+    if 2 * failed.total() <= len(ran):
+        return ""
+    reason, times = failed.most_common(1)[0]
+    return f"{failed.total()} of {len(ran)} trials failed, so the answer says little; {times} of them: {reason}"
 
 
 def _why_none(study: Study, found: Answer) -> str:

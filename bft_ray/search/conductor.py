@@ -15,8 +15,9 @@ from bft_ray.config import Config
 from bft_ray.config.equal import run_key
 from bft_ray.config.grid import num_trials
 from bft_ray.config.space import Asha
+from bft_ray.data.disk import full_place
 from bft_ray.data.kept import is_damaged
-from bft_ray.errors import BadInput, BftError
+from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.search.agenda import PARTS, next_trial
 from bft_ray.search.items import item_groups, item_scores
 from bft_ray.search.leaderboard import ranked
@@ -217,11 +218,19 @@ class Conductor:
         return False
 
     def ended(self, leg: Leg, reached: Reached) -> None:
-        """A worker has done a leg, or was stopped at a rung."""
+        """A worker has done a leg, or was stopped at a rung.
+
+        Raises:
+            DiskFull: it had no room. Its trial waits, to be run again by the next driver.
+            BftError: all trials fail.
+        """
         self._take_back(leg)
         store, number = self._at(leg)
         if store.record(number).is_finished or reached.status == "running":
             return  # it was stopped, or another seed of it has failed
+        if reached.status == "stopped":
+            store.release(number, reached.reason)
+            raise DiskFull(f"{leg.trial} was stopped, as every other would be: {reached.reason}")
         if reached.status == "failed" and not reached.is_lasting:
             self._again(store, number, reached.reason)
         elif reached.status == "failed":
@@ -233,9 +242,17 @@ class Conductor:
         self._judge()
 
     def broke(self, leg: Leg, reason: str) -> None:
-        """The process of a leg ended without a result; the trial is run again, unless that happens too often."""
+        """The process of a leg ended without a result; the trial is run again, unless that happens too often.
+
+        Raises:
+            DiskFull: a disk that workers need has no room.
+            BftError: all trials fail.
+        """
         self._take_back(leg)
         store, number = self._at(leg)
+        if full := full_place(storage.places(leg.folder, leg.cache_dir)):
+            store.release(number, str(full))
+            raise DiskFull(f"a worker ended without a word, and {full}")
         if not store.record(number).is_finished:
             self._again(store, number, reason)
 

@@ -16,7 +16,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import exc
 
-from bft_ray.errors import BadInput, BftError
+from bft_ray.data.disk import full_disk
+from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.tracking.server import absolute_uri, first_line, redact, sqlite_path
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class Database:
 
         Raises:
             BadInput: the database answers and refuses.
+            DiskFull: it has no room; what was written before stands.
             DatabaseAway: it was away for `wait_s`.
         """
         wait_s = self.wait_s if wait_s is None else wait_s
@@ -153,6 +155,8 @@ class Database:
             except (exc.SQLAlchemyError, StorageInternalError) as error:
                 cause = _cause(error)
                 text = redact(first_line(getattr(cause, "orig", None) or cause))
+                if full := full_disk(error, {FIELD: self.url if (path := sqlite_path(self.url)) is None else path}):
+                    raise DiskFull(f"{doing} failed, for {redact(str(full))}") from None
                 if not _is_away(cause, opening):
                     rule = "a database that takes what is written to it"
                     raise BadInput(FIELD, self.shown, rule, f"{doing}: {text}.") from None

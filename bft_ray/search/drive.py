@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 from bft_ray.config import Config, to_yaml
 from bft_ray.config.assign import config_of, with_overrides
@@ -15,8 +13,9 @@ from bft_ray.config.cost import cost_of
 from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
 from bft_ray.data.kept import read_kept
+from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
-from bft_ray.errors import BadInput, BftError
+from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.profile.run import log_files, profile_data
 from bft_ray.search.agenda import part_of, totals
@@ -71,6 +70,7 @@ def search(
         BadConfig, BadInput: before any worker starts, for everything that can be known by then; also for a study that
             is there with other settings, or that another driver runs, or that is finished and has lost its files.
         Cancelled: by `cancel`.
+        DiskFull: a disk has no room. No trial has failed by it, and the same call goes on.
         BftError: all trials failed, or there is nothing to hold a winner against; or MLflow did not take all of the
             answer, which the same call tries again.
     """
@@ -192,6 +192,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             max_failures=first.cluster.max_failures,
         )
         reason = "the driver ended"
+        storage.remove_parts(study.folder)  # of a driver or workers that were killed
         try:
             for line in conductor.told:
                 shown.note(line)
@@ -202,7 +203,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             found = answer(study, conductor.parts, shown.note)
             result = conclude(study, store, conductor, found, tracker, recorder, shown.note)
             sent = children.flush(_PATIENCE_S) and tracker.flush(_PATIENCE_S)
-            if sent and tracker.finish("FINISHED"):
+            if sent and tracker.finish(*(("FAILED", result.failed) if result.failed else ("FINISHED",))):
                 store.note("result", vars(result))  # last of all: who finds it sends MLflow nothing more
             else:
                 shown.note("MLflow is away: the same command records what it lacks")
@@ -211,6 +212,10 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             reason = str(error)
             describe_study(study, conductor, None, recorder)
             tracker.finish("KILLED", reason)
+            raise
+        except DiskFull:
+            reason = "a disk was full"
+            storage.remove_parts(study.folder)  # of workers that ended with the study
             raise
         finally:
             with contextlib.suppress(BftError):  # the database is away, or another driver has taken over
@@ -242,8 +247,8 @@ def _log_inputs(tracker: Tracker, study: Study, first: Config, fingerprint: str)
     paths = ", ".join(source.path for source in first.data.train)
     if study.num_samples is not None:
         tracker.log_dataset("train", paths, fingerprint, study.num_samples, "train")
-    with tempfile.TemporaryDirectory() as temporary, contextlib.suppress(FileNotFoundError):  # a study without one
-        log_files(tracker, storage.fetch_folder(storage.join(study.folder, "profile"), Path(temporary)))
+    with scratch("profile") as temporary, contextlib.suppress(FileNotFoundError):  # a study without one
+        log_files(tracker, storage.fetch_folder(storage.join(study.folder, "profile"), temporary))
 
 
 def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
@@ -255,8 +260,8 @@ def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
     config = first
     if LEARNING_RATE in study.space.parameters:  # the proposed rates lie around the study's, not the first trial's
         config = with_overrides(first, {LEARNING_RATE: study.base.optimizer.learning_rate}, "the profile")
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary) / "profile"  # that anybody may read, as its copy
+    with scratch("profile") as temporary:
+        out = temporary / "profile"  # that anybody may read, as its copy
         for finding in profile_data(config, out, source=study.space.config, track=False).findings:
             line(f"  {finding}")
         storage.put_folder(out, place)

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.train import storage
 
-#: running: measured at a rung, and going on; paused: its state lies in the trial's folder
-RunStatus = Literal["running", "paused", "complete", "failed"]
+#: running: measured at a rung, and going on; paused: its state lies in the trial's folder; stopped: a disk is full, and
+#: nothing is wrong with the run
+RunStatus = Literal["running", "paused", "complete", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Leg:
         return _path(self.folder, self.seed)
 
     @property
+    def cache_dir(self) -> str | None:
+        """Of the config, which may be one that cannot be read."""
+        return self.tree.get("data", {}).get("cache_dir")
+
+    @property
     def weights(self) -> str:
         """Folder of the final weights, as transformers or peft load them."""
         return storage.join(self.folder, f"weights-{self.seed}")
@@ -72,7 +78,7 @@ class Reached:
         step: optimizer steps done.
         metrics: measured there.
         status: of the run.
-        reason: why it failed.
+        reason: why it failed or was stopped.
         is_lasting: whether it would fail again, as far as can be told.
     """
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _TOP = 5  # finished trials in the table
 _RUNNING = 8  # running ones
 _PER_SECOND = 4
+_QUIET_S = 50.0  # without a line, after which one says what is being done
 
 
 @dataclass
@@ -54,12 +55,13 @@ class Live:
         self._best: float | None = None  # of baselines and search, which are measured on the same data
         self._records: dict[str, tuple[TrialRecord, ...]] = {}
         self._slots, self._now = 0, (0.0, 0.0)  # that the driver gave, and the clock's when it did
-        self._begun = self._entered = 0.0
+        self._begun = self._entered = self._said = 0.0
         self._console: Console | None = None
         self._display: Any = None
 
     def __enter__(self) -> Live:
         self._begun, self._entered = time.time(), time.monotonic()
+        self._said = self._entered
         self._now = (self._begun, self._entered)
         if self._stream.isatty():
             from rich.console import Console
@@ -82,6 +84,7 @@ class Live:
 
     def note(self, text: str) -> None:
         """A line; on a terminal above the table."""
+        self._said = time.monotonic()
         with suppress(OSError):  # a picture of the study, never a reason to end it
             if self._console is not None:
                 self._console.print(text, soft_wrap=True)
@@ -120,6 +123,8 @@ class Live:
                 self._tell(name, record)
         self._records = {name: tuple(own) for name, own in records.items()}
         self._slots, self._now = slots, (now, time.monotonic())
+        if self._console is None and self._part and time.monotonic() - self._said >= _QUIET_S:
+            self._tell_what_runs(now)
 
     # ---- lines ------------------------------------------------------------------------------------------------------
 
@@ -153,6 +158,13 @@ class Live:
             text += f": {' '.join(record.reason.split())}"
         if self._console is None or record.status == "failed":
             self.note(f"[{name} {self._done(name)}] {_label(record)}: {text}")
+
+    def _tell_what_runs(self, now: float) -> None:
+        """Where there is no table, and trials take long."""
+        running = [one for own in self._records.values() for one in own if one.state == "running"]
+        each = [f"{_label(one)} ({span(now - (one.started or now))})" for one in running[:_RUNNING]]
+        text = f"still running: {', '.join(each)}" if each else "waiting for a worker"
+        self.note(f"[{self._part} {self._done(self._part)}] {text}")
 
     def _is_best(self, record: TrialRecord) -> bool:
         """Whether it is better than all before it, which it is from now on."""

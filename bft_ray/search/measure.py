@@ -11,7 +11,6 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from bft_ray.config import Config, make_config
 from bft_ray.data.kept import read_kept, write_kept
+from bft_ray.data.scratch import scratch
 
 LIMIT_S = 120.0  # of the whole measurement
 _STEPS = 3  # the first, which warms up, does not count
@@ -66,10 +66,10 @@ def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_
         return "trials use a GPU, and this machine has none: the first trial will tell"
     line(f"measuring {_STEPS} training steps and one measurement ({limit_s:g} s at most; --no-measure leaves it out)")
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bft_ray_measure_") as folder:
+    with scratch("measure") as folder:
         # without passwords; what it prints is not for the user
-        (Path(folder) / "config.json").write_text(json.dumps(config.model_dump(mode="json", exclude={"tracking"})))
-        command = [sys.executable, "-m", "bft_ray.search.measure", folder]
+        (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json", exclude={"tracking"})))
+        command = [sys.executable, "-m", "bft_ray.search.measure", str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             status = process.wait(limit_s)
@@ -78,7 +78,7 @@ def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_
         finally:
             process.kill()
             process.wait()
-        found = Path(folder) / "measured.json"
+        found = folder / "measured.json"
         if status == -9:
             return "the process was killed, as one is that takes more memory than there is"
         if not found.exists():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from bft_ray.config import Config
 from bft_ray.config.ranges import Parameter
+from bft_ray.data.scratch import scratch
 from bft_ray.metrics import is_better
 from bft_ray.search.leaderboard import as_markdown, table
 from bft_ray.search.leg import Run
@@ -118,9 +118,9 @@ class Recorder:
                 self._tracker.log_text(as_markdown(rows) + "\n", f"{_TABLES.get(part, part)}.md")
         self._tracker.log_text(json.dumps(_plain(parts), indent=1), "records.json")
         if pictures:
-            with tempfile.TemporaryDirectory() as folder:
+            with scratch("pictures") as folder:
                 for name, png in pictures.items():
-                    (Path(folder) / f"{name}.png").write_bytes(png)
+                    (folder / f"{name}.png").write_bytes(png)
                 return self._tracker.log_artifacts(folder, "pictures")
         return True
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +23,7 @@ from bft_ray.evaluate.run import EvaluationResult
 from bft_ray.evaluate.worker import Loaded, answer
 from bft_ray.model.export import export_model
 from bft_ray.search.warm import Tasks, Warm
+from bft_ray.train import storage
 from bft_ray.train.checkpoint import verify_manifest, write_manifest
 from bft_ray.train.engine import Engine, join_alone, pin_threads
 from bft_ray.train.loop import Data, make_plan, share_of
@@ -96,6 +95,7 @@ def trial(
 
     Raises:
         BadInput: a config that cannot run here (bad data or model, several workers, zero3).
+        DiskFull: there is no room for the state or the weights.
         BftError: a loss or an answer was not finite.
     """
     laps = _Laps(result.seconds)
@@ -259,7 +259,7 @@ def _require_one_worker(config: Config) -> None:
 
 
 def _leave(engine: Engine, step: int, folder: Path) -> None:
-    with _whole(folder) as made:
+    with storage.whole_folder(folder) as made:
         engine.save(made, {})
         (made / _STEP).write_text(json.dumps(step))
         write_manifest(made, 0, 1)
@@ -268,15 +268,5 @@ def _leave(engine: Engine, step: int, folder: Path) -> None:
 def _keep_weights(engine: Engine, config: Config, tasks: Tasks, folder: Path) -> None:
     weights = engine.weights()
     assert weights is not None
-    with _whole(folder) as made:
+    with storage.whole_folder(folder) as made:
         export_model(engine.module, weights, tasks.context.tokenizer, config.model, made)
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A place to write to, which becomes `folder` at the end: that is there whole, or not at all."""
-    temporary = folder.with_name(folder.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    yield temporary
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,11 +31,15 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
 from bft_ray.config import ClusterConfig, Config  # noqa: E402
+from bft_ray.data.disk import full_disk  # noqa: E402
+from bft_ray.data.scratch import scratch  # noqa: E402
 from bft_ray.errors import BftError  # noqa: E402
 from bft_ray.search.conductor import OVER, Conductor  # noqa: E402
 from bft_ray.search.leg import Leg  # noqa: E402
 from bft_ray.search.trainable import TrialActor  # noqa: E402
 from bft_ray.spread import num_places, worker_resources  # noqa: E402
+from bft_ray.train import storage  # noqa: E402
+from bft_ray.train.failure import advice_on, how_it_died  # noqa: E402
 from bft_ray.train.workers import free_orphans  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ def run(
         looks.append(_now_and_then(free_orphans))
     bridge = _Bridge(conductor, looks)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would tell every error with pages of its own
-    with tempfile.TemporaryDirectory(prefix="bft_ray_tune_") as folder, warnings.catch_warnings():
+    with scratch("tune") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's, about its own settings
         no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a leg leaves its state itself
         tuner = tune.Tuner(
@@ -76,7 +79,7 @@ def run(
             ),
             run_config=tune.RunConfig(
                 name="study",
-                storage_path=folder,
+                storage_path=str(folder),
                 verbose=0,
                 callbacks=[_Events(bridge)],
                 checkpoint_config=no_checkpoints,
@@ -84,9 +87,9 @@ def run(
         )
         try:
             tuner.fit()
-        except Exception:
-            if bridge.error is None:
-                raise
+        except Exception as error:
+            if bridge.error is None:  # Tune's own: it writes to the temporary folder
+                raise full_disk(error, storage.places(config.cluster.storage_path)) or error from None
     if bridge.error is not None:
         raise bridge.error
 
@@ -167,6 +170,7 @@ class _Bridge:
     def __init__(self, conductor: Conductor, looks: Sequence[Callable[[], None]]):
         self.conductor, self._looks = conductor, looks
         self.legs: dict[str, Leg] = {}  # by the id that Tune gave
+        self.why: dict[str, str] = {}  # by that id: how the process of a leg ended
         self.error: BaseException | None = None
         self._looked = 0.0
 
@@ -211,7 +215,8 @@ class _Suggestions(Searcher):
         if leg is None:  # told before, and then that it failed while being stopped
             return
         if error or not result or "reached" not in result:
-            self._bridge.call(self._bridge.conductor.broke, leg, "its process or node is gone (out of memory?)")
+            why = self._bridge.why.pop(trial_id, how_it_died(""))
+            self._bridge.call(self._bridge.conductor.broke, leg, why)
         else:
             self._bridge.call(self._bridge.conductor.ended, leg, result["reached"])
 
@@ -233,6 +238,11 @@ class _Rungs(FIFOScheduler):
         leg = self._bridge.legs[trial.trial_id]
         on = self._bridge.call(self._bridge.conductor.goes_on, leg, result["reached"])
         return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Called before the searcher is told, to which Tune hands no error."""
+        what = how_it_died(str(trial.get_error() or ""))
+        self._bridge.why[trial.trial_id] = f"{what}. {advice_on(what) or advice_on('MemoryError')}"
 
 
 class _Events(tune.Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 import traceback
 from collections.abc import Generator, Iterator
@@ -12,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from bft_ray.config import Config, make_config
+from bft_ray.data.disk import full_disk
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadConfig, BadInput, BftError, NonFinite, NoRoom
 from bft_ray.search.leg import Leg, Reached, Run
 from bft_ray.search.trial import TrialResult, paused_at, trial
 from bft_ray.search.warm import Warm
 from bft_ray.tracking.server import redact
 from bft_ray.train import storage
+from bft_ray.train.failure import advice_on, is_memory
 from bft_ray.train.stretch import measure_weights, stretch
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,8 @@ _TELLING = (BftError, RuntimeError, OSError, MemoryError, ImportError)  # whose 
 
 
 def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
-    """Run a leg; yields where it is at each measurement, at last with the status `paused`, `complete` or `failed`.
+    """Run a leg; yields where it is at each measurement, at last with the status `paused`, `complete`, `failed` or
+    `stopped`.
 
     What an earlier leg has done is not done again: a run that is complete, has failed, or waits at `leg.until` or
     after it is told as it stands. Otherwise the run goes on from the state that was left last, or begins anew where
@@ -35,7 +38,7 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
     `complete`. A run that waits goes on as if it had not been stopped: on CPU and one worker bit for bit.
 
     Errors become the status `failed` with a reason. Those that would come again are written to the file; after one that
-    nobody raised on purpose, nothing stays in `warm`.
+    nobody raised on purpose, nothing stays in `warm`. A full disk stops the run, and what it has done before stands.
 
     Closing the generator stops the run where it is, and gives back all that it held.
     """
@@ -43,7 +46,7 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
     if run is not None and (reached := _reached_before(run, leg)):
         yield reached
         return
-    run, reason, is_lasting, is_broken = run or Run(leg.key), "", False, False
+    run, reason, is_lasting, is_broken, full = run or Run(leg.key), "", False, False, None
     try:
         config = make_config(leg.tree)
         measuring = _alone(leg, config, run, warm) if config.is_one_process else _together(leg, config, run)
@@ -55,17 +58,28 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
                 yield run.reached
     except Exception as error:
         # the generator must not yield in here: the error's traceback holds the model
+        full = full_disk(error, storage.places(leg.folder, leg.cache_dir))
         reason, is_broken = _reason(error), not isinstance(error, BftError)
         is_lasting = isinstance(error, _LASTING) and not isinstance(error, NoRoom)
+        if is_memory(error):
+            is_lasting, reason = not _shares_gpu(leg), f"{reason.rstrip('.')}. {advice_on(reason)}"
         if is_broken:
             log.error("trial %s: %s\n%s", leg.trial, reason, "".join(traceback.format_tb(error.__traceback__)))
     if is_broken:
         warm.forget()
-    if reason:
+    if full is not None:
+        yield Reached(run.num_steps, {}, "stopped", str(full))
+    elif reason:
         run.status, run.reason = "failed", reason
         if is_lasting:
-            run.write(leg)
+            with suppress(OSError):  # no room for it: the driver is told in any case
+                run.write(leg)
         yield replace(run.reached, is_lasting=is_lasting)
+
+
+def _shares_gpu(leg: Leg) -> bool:
+    """Whether others may have filled the memory of a trial's GPU; then it is tried again."""
+    return 0 < (leg.tree.get("cluster", {}).get("gpus_per_worker") or 0) < 1
 
 
 def _reached_before(run: Run, leg: Leg) -> Reached | None:
@@ -139,8 +153,7 @@ def _places(leg: Leg) -> Iterator[tuple[Path, Path]]:
     if not storage.is_remote(leg.folder):
         yield Path(leg.pause), Path(leg.weights)
         return
-    with tempfile.TemporaryDirectory(prefix="bft_ray_leg_") as temporary:
-        folder = Path(temporary)
+    with scratch("leg") as folder:
         with suppress(FileNotFoundError):
             storage.fetch_folder(leg.pause, folder / "state")
         yield folder / "state", folder / "weights"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from pathlib import Path
 
 from bft_ray.config import TrackingConfig
 from bft_ray.data.cache import try_folder
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
 from bft_ray.tracking.server import (
     FIELD,
@@ -72,7 +72,7 @@ def _try(place: str, uri: str) -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     store = get_artifact_repository(place, tracking_uri=uri)
-    with tempfile.TemporaryDirectory() as temporary:
+    with scratch("probe") as temporary:
         file = os.path.join(temporary, _PROBE)
         Path(file).write_text("")
         store.log_artifact(file)

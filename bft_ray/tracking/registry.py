@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bft_ray.config import TrackingConfig
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
 from bft_ray.tracking.sender import patiently
 from bft_ray.tracking.server import FIELD, absolute_uri, check_server, connect, redact, sqlite_path
@@ -219,9 +219,9 @@ def _read(client: MlflowClient, version: ModelVersion) -> str:
 
     settings.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.default = False  # for one small file
     file = version.tags.get(_CONFIG, "champion.yaml")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("champion") as folder:
         try:
-            return Path(client.download_artifacts(version.run_id or "", file, folder)).read_text()
+            return Path(client.download_artifacts(version.run_id or "", file, str(folder))).read_text()
         except (MlflowException, OSError) as error:
             remedy = "The registry names it, but it is not there: was the run deleted, or are its artifacts elsewhere?"
             rule = f"an artifact of run {version.run_id}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,14 @@ def last_complete(folder: Path) -> Path | None:
             return path
         log.warning("the checkpoint %s is passed over: %s", path, why)
     return None
+
+
+def remove_cut_off(folder: Path) -> None:
+    """Delete the checkpoints below `folder` that were cut off by the end of their writer; none may write there."""
+    for path in folder.glob("step-*"):
+        if why := why_incomplete(path):
+            log.warning("the checkpoint %s is removed: %s", path, why)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def why_incomplete(folder: Path) -> str:

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import resource
-import tempfile
 from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
@@ -26,14 +25,13 @@ from bft_ray.train.settings import deepspeed_settings
 
 
 def join_alone(timeout_s: float = 600.0) -> None:
-    """A process group of one, for a run without Ray: no port is opened."""
+    """A process group of one, for a run without Ray: no port is opened, no file is made."""
     if not dist.is_initialized():
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)
-        meeting = tempfile.NamedTemporaryFile(prefix="bft_ray_group_", delete=False)  # noqa: SIM115
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
-            backend, init_method=f"file://{meeting.name}", rank=0, world_size=1, timeout=timedelta(seconds=timeout_s)
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=timeout_s)
         )
 
 

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Literal
 
+from bft_ray.data.disk import full_disk
 from bft_ray.errors import BftError
 from bft_ray.tracking.server import redact
 
@@ -19,7 +20,9 @@ _NEVER = (
     *(NotImplementedError, AssertionError, ArithmeticError, MemoryError, PermissionError),
 )
 _LONGEST = 500  # characters of a message
-_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|can't allocate memory|Cannot allocate memory", re.I)
+_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|MemoryError|can't allocate memory|Cannot allocate memory|running low on memory", re.I
+)
 #: what the message holds -> what helps
 _ADVICE = (
     (
@@ -36,12 +39,16 @@ _ADVICE = (
         "A token or a position may lie outside of the model's embedding: `bft-ray doctor CONFIG` compares the tokenizer, "
         "data.max_length and the model.",
     ),
-    (re.compile(r"No space left on device"), "Free some space, or set checkpoint.keep=1 or another storage_path."),
     (
         re.compile(r"^(FileNotFoundError|PermissionError|NotADirectoryError)"),
         "Every node must reach it, with the same path and the right to use it.",
     ),
 )
+
+
+def advice_on(what: str) -> str:
+    """What helps against an error, given as its class and message; "" where nothing is known."""
+    return next((text for pattern, text in _ADVICE if pattern.search(what)), "")
 
 
 class WorkerFailed(BftError):
@@ -55,7 +62,7 @@ class WorkerFailed(BftError):
 
     def __init__(self, what: str, where: str, retry: Retry):
         self.what, self.where, self.retry = what, where, retry
-        advice = next((text for pattern, text in _ADVICE if pattern.search(what)), "")
+        advice = advice_on(what)
         ended = " It would fail the same way again, so it was not started again." if retry == "never" else ""
         super().__init__(f"training failed: {what} ({where}).{ended}{f' {advice}' if advice else ''}")
 
@@ -63,14 +70,17 @@ class WorkerFailed(BftError):
         return type(self), (self.what, self.where, self.retry)
 
 
-def explain(error: BaseException, rank: int | None) -> BftError:
+def explain(error: BaseException, rank: int | None, places: Mapping[str, str] | None = None) -> BftError:
     """An error as a worker hands it on: plain text, for the class of another library may not survive the journey.
 
     Args:
         rank: of the worker; None: it is Ray Train's own.
+        places: see `full_disk`.
     """
     if isinstance(error, BftError):
         return error
+    if full := full_disk(error, places):
+        return full
     if rank is None:
         return WorkerFailed(_line(error), "Ray Train", retry_of(error))
     frames = traceback.extract_tb(error.__traceback__)
@@ -87,7 +97,7 @@ def retry_of(error: BaseException) -> Retry:
         return "always"
     if isinstance(error, OSError) and not isinstance(error, PermissionError):
         return "once"  # a file system or the hub may come back
-    is_final = isinstance(error, (BftError, *_NEVER)) or (isinstance(error, RuntimeError) and _is_memory(error))
+    is_final = isinstance(error, (BftError, *_NEVER)) or is_memory(error)
     return "never" if is_final else "once"
 
 
@@ -132,17 +142,20 @@ def _died(error: BaseException, rank: int) -> WorkerFailed | None:
     inner = getattr(error, "health_check_failure", None)
     if inner is None and not type(error).__name__.endswith(("ActorError", "ActorDiedError", "HealthCheckFailedError")):
         return None
-    text = _line(inner or error)
+    return WorkerFailed(how_it_died(_line(inner or error)), f"rank {rank}", "always")
+
+
+def how_it_died(text: str) -> str:
+    """Of a worker whose process is gone, from what Ray says of it."""
     if _MEMORY.search(text):
-        return WorkerFailed(
-            "OutOfMemoryError: Ray ended the worker, for the memory of its node was full", f"rank {rank}", "always"
-        )
-    what = "its process is gone: killed, perhaps because memory was full, or its node is lost"
-    return WorkerFailed(f"a worker died, {what}", f"rank {rank}", "always")
+        return "OutOfMemoryError: Ray ended the worker, for the memory of its node was full"
+    return "a worker died, its process is gone: killed, perhaps because memory was full, or its node is lost"
 
 
-def _is_memory(error: BaseException) -> bool:
-    return _MEMORY.search(f"{type(error).__name__}: {error}") is not None
+def is_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, of the host or of a GPU."""
+    is_such = isinstance(error, (MemoryError, RuntimeError))
+    return is_such and _MEMORY.search(f"{type(error).__name__}: {error}") is not None
 
 
 def _line(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import Any
 
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
+from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
@@ -260,9 +260,9 @@ def _finish(
     card = redact(text)
     (local / "README.md").write_text(card)
     if storage.is_remote(exported):
-        with tempfile.TemporaryDirectory() as temporary:
-            (Path(temporary) / "README.md").write_text(card)
-            storage.put_folder(Path(temporary), exported)
+        with scratch("card") as temporary:
+            (temporary / "README.md").write_text(card)
+            storage.put_folder(temporary, exported)
     tracker.log_text(card, "model_card.md")
     note = "\n".join([f"Exported: the weights of step {step}, `{exported}`", "", *measured_table(before, after)])
     tracker.set_tags({"bft.step": str(step), "bft.export": exported, "mlflow.note.content": note})

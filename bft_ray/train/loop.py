@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.pack import collate
 from bft_ray.data.plan import BatchPlan, layout
 from bft_ray.data.prefetch import prefetch
+from bft_ray.data.scratch import scratch
 from bft_ray.evaluate.likelihood import LikelihoodSums
 from bft_ray.metrics import higher_is_better
 from bft_ray.train.checkpoint import LoopState, improves, verify_manifest, write_manifest
@@ -163,8 +162,7 @@ def _resume(engine: Engine, host: Host) -> LoopState:
 
 
 def _save(engine: Engine, host: Host, state: LoopState, score: float | None) -> None:
-    with tempfile.TemporaryDirectory(prefix="bft_ray_checkpoint_") as temporary:
-        folder = Path(temporary)
+    with scratch("checkpoint") as folder:
         engine.save(folder, {"loop": state.to_dict()})
         write_manifest(folder, engine.rank, engine.world_size)
         host.keep(folder, state.step, score)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+from bft_ray.data.scratch import scratch
 
 _SKIPPED = 2  # steps before the profiled ones: the first is slow for reasons of its own, the second warms the profiler
 _PREFIX = "bft/"
@@ -46,8 +47,7 @@ def profiled(
     recorded = 0
 
     def ready(made: profile) -> None:
-        with tempfile.TemporaryDirectory(prefix="bft_ray_profile_") as temporary:
-            folder = Path(temporary)
+        with scratch("trace") as folder:
             made.export_chrome_trace(str(folder / "trace.json.gz"))
             text = table(made.key_averages(), max(recorded - _SKIPPED, 1), device.type)
             (folder / "table.txt").write_text(text)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from bft_ray.data.cache import try_folder
-from bft_ray.data.kept import write_text
+from bft_ray.data.cache import cache_folder, try_folder
+from bft_ray.data.disk import full_disk
+from bft_ray.data.kept import PART, write_text
 from bft_ray.data.remote import filesystem_at as _at
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
+
+FIELD = "cluster.storage_path"
 
 
 def absolute(path: str) -> str:
@@ -23,11 +29,17 @@ def join(path: str, *parts: str) -> str:
     return "/".join([path.rstrip("/"), *parts])
 
 
+def places(storage_path: str, cache_dir: str | None = None) -> dict[str, str]:
+    """Where a run writes to on this machine: what decides it -> the place."""
+    return {FIELD: storage_path, "data.cache_dir": cache_dir or str(cache_folder()), "TMPDIR": tempfile.gettempdir()}
+
+
 def check_writable(path: str) -> None:
     """Write and delete a small file; leaves nothing, so that a run that is refused later has made no folder.
 
     Raises:
         BadInput: the place cannot be written.
+        DiskFull: it has no room.
     """
     probe = join(path, ".bft_ray_writable")
     try:
@@ -38,9 +50,11 @@ def check_writable(path: str) -> None:
         filesystem, place = _at(probe)
         filesystem.delete_file(place)
     except Exception as error:  # pyarrow raises a different type for each store
+        if full := full_disk(error, {FIELD: path}):
+            raise full from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
-            "cluster.storage_path",
+            FIELD,
             path,
             f"a folder or URI that can be written: {reason}",
             "Choose another place, or mend its rights.",
@@ -50,16 +64,50 @@ def check_writable(path: str) -> None:
 def put_folder(folder: Path, path: str) -> None:
     """Replace what lies at `path` by the content of a local folder."""
     if not is_remote(path):
-        beside = Path(path + ".new")
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(folder, beside)
-        shutil.rmtree(path, ignore_errors=True)
-        beside.rename(path)
+        with whole_folder(Path(path)) as beside:
+            shutil.copytree(folder, beside)
         return
     import pyarrow.fs
 
     filesystem, place = _at(path)
     pyarrow.fs.copy_files(str(folder), place, destination_filesystem=filesystem)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A place of a disk to write to, which becomes `folder` at the end: that is there whole, or not at all.
+
+    Raises:
+        DiskFull: what the block has raised, where that is why. What is half written is removed after any error.
+    """
+    beside = folder.with_name(folder.name + PART)
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        yield beside
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+    except Exception as error:
+        if full := full_disk(error, {FIELD: folder}):
+            raise full from error
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def remove_parts(path: str) -> None:
+    """Delete what processes that were killed have left half written below a folder of a disk; none may write there."""
+    if is_remote(path):
+        return  # a store keeps nothing of what was not sent to its end
+    for place, folders, files in os.walk(path, topdown=True):
+        for name in filter(_is_part, files):
+            Path(place, name).unlink(missing_ok=True)
+        for name in filter(_is_part, folders):
+            shutil.rmtree(Path(place, name), ignore_errors=True)
+        folders[:] = [name for name in folders if not _is_part(name)]
+
+
+def _is_part(name: str) -> bool:
+    return name.endswith(PART)
 
 
 def fetch_folder(path: str, into: Path | None = None) -> Path:

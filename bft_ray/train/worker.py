@@ -17,12 +17,21 @@ import torch.distributed as dist
 from bft_ray.config import Config, make_config
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import read_kept, write_kept
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.model.packing import Rows
 from bft_ray.tracking.run import Tracker
-from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest, why_incomplete
+from bft_ray.train import storage
+from bft_ray.train.checkpoint import (
+    LoopState,
+    last_complete,
+    remove_cut_off,
+    step_name,
+    verify_manifest,
+    why_incomplete,
+)
 from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.failure import Decision, explain
 from bft_ray.train.host import SCORE_FILE
@@ -45,7 +54,11 @@ class RayHost:
 
     def last_checkpoint(self) -> Path | None:
         # The folders tell. Ray's own list of them is not there after every kind of end.
-        return _last_in_store(self.folder) if is_remote(self.folder) else last_complete(Path(self.folder))
+        if is_remote(self.folder):
+            return _last_in_store(self.folder)
+        if ray.train.get_context().get_world_rank() == 0:
+            remove_cut_off(Path(self.folder))
+        return last_complete(Path(self.folder))
 
     def best_checkpoint(self, step: int) -> Path | None:
         place = join(self.folder, step_name(step))
@@ -150,7 +163,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     except NonFinite as error:
         return {"error": error}
     except Exception as error:
-        raise explain(error, context.get_world_rank()) from error
+        places = storage.places(payload["folder"], config.data.cache_dir)
+        raise explain(error, context.get_world_rank(), places) from error
     finally:
         if tracker is not None:
             tracker.close()
@@ -200,8 +214,8 @@ def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state:
         step = state.best_step
     weights = engine.weights()
     if weights is not None:
-        with tempfile.TemporaryDirectory(prefix="bft_ray_export_") as temporary:
-            folder = Path(temporary) / "export"
+        with scratch("export") as temporary:
+            folder = temporary / "export"
             export_model(engine.module, weights, tokenizer, config.model, folder, config.checkpoint.merge_lora)
             put_folder(folder, target)
     dist.barrier()

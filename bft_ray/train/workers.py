@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config
+from bft_ray.data.disk import full_disk
 from bft_ray.errors import BftError
 from bft_ray.spread import num_gpus_per_worker
 from bft_ray.train import storage
+from bft_ray.train.checkpoint import remove_cut_off
 from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
 from bft_ray.train.snapshot import SCORE, delete_unfit
 
@@ -65,7 +68,10 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     try:
         outcome = _interruptibly(trainer.fit).return_value
     except TrainingFailedError as error:
-        raise _cause(error) from error
+        if not storage.is_remote(storage_path):  # what the workers were writing when they ended
+            remove_cut_off(Path(storage_path, name))
+            storage.remove_parts(storage.join(storage_path, name))
+        raise _cause(error, storage.places(storage_path, config.data.cache_dir)) from error
     if "error" in outcome:
         raise outcome["error"]
     return outcome
@@ -105,10 +111,11 @@ def _interruptibly(function: Callable[[], Any]) -> Any:
     return future.result()
 
 
-def _cause(error: Exception) -> BftError:
+def _cause(error: Exception, places: Mapping[str, str]) -> BftError:
     """The worker's own error, in its own words."""
     failures = getattr(error, "worker_failures", {})
     inner = root_of(failures) if failures else getattr(error, "controller_failure", None) or error
+    inner = full_disk(inner, places) or inner  # also Ray Train's own, which writes beside the checkpoints
     if isinstance(inner, BftError) and not isinstance(inner, WorkerFailed):
         return inner
     failed = inner if isinstance(inner, WorkerFailed) else explain(inner, None)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
 
 
@@ -45,12 +45,12 @@ def write_all(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".bft_init_", dir=folder) as made:
+        with scratch("init", folder) as made:
             for name, text in texts.items():
-                (Path(made) / name).write_text(text, encoding="utf-8")
-            check(Path(made))
+                (made / name).write_text(text, encoding="utf-8")
+            check(made)
             for name in texts:
-                os.replace(Path(made) / name, folder / name)
+                os.replace(made / name, folder / name)
             for name in stale:
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:

@@ -1,0 +1,40 @@
+"""Whether what a job leaves outlasts it: Ray deletes the working directory that it made for a job when that ends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bft_ray.config import Config
+from bft_ray.errors import BadInput
+
+_JOB = "_ray_pkg_"  # in the name of such a folder
+
+
+def require_outlasting(config: Config, database: str | None = None) -> None:
+    """Within a job: that its working directory holds nothing which is to be there after it. Elsewhere nothing is asked.
+
+    Args:
+        database: of a study.
+
+    Raises:
+        BadInput: names the address, and what to give instead.
+    """
+    if _JOB not in os.getcwd():
+        return
+    remedies = {
+        "--database": (
+            database,
+            "Set STUDY_DATABASE=postgresql://... for the job, or give sqlite:////SHARED/studies.db.",
+        ),
+        "cluster.storage_path": (
+            config.cluster.storage_path,
+            "Give a folder that all nodes share, or a URI (s3://...).",
+        ),
+        "tracking.uri": (config.tracking.uri, "Set MLFLOW_TRACKING_URI for the job, or tracking.uri."),
+    }
+    for field, (value, remedy) in remedies.items():
+        place = (value or "").removeprefix("sqlite:///")
+        if place and "://" not in place and _JOB in str(Path(place).expanduser().absolute()):
+            rule = "outside of the job's working directory, which ends with the job"
+            raise BadInput(field, value, rule, remedy)
