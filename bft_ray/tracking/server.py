@@ -34,6 +34,7 @@ _SECRETS = (
         ),
         r"\1***",
     ),
+    (re.compile(r"\b([A-Z_]+_(?:PASSWORD|TOKEN|SECRET|KEY)=)\S+"), r"\1***"),  # variables of an environment
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
 )
 
@@ -183,7 +184,7 @@ def _check_http(uri: str, timeout_s: float) -> None:
     if answer.ok and "json" in answer.headers.get("content-type", ""):
         return
     remedies = {
-        401: "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+        401: "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or ~/.mlflow/credentials), or MLFLOW_TRACKING_TOKEN.",
         403: "It refuses: check the credentials, or start it with --allowed-hosts naming this host.",
         404: "Something else listens there: check host, port and path.",
     }
@@ -193,7 +194,9 @@ def _check_http(uri: str, timeout_s: float) -> None:
 
 def _credentials(uri: str) -> tuple[tuple[str, str] | None, dict[str, str]]:
     """Those that MLflow's client would use; user and password in the URI are taken by requests itself."""
-    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    user, password = read_mlflow_creds()  # of the environment, else of ~/.mlflow/credentials
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     if user and password:
         return (user, password), {}
