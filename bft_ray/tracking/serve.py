@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from bft_ray.errors import BadInput
 from bft_ray.tracking.login import App, Login
 
 HOST = "127.0.0.1"
 
 
+def listen(port: int) -> socket.socket:
+    """A socket on a port of loopback; 0: a free one.
+
+    Raises:
+        BadInput: somebody listens there.
+    """
+    try:
+        return socket.create_server((HOST, port))
+    except (OSError, OverflowError) as error:
+        rule = f"a port of {HOST} that is free ({error})"
+        raise BadInput("--port", port, rule, "Leave it out: a free one is taken.") from None
+
+
 def serve(
     store: str,
     artifacts: str,
-    port: int,
+    listener: socket.socket,
     password: str,
     *,
     tell: Callable[[str], None] | None = None,
@@ -26,15 +41,17 @@ def serve(
     Args:
         store: database of runs and models; it may hold a password.
         artifacts: folder or URI for the artifacts of experiments that are made through the server.
+        listener: of `listen`.
         password, tell: of `Login`.
         is_confined: no file outside the folder `artifacts` is read, written or listed, whatever location an experiment,
             a model or a trace has, and through whatever link.
     """
-    app = Login(mlflow_app(store, artifacts, port, is_confined), password, tell)
+    app = Login(mlflow_app(store, artifacts, listener.getsockname()[1], is_confined), password, tell)
     import uvicorn
 
     # no access log: the token of a link stands in an address
-    uvicorn.run(app, host=HOST, port=port, log_level="warning", access_log=False, server_header=False)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)  # type: ignore[arg-type]
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def mlflow_app(store: str, artifacts: str, port: int, is_confined: bool) -> App:

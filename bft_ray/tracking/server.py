@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import tempfile
 import threading
@@ -56,6 +57,27 @@ def sqlite_path(uri: str) -> Path | None:
     """The absolute path of an SQLite database, or None for any other address."""
     match = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", uri)
     return Path(os.path.abspath(match[1])) if match and match[1] != ":memory:" else None
+
+
+def where(uri: str) -> tuple[str, str]:
+    """How a command names the tracking server: its option ("" where it looks there by itself), and what to know of it.
+
+    A password is not shown; the address then comes from the environment.
+    """
+    if absolute_uri(uri) == absolute_uri(TrackingConfig().uri):
+        return "", ""
+    if redact(uri) != uri:
+        return ' --uri "$MLFLOW_TRACKING_URI"', f" (MLFLOW_TRACKING_URI={redact(uri)}, with its password)"
+    return f" --uri {shlex.quote(uri)}", ""
+
+
+def page_of(uri: str) -> str:
+    """How a user gets to see what is recorded: a command for a database, the address for a server."""
+    uri = absolute_uri(uri)
+    if uri.startswith("http"):
+        return f"open {redact(uri)}"
+    option, note = where(uri)
+    return f"bft-ray ui{option}{note}"
 
 
 def artifact_root(uri: str) -> str | None:

@@ -9,8 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-from bft_ray.tracking.serve import serve
+from bft_ray.tracking.serve import listen, serve
 
 if __name__ == "__main__":
     port, artifacts, password = sys.argv[1:]
-    serve(os.environ["MLFLOW_BACKEND_STORE_URI"], artifacts, int(port), Path(password).read_text(), is_confined=True)
+    store = os.environ["MLFLOW_BACKEND_STORE_URI"]
+    serve(store, artifacts, listen(int(port)), Path(password).read_text(), is_confined=True)

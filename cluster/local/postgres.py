@@ -43,7 +43,9 @@ def start_postgres(state: State, end: float) -> None:
             _make_role(connection, ADMIN, state.admin_password, "SUPERUSER")
     with psycopg.connect(state.database("postgres", ADMIN), autocommit=True) as connection:
         try:
-            _make_role(connection, USER, state.password, "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS")
+            _make_role(
+                connection, USER, state.password, "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+            )
         except psycopg.Error as error:  # from PostgreSQL 16 on, of a folder of old
             rule = f"one whose database role `{USER}` can be a user like any other ({error})"
             remedy = "Dump both databases (pg_dump), start with another --folder, and restore them there."
