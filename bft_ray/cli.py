@@ -150,6 +150,12 @@ def make_parser() -> argparse.ArgumentParser:
     best.add_argument("--version", metavar="N", help="this version instead of the champion")
     best.add_argument("--yaml", action="store_true", help="print its config alone")
 
+    ui = _command(
+        commands, "ui", _ui, "MLflow's page over a database, on loopback, for whoever has the link that it prints"
+    )
+    ui.add_argument("--uri", help="database (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)")
+    ui.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: a free one)")
+
     config = _command(commands, "config", _config, "show the resolved config or its JSON schema")
     config.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or recipe")
     config.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
@@ -203,6 +209,7 @@ def _train(options: argparse.Namespace) -> int:
     config = _train_config(options)
     from bft_ray.operate.lasting import require_outlasting
     from bft_ray.operate.road import after_train
+    from bft_ray.tracking.server import page_of
     from bft_ray.train.launch import train  # after the config: a typo is told at once
 
     require_outlasting(config)
@@ -210,7 +217,7 @@ def _train(options: argparse.Namespace) -> int:
     print(f"run       {result.name} (MLflow run {result.run_id})")
     print(f"exported  {result.export} (weights of step {result.step})")
     print_metrics(result.before, result.after)
-    print(f"look      {mlflow_command(config)}")
+    print(f"look      {page_of(config.tracking.uri)}")
     source = None if options.champion else options.config
     print(after_train(source, options.overrides, result.export))
     if result.missing:
@@ -249,6 +256,14 @@ def _best(options: argparse.Namespace) -> int:
     uri = options.uri or TrackingConfig().uri
     champion = find_champion(TrackingConfig(uri=uri), options.domain, options.version)
     print(champion.config_yaml.rstrip() if options.yaml else describe_champion(champion, uri))
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from bft_ray.config import TrackingConfig
+    from bft_ray.tracking.ui import show
+
+    show(options.uri or TrackingConfig().uri, options.port)
     return 0
 
 
@@ -431,16 +446,6 @@ def print_metrics(before: dict[str, float], after: dict[str, float]) -> None:
     for name in names:
         old = f"  {format_value(name, before[name]) if name in before else '':>10}" if before else ""
         print(f"{name:<{width}}{old}  {format_value(name, after[name]):>10}")
-
-
-def mlflow_command(config: Any) -> str:
-    """The command that opens the MLflow page of a config, or the address of its server."""
-    from bft_ray.tracking.server import absolute_uri, redact
-
-    uri = absolute_uri(config.tracking.uri)
-    if uri.startswith("http"):
-        return f"open {redact(uri)}"
-    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {redact(uri)} --port 5000   then open http://127.0.0.1:5000"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-from bft_ray.cli import mlflow_command
 from bft_ray.config.study import load_study
 from bft_ray.errors import BftError
 
@@ -19,9 +18,9 @@ def main(overrides: list[str]) -> int:
     """Run the study of the bundled search space, and say where to look."""
     began = time.monotonic()
     space, base = load_study("starter", overrides=overrides)
-    from bft_ray.search.best import where  # late: torch and Ray
-    from bft_ray.search.database import DEFAULT_DATABASE
+    from bft_ray.search.database import DEFAULT_DATABASE  # late: torch and Ray
     from bft_ray.search.drive import search
+    from bft_ray.tracking.server import page_of, where
 
     result = search(space, base, DEFAULT_DATABASE, measure=False)
     bft_ray, (option, _) = Path(sys.executable).parent / "bft-ray", where(base.tracking.uri)
@@ -29,7 +28,8 @@ def main(overrides: list[str]) -> int:
     print(f"  {result.folder}/profile/profile.html   windows, epsilons and caps on this data")
     print(f"  {bft_ray} best {base.domain}{option}   the champion, from the registry")
     print(f"  {bft_ray} train --champion {base.domain}{option}   trains with its settings")
-    print(f"  {mlflow_command(base)}")
+    page = page_of(base.tracking.uri).replace("bft-ray", str(bft_ray), 1)
+    print(f"  {page}   its runs in MLflow, for you alone")
     if result.failed:
         print(f"error: {result.failed}", file=sys.stderr)
     return int(bool(result.failed))

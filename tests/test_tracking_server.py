@@ -187,7 +187,7 @@ def test_check_tells_another_web_server_from_a_tracking_server(server):
 
 @pytest.mark.slow
 def test_a_server_over_the_local_database_shows_its_artifacts(tmp_path):
-    """What `mlflow ui --backend-store-uri sqlite:////abs/mlflow.db` serves, started from another folder."""
+    """What MLflow's own server over that database serves, started from another folder."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "README.md").write_text("card")
@@ -195,7 +195,7 @@ def test_a_server_over_the_local_database_shows_its_artifacts(tmp_path):
     with Tracker.start(tracking, "bft/test", "local", {}, {}, spool=tmp_path, keeper=False) as tracker:
         tracker.log_text("a: 1", "config.yaml")
         model_id = tracker.log_model(tmp_path / "export", "bft-test")
-    assert tracker.open_command() == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/elsewhere/mlflow.db"
+    assert tracker.open_command() == f"bft-ray ui --uri sqlite:///{tmp_path}/elsewhere/mlflow.db"
     server = Server(tmp_path / "elsewhere")
     server.start()
     try:

@@ -8,10 +8,10 @@ import shlex
 import time
 from collections.abc import Mapping
 
-from bft_ray.config import Config, LossConfig, TrackingConfig, config_from_yaml
+from bft_ray.config import Config, LossConfig, config_from_yaml
 from bft_ray.metrics import format_value
 from bft_ray.tracking.registry import ALIAS, Champion
-from bft_ray.tracking.server import absolute_uri, redact
+from bft_ray.tracking.server import where
 
 #: numbers of the loss that are worth a look even where they are those of the method
 _SHOWN = ("window", "gamma", "epsilon", "weight_cap", "token_cap")
@@ -44,18 +44,6 @@ def describe_champion(champion: Champion, uri: str) -> str:
         "evaluate": f"bft-ray evaluate {champion.domain}.yaml --model {shlex.quote(champion.source)} --against before",
     }
     return "\n".join(f"{name:<10}{text.strip()}" for name, text in rows.items() if text)
-
-
-def where(uri: str) -> tuple[str, str]:
-    """How a command names the tracking server: its option ("" where it looks there by itself), and what to know of it.
-
-    A password is not shown; the address then comes from the environment.
-    """
-    if absolute_uri(uri) == absolute_uri(TrackingConfig().uri):
-        return "", ""
-    if redact(uri) != uri:
-        return ' --uri "$MLFLOW_TRACKING_URI"', f" (MLFLOW_TRACKING_URI={redact(uri)}, with its password)"
-    return f" --uri {shlex.quote(uri)}", ""
 
 
 def champion_config(champion: Champion, uri: str, overrides: list[str]) -> Config:

@@ -13,7 +13,6 @@ from bft_ray.config import TrackingConfig
 from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.metrics import format_value
 from bft_ray.search import compare
-from bft_ray.search.best import where
 from bft_ray.search.choose import Choice
 from bft_ray.search.explain import explain
 from bft_ray.search.leaderboard import (
@@ -31,6 +30,7 @@ from bft_ray.search.record import TrialRecord
 from bft_ray.search.standing import Items, leader, standing_of, training_command
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.search.suggest import rung_metric
+from bft_ray.tracking.server import where
 
 Records = Mapping[str, Sequence[TrialRecord]]
 

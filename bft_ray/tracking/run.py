@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import platform
-import shlex
 import signal
 import threading
 import time
@@ -21,7 +20,7 @@ from bft_ray.tracking import begin
 from bft_ray.tracking.journal import spool_folder
 from bft_ray.tracking.keeper import Keeper
 from bft_ray.tracking.sender import Sender, chunks, patiently
-from bft_ray.tracking.server import absolute_uri, artifact_root, connect, first_line, redact
+from bft_ray.tracking.server import absolute_uri, artifact_root, connect, first_line, page_of, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -120,7 +119,7 @@ class Tracker:
         """How a user gets to see the run: a command for a database, the address for a server."""
         uri = self.tracking.uri
         if not uri.startswith("http"):
-            return f"mlflow ui --backend-store-uri {shlex.quote(redact(uri))}"
+            return page_of(uri)
         experiment_id = self.client.get_run(self.run_id).info.experiment_id
         return redact(f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}")
 

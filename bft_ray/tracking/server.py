@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import tempfile
 import threading
@@ -34,6 +35,7 @@ _SECRETS = (
         ),
         r"\1***",
     ),
+    (re.compile(r"\b([A-Z_]+_(?:PASSWORD|TOKEN|SECRET|KEY)=)\S+"), r"\1***"),  # variables of an environment
     (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
 )
 
@@ -55,6 +57,27 @@ def sqlite_path(uri: str) -> Path | None:
     """The absolute path of an SQLite database, or None for any other address."""
     match = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", uri)
     return Path(os.path.abspath(match[1])) if match and match[1] != ":memory:" else None
+
+
+def where(uri: str) -> tuple[str, str]:
+    """How a command names the tracking server: its option ("" where it looks there by itself), and what to know of it.
+
+    A password is not shown; the address then comes from the environment.
+    """
+    if absolute_uri(uri) == absolute_uri(TrackingConfig().uri):
+        return "", ""
+    if redact(uri) != uri:
+        return ' --uri "$MLFLOW_TRACKING_URI"', f" (MLFLOW_TRACKING_URI={redact(uri)}, with its password)"
+    return f" --uri {shlex.quote(uri)}", ""
+
+
+def page_of(uri: str) -> str:
+    """How a user gets to see what is recorded: a command for a database, the address for a server."""
+    uri = absolute_uri(uri)
+    if uri.startswith("http"):
+        return f"open {redact(uri)}"
+    option, note = where(uri)
+    return f"bft-ray ui{option}{note}"
 
 
 def artifact_root(uri: str) -> str | None:
@@ -183,7 +206,7 @@ def _check_http(uri: str, timeout_s: float) -> None:
     if answer.ok and "json" in answer.headers.get("content-type", ""):
         return
     remedies = {
-        401: "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+        401: "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or ~/.mlflow/credentials), or MLFLOW_TRACKING_TOKEN.",
         403: "It refuses: check the credentials, or start it with --allowed-hosts naming this host.",
         404: "Something else listens there: check host, port and path.",
     }
@@ -193,7 +216,9 @@ def _check_http(uri: str, timeout_s: float) -> None:
 
 def _credentials(uri: str) -> tuple[tuple[str, str] | None, dict[str, str]]:
     """Those that MLflow's client would use; user and password in the URI are taken by requests itself."""
-    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    user, password = read_mlflow_creds()  # of the environment, else of ~/.mlflow/credentials
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     if user and password:
         return (user, password), {}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bft_ray.errors import BadInput, BftError
+from bft_ray.tracking.login import USER as LOGIN
 from bft_ray.tracking.server import redact
 from cluster.local.postgres import start_postgres
 from cluster.local.raylets import start_ray
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         up: "start it",
         down: "stop it",
         status: "its addresses, and what of it runs (exit status 0: all)",
-        env: "the `export` lines of a client, with the password of the databases",
+        env: "the `export` lines of a client, with the passwords of database and MLflow",
     }
     for run, text in texts.items():
         command = commands.add_parser(run.__name__, help=text, description=text)
@@ -114,9 +115,8 @@ def up(options: argparse.Namespace) -> int:
 def _start(state: State, options: argparse.Namespace, end: float) -> None:
     start_postgres(state, end)
     start_mlflow(state)  # comes up while Ray does
-    for_jobs = {name: state.exports()[name] for name in ("MLFLOW_TRACKING_URI", "STUDY_DATABASE")}
     cpus, gpus = options.cpus_per_worker, options.gpus_per_worker
-    start_ray(state, end, workers=options.workers, cpus=cpus, gpus=gpus, env=for_jobs)
+    start_ray(state, end, workers=options.workers, cpus=cpus, gpus=gpus, env=state.services())
     wait_for_mlflow(state, end)
     state.is_whole = True
     state.save()
@@ -150,7 +150,7 @@ def down(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    """Show addresses, without the password, and what runs."""
+    """Show addresses, without passwords, and what runs."""
     state = State.load(options.folder)
     if state.is_gone():
         print("nothing runs")
@@ -173,7 +173,7 @@ def _show(state: State) -> None:
     living = state.living()
     for name, process in state.processes.items():
         print(f"  {name:<13} {'runs' if name in living else 'ENDED':<6} pid {process.pid:<8} {state.log(name)}")
-    print(f"\n  MLflow        {state.mlflow}")
+    print(f"\n  MLflow        {state.mlflow} (user {LOGIN}, asks for the password in {state.mlflow_password})")
     print(f"  Ray dashboard {state.dashboard} (asks for the token in {state.token})\n")
     for line in export_lines(state.exports()):
         print(f"  {redact(line)}")

@@ -8,35 +8,60 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bft_ray.errors import BadInput
 from cluster.local.service import Failed, start, wait
-from cluster.local.state import HOST, USER, State, make_secret
+from cluster.local.state import ADMIN, HOST, USER, State, make_secret
+
+if TYPE_CHECKING:
+    import psycopg
 
 
 def start_postgres(state: State, end: float) -> None:
-    """PostgreSQL on loopback with passwords, and the databases `mlflow` and `studies`.
+    """PostgreSQL on loopback with passwords, and the databases `mlflow` and `studies`, whose owner is no superuser.
 
     Its data stay in the folder from start to start.
     """
     binaries = postgres_binaries()
     user = _postgres_user()
-    make_secret(state.password)
     data = state.folder / "postgres"
+    is_of_old = data.exists() and not state.admin_password.exists()
+    for secret in (state.password, state.admin_password):
+        make_secret(secret)
     if not data.exists():
         _make_database(state, binaries, user, data)
     command = [str(binaries / "postgres"), "-D", str(data), "-p", str(state.ports["postgres"])]
     command += ["-c", f"listen_addresses={HOST}", "-c", "unix_socket_directories="]
     start(state, "postgres", command, cwd="/", **user)
-    wait(state, ["postgres"], lambda: _answers_sql(state), end)
+    admin = state.database("postgres", USER if is_of_old else ADMIN)
+    wait(state, ["postgres"], lambda: _answers_sql(admin), end)
     import psycopg
 
-    with psycopg.connect(state.database("postgres"), autocommit=True) as connection:
+    with psycopg.connect(admin, autocommit=True) as connection:
+        if is_of_old:  # its owner was the superuser
+            _make_role(connection, ADMIN, state.admin_password, "SUPERUSER")
+    with psycopg.connect(state.database("postgres", ADMIN), autocommit=True) as connection:
+        try:
+            _make_role(
+                connection, USER, state.password, "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+            )
+        except psycopg.Error as error:  # from PostgreSQL 16 on, of a folder of old
+            rule = f"one whose database role `{USER}` can be a user like any other ({error})"
+            remedy = "Dump both databases (pg_dump), start with another --folder, and restore them there."
+            raise BadInput("--folder", state.folder, rule, remedy) from None
         there = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
         for name in ("mlflow", "studies"):
             if name not in there:
-                connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+                connection.execute(f"CREATE DATABASE {name} OWNER {USER}")  # type: ignore[call-overload]
+
+
+def _make_role(connection: psycopg.Connection, name: str, password: Path, rights: str) -> None:
+    """A role with these rights, also where it is there already. The server gets the password's hash: it logs commands."""
+    there = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone()
+    verb = "CREATE" if there is None else "ALTER"
+    hashed = connection.pgconn.encrypt_password(password.read_bytes(), name.encode(), b"scram-sha-256").decode()
+    connection.execute(f"{verb} ROLE {name} LOGIN {rights} PASSWORD '{hashed}'")  # type: ignore[call-overload]
 
 
 def postgres_binaries() -> Path:
@@ -67,9 +92,9 @@ def _make_database(state: State, binaries: Path, user: Mapping[str, Any], data: 
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     if user:
-        for path in (new, state.password):
+        for path in (new, state.admin_password):
             os.chown(path, user["user"], user["group"])
-    command = [str(binaries / "initdb"), "-D", str(new), "-U", USER, f"--pwfile={state.password}"]
+    command = [str(binaries / "initdb"), "-D", str(new), "-U", ADMIN, f"--pwfile={state.admin_password}"]
     command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
     with state.log("postgres").open("ab") as log:
         made = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", timeout=120, **user)
@@ -78,11 +103,11 @@ def _make_database(state: State, binaries: Path, user: Mapping[str, Any], data: 
     new.rename(data)
 
 
-def _answers_sql(state: State) -> bool:
+def _answers_sql(address: str) -> bool:
     import psycopg
 
     try:
-        psycopg.connect(state.database("postgres"), connect_timeout=2).close()
+        psycopg.connect(address, connect_timeout=2).close()
     except psycopg.OperationalError:
         return False
     return True

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bft_ray.errors import BadInput
+from bft_ray.tracking.login import USER as LOGIN
 from cluster.local.processes import Process, boot_id, family, find
 from cluster.local.ray_start import LOOPBACK
 
 HOST = "127.0.0.1"
-USER = "bft"  # of the databases
+USER, ADMIN = "bft", "postgres"  # of the databases; MLflow and studies know the first, which rules nothing else
 
 
 @dataclass
@@ -49,6 +50,16 @@ class State:
         return self.folder / "postgres_password"
 
     @property
+    def admin_password(self) -> Path:
+        """File of the password of PostgreSQL's superuser, whom `up` alone needs."""
+        return self.folder / "postgres_admin_password"
+
+    @property
+    def mlflow_password(self) -> Path:
+        """File of the password of the tracking server."""
+        return self.folder / "mlflow_password"
+
+    @property
     def dashboard(self) -> str:
         """Address of Ray's dashboard and job server."""
         return f"http://{HOST}:{self.ports['dashboard']}"
@@ -58,9 +69,10 @@ class State:
         """Address of the tracking server and its page."""
         return f"http://{HOST}:{self.ports['mlflow']}"
 
-    def database(self, name: str) -> str:
+    def database(self, name: str, user: str = USER) -> str:
         """Address of a database, with the password."""
-        return f"postgresql://{USER}:{self.password.read_text()}@{HOST}:{self.ports['postgres']}/{name}"
+        password = self.admin_password if user == ADMIN else self.password
+        return f"postgresql://{user}:{password.read_text()}@{HOST}:{self.ports['postgres']}/{name}"
 
     def log(self, service: str) -> Path:
         """Where the output of a service goes."""
@@ -75,9 +87,18 @@ class State:
             "RAY_AUTH_TOKEN_PATH": str(self.token),
         }
 
+    def services(self) -> dict[str, str]:
+        """The environment of a job, by which it finds both servers; passwords are in it."""
+        return {
+            "MLFLOW_TRACKING_URI": self.mlflow,
+            "MLFLOW_TRACKING_USERNAME": LOGIN,
+            "MLFLOW_TRACKING_PASSWORD": self.mlflow_password.read_text(),
+            "STUDY_DATABASE": self.database("studies"),
+        }
+
     def exports(self) -> dict[str, str]:
-        """The environment of a user; the password is in it."""
-        return self.ray_client() | {"MLFLOW_TRACKING_URI": self.mlflow, "STUDY_DATABASE": self.database("studies")}
+        """The environment of a user."""
+        return self.ray_client() | self.services()
 
     def living(self) -> list[str]:
         """Services whose first process runs."""

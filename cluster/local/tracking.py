@@ -1,28 +1,24 @@
-"""An MLflow server on loopback, over PostgreSQL."""
+"""An MLflow server on loopback, over PostgreSQL, behind a login."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from cluster.local.service import get, start, wait
-from cluster.local.state import HOST, State
+from cluster.local.state import State, make_secret
 
 
 def start_mlflow(state: State) -> None:
     """The tracking server over the database `mlflow`, with its artifacts in the folder."""
-    port = state.ports["mlflow"]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--artifacts-destination", str(state.folder / "artifacts")]
-    command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}"]
-    env = {
-        "MLFLOW_BACKEND_STORE_URI": state.database("mlflow"),  # on the command line everybody could read it
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # background jobs of its own, which nothing here uses
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
+    make_secret(state.mlflow_password)
+    command = [sys.executable, "-P", str(Path(__file__).with_name("mlflow_start.py")), str(state.ports["mlflow"])]
+    command += [str(state.folder / "artifacts"), str(state.mlflow_password)]
+    env = {"MLFLOW_BACKEND_STORE_URI": state.database("mlflow")}  # on the command line everybody could read it
     start(state, "mlflow", command, env, cwd=state.folder)
 
 
 def wait_for_mlflow(state: State, end: float) -> None:
     """Return once it answers."""
-    wait(state, ["mlflow"], lambda: get(f"{state.mlflow}/health") is not None, end)
+    header = {"Authorization": f"Bearer {state.mlflow_password.read_text()}"}
+    wait(state, ["mlflow"], lambda: get(f"{state.mlflow}/health", header) is not None, end)
