@@ -68,7 +68,9 @@ def test_a_run_with_damaged_files_goes_on_or_says_why_not(ray_of_one, make_tree,
     again = Recorder()
     assert train(make_config(tree), again).after == first.after
     assert dict(again.events)["resume"]["step"] == 4
-    assert f"{folder / FILE}, Ray's list of checkpoints, is damaged (it names step-00000006, which is gone)" in caplog.text
+    assert (
+        f"{folder / FILE}, Ray's list of checkpoints, is damaged (it names step-00000006, which is gone)" in caplog.text
+    )
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
 
