@@ -369,6 +369,33 @@ def full_folder(folder: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_damaged_files_of_trials_that_go_on_are_told(tmp_path):
+    """By the driver, for a worker's log is far from the user; and the study comes to its end."""
+    executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
+    turns = 0
+    while not (files := [Path(leg.file) for leg in unfinished(executor) if Path(leg.file).is_file()]):
+        turns += 5
+        assert not executor.run(turns=5) and turns < 100
+    for file in files:
+        damage(file, "half")
+    assert executor.run()
+    assert [line for line in executor.conductor.told if line == f"{files[0]} is damaged: that run begins anew"]
+    assert not [record for record in executor.records(SEARCH) if record.state == "failed"]
+
+
+def unfinished(executor: Executor) -> list[Leg]:
+    """Of the baselines and the search."""
+    if not hasattr(executor, "conductor"):
+        return []
+    return [
+        Leg(executor.study.id, record.id, seed, {}, executor.study.folder_of(record))
+        for part in (BASELINES, SEARCH)
+        for record in executor.records(part)
+        if not record.is_finished
+        for seed in record.seeds
+    ]
+
+
 def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):
     study = make_study(tmp_path, confirmation=None, baselines=[])
     executor = Executor(study, url)

@@ -197,7 +197,7 @@ def _(here: Here) -> None:
 def _(here: Here) -> None:
     _, last = checkpoints(here.folder)
     host = RememberingHost.__new__(RememberingHost)
-    host.folder = str(here.folder)
+    host.folder, host._origins = str(here.folder), {}
     assert host.last_checkpoint() == last and len(host.train) == 4
     here.damage(last / "train.json")
     assert host.last_checkpoint() is None and host.train == [] and here.told(last / "train.json")
@@ -405,6 +405,8 @@ def _(here: Here) -> None:
         here.damage(path)
         assert local_copy(uri, cache) == copy
         assert (copy / "model.safetensors").read_bytes() == bytes(range(200))
+        if here.kind == "gone" and path.parent != copy:
+            continue  # a copy without checksums is one of an earlier version
         here.kind, kind = "named in any case", here.kind
         assert here.told(copy)
         here.kind = kind

@@ -18,7 +18,10 @@ from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import adapter_of, load_model, load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.train import storage
+from bft_ray.train.checkpoint import step_name, write_manifest
 from bft_ray.train.stretch import measure_weights
+from bft_ray.train.worker import RayHost
+from tests.damage import damage
 from tests.ranks import run_ranks
 
 
@@ -89,6 +92,25 @@ def test_copies_that_nobody_asks_for_are_deleted(store, tmp_path):
     local_copy(f"{store}/6", cache)
     assert [copy.is_dir() for copy in copies] == [False, False, True, True, True, True]
     assert local_copy(f"{store}/0", cache).is_dir()
+
+
+def test_the_last_whole_checkpoint_in_a_store(store, tmp_path, caplog):
+    """Without Ray's list of them, which may be gone; and a remedy names the store, not the copy of this machine."""
+    for step in (2, 4):
+        (tmp_path / f"{step}" / "engine").mkdir(parents=True)
+        (tmp_path / f"{step}" / "engine" / "shard.pt").write_bytes(bytes(range(64)))
+        write_manifest(tmp_path / f"{step}", 0, 1)
+        storage.put_folder(tmp_path / f"{step}", below(f"{store}/run/{step_name(step)}"))
+    host = RayHost.__new__(RayHost)
+    host.folder, host._origins = f"{store}/run", {}
+    last = host.last_checkpoint()
+    assert last is not None and host.origin(last) == f"{store}/run/step-00000004"
+    damage(Path(below(f"{store}/run/step-00000004/engine/shard.pt")), "half")
+    last = host.last_checkpoint()
+    assert last is not None and host.origin(last) == f"{store}/run/step-00000002" and last == host.best_checkpoint(2)
+    assert f"the checkpoint {store}/run/step-00000004 is passed over: engine/shard.pt has 32 of 64 bytes" in caplog.text
+    shutil.rmtree(below(f"{store}/run"))
+    assert host.last_checkpoint() is None and host.best_checkpoint(2) is None
 
 
 def test_an_adapter_names_its_base_for_every_machine(store, tiny_model, tmp_path):

@@ -52,27 +52,36 @@ def local_copy(uri: str, cache: Path | None = None) -> Path:
         FileNotFoundError: the store holds no such folder.
         OSError, ValueError: it does not answer, refuses, or the copy cannot be written.
     """
-    import pyarrow.fs
-
     filesystem, place = filesystem_at(uri)
     cache = cache or cache_folder("fetched")
     cache.mkdir(parents=True, exist_ok=True)
     copy = cache / _key(uri, filesystem, place)
-    with locked(cache):  # the others on this machine wait for the one that fetches
-        if not _is_whole(copy):
-            if copy.is_dir():
+    for _ in range(3):
+        with locked(cache):  # the others on this machine wait for the one that fetches
+            if not (copy.is_dir() and _sums_of(copy).is_file()):
+                _forget_old(cache)
+                _fetch(filesystem, place, copy)
+            os.utime(copy)
+        if _is_whole(copy):  # without the lock: all processes look at once
+            return copy
+        with locked(cache):
+            if not _is_whole(copy):  # nobody has fetched it again meanwhile
                 log.warning("%s, the copy of %s, is damaged: fetching it again", copy, uri)
                 shutil.rmtree(copy, ignore_errors=True)
-            _forget_old(cache)
-            with scratch("fetching", cache) as temporary:
-                pyarrow.fs.copy_files(place, str(temporary), source_filesystem=filesystem)
-                files = sorted(path for path in temporary.rglob("*") if path.is_file())
-                sums = {str(path.relative_to(temporary)): sha256_of(path) for path in files}
-                _sums_of(copy).write_text(json.dumps(sums))
-                with contextlib.suppress(OSError):  # where nothing can be locked, another process was quicker
-                    os.rename(temporary, copy)
-        os.utime(copy)
-    return copy
+    raise OSError(f"{cache} does not give back what is written to it")
+
+
+def _fetch(filesystem: Any, place: str, copy: Path) -> None:
+    import pyarrow.fs
+
+    shutil.rmtree(copy, ignore_errors=True)  # of an earlier version, without checksums
+    with scratch("fetching", copy.parent) as temporary:
+        pyarrow.fs.copy_files(place, str(temporary), source_filesystem=filesystem)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        sums = {str(path.relative_to(temporary)): sha256_of(path) for path in files}
+        _sums_of(copy).write_text(json.dumps(sums))
+        with contextlib.suppress(OSError):  # where nothing can be locked, another process was quicker
+            os.rename(temporary, copy)
 
 
 def _sums_of(copy: Path) -> Path:

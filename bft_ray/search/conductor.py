@@ -71,6 +71,7 @@ class Conductor:
         self._dropped: set[str] = set()  # trials of the search whose weights are deleted
         self._settle()
         self._judge()
+        self.told += self._damaged()
 
     # ---- what there is ----------------------------------------------------------------------------------------------
 
@@ -384,6 +385,12 @@ class Conductor:
             if record.id not in self._dropped:
                 storage.remove_folder(self._leg_of(record, record.seeds[0]).weights)
                 self._dropped.add(record.id)
+
+    def _damaged(self) -> list[str]:
+        """Files of trials that go on which are damaged: the workers that find them do not talk to the user."""
+        unfinished = [record for record in self._open() if not record.merged_with]
+        files = [self._leg_of(record, seed).file for record in unfinished for seed in record.seeds]
+        return [f"{file} is damaged: that run begins anew" for file in files if is_damaged(file)]
 
     def _leg_of(self, record: TrialRecord, seed: int) -> Leg:
         return Leg(self.study.id, record.id, seed, {}, self.study.folder_of(record))

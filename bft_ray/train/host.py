@@ -27,7 +27,10 @@ class Host(Protocol):
         """Folder of the last complete checkpoint of this run, if it goes on."""
 
     def best_checkpoint(self, step: int) -> Path | None:
-        """Folder of the checkpoint with the best score, which is that of `step`."""
+        """Folder of the checkpoint with the best score, which is that of `step`; None where it is gone."""
+
+    def origin(self, checkpoint: Path) -> str:
+        """Where a checkpoint lies for the user, who may have to delete it: its folder, or the URI that it was fetched from."""
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
         """Take over a checkpoint that every rank wrote into its own `folder`; higher score is better or None."""
@@ -57,6 +60,9 @@ class LocalHost:
 
     def best_checkpoint(self, step: int) -> Path | None:
         return self.folder / step_name(step)
+
+    def origin(self, checkpoint: Path) -> str:
+        return str(checkpoint)
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
         target = self.folder / step_name(step)

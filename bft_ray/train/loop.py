@@ -157,7 +157,8 @@ def _resume(engine: Engine, host: Host) -> LoopState:
     folder = host.last_checkpoint()
     if folder is None:
         return LoopState()
-    verify_manifest(folder, engine.rank, engine.world_size)
+    remedy = f"Delete {host.origin(folder)}: the run then goes on from an earlier checkpoint, or from its start."
+    verify_manifest(folder, engine.rank, engine.world_size, remedy)
     return LoopState(**engine.load(folder)["loop"])
 
 

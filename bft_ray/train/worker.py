@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from bft_ray.config import Config, make_config
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.data.scratch import scratch
-from bft_ray.errors import NonFinite
+from bft_ray.errors import BadInput, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.model.packing import Rows
@@ -51,18 +48,31 @@ class RayHost:
     def __init__(self, folder: str, tracker: Tracker | None, board: Any):
         self.device = ray.train.torch.get_device()
         self.folder, self._tracker, self._board = folder, tracker, board
+        self._origins: dict[Path, str] = {}  # copy of a checkpoint -> its URI
 
     def last_checkpoint(self) -> Path | None:
         # The folders tell. Ray's own list of them is not there after every kind of end.
-        if is_remote(self.folder):
-            return _last_in_store(self.folder)
-        if ray.train.get_context().get_world_rank() == 0:
-            remove_cut_off(Path(self.folder))
-        return last_complete(Path(self.folder))
+        if not is_remote(self.folder):
+            if ray.train.get_context().get_world_rank() == 0:
+                remove_cut_off(Path(self.folder))
+            return last_complete(Path(self.folder))
+        for name in sorted(folders_in(self.folder, "step-"), reverse=True):
+            uri = join(self.folder, name)
+            copy = fetch_folder(uri)
+            if not (why := why_incomplete(copy)):
+                self._origins[copy] = uri
+                return copy
+            log.warning("the checkpoint %s is passed over: %s", uri, why)
+        return None
 
     def best_checkpoint(self, step: int) -> Path | None:
-        place = join(self.folder, step_name(step))
-        return _fetched(place) if is_remote(place) else Path(place)
+        try:
+            return fetch_folder(join(self.folder, step_name(step)))
+        except FileNotFoundError:
+            return None
+
+    def origin(self, checkpoint: Path) -> str:
+        return self._origins.get(checkpoint, str(checkpoint))
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
         if ray.train.get_context().get_world_rank() == 0:
@@ -205,10 +215,9 @@ def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state:
     step = state.step
     if config.checkpoint.export == "best" and state.best_step is not None and state.best_step != state.step:
         folder = host.best_checkpoint(state.best_step)
-        assert folder is not None
-        anew = (
-            f"The weights of the best step are lost. Delete all of {join(host.folder, 'step-*')}: the run begins anew."
-        )
+        anew = f"The best weights are lost. Delete all of {join(host.folder, 'step-*')}: the run then begins anew."
+        if folder is None:
+            raise BadInput("checkpoint", step_name(state.best_step), f"in {host.folder}, and is gone", anew)
         verify_manifest(folder, engine.rank, engine.world_size, anew)
         engine.load(folder)
         step = state.best_step
@@ -220,22 +229,3 @@ def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state:
             put_folder(folder, target)
     dist.barrier()
     return step
-
-
-def _last_in_store(folder: str) -> Path | None:
-    """A copy of the last checkpoint in an object store that was written to its end."""
-    for name in sorted(folders_in(folder, "step-"), reverse=True):
-        copy = _fetched(join(folder, name))
-        if not (why := why_incomplete(copy)):
-            return copy
-        log.warning("the checkpoint %s is passed over: %s", join(folder, name), why)
-        shutil.rmtree(copy)
-    return None
-
-
-def _fetched(uri: str) -> Path:
-    """A copy of this process alone; empty where there is nothing."""
-    copy = Path(tempfile.mkdtemp(prefix="bft_ray_fetched_"))
-    with contextlib.suppress(FileNotFoundError):
-        fetch_folder(uri, copy)
-    return copy
