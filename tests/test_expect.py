@@ -9,6 +9,7 @@ import pytest
 from bft_ray.config import load_config, make_config
 from bft_ray.config.cost import cost_of
 from bft_ray.errors import BadInput
+from bft_ray.search import expect
 from bft_ray.search.expect import takes, untold
 from bft_ray.search.measure import Measured, measure
 from bft_ray.search.ready import Facts, _require_items
@@ -57,7 +58,7 @@ def test_a_split_of_one_item_is_refused_at_the_start():
     )
 
 
-def test_time_disk_and_memory():
+def test_time_disk_and_memory(monkeypatch):
     own, cost, facts = a_study()
     steps = cost.steps
     assert steps is not None and len(cost.rungs) == 2
@@ -83,6 +84,11 @@ def test_time_disk_and_memory():
         "in 14 s"
     )
     assert "GPU" in takes(own, facts.first, cost, Measured(**vars(MEASURED) | {"gpu_bytes": 10**9}), None)[2]
+    for free, said in ((models * 39_000_000, False), (10_000_000, True)):
+        monkeypatch.setattr(expect, "free_bytes", lambda path, free=free: free)
+        line = takes(own, facts.first, cost, MEASURED, 2)[1]
+        assert f"models of 20 MB; {free // 10**6} MB are free on the disk of cluster.storage_path" in line
+        assert ("too little, if all of it is needed" in line) == said
     (line,) = takes(own, facts.first, cost, "it took more than 120 s", 2)
     assert line == "time, disk and memory are not measured: it took more than 120 s"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,6 +90,20 @@ def test_the_failure_that_explains_the_others():
     full = WorkerHealthCheckFailedError("", type("OutOfMemoryError", (Exception,), {})("Task was killed"))
     assert "the memory of its node was full" in str(root_of({0: full})) and "lora.rank=16" in str(root_of({0: full}))
     assert isinstance(root_of({0: echo}), WorkerFailed)
+
+
+def test_tune_is_asked_how_a_process_ended(tmp_path):
+    """It hands the words of Ray on in a file alone."""
+    from bft_ray.search.tuning import _Bridge, _Rungs
+
+    bridge = _Bridge(None, [])
+    said = tmp_path / "error.txt"
+    said.write_text("Failure # 1\nTask was killed due to the node running low on memory.\n")
+    for name, file in (("full", str(said)), ("gone", None), ("away", str(tmp_path / "none"))):
+        _Rungs(bridge).on_trial_error(None, SimpleNamespace(trial_id=name, error_file=file))
+    assert bridge.why["full"].startswith("OutOfMemoryError: Ray ended the worker") and "lora.rank" in bridge.why["full"]
+    for name in ("gone", "away"):
+        assert "perhaps because memory was full" in bridge.why[name] and "lora.rank" in bridge.why[name]
 
 
 def test_how_a_process_ended():

@@ -35,16 +35,17 @@ def full_disk(error: BaseException, places: Mapping[str, str | Path] | None = No
     if isinstance(error, DiskFull):
         return error
     chain = list(_chain(error))
-    is_certain = any(_is_certain(one) for one in chain)
-    if not is_certain and not any(_MAY_BE.search(str(one)) for one in chain):
+    says_so = [one for one in chain if _is_certain(one)]
+    telling = says_so or [one for one in chain if _MAY_BE.search(str(one))]
+    if not telling:
         return None
     named = [one.filename for one in chain if isinstance(one, OSError) and isinstance(one.filename, str)]
     known = {"": named[0]} if named else {}
     asked = known | {name: str(place) for name, place in (places or {}).items() if "://" not in str(place)}
     full = next((name for name, place in asked.items() if is_full(place)), None)
-    if full is None and not is_certain:
+    if full is None and not says_so:
         return None
-    return DiskFull(_text(_line(error), full, asked))
+    return DiskFull(_text(_line(telling[-1]), full, asked))  # the deepest: those above it may guess at the reason
 
 
 def full_place(places: Mapping[str, str | Path]) -> DiskFull | None:
@@ -77,7 +78,7 @@ def _folder(place: str | Path) -> Path:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that led to it."""
+    """An error, and then those that led to it."""
     seen: set[int] = set()
     ahead: list[BaseException | None] = [error]
     while ahead:

@@ -262,7 +262,7 @@ class Conductor:
         breaks = store.record(number).extra.get("breaks", 0) + 1
         store.keep(number, breaks=breaks)
         if breaks > self._max_failures:
-            why = f"it broke {breaks} times, and cluster.max_failures is {self._max_failures}: {reason}"
+            why = f"it broke {breaks} time{'s' * (breaks > 1)}, and cluster.max_failures is {self._max_failures}: {reason}"
             self._fail(store, number, why, 0)
         else:
             store.release(number, reason)

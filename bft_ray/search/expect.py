@@ -7,10 +7,12 @@ import os
 from bft_ray.config import ClusterConfig, Config
 from bft_ray.config.cost import Cost
 from bft_ray.config.space import Asha, SearchSpace
+from bft_ray.data.disk import free_bytes
 from bft_ray.search.leaderboard import span
 from bft_ray.search.measure import Measured
 from bft_ray.search.ready import Facts
 from bft_ray.stats.power import smallest_share
+from bft_ray.train import storage
 
 _FEW = 100  # items of a split, below which what they can show is said
 
@@ -73,7 +75,7 @@ def takes(space: SearchSpace, first: Config, cost: Cost, measured: Measured | st
     states = f", {num_states} of {_size(measured.state_bytes)} of trials that wait at a rung" if num_states else ""
     lines = [
         _time(cost, measured, num_slots),
-        f"disk    at most {_size(size)}: {num_weights} models of {_size(measured.weights_bytes)}{states}",
+        f"disk    at most {_size(size)}: {num_weights} models of {_size(measured.weights_bytes)}{states}{_free(first, size)}",
         f"memory  {_size(measured.memory_bytes)} a trial at its peak"
         + (f", and {_size(measured.gpu_bytes)} of its GPU" if measured.gpu_bytes else ""),
     ]
@@ -126,6 +128,15 @@ def _kept(space: SearchSpace, first: Config, cost: Cost) -> tuple[int, int]:
         num_weights += space.confirmation.top_k + len(space.baselines) + first.tracking.log_model
     waits = bool(cost.rungs) and (len(space.seeds) > 1 or space.deterministic or not first.is_one_process)
     return num_weights, cost.search_runs if waits else 0
+
+
+def _free(first: Config, size: float) -> str:
+    """Of the disk that the results go to; nothing for an object store."""
+    path = first.cluster.storage_path
+    if storage.is_remote(path) or (free := free_bytes(storage.absolute(path))) >= 2 * size:
+        return ""
+    short = ": too little, if all of it is needed; the study would stop and go on with more room" if free < size else ""
+    return f"; {_size(free)} are free on the disk of cluster.storage_path{short}"
 
 
 def _size(count: float) -> str:

@@ -6,11 +6,13 @@ database. Tune takes a worker down when no leg is there for it, hence the conduc
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 #: read by Tune when it is imported, or when it begins
@@ -241,8 +243,15 @@ class _Rungs(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Called before the searcher is told, to which Tune hands no error."""
-        what = how_it_died(str(trial.get_error() or ""))
+        what = how_it_died(_said(trial))
         self._bridge.why[trial.trial_id] = f"{what}. {advice_on(what) or advice_on('MemoryError')}"
+
+
+def _said(trial: Trial) -> str:
+    """What Ray said of the end of a trial, which Tune hands on in a file alone; "" where there is none."""
+    with contextlib.suppress(OSError, TypeError):
+        return Path(trial.error_file).read_text()
+    return ""
 
 
 class _Events(tune.Callback):

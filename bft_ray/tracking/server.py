@@ -107,8 +107,8 @@ def connect(uri: str) -> MlflowClient:
     # call for four minutes (callers here retry themselves) and print the run's URL with its password.
     settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES.default = 1
     settings.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.default = True
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # pages on each error, which it also raises
     path = sqlite_path(uri)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
