@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from bft_ray import __version__
 from bft_ray.data.cache import ensure_home
+from bft_ray.data.modes import kept_for
 from bft_ray.errors import BadConfig, BadInput, BftError
 
 #: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     ensure_home()
     try:
-        return options.run(options)
+        with kept_for("owner"):  # all that a command leaves, but where a config says otherwise
+            return options.run(options)
     except (BadInput, BadConfig) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

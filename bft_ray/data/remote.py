@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.data.cache import cache_folder
+from bft_ray.data.modes import settle
 
 _KEPT = 4  # copies that stay, those used last: a base model, and what is measured on it
 _IN_USE_S = 3600.0  # one that was asked for so lately stays too: a process may be about to read it
@@ -60,6 +61,7 @@ def local_copy(uri: str, cache: Path | None = None) -> Path:
             temporary = Path(tempfile.mkdtemp(prefix="fetching-", dir=cache))
             try:
                 pyarrow.fs.copy_files(place, str(temporary), source_filesystem=filesystem)
+                settle(temporary)
                 with contextlib.suppress(OSError):  # where nothing can be locked, another process was quicker
                     os.rename(temporary, copy)
             finally:

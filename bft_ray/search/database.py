@@ -16,6 +16,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import exc
 
+from bft_ray.data.modes import make_file
 from bft_ray.errors import BadInput, BftError
 from bft_ray.tracking.server import absolute_uri, first_line, redact, sqlite_path
 
@@ -185,6 +186,7 @@ def _require_file(path: Path, shown: str, make: bool) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        make_file(path)
     except OSError as error:
         raise BadInput(FIELD, shown, "in a folder that can be written", first_line(error)) from None
 

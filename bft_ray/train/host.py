@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from bft_ray.data.modes import settle
 from bft_ray.train.checkpoint import step_name, to_delete
 
 #: name of an event ("start", "step", "validation", "checkpoint", "resume", "profile", "end") and its values
@@ -60,6 +61,7 @@ class LocalHost:
         target = self.folder / step_name(step)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
+        settle(target)
         (target / "score.json").write_text(json.dumps(score))  # last: a folder without it is not complete
         saved = self._saved()
         for index in to_delete([score for _, score in saved], self._keep, higher=True):

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from bft_ray.data.cache import try_folder
+from bft_ray.data.modes import settle
 from bft_ray.data.remote import filesystem_at as _at
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
@@ -64,6 +65,7 @@ def write_text(path: str, text: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".", delete=False) as file:
             file.write(text)
+        settle(file.name)
         Path(file.name).replace(target)
         return
     filesystem, place = _at(path)
@@ -77,6 +79,7 @@ def put_folder(folder: Path, path: str) -> None:
         beside = Path(path + ".new")
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(folder, beside)
+        settle(beside)
         shutil.rmtree(path, ignore_errors=True)
         beside.rename(path)
         return

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from bft_ray.config import Config, make_config
 from bft_ray.data.dataset import prepare
+from bft_ray.data.modes import keep_for
 from bft_ray.errors import NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
@@ -126,6 +127,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             of all steps come back too.
     """
     config = make_config(payload["config"])
+    keep_for(config.cluster.file_mode)
     pin_threads(config)
     context = ray.train.get_context()
     is_tracked = context.get_world_rank() == 0 and "run_id" in payload
