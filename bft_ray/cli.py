@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TextIO
 from bft_ray import __version__
 from bft_ray.data.cache import ensure_home
 from bft_ray.data.disk import full_disk
+from bft_ray.data.modes import kept_for
 from bft_ray.data.scratch import remove_dead
 from bft_ray.errors import BadConfig, BadInput, BftError
 
@@ -60,7 +61,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     ensure_home()
     remove_dead()
     try:
-        return options.run(options)
+        with kept_for("owner"):  # all that a command leaves, but where a config says otherwise
+            return options.run(options)
     except (BadInput, BadConfig) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,20 +12,24 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bft_ray.config import ClusterConfig
+from bft_ray.data.modes import keep_for, kept_for
 from bft_ray.errors import BadInput, BftError, NoRoom
 
 log = logging.getLogger(__name__)
 
-_LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # bytes
+_SESSIONS = f"ray_{os.getuid()}"  # Ray's own folder `ray` is one that all users of a machine may write to
+_LONGEST_FOLDER = 107 - len(f"/{_SESSIONS}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # bytes
 _PROBE_S = 10.0  # longest wait for a TCP connection to a Ray address
 _WATCH_S = 2.0  # between two looks whether the head of the cluster answers
 _SILENT_S, _AGAIN_S = 4.0, 30.0  # after which it is told that it does not, and told again
@@ -86,16 +90,17 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
         return
     if address is not None:
         _probe(address, min(_PROBE_S, cluster.start_timeout_s))
-    options: dict[str, Any] = {} if address else {"include_dashboard": False} | session_option()
+    options: dict[str, Any] = {} if address else {"include_dashboard": False, "_temp_dir": _sessions()}
     in_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=address or "local",
-            logging_level=logging.ERROR,
-            log_to_driver=cluster.worker_logs,
-            **options,
-        )
+        with kept_for("owner"):  # its sockets and logs, whoever else may have the results
+            ray.init(
+                address=address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=cluster.worker_logs,
+                **options,
+            )
     except (Exception, SystemExit) as error:  # bare Exceptions, and an exit if no node answers
         raise _unreachable(address, _root_cause(error)) from error
     if in_main and on_sigterm is not None:
@@ -220,15 +225,39 @@ def _address(cluster: ClusterConfig) -> str | None:
 
 
 def _lock_local_ray() -> None:
-    """Give a Ray that this process is about to start a token of its own.
+    """Give a Ray that this process is about to start a token of its own, and keep it on loopback.
 
     A local Ray listens on every interface of the machine and runs what anyone sends it. Ray reads these
-    variables once, when it is imported: where it already is, or where the user has chosen a mode, they are
+    variables once, when it is imported: where it already is, or where the user has chosen a value, they are
     left alone.
     """
-    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+    if "ray" in sys.modules:
+        return
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on Linux it would replace 127.0.0.1 else
+    if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _sessions() -> str:
+    """The folder of this user's local Rays, which nobody else gets to."""
+    folder = Path(session_option().get("_temp_dir") or Path(_temporary()[1], _SESSIONS))
+    with kept_for("owner"):
+        folder.mkdir(parents=True, exist_ok=True)
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+        rule = f"a folder in which {folder} is not another user's"
+        raise BadInput(
+            "RAY_TMPDIR", str(folder.parent), rule, "Set RAY_TMPDIR to a folder of your own with a short path."
+        )
+    folder.chmod(0o700)
+    return str(folder)
+
+
+def _temporary() -> tuple[str, str]:
+    """The variable that names the folder of temporary files, and the folder."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    return name, os.environ.get(name, "/tmp")
 
 
 def session_option() -> dict[str, str]:
@@ -236,13 +265,12 @@ def session_option() -> dict[str, str]:
 
     Its sockets lie there, and a socket's path holds 107 bytes at most.
     """
-    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    usual = os.environ.get(name, "/tmp")
+    name, usual = _temporary()
     if len(os.fsencode(usual)) <= _LONGEST_FOLDER:
         return {}
     if os.access("/tmp", os.W_OK | os.X_OK):
-        log.info("%s is too long for Ray's sockets: its session goes to /tmp/ray", name)
-        return {"_temp_dir": "/tmp/ray"}
+        log.info("%s is too long for Ray's sockets: its session goes to /tmp/%s", name, _SESSIONS)
+        return {"_temp_dir": f"/tmp/{_SESSIONS}"}
     rule = f"a folder whose path has at most {_LONGEST_FOLDER} bytes: Ray keeps sockets there, whose paths have 107 at most"
     raise BadInput(name, usual, rule, "Set RAY_TMPDIR to a folder with a short path, such as /dev/shm.")
 
@@ -318,9 +346,10 @@ def _in_process(fn: Any, shards: list[Any], setup: Any, progress: Any) -> list[A
 class _Worker:
     """The actor: one state, one shard at a time."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int, file_mode: str):
         import torch
 
+        keep_for(file_mode)
         torch.set_num_threads(threads)
         self._state: Any = None
         self._is_set_up = False
@@ -439,7 +468,7 @@ def _actor(need: dict[str, float], group: Any, place: int, cluster: ClusterConfi
             resources={name: amount for name, amount in need.items() if name not in ("CPU", "GPU")},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place),
         )
-        .remote(max(1, int(cluster.cpus_per_worker)))
+        .remote(max(1, int(cluster.cpus_per_worker)), cluster.file_mode)
     )
 
 

@@ -65,7 +65,9 @@ def test_what_says_so_is_believed(error, tmp_path):
     assert isinstance(pickle.loads(pickle.dumps(found)), DiskFull)
     wrapped = BftError("a trial failed")
     wrapped.__cause__ = error
-    assert str(error).splitlines()[0].rstrip(".") in str(full_disk(wrapped)) and "a trial" not in str(full_disk(wrapped))
+    assert str(error).splitlines()[0].rstrip(".") in str(full_disk(wrapped)) and "a trial" not in str(
+        full_disk(wrapped)
+    )
     assert retry_of(explain(error, 0)) == "never" and isinstance(explain(error, 0), DiskFull)
 
 

@@ -249,12 +249,13 @@ def test_connect_leaves_a_ray_that_it_did_not_start(ray_of_two_cpus):
 
 
 def test_a_long_temporary_folder_is_not_ray_s(monkeypatch):
-    """A socket's path holds 107 bytes; what Ray puts behind the folder takes 68 of them at most."""
+    """A socket's path holds 107 bytes; what Ray puts behind the folder takes 70 of them for root, more for others."""
+    longest = 37 - len(str(os.getuid())) + 1
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", "/" + "x" * 38)
+    monkeypatch.setenv("TMPDIR", "/" + "x" * (longest - 1))
     assert session_option() == {}
-    monkeypatch.setenv("TMPDIR", "/" + "x" * 39)
-    assert session_option() == {"_temp_dir": "/tmp/ray"}
+    monkeypatch.setenv("TMPDIR", "/" + "x" * longest)
+    assert session_option() == {"_temp_dir": f"/tmp/ray_{os.getuid()}"}
     monkeypatch.setenv("RAY_TMPDIR", "/dev/shm")
     assert session_option() == {}
     monkeypatch.setenv("RAY_TMPDIR", "/" + "y" * 60)
@@ -262,6 +263,6 @@ def test_a_long_temporary_folder_is_not_ray_s(monkeypatch):
     with pytest.raises(BadInput) as caught:
         session_option()
     assert str(caught.value) == (
-        f"`RAY_TMPDIR` is {'/' + 'y' * 60!r}, but must be a folder whose path has at most 39 bytes: Ray keeps sockets "
+        f"`RAY_TMPDIR` is {'/' + 'y' * 60!r}, but must be a folder whose path has at most {longest} bytes: Ray keeps sockets "
         "there, whose paths have 107 at most. Set RAY_TMPDIR to a folder with a short path, such as /dev/shm."
     )

@@ -206,6 +206,10 @@ class ClusterConfig(Section):
     storage_path: str = Field(
         "bft_results", description="folder or URI (s3://, gs://) of results; shared by all nodes of a cluster"
     )
+    file_mode: Literal["owner", "group"] = Field(
+        "owner",
+        description="who may read and write what is left: its user alone (0700, 0600), or the group (0770, 0660)",
+    )
     worker_logs: bool = Field(False, description="show what workers print; it is in Ray's log folder in any case")
     max_failures: int = Field(3, ge=0, description="restarts from the last checkpoint before the run fails")
     start_timeout_s: float = Field(300.0, gt=0, description="longest wait for resources and for workers to start")

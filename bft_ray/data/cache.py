@@ -25,6 +25,8 @@ def cache_folder(*parts: str) -> Path:
             folder = place.joinpath(*parts)
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for own in (place, folder):  # also one of an earlier version
+                own.chmod(0o700)
             is_mine = place.stat().st_uid == os.getuid() or place.parent.name == ".cache"  # where all may write: mine
             if is_mine and os.access(folder, os.W_OK | os.X_OK):
                 return folder

@@ -33,6 +33,7 @@ import numpy as np
 from bft_ray.config import DataConfig, SourceConfig
 from bft_ray.data.cache import cache_folder
 from bft_ray.data.chat import uses_date
+from bft_ray.data.modes import settle
 from bft_ray.data.report import DataReport, SourceReport, describe_lengths
 from bft_ray.data.rows import BadRow, Row, read_rows, row_key
 from bft_ray.data.scratch import scratch
@@ -133,6 +134,7 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
         return found
     with scratch("data", cache) as temporary:
         _write(temporary, fingerprint, sources, tokenizer, config, field)
+        settle(temporary)  # the full text of the rows, as ids
         return _publish(temporary, final)
 
 

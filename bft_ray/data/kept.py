@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from bft_ray.data.modes import settle
 from bft_ray.data.remote import filesystem_at, is_remote
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def write_text(path: str | Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())  # else the name may come to the disk before the content
+        settle(name)
         Path(name).replace(target)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.data.cache import cache_folder, sha256_of
+from bft_ray.data.modes import settle
 from bft_ray.data.scratch import scratch
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def _fetch(filesystem: Any, place: str, copy: Path) -> None:
     shutil.rmtree(copy, ignore_errors=True)  # of an earlier version, without checksums
     with scratch("fetching", copy.parent) as temporary:
         pyarrow.fs.copy_files(place, str(temporary), source_filesystem=filesystem)
+        settle(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         sums = {str(path.relative_to(temporary)): sha256_of(path) for path in files}
         _sums_of(copy).write_text(json.dumps(sums))

@@ -19,6 +19,7 @@ from bft_ray.config.tasks import HarnessTask, Task
 from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import read_kept, write_kept, write_text
+from bft_ray.data.modes import kept_for
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.pool import answer_all
@@ -96,6 +97,13 @@ def evaluate_model(
             that cannot hold the workers.
         BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
+    with kept_for(config.cluster.file_mode):
+        return _evaluate_model(config, out, progress, names)
+
+
+def _evaluate_model(
+    config: Config, out: Path | None, progress: Callable[[int, int], None] | None, names: Sequence[str] | None
+) -> EvaluationResult:
     if out is not None:
         check_out(out)
     context = prepare_context(config)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.data.cache import cache_folder, sha256_of
+from bft_ray.data.modes import settle
 from bft_ray.data.remote import locked
 from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
@@ -77,6 +78,7 @@ def _make(file: Path, final: Path, field: str) -> None:
         _convert(file, temporary, field)
         checksums = {made.name: sha256_of(made) for made in sorted(temporary.iterdir())}
         (temporary / _CHECKSUMS).write_text(json.dumps(checksums))
+        settle(temporary)
         if final.exists():
             log.warning("The converted model in %s is damaged: converting %s again.", final, file.name)
             shutil.rmtree(final, ignore_errors=True)

@@ -21,6 +21,7 @@ from bft_ray.config.study import check_space
 from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import write_kept
+from bft_ray.data.modes import kept_for
 from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
@@ -150,6 +151,19 @@ def profile_data(
         BadInput: bad data or model, an earlier profile of other data, or one that `out` would overwrite, a server that
             does not answer.
     """
+    with kept_for(config.cluster.file_mode):
+        return _profile_data(config, out, against, source, track, progress, space)
+
+
+def _profile_data(
+    config: Config,
+    out: Path,
+    against: Path | None,
+    source: str,
+    track: bool,
+    progress: Callable[[int, int], None] | None,
+    space: Path | None,
+) -> Profile:
     check_out(out)
     if against and out.resolve() == against.resolve():
         rule = "another folder than that of `against`, whose files would be overwritten"

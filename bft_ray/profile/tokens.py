@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from bft_ray.config import Config, DataConfig, ModelConfig
 from bft_ray.data.dataset import TokenDataset
+from bft_ray.data.modes import settle
 from bft_ray.data.pack import collate
 from bft_ray.errors import BftError
 from bft_ray.evaluate.likelihood import cut_batches
@@ -99,6 +100,7 @@ def write(path: Path, tokens: TokenLogps) -> None:
     )
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
         pq.write_table(table, file.name)
+    settle(file.name)
     os.replace(file.name, path)
 
 

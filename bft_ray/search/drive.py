@@ -13,6 +13,7 @@ from bft_ray.config.cost import cost_of
 from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
 from bft_ray.data.kept import read_kept
+from bft_ray.data.modes import kept_for, settle
 from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError, DiskFull
@@ -74,6 +75,13 @@ def search(
         BftError: all trials failed, or there is nothing to hold a winner against; or MLflow did not take all of the
             answer, which the same call tries again.
     """
+    with kept_for(base.cluster.file_mode):
+        return _search(space, base, database_url, profile, measure, live)
+
+
+def _search(
+    space: SearchSpace, base: Config, database_url: str, profile: bool, measure: bool, live: Live | None
+) -> StudyResult:
     base = base.model_copy(update={"name": None})
     title = f"{space.name}, domain {space.domain or base.domain}"
     with (
@@ -221,6 +229,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             with contextlib.suppress(BftError):  # the database is away, or another driver has taken over
                 conductor.release(reason)
             children.close("KILLED", reason)
+            settle(study.folder)  # with what libraries have written
 
 
 def _looks(store: Store, conductor: Conductor, shown: Live, slots: Callable[[], int]) -> Callable[[], None]:

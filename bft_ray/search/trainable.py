@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from bft_ray.data.modes import keep_for
 from bft_ray.search.leg import Leg, Reached
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class TrialActor(tune.Trainable):
             from bft_ray.search.warm import Warm  # torch and all that: here, so that an actor is there at once
             from bft_ray.search.work import walk
 
+            keep_for(self._leg.tree.get("cluster", {}).get("file_mode", "owner"))
             self._warm = self._warm or Warm()
             self._walk = walk(self._leg, self._warm)
         reached = next(self._walk)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from bft_ray.data.kept import read_kept, write_kept
+from bft_ray.data.modes import settle
 from bft_ray.train.checkpoint import step_name, to_delete
 
 #: name of an event ("start", "step", "validation", "checkpoint", "resume", "profile", "end") and its values
@@ -68,6 +69,7 @@ class LocalHost:
         target = self.folder / step_name(step)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
+        settle(target)
         write_kept(target / SCORE_FILE, {"score": score})  # last: a folder without it is not complete
         saved = self._saved()
         for index in to_delete([score for _, score in saved], self._keep, higher=True):

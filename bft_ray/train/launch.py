@@ -13,6 +13,7 @@ from typing import Any
 
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
+from bft_ray.data.modes import kept_for, settle
 from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput
@@ -64,8 +65,16 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
         NonFinite: a loss or gradient was not finite.
         BftError: the workers failed more often than `cluster.max_failures`.
     """
-    display = display or Display()
     config = pin(config)
+    with kept_for(config.cluster.file_mode):
+        try:
+            return _train(config, display)
+        finally:  # with what Ray and libraries have written
+            settle(storage.join(config.cluster.storage_path, str(config.name)))
+
+
+def _train(config: Config, display: Display | None) -> TrainResult:
+    display = display or Display()
     check_metric(config)
     storage.check_writable(config.cluster.storage_path)
     folder = storage.join(config.cluster.storage_path, str(config.name))

@@ -12,6 +12,7 @@ from pathlib import Path
 from bft_ray.data.cache import cache_folder, try_folder
 from bft_ray.data.disk import full_disk
 from bft_ray.data.kept import PART, write_text
+from bft_ray.data.modes import settle
 from bft_ray.data.remote import filesystem_at as _at
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
@@ -84,6 +85,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(beside, ignore_errors=True)
     try:
         yield beside
+        settle(beside)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
     except Exception as error:

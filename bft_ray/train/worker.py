@@ -14,6 +14,7 @@ import torch.distributed as dist
 from bft_ray.config import Config, make_config
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import read_kept, write_kept
+from bft_ray.data.modes import keep_for
 from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
@@ -152,6 +153,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
             of all steps come back too.
     """
     config = make_config(payload["config"])
+    keep_for(config.cluster.file_mode)
     pin_threads(config)
     context = ray.train.get_context()
     is_tracked = context.get_world_rank() == 0 and "run_id" in payload

@@ -32,8 +32,9 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
             one of them raised on purpose.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
+    from bft_ray.train.meeting import torch_config
     from bft_ray.train.worker import StopAtFinal, train_worker
 
     delete_unfit(storage.join(storage_path, name))
@@ -63,7 +64,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
                 num_to_keep=config.checkpoint.keep, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
             ),
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=int(cluster.collective_timeout_s)),
+        torch_config=torch_config("nccl" if gpus else "gloo", int(cluster.collective_timeout_s)),
     )
     try:
         outcome = _interruptibly(trainer.fit).return_value
