@@ -30,7 +30,7 @@ def listening(pids: Iterable[int]) -> list[tuple[str, int, str]]:
     for pid in pids:
         try:
             process = psutil.Process(pid)
-            name = " ".join(process.cmdline())[:120]
+            name = " ".join(process.cmdline())[:300]
             sockets = process.net_connections("inet")
         except psutil.NoSuchProcess:
             continue

@@ -16,7 +16,7 @@ import yaml
 
 from bft_ray.data.modes import kept_for, settle
 from tests.conftest import ROOT
-from tests.ports import listening
+from tests.ports import answer_of, listening, rows_of
 
 LIMIT_S = 280
 #: with a log of Ray's own, and what is not of this product
@@ -46,7 +46,7 @@ class Run:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=env, stdout=out, stderr=out, umask=umask, start_new_session=True
             )
-        self.ports: dict[int, tuple[str, str]] = {}  # port -> address, answer
+        self.ports: dict[int, tuple[str, str, str]] = {}  # port -> address, process, answer
         self._end = time.monotonic() + LIMIT_S
         watcher = threading.Thread(target=self._watch, daemon=True)
         watcher.start()
@@ -63,7 +63,9 @@ class Run:
                 return
             for address, port, name in listening(pids):
                 if port not in self.ports:
-                    self.ports[port] = (address, name)
+                    answer = "" if "RayTrainWorker" in name else answer_of(port)  # a stranger would disturb the ranks
+                    if any(port == other for _, other, _ in listening(pids)):  # or it has just ended
+                        self.ports[port] = (address, name, answer)
             time.sleep(0.3)
 
 
@@ -97,7 +99,52 @@ def test_a_run_is_its_owner_s_or_the_group_s_and_listens_on_loopback(
     assert not wrong
     assert all(found[name] in ("d 700", "f 600") for name in of_the_user)
     assert len(run.ports) > 5
-    assert {address for address, _ in run.ports.values()} == {"127.0.0.1"}, run.ports
+    assert {address for address, *_ in run.ports.values()} == {"127.0.0.1"}, run.ports
+    rows = rows_of(ROOT / "cluster" / "README.md", "process of a plain run")
+    for address, name, answer in run.ports.values():
+        row = rows[kind_of(name)]
+        assert row[0] == address and (not answer or answer in row[1].split(" or ")), f"{name}: {answer}, {row}"
+    seen = {kind_of(name) for _, name, _ in run.ports.values()}
+    assert seen | {"monitor.py"} == set(rows), "a row that nobody stands for"  # its port may be another Ray's
+    agents = {answer for _, name, answer in run.ports.values() if "DashboardAgent" in name}
+    assert agents == set(rows["DashboardAgent"][1].split(" or "))
+
+
+def kind_of(process: str) -> str:
+    """The row of the table."""
+    named = (
+        "gcs_server",
+        "raylet/raylet",
+        "DashboardAgent",
+        "RuntimeEnvAgent",
+        "monitor.py",
+        "RayTrainWorker",
+        "bft_ray.cli",
+    )
+    return next((name.rpartition("/")[2] for name in named if name in process), "any other worker")
+
+
+@pytest.mark.slow
+def test_a_study_is_its_owner_s(make_tree, tiny_data, tmp_path):
+    """Trials in warm workers, their weights, the profile, and the database of the study."""
+    config(make_tree, tmp_path, cluster={"num_workers": 1})
+    space = {
+        "name": "small",
+        "domain": "test",
+        "config": "config.yaml",
+        "parameters": {"loss.window": {"kind": "categorical", "values": [2, 8]}},
+        "fixed": {"loss.method": "bft"},
+        "objective": {"metric": "validation/token_accuracy"},
+        "budget": {"trials": 2, "steps": 4},
+        "sampler": {"kind": "grid"},
+        "scheduler": {"kind": "none"},
+    }
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    Run(tmp_path, 0o000, "search", "space.yaml", "--database", f"sqlite:///{tmp_path}/studies.db", "--no-measure")
+    found = modes(tmp_path)
+    assert "studies.db" in found and any("/profile/" in name for name in found)
+    assert any(name.startswith("results/studies/test/") for name in found)
+    assert not {name: mode for name, mode in found.items() if mode not in ("d 700", "f 600")}
 
 
 def test_what_a_library_made_gets_the_same_rights_and_links_are_left(tmp_path):
