@@ -38,12 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where it is known what its failure means
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+            _leave(sys.stdout)
             return 128 + signal.SIGPIPE
         if not (full := full_disk(error)):
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is what goes to the full disk
+            _leave(sys.stdout)
         print(f"error: {full}", file=sys.stderr)
         return 1
+
+
+def _leave(stream: TextIO) -> None:
+    """Let what Python still flushes at its end go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _main(arguments: Sequence[str] | None) -> int:

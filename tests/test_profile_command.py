@@ -16,6 +16,7 @@ from bft_ray.cli import main
 from bft_ray.config.assign import config_of
 from bft_ray.config.grid import representatives
 from bft_ray.config.study import load_study
+from bft_ray.data import kept
 from bft_ray.profile.run import SHOWN_FILES
 from bft_ray.search import drive
 from bft_ray.search.study import Study
@@ -111,6 +112,8 @@ def test_the_profile_of_a_study_in_an_object_store(place, make_tree, tmp_path, m
     """It names the config that the study varies; its files go to the study's folder, and from there to MLflow."""
     monkeypatch.setattr(storage, "is_remote", is_store)
     monkeypatch.setattr(storage, "_at", at_store)
+    monkeypatch.setattr(kept, "is_remote", is_store)
+    monkeypatch.setattr(kept, "filesystem_at", at_store)
     tree = make_tree(profile=LOOKED)
     Path("mine.yaml").write_text(yaml.safe_dump(tree))
     parameters = {"optimizer.learning_rate": {"kind": "categorical", "values": [1e-4, 1e-3]}}

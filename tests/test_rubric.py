@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import stat
 import threading
@@ -49,13 +50,11 @@ class Endpoint:
                     endpoint.running += 1
                     endpoint.most = max(endpoint.most, endpoint.running)
                     count = endpoint.asked[criterion]
-                try:
-                    self.answer(behave(criterion, count))
-                except OSError:  # the other side has gone
-                    pass
-                finally:
-                    with endpoint.lock:
-                        endpoint.running -= 1
+                said = behave(criterion, count)
+                with endpoint.lock:
+                    endpoint.running -= 1  # before the answer, after which the next one may come at once
+                with contextlib.suppress(OSError):  # the other side has gone
+                    self.answer(said)
 
             do_GET = do_POST
 

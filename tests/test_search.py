@@ -33,6 +33,7 @@ def files(make_tree, tiny_data, tmp_path) -> dict[str, Any]:
     """A config of the tiny model, and data to confirm and to test on."""
     rows = [json.loads(line) for line in tiny_data.read_text().splitlines()]
     for name, part in (("confirmation", rows[12:28]), ("test", rows[28:44])):
+        part = [row | {"prompt": f"{row['prompt']} w{len(name)}"} for row in part]  # not those of the training
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
     tree = make_tree(deepspeed={"preset": "zero1"})
     tree["data"]["validation"] = [{"path": str(tiny_data), "limit": 12}]
@@ -269,7 +270,7 @@ def test_a_trial_of_several_workers(files, tmp_path):
         (["budget.trails=3"], "budget.trails"),
         (["loss.windw=3"], "loss.windw"),
         (["cluster.address=ray://127.0.0.1:10001"], "cluster.address"),
-        (["cluster.cpus_per_worker=4096"], "cluster.num_workers"),
+        (["cluster.cpus_per_worker=4096"], "cluster.cpus_per_worker"),
         (["tracking.uri=http://127.0.0.1:9"], "tracking.uri"),
         (["data.train.0.path=nowhere.jsonl"], "nowhere.jsonl"),
     ],

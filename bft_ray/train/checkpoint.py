@@ -14,6 +14,7 @@ from bft_ray.errors import BadInput
 
 log = logging.getLogger(__name__)
 
+_DAMAGED = " is damaged"
 _NEEDS = ("world_size", "files", "num_bytes")  # of a manifest
 
 
@@ -95,9 +96,11 @@ def last_complete(folder: Path) -> Path | None:
 
 
 def remove_cut_off(folder: Path) -> None:
-    """Delete the checkpoints below `folder` that were cut off by the end of their writer; none may write there."""
+    """Delete the checkpoints below `folder` that were cut off by the end of their writer; none may write there. What is
+    damaged stays, to be looked at.
+    """
     for path in folder.glob("step-*"):
-        if why := why_incomplete(path):
+        if (why := why_incomplete(path)) and not why.endswith(_DAMAGED):
             log.warning("the checkpoint %s is removed: %s", path, why)
             shutil.rmtree(path, ignore_errors=True)
 
@@ -107,7 +110,7 @@ def why_incomplete(folder: Path) -> str:
     manifests: list[dict[str, Any]] = []
     for path in sorted(folder.glob("manifest-*.json")):
         if (manifest := read_kept(path, _NEEDS)) is None:
-            return f"{path.name} is damaged"
+            return path.name + _DAMAGED
         manifests.append(manifest)
     if not manifests:
         return "it has no manifest"

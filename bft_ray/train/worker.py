@@ -25,7 +25,6 @@ from bft_ray.train import storage
 from bft_ray.train.checkpoint import (
     LoopState,
     last_complete,
-    remove_cut_off,
     step_name,
     verify_manifest,
     why_incomplete,
@@ -54,8 +53,6 @@ class RayHost:
     def last_checkpoint(self) -> Path | None:
         # The folders tell. Ray's own list of them is not there after every kind of end.
         if not is_remote(self.folder):
-            if ray.train.get_context().get_world_rank() == 0:
-                remove_cut_off(Path(self.folder))
             return last_complete(Path(self.folder))
         for name in sorted(folders_in(self.folder, "step-"), reverse=True):
             uri = join(self.folder, name)

@@ -37,6 +37,8 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     from bft_ray.train.meeting import torch_config
     from bft_ray.train.worker import StopAtFinal, train_worker
 
+    if not storage.is_remote(storage_path):
+        remove_cut_off(Path(storage_path, name))
     delete_unfit(storage.join(storage_path, name))
     cluster = config.cluster
     gpus = num_gpus_per_worker(cluster)
