@@ -149,7 +149,7 @@ def test_model_and_device_decide_precision_rates_and_budgets(tmp_path):
     init(data, tmp_path / "b" / "bft.yaml", GPU, model="some/model")
     init(data, tmp_path / "c" / "bft.yaml", Device(True, False, 16), model="some/model")
     (small, one), (large, two), (old, _) = (load_study(tmp_path / name / "search_space.yaml") for name in "abc")
-    assert (one.model.dtype, one.lora, one.data.micro_batch_tokens) == ("fp32", None, 2048)
+    assert (one.model.dtype, one.lora, one.data.micro_batch_tokens) == ("fp32", None, 1024)
     assert (two.model.dtype, two.lora.rank, two.data.micro_batch_tokens) == ("bf16", 16, 8192)
     assert old is not None and load_config(tmp_path / "c" / "bft.yaml").model.dtype == "fp32"
     assert small.parameters["optimizer.learning_rate"].finite() == [0.0003, 0.001, 0.003]

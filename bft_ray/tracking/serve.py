@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,7 +79,9 @@ def mlflow_app(store: str, artifacts: str, port: int, is_confined: bool) -> App:
     if is_confined:
         _confine(Path(artifacts))
     handlers.initialize_backend_stores(store, store, "mlflow-artifacts:/")
-    from mlflow.server.fastapi_app import app
+    with warnings.catch_warnings():  # of its libraries, about each other
+        warnings.simplefilter("ignore")
+        from mlflow.server.fastapi_app import app
 
     return app
 
