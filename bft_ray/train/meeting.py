@@ -4,13 +4,14 @@ every interface, and asks nobody who he is.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 from typing import Any
 
 import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
+
+from bft_ray.data.scratch import scratch
 
 
 def torch_config(backend: str, timeout_s: int) -> TorchConfig:
@@ -33,10 +34,11 @@ class _InAFile(TorchConfig):
 class _FileBackend(_TorchBackend):
     """As Ray's, but for the address of the meeting."""
 
-    _folder = ""
+    _place = contextlib.ExitStack()
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        self._folder = tempfile.mkdtemp(prefix="bft_ray_meeting_")  # a new one for each start: a file serves once
+        self._place = contextlib.ExitStack()
+        folder = self._place.enter_context(scratch("meeting"))  # a new one for each start: a file serves once
         worker_group.execute(_set_torch_distributed_env_vars)
         joined = [
             worker_group.execute_single_async(
@@ -45,7 +47,7 @@ class _FileBackend(_TorchBackend):
                 backend=backend_config.backend,
                 world_rank=rank,
                 world_size=len(worker_group),
-                init_method=f"file://{self._folder}/ranks",
+                init_method=f"file://{folder}/ranks",
                 timeout_s=backend_config.timeout_s,
             )
             for rank in range(len(worker_group))
@@ -56,4 +58,4 @@ class _FileBackend(_TorchBackend):
         try:
             super().on_shutdown(worker_group, backend_config)
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._place.close()
