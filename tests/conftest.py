@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+_MAY_SKIP = {"gpu", "privileged"}
+
+
 def pytest_collection_modifyitems(items):
     import torch
 
@@ -32,13 +35,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
-    """With BFT_RAY_NO_SKIPS set, a skipped test fails the run, unless it is marked `gpu`."""
+    """With BFT_RAY_NO_SKIPS set, a skipped test fails the run, but for what no installation brings: a GPU, or rights."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if not os.environ.get("BFT_RAY_NO_SKIPS") or reporter is None:
         return
-    skipped = [report for report in reporter.stats.get("skipped", []) if "gpu" not in report.keywords]
+    skipped = [report for report in reporter.stats.get("skipped", []) if not _MAY_SKIP & set(report.keywords)]
     if skipped:
-        reporter.write_line("skipped, and none but `gpu` tests may be:", red=True)
+        reporter.write_line(f"skipped, and none but {', '.join(sorted(_MAY_SKIP))} tests may be:", red=True)
         for report in skipped:
             reporter.write_line(f"  {report.nodeid}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

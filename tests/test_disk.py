@@ -118,6 +118,7 @@ def test_what_killed_processes_left_half_written_is_removed(tmp_path):
     storage.remove_parts(str(tmp_path / "nothing"))
 
 
+@pytest.mark.privileged
 def test_a_real_disk_that_is_full(small):
     """Each writer, on a file system of 4 MB."""
     import torch
@@ -139,6 +140,7 @@ def test_a_real_disk_that_is_full(small):
         storage.check_writable(str(small / "results"))
 
 
+@pytest.mark.privileged
 def test_a_database_on_a_full_disk(small):
     from bft_ray.search.database import Database
 
@@ -174,6 +176,7 @@ def stopped_and_gone_on_with(tree: dict, folder: str) -> list:
     return [*told, calm]
 
 
+@pytest.mark.privileged
 def test_a_leg_without_room_is_stopped_and_goes_on(make_tree, small):
     (told,) = run_ranks(stopped_and_gone_on_with, 1, make_tree(), str(small))
     *stages, calm = told

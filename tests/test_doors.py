@@ -127,6 +127,7 @@ def test_who_has_the_password_is_let_in(state):
     assert status("/api/2.0/mlflow/experiments/search?max_results=1", Host="evil.example") == 403
 
 
+@pytest.mark.privileged
 @only_root
 def test_nobody_gets_neither_token_nor_champion(folder, state, champion):
     """The attack by which a user without any right had Ray's token, and a job as root."""
