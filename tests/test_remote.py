@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from bft_ray.config import ModelConfig, make_config
+from bft_ray.data import remote
+from bft_ray.data.cache import sha256_of
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import adapter_of, load_model, load_tokenizer
@@ -79,6 +81,19 @@ def test_another_content_is_another_copy(store, tmp_path):
     assert storage.exists(uri) and not storage.exists(f"{store}/nothing") and storage.exists(str(tmp_path))
     with pytest.raises(FileNotFoundError):
         local_copy(f"{store}/nothing", cache)
+
+
+def test_a_copy_is_read_once_a_process_and_again_when_it_was_touched(store, tmp_path, monkeypatch):
+    folder, cache = Path(below(store)) / "m", tmp_path / "cache"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text("one")
+    read: list[Path] = []
+    monkeypatch.setattr(remote, "sha256_of", lambda path: (read.append(path), sha256_of(path))[1])
+    copy = local_copy(f"{store}/m", cache)
+    num_read = len(read)
+    assert local_copy(f"{store}/m", cache) == copy and len(read) == num_read
+    (copy / "a.txt").write_text("two")
+    assert (local_copy(f"{store}/m", cache) / "a.txt").read_text() == "one" and len(read) > num_read
 
 
 def test_copies_that_nobody_asks_for_are_deleted(store, tmp_path):

@@ -25,6 +25,7 @@ from bft_ray.data.scratch import scratch
 
 log = logging.getLogger(__name__)
 
+_whole: dict[Path, str] = {}  # copy -> its checksums, sizes and times when this process read it and found it whole
 _KEPT = 4  # copies that stay, those used last: a base model, and what is measured on it
 _IN_USE_S = 3600.0  # one that was asked for so lately stays too: a process may be about to read it
 
@@ -91,10 +92,15 @@ def _sums_of(copy: Path) -> Path:
 
 
 def _is_whole(copy: Path) -> bool:
+    """Its files are read once a process, and again where one of them was touched: a model is asked for many times."""
     try:
         sums = json.loads(_sums_of(copy).read_text())
-        return copy.is_dir() and all(sha256_of(copy / name) == checksum for name, checksum in sums.items())
-    except (OSError, ValueError, AttributeError):
+        files = [(name, (copy / name).stat()) for name in sums]
+        touched = json.dumps([sums, [(name, state.st_size, state.st_mtime_ns) for name, state in files]])
+        if _whole.get(copy) != touched and all(sha256_of(copy / name) == wanted for name, wanted in sums.items()):
+            _whole[copy] = touched
+        return copy.is_dir() and _whole.get(copy) == touched
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 

@@ -270,7 +270,7 @@ def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
     if LEARNING_RATE in study.space.parameters:  # the proposed rates lie around the study's, not the first trial's
         config = with_overrides(first, {LEARNING_RATE: study.base.optimizer.learning_rate}, "the profile")
     with scratch("profile") as temporary:
-        out = temporary / "profile"  # that anybody may read, as its copy
+        out = temporary / "profile"  # which `profile_data` makes
         for finding in profile_data(config, out, source=study.space.config, track=False).findings:
             line(f"  {finding}")
         storage.put_folder(out, place)
