@@ -322,3 +322,28 @@ def test_the_key_knows_neither_unicode_form_nor_white_space(text, form):
 @given(st.text())
 def test_bare_names_are_stable(name):
     assert bare(bare(name)) == bare(name)
+
+
+def test_a_row_is_the_same_in_whichever_form_it_stands():
+    turns = [{"role": "user", "content": "Which gene?"}, {"role": "assistant", "content": "TP53."}]
+    as_pair = Row("a", "f:1", prompt="which  gene?", completion="TP53.")
+    in_turns = Row("b", "f:2", messages=[turns[0], {**turns[1], "weight": 1}])
+    in_parts = Row("c", "f:3", prompt=turns[:1], completion=turns[1:])
+    assert row_key(as_pair) == row_key(in_turns) == row_key(in_parts)
+    assert row_key(as_pair) != row_key(Row("d", "f:4", prompt="which gene?", completion="BRCA1."))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("topic", "word " * 30), ("meta", {"source": "x", "abstract": "word " * 50}), ("note", "\u809d" * 20)],
+)
+def test_content_is_content_under_any_name(name, value):
+    assert looks_like_content(name, value)
+    assert not looks_like_content("topic", "cell biology of the liver and other organs")
+
+
+def test_a_table_without_names_of_its_columns(tmp_path):
+    (tmp_path / "rows.csv").write_text("What ails Jane Roe?,Angina\nWhat ails John Roe?,Gout\n")
+    with pytest.raises(BadInput, match="under a first line that looks like data") as caught:
+        list(read_rows(SourceConfig(path=str(tmp_path / "rows.csv"))))
+    assert "Roe" not in str(caught.value)

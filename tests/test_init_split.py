@@ -136,3 +136,12 @@ def test_what_so_few_items_can_show():
     found = [smallest_share(n) for n in (6, 20, 30, 100, 1000)]
     assert found == pytest.approx([0.963, 0.366, 0.251, 0.128, 0.040], abs=1e-3)
     assert [grace_steps(n) for n in (1, 2, 9, 45, 263)] == [None, 1, 1, 5, 30]
+
+
+def test_a_group_is_the_same_however_it_is_spelled():
+    names = [f"P{number}" for number in range(30)]
+    groups = [spelled for name in names for spelled in (name, f"{name} ", name.lower())]
+    keys = [str(place) for place in range(len(groups))]
+    held = assign(keys, groups)
+    assert all(len(set(held[place : place + 3])) == 1 for place in range(0, len(held), 3))
+    assert num_units(keys, groups) == 30

@@ -16,6 +16,7 @@ from bft_ray.config import ScheduleConfig, make_config
 from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.errors import BadInput
 from bft_ray.train.checkpoint import LoopState, improves, last_complete, to_delete, verify_manifest, write_manifest
+from bft_ray.train.host import SCORE_FILE, drop_superseded, saved_in
 from bft_ray.train.profiling import PHASES
 from bft_ray.train.schedule import learning_rate
 from bft_ray.train.settings import deepspeed_settings
@@ -291,3 +292,15 @@ def _on_gpu(tree: dict, runs: list[tuple[str, int | None]]) -> list[dict]:
     engine.join_alone()
     torch.use_deterministic_algorithms(True, warn_only=True)
     return alone_in_turn(tree, runs, "cuda:0")
+
+
+def test_checkpoints_that_are_no_longer_the_best_go(tmp_path):
+    """As after a worker's death, when Ray Train knows those of before no more."""
+    for step, score in ((10, -0.5), (20, -0.9), (30, -0.7), (40, None)):
+        folder = tmp_path / f"step-{step:08d}"
+        folder.mkdir()
+        write_kept(folder / SCORE_FILE, {"score": score})
+    (tmp_path / "step-00000050").mkdir()  # being written: it has no score yet
+    drop_superseded(tmp_path, keep=2)
+    assert [path.name[-2:] for path, _ in saved_in(tmp_path)] == ["10", "30", "40"]
+    assert (tmp_path / "step-00000050").is_dir()

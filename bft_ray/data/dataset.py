@@ -49,7 +49,7 @@ from bft_ray.data.tokenise import (
 )
 from bft_ray.errors import BadInput
 
-VERSION = 2  # raise it when the same input would give other tokens or files
+VERSION = 3  # raise it when the same input would give other tokens or files
 ROWS_A_CALL = 256  # rows tokenised by one call: enough to be fast, few enough to hold
 SAMPLE = np.dtype([("length", "<i4"), ("num_supervised", "<i4"), ("num_bytes", "<i8"), ("source", "<i4")])
 IGNORED = -100  # label of a position without loss

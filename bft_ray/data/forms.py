@@ -74,6 +74,7 @@ class _Plan:
 
 
 _NUM_WORDS, _NUM_CHARACTERS = 6, 60  # of a text: more is content
+_NUM_WORDS_OF_METADATA = 20  # of one whose column has a name of metadata
 
 
 def recognise(
@@ -180,10 +181,14 @@ def looks_like_content(name: str, value: Any) -> bool:
             return False
         if bare(name) in CONTENT:
             return True
-        is_long = len(words) > _NUM_WORDS or (len(value) > _NUM_CHARACTERS and "://" not in value)
-        return is_long and bare(name) not in METADATA
+        num_words = len(words) + sum("\u3040" <= letter <= "\u9fff" for letter in value) // 2  # East Asian: no blanks
+        if bare(name) in METADATA:
+            return num_words > _NUM_WORDS_OF_METADATA
+        return num_words > _NUM_WORDS or (len(value) > _NUM_CHARACTERS and "://" not in value)
     if isinstance(value, Mapping):
-        return bool(value) and bare(name) not in METADATA
+        if bare(name) in METADATA:
+            return any(isinstance(each, str) and len(each.split()) > _NUM_WORDS_OF_METADATA for each in value.values())
+        return bool(value)
     if isinstance(value, list | tuple):
         nested = any(isinstance(each, list | tuple | Mapping) or looks_like_content("", each) for each in value)
         return bool(value) and ((nested and bare(name) not in METADATA) or bare(name) in CONTENT)
@@ -244,7 +249,11 @@ def _marks(use: Use, record: Mapping[str, Any], names: tuple[str, ...], where: s
         if column is None and chosen is not None and names_in(chosen):
             marks[name] = str(fill(chosen, record, names, bare, where))
         elif column is not None and not is_missing(record[column]) and str(record[column]).strip():
-            marks[name] = str(record[column])
+            value = record[column]
+            is_whole = isinstance(value, float) and value.is_integer()  # a table's reader makes 1.0 of 1
+            marks[name] = str(int(value) if name == "group" and is_whole else value)
+            if name == "group":
+                marks[name] = " ".join(marks[name].split())
         elif name == "group" and chosen is not None:
             raise BadInput(f"{where} {chosen}", "missing", "given in every row", _near(chosen, names) or _FILL)
     return marks
@@ -300,6 +309,9 @@ def _find(record: Mapping[str, Any], where: str, name: str, more: Sequence[Mappi
     fitting = [form for form in FORMS if name in ("auto", form.name) and _fits(form, rows, name != "auto")]
     if not fitting:
         rule = f"a row of the form {name}" if name != "auto" else "a row of a known form"
+        if any(looks_like_content("", str(column)) or str(column).strip()[-1:] in ("?", ".") for column in record):
+            remedy = "Put a line with the names of the columns, such as question,answer, before it."
+            raise BadInput(where, "under a first line that looks like data", "a row under the names of columns", remedy)
         raise BadInput(where, f"a row of {', '.join(map(str, record)) or 'nothing'}", rule, _how(name, field))
     if fitting[0].name == "medmcqa" and fitting[1:2] and fitting[1].name == "medmcqa_from_1":
         remedy = f"Set {field}.form: medmcqa (the hub's copy, from 0) or medmcqa_from_1 (the authors' files)."
@@ -344,5 +356,5 @@ def _remedy(use: Use, name: str) -> str:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
+    near = difflib.get_close_matches(name, [each for each in known if each != name], 1)
     return f"Did you mean `{near[0]}`?" if near else ""

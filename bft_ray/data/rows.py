@@ -152,10 +152,13 @@ def question_key(row: Row | ChoiceRow) -> str:
 
 
 def row_key(row: Row | ChoiceRow) -> str:
-    """The same of all that a row holds, answers too; options may stand in any order."""
+    """The same of all that a row holds, answers too, in whichever form it stands; options may stand in any order."""
     if isinstance(row, ChoiceRow):
         return text_key([row.context, row.question, sorted(map(text_key, row.choices))])
-    return text_key([row.prompt, row.completion, row.messages, row.text])
+    if row.text is not None:
+        return text_key(row.text)
+    turns = row.messages or [*_turns(row.prompt, "user"), *_turns(row.completion, "assistant")]
+    return text_key([{name: value for name, value in turn.items() if name != "weight" and value} for turn in turns])
 
 
 def text_key(asked: Any) -> str:
@@ -170,6 +173,10 @@ def _normal(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _normal(each) for name, each in value.items()}
     return [_normal(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _turns(said: str | list[dict] | None, role: str) -> list[dict]:
+    return [{"role": role, "content": said}] if isinstance(said, str) else said or []
 
 
 def _asked(turns: list[dict]) -> list[dict]:

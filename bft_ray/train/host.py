@@ -43,6 +43,21 @@ class Host(Protocol):
         """Metrics and events, for people and for tracking; called on rank 0 alone."""
 
 
+def saved_in(folder: Path) -> list[tuple[Path, float | None]]:
+    """The checkpoints below a folder, oldest first, with their scores."""
+    found = [(path, read_kept(path / SCORE_FILE, ["score"])) for path in sorted(folder.glob("step-*"))]
+    return [(path, kept["score"]) for path, kept in found if kept is not None]
+
+
+def drop_superseded(folder: Path, keep: int) -> None:
+    """Delete the checkpoints that are neither the last nor among the `keep` best. After a worker's death Ray Train knows
+    those of before no more.
+    """
+    saved = saved_in(folder)
+    for index in to_delete([score for _, score in saved], keep, higher=True):
+        shutil.rmtree(saved[index][0], ignore_errors=True)
+
+
 class LocalHost:
     """One process and a folder: the loop without Ray and without a network."""
 
@@ -51,12 +66,8 @@ class LocalHost:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _saved(self) -> list[tuple[Path, float | None]]:
-        found = [(path, read_kept(path / SCORE_FILE, ["score"])) for path in sorted(self.folder.glob("step-*"))]
-        return [(path, kept["score"]) for path, kept in found if kept is not None]
-
     def last_checkpoint(self) -> Path | None:
-        saved = self._saved()
+        saved = saved_in(self.folder)
         return saved[-1][0] if saved else None
 
     def best_checkpoint(self, step: int) -> Path | None:
@@ -71,9 +82,7 @@ class LocalHost:
         shutil.copytree(folder, target)
         settle(target)
         write_kept(target / SCORE_FILE, {"score": score})  # last: a folder without it is not complete
-        saved = self._saved()
-        for index in to_delete([score for _, score in saved], self._keep, higher=True):
-            shutil.rmtree(saved[index][0])
+        drop_superseded(self.folder, self._keep)
 
     def publish(self, folder: Path, text: str) -> None:
         shutil.copytree(folder, self.folder / "profile", dirs_exist_ok=True)

@@ -16,6 +16,7 @@ from bft_ray.spread import num_gpus_per_worker
 from bft_ray.train import storage
 from bft_ray.train.checkpoint import remove_cut_off
 from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
+from bft_ray.train.host import drop_superseded
 from bft_ray.train.snapshot import SCORE, delete_unfit
 
 
@@ -77,6 +78,8 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         raise _cause(error, storage.places(storage_path, config.data.cache_dir)) from error
     if "error" in outcome:
         raise outcome["error"]
+    if not storage.is_remote(storage_path):
+        drop_superseded(Path(storage_path, name), config.checkpoint.keep)
     return outcome
 
 

@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bft_ray.data.rows import text_key
 from bft_ray.errors import BadInput
 
 TRAIN, VALIDATION, CONFIRMATION, TEST = "train", "validation", "confirmation", "test"
@@ -78,7 +79,7 @@ def num_units(keys: Sequence[str], groups: Sequence[str | None]) -> int:
 
 
 def _units(keys: Sequence[str], groups: Sequence[str | None]) -> list[_Unit]:
-    """In the order of their hashes."""
+    """In the order of their hashes. Groups that are spelled alike but for case and white space are one."""
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
     def root(node: tuple[str, str]) -> tuple[str, str]:
@@ -91,7 +92,7 @@ def _units(keys: Sequence[str], groups: Sequence[str | None]) -> list[_Unit]:
     for key, group in zip(keys, groups, strict=True):
         own = root(("key", key))
         if group is not None:
-            parent[root(("group", group))] = own
+            parent[root(("group", text_key(group)))] = own
     members: dict[tuple[str, str], list[int]] = {}
     for place, key in enumerate(keys):
         members.setdefault(root(("key", key)), []).append(place)

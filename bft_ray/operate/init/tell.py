@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bft_ray.data.rows import text_key
 from bft_ray.operate.init.look import Found, Look
 from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, VALIDATION, num_units
 from bft_ray.stats.power import DISCORDANT, smallest_share
@@ -19,7 +20,7 @@ def told(look: Look) -> list[str]:
     )
     lines = [f"{'read':<13}{len(look.rows):,} rows, form {look.form}", f"{'used':<13}{used}"]
     lines.append(f"{'not used':<13}{', '.join(look.unused) or 'no column'}")
-    if groups := {row.group for row in look.rows} - {None}:
+    if groups := {text_key(row.group) for row in look.rows if row.group is not None}:
         of = json.dumps(look.used.get("group", "group"))
         lines.append(f"{'grouped':<13}by {of}: {len(groups):,} groups, whose rows stay on one side of the splits")
     if look.kind == "choice":
