@@ -13,6 +13,7 @@ from bft_ray.config import LoraConfig, ModelConfig
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
 from bft_ray.model.gguf import converted, entry_name, is_gguf
+from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
 from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
 from bft_ray.model.unreadable import READING, unreadable
@@ -127,6 +128,7 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
+    bound_shape_caches()
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     base, _ = adapter_of(config)

@@ -19,6 +19,7 @@ from bft_ray.data.pack import MicroBatch
 from bft_ray.errors import NonFinite
 from bft_ray.loss import LossSums
 from bft_ray.model.causal_lm import load_model
+from bft_ray.model.host_memory import give_back
 from bft_ray.model.packing import Layouts, Rows, choose_rows
 from bft_ray.train.loss_model import LossModel
 from bft_ray.train.settings import deepspeed_settings
@@ -144,6 +145,8 @@ class Engine:
                 self._engine.step()
         if not applied:
             raise NonFinite(step, "gradient", [])
+        if self.device.type == "cpu":
+            give_back()
         return norm
 
     def _scale_and_clip(self, gradient_scale: float) -> float:
