@@ -173,6 +173,16 @@ def test_cells_are_measured_on_their_embeddings(cells, write):
     assert not any(isinstance(value, str) for record in records for key, value in record.items() if key != "id")
 
 
+def test_cells_of_a_donor_share_a_group(cells, write):
+    """So that `evaluate --against` and a study judge donors, not cells."""
+    task = CellsTask(path=write([cell | {"group": cell["donor"]} for cell in cells]), num_neighbours=5)
+    read = read_cells(task, "evaluation.tasks.cells")
+    records = measure(task, read, np.random.default_rng(0).normal(size=(len(cells), 4))).records
+    assert [record["group"] for record in records] == [str(cell["donor"]) for cell in cells]
+    alone = read_cells(CellsTask(path=write(cells), num_neighbours=5), "evaluation.tasks.cells")
+    assert all("group" not in record for record in measure(task, alone, np.eye(len(cells))).records)
+
+
 def test_genes_may_be_text_in_a_table(cells, tmp_path):
     lines = ["cell,label,top_expressed", *(f'{c["cell"]},{c["label"]},"{" ".join(c["top_expressed"])}"' for c in cells)]
     (tmp_path / "cells.csv").write_text("\n".join(lines))

@@ -127,6 +127,21 @@ def test_an_adapter_of_a_packaged_model_means_the_same_elsewhere(tmp_path, monke
     assert adapter_of(ModelConfig(path=str(tmp_path))) == ("converted smollm2.file", str(tmp_path))
 
 
+def test_a_file_in_an_object_store(home, tmp_path):
+    """The URI of one file: fetched, and converted once."""
+    matrices = write_gguf(tmp_path / "tiny.gguf", "F32")
+    write_gguf(tmp_path / "other.gguf", "F16")
+    uri = f"fsspec+file://{tmp_path}/tiny.gguf"
+    for _ in range(2):
+        model = load_base(ModelConfig(path=uri, dtype="fp32"))
+        assert torch.equal(model.get_input_embeddings().weight, torch.from_numpy(matrices["token_embd"]))
+    assert len(list(home.iterdir())) == 1
+    (copy,) = [path for path in (home.parent / "fetched").iterdir() if path.is_dir()]
+    assert [path.name for path in copy.iterdir()] == ["tiny.gguf"]
+    with pytest.raises(BadInput, match="the URI of a GGUF file that can be read"):
+        load_base(ModelConfig(path=uri.replace("tiny", "none")))
+
+
 def test_two_processes_convert_once(home, tmp_path):
     write_gguf(tmp_path / "tiny.gguf")
     code = "import sys; from bft_ray.model.causal_lm import resolve_model; print(resolve_model(sys.argv[1]))"

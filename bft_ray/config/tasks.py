@@ -133,7 +133,7 @@ class EmbeddingPairsTask(TaskBase):
 
 
 class CellsTask(TaskBase):
-    """Single cells as ranked gene lists: rows of cell, label, a list of genes, optional batch."""
+    """Single cells as ranked gene lists: rows of cell, label, a list of genes, optional batch and group (a donor)."""
 
     kind: Literal["cells"] = Field("cells", description="what this task is")
     name: str = Field("cells", pattern=_NAME, description="prefix of its metrics")

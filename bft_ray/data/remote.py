@@ -45,13 +45,13 @@ def filesystem_at(path: str) -> tuple[Any, str]:
 
 
 def local_copy(uri: str, cache: Path | None = None) -> Path:
-    """A folder of this machine with what lies at a URI now.
+    """A folder of this machine with what lies at a URI now: the files of a folder, or the one file.
 
     Args:
         cache: where copies lie; None: ~/.cache/bft_ray/fetched. The oldest ones are deleted when another one comes.
 
     Raises:
-        FileNotFoundError: the store holds no such folder.
+        FileNotFoundError: the store holds nothing there.
         OSError, ValueError: it does not answer, refuses, or the copy cannot be written.
     """
     filesystem, place = filesystem_at(uri)
@@ -78,7 +78,9 @@ def _fetch(filesystem: Any, place: str, copy: Path) -> None:
 
     shutil.rmtree(copy, ignore_errors=True)  # of an earlier version, without checksums
     with scratch("fetching", copy.parent) as temporary:
-        pyarrow.fs.copy_files(place, str(temporary), source_filesystem=filesystem)
+        is_file = filesystem.get_file_info(place).is_file
+        target = temporary / place.rsplit("/", 1)[-1] if is_file else temporary
+        pyarrow.fs.copy_files(place, str(target), source_filesystem=filesystem)
         settle(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         sums = {str(path.relative_to(temporary)): sha256_of(path) for path in files}
@@ -105,10 +107,12 @@ def _is_whole(copy: Path) -> bool:
 
 
 def _key(uri: str, filesystem: Any, place: str) -> str:
-    """Of the URI and all files below it."""
+    """Of the URI and the file there, or all files below it."""
     import pyarrow.fs
 
-    found = filesystem.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True, recursive=True))
+    found = [filesystem.get_file_info(place)]
+    if not found[0].is_file:
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True, recursive=True))
     files = sorted((info.path, info.size, str(info.mtime)) for info in found if info.is_file)
     if not files:
         raise FileNotFoundError(f"there are no files at {uri}")

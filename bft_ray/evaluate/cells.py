@@ -31,7 +31,7 @@ from bft_ray.evaluate.classify import (
     unit,
 )
 from bft_ray.evaluate.embed import cut_texts
-from bft_ray.evaluate.means import summarise
+from bft_ray.evaluate.means import summarise, with_group
 from bft_ray.evaluate.pairs import fill
 from bft_ray.evaluate.request import Context, Measured, Prepared
 from bft_ray.stats.errors import with_error
@@ -43,13 +43,14 @@ _SEPARATORS = re.compile(r"[\s,;]+")  # between genes, where a cell of a table h
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell; `genes` ranked, the first the most telling."""
+    """One cell; `genes` ranked, the first the most telling; `group` what it shares with others, such as a donor."""
 
     id: str
     where: str
     label: str
     genes: tuple[str, ...]
     batch: str | None = None
+    group: str | None = None
 
 
 def prepare(task: CellsTask, context: Context) -> Prepared:
@@ -125,7 +126,8 @@ def measure(task: CellsTask, cells: Sequence[Cell], embeddings: np.ndarray) -> M
     records: list[dict[str, Any]] = [
         {"id": ids[i], "label": int(labels[i]), "predicted": int(predicted[i]), "cluster": int(found[i])}
         | {"knn_accuracy": float(predicted[i] == labels[i])}
-        for i in everything
+        | with_group(cells[i].group)
+        for i in range(len(cells))
     ]
     return Measured(metrics | {f"{name}/num_items": float(len(cells))}, records)
 
@@ -167,7 +169,8 @@ def _cell(where: str, record: dict, task: CellsTask) -> Cell:
     for index, gene in enumerate(genes):
         if not isinstance(gene, str) or not gene.strip():
             raise BadInput(f"{where} {task.genes}.{index}", kind_of(gene), "the name of a gene")
-    return Cell(_text(where, record, "cell"), where, _text(where, record, "label"), tuple(genes), batch)
+    group = None if is_missing(record.get("group")) else _text(where, record, "group")
+    return Cell(_text(where, record, "cell"), where, _text(where, record, "label"), tuple(genes), batch, group)
 
 
 def _text(where: str, record: dict, column: str) -> str:

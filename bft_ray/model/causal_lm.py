@@ -68,15 +68,17 @@ def _portable(base: str) -> str:
 
 
 def _here(path: str, field: str) -> str:
-    """A URI as a folder of this machine; anything else as `resolve_model` has it."""
+    """A URI, of a folder or a GGUF file, as a folder of this machine; anything else as `resolve_model` has it."""
     if not is_remote(path):
         return resolve_model(path, field)
     try:
-        return str(local_copy(path))
+        copy = local_copy(path)
     except (OSError, ValueError) as error:  # pyarrow raises a different type for each store
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         remedy = "Check the address, and the credentials for the store."
-        raise BadInput(field, path, f"the URI of a folder that can be read: {reason}", remedy) from None
+        kind = "GGUF file" if is_gguf(path) else "folder"
+        raise BadInput(field, path, f"the URI of a {kind} that can be read: {reason}", remedy) from None
+    return str(converted(copy / path.rsplit("/", 1)[-1], field)) if is_gguf(path) else str(copy)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
