@@ -446,7 +446,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def print_metrics(before: dict[str, float], after: dict[str, float]) -> None:
     """A small table: metric, before (where measured), after."""
-    from bft_ray.metrics import format_value, is_judged
+    from bft_ray.config.metrics import format_value, is_judged
 
     names = [name for name in after if is_judged(name)]
     if not names:

@@ -27,9 +27,9 @@ import torch
 
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig
 from bft_ray.config.tasks import ChoiceTask
-from bft_ray.evaluate.choice import encode_items, make_records, read_items
 from bft_ray.evaluate.request import Score, Scores
 from bft_ray.evaluate.score import run_score
+from bft_ray.evaluate.tasks.choice import encode_items, make_records, read_items
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from jobs.bench import machine
 

@@ -11,13 +11,13 @@ import pytest
 from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_info_score, silhouette_samples
 
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig
+from bft_ray.config.metrics import describe
 from bft_ray.config.tasks import CellsTask
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.cells import integration, measure, prepare, read_cells
 from bft_ray.evaluate.classify import batch_silhouette, clusters, knn_predictions, smallest_reference
 from bft_ray.evaluate.embed import run_embed
 from bft_ray.evaluate.request import Context
-from bft_ray.metrics import describe
+from bft_ray.evaluate.tasks.cells import integration, measure, prepare, read_cells
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from tests.conftest import SHARED
 

@@ -15,7 +15,7 @@ from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.evaluate.request import Context, Scores
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
-from bft_ray.evaluate.text import prepare_dataset
+from bft_ray.evaluate.tasks.text import prepare_dataset
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.search.splits import check_splits, items_of, rows_of
 from bft_ray.train.record import read_record, record_text, with_first_choices

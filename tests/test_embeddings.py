@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig
+from bft_ray.config.metrics import describe
 from bft_ray.config.tasks import Decoding, EmbeddingPairsTask
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.classify import (
@@ -33,9 +34,8 @@ from bft_ray.evaluate.classify import (
     with_error,
 )
 from bft_ray.evaluate.embed import cut_texts, run_embed
-from bft_ray.evaluate.embedding_pairs import prepare
 from bft_ray.evaluate.request import Context, Embed, Generate
-from bft_ray.metrics import describe
+from bft_ray.evaluate.tasks.embedding_pairs import prepare
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from tests.conftest import SHARED
 

@@ -16,7 +16,10 @@ from bft_ray.config import DataConfig, ModelConfig, SourceConfig
 from bft_ray.config.tasks import ChoiceTask
 from bft_ray.data.dataset import prepare
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.choice import (
+from bft_ray.evaluate.likelihood import LikelihoodSums, cut_batches
+from bft_ray.evaluate.request import Context, Scores
+from bft_ray.evaluate.score import run_score
+from bft_ray.evaluate.tasks.choice import (
     ChoiceRecord,
     ChoiceRow,
     calibration_error,
@@ -25,12 +28,9 @@ from bft_ray.evaluate.choice import (
     make_records,
     read_items,
 )
-from bft_ray.evaluate.choice import (
+from bft_ray.evaluate.tasks.choice import (
     prepare as prepare_choices,
 )
-from bft_ray.evaluate.likelihood import LikelihoodSums, cut_batches
-from bft_ray.evaluate.request import Context, Scores
-from bft_ray.evaluate.score import run_score
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.stats.power import detectable
 

@@ -12,9 +12,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig
 from bft_ray.config.tasks import PairsTask
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.pairs import fill, prepare, read_pairs
 from bft_ray.evaluate.request import Context, Scores
 from bft_ray.evaluate.score import run_score
+from bft_ray.evaluate.tasks.pairs import fill, prepare, read_pairs
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from tests import test_evaluate
 

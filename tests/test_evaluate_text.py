@@ -15,7 +15,7 @@ from bft_ray.data.dataset import prepare as prepare_data
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.request import Context
 from bft_ray.evaluate.score import run_score
-from bft_ray.evaluate.text import Text, prepare, prepare_dataset, windows
+from bft_ray.evaluate.tasks.text import Text, prepare, prepare_dataset, windows
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from tests import test_evaluate
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig
+from bft_ray.config.metrics import describe
 from bft_ray.config.tasks import Decoding, GenerationTask
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.generate import answer_key, choose, run_generate
-from bft_ray.evaluate.generation import parse_answer, prepare
 from bft_ray.evaluate.request import Context, Generate
 from bft_ray.evaluate.rouge import common_subsequence, rouge_1, rouge_l, token_f1
-from bft_ray.metrics import describe
+from bft_ray.evaluate.tasks.generation import parse_answer, prepare
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.ends import end_tokens
 from bft_ray.stats.power import detectable

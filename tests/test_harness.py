@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig, make_config
+from bft_ray.config.metrics import describe
 from bft_ray.config.tasks import ChoiceTask, HarnessTask
 from bft_ray.errors import BadInput
-from bft_ray.evaluate import choice
 from bft_ray.evaluate.compare import compare
-from bft_ray.evaluate.harness import check, run
 from bft_ray.evaluate.request import Context
 from bft_ray.evaluate.run import EvaluationResult, evaluate_model
 from bft_ray.evaluate.score import run_score
-from bft_ray.metrics import describe
+from bft_ray.evaluate.tasks import choice
+from bft_ray.evaluate.tasks.harness import check, run
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 
 WORDS = ["cell", "gene", "liver", "bone", "heart", "protein", "binds", "red", "blue", "small", "human", "mouse"]

@@ -274,7 +274,7 @@ def test_choice_rows_become_a_choice_task(tmp_path):
     assert held["answer"] == 0 and held["choices"][2] == "none" and held["question"].endswith("\nC. none")
     assert held["subject"] == "x"
 
-    from bft_ray.evaluate.choice import read_items
+    from bft_ray.evaluate.tasks.choice import read_items
 
     assert len(read_items(task)) == len(parts["validation"])
 

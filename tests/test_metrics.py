@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from bft_ray.config.metrics import METRICS, describe, format_value, higher_is_better, is_better
 from bft_ray.domains import DOMAINS, domain
 from bft_ray.errors import BadInput
-from bft_ray.metrics import METRICS, describe, format_value, higher_is_better, is_better
 
 
 def test_every_metric_is_found_by_its_own_name_and_stands_in_the_table_once():

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig
+from bft_ray.config.metrics import describe
 from bft_ray.config.tasks import Decoding, NamesTask
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.encoder import encode_texts
 from bft_ray.evaluate.generate import run_generate
-from bft_ray.evaluate.names import draw_names, first_line, prepare
 from bft_ray.evaluate.request import Context, Scores
-from bft_ray.metrics import describe
+from bft_ray.evaluate.tasks.names import draw_names, first_line, prepare
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from tests.conftest import SHARED
 from tests.tiny_tokenizer import tiny_tokenizer

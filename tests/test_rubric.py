@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from bft_ray.config import DataConfig, SourceConfig
+from bft_ray.config.metrics import describe
 from bft_ray.config.tasks import Decoding, JudgeConfig, RubricTask
 from bft_ray.data.rows import Row
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.judge import Budget, check_judge, is_loopback, judge_all, parse_reply
 from bft_ray.evaluate.request import Context
-from bft_ray.evaluate.rubric import RubricItem, agreement, item_columns, prepare, question, read_rubrics
-from bft_ray.metrics import describe
+from bft_ray.evaluate.tasks.rubric import RubricItem, agreement, item_columns, prepare, question, read_rubrics
 from tests.tiny_tokenizer import tiny_tokenizer
 
 NONSENSE = "I would say that it does."

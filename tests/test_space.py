@@ -22,12 +22,12 @@ from bft_ray.config.cost import cost_of, describe
 from bft_ray.config.grid import baseline_assignments, grid, num_combinations, representatives
 from bft_ray.config.load import validate
 from bft_ray.config.measured import is_measured, measured_names, source_of
+from bft_ray.config.metrics import is_judged
 from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.config.steps import num_steps, steps_if_known
 from bft_ray.config.study import check_space, load_base, load_space, load_study, spaces
 from bft_ray.domains import DOMAINS
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.metrics import is_judged
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL: dict[str, Any] = {

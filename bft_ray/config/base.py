@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
@@ -20,4 +21,32 @@ def rule(field: str, value: Any, must_be: str, remedy: str = "") -> PydanticCust
         "bft_rule",
         "{must_be}",
         {"field": field, "value": repr(value), "must_be": must_be, "remedy": remedy},
+    )
+
+
+def file_field(default: Any = ..., *, description: str) -> Any:
+    """A field that names a file or folder to read (or something of the hub)."""
+    return Field(default, description=description, json_schema_extra={"format": "path"})
+
+
+def folder_field(default: Any = ..., *, description: str) -> Any:
+    """A field that names a folder to write to."""
+    return Field(default, description=description, json_schema_extra={"format": "directory-path"})
+
+
+def inputs_of(section: type[Section] | Section) -> list[str]:
+    """Names of the fields of a section that name what is read, sorted."""
+    return _of_format(section, "path")
+
+
+def paths_of(section: type[Section] | Section) -> list[str]:
+    """Names of the fields of a section that name files or folders, sorted."""
+    return _of_format(section, "path", "directory-path")
+
+
+def _of_format(section: type[Section] | Section, *formats: str) -> list[str]:
+    kind = section if isinstance(section, type) else type(section)
+    extras = {name: field.json_schema_extra for name, field in kind.model_fields.items()}
+    return sorted(
+        name for name, extra in extras.items() if isinstance(extra, Mapping) and extra.get("format") in formats
     )

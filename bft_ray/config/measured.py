@@ -3,49 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
+from bft_ray.config.metrics import describe
+from bft_ray.config.tasks import TextTask
 from bft_ray.config.tree import Config
 
 VALIDATION = "validation"
-_LIKELIHOOD = ("nll", "perplexity", "token_accuracy", "bits_per_byte")
-#: kind of task -> judged metrics of its set
-_OF_KIND: dict[str, tuple[str, ...]] = {
-    "text": _LIKELIHOOD,
-    "choice": ("probability", "accuracy", "macro_accuracy", "calibration_error"),
-    "pairs": ("auroc", "auprc"),
-    "generation": ("exact_match", "token_f1", "rouge_l"),
-    "names": ("probability", "accuracy"),
-    "embedding_pairs": ("embedding_auroc", "embedding_auprc", "embedding_auroc_mlp", "embedding_auprc_mlp"),
-    "cells": ("knn_accuracy", "knn_macro_f1", "ari", "nmi"),
-    "rubric": ("rubric_score",),
-}
-#: of these, the ones that are no mean over items, nor can be linearised to one: no interval can be paired by item
-_WHOLE = {
-    *("perplexity", "calibration_error", "auprc", "embedding_auprc", "embedding_auprc_mlp"),
-    *("knn_macro_f1", "ari", "nmi", "batch_silhouette", "ilisi", "kbet"),
-}
 
 
 def has_item_scores(metric: str) -> bool:
-    """Whether a metric can be confirmed: told item by item (`bft_ray.search.items`)."""
-    return metric.rpartition("/")[2] not in _WHOLE
+    """Whether a metric can be confirmed: made of items one by one (`bft_ray.search.items`)."""
+    found = describe(metric)
+    return found is None or found.items is not None
 
 
 def measured_names(config: Config) -> list[str]:
     """Names of the judged metrics that a run of this config has; of a harness task `<name>/`, for all of its own."""
-    names = [f"{VALIDATION}/{name}" for name in _LIKELIHOOD] if config.data.validation else []
-    for task in config.evaluation.tasks:
-        if task.kind == "harness":
-            names.append(f"{task.name}/")
-            continue
-        own = _OF_KIND[task.kind]
-        if task.kind == "names" and task.generate:
-            own += ("rouge_l", "rouge_1", *(("name_similarity", "name_percentile") if task.encoder else ()))
-        if task.kind == "cells" and task.batch:
-            own += ("batch_silhouette", "ilisi", "kbet")
-        names += [f"{task.name}/{name}" for name in own]
-    return names
+    tasks = [TextTask(name=VALIDATION, path=VALIDATION)] if config.data.validation else []
+    return [name for task in (*tasks, *config.evaluation.tasks) for name in task.judged()]
 
 
 def is_measured(config: Config, metric: str) -> bool:
@@ -62,10 +37,5 @@ def source_of(config: Config, metric: str) -> str:
         return ""
     of = metric.split("/")[0]
     if of == VALIDATION:
-        return json.dumps([_place(source) for source in config.data.validation])
-    task = next(task for task in config.evaluation.tasks if task.name == of)
-    return json.dumps(task.tasks if task.kind == "harness" else _place(task))
-
-
-def _place(source: Any) -> list[str | None]:
-    return [getattr(source, name, None) for name in ("path", "split", "config_name", "revision")]
+        return json.dumps([[one.path, one.split, one.config_name, one.revision] for one in config.data.validation])
+    return json.dumps(next(task for task in config.evaluation.tasks if task.name == of).measured_on())

@@ -8,8 +8,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bft_ray.config.base import Section, rule
 from bft_ray.config.loss import LossConfig
+from bft_ray.config.metrics import describe, is_judged
 from bft_ray.config.ranges import CategoricalParameter, Parameter, same
-from bft_ray.metrics import describe, is_judged
 
 #: the baseline that wins all ties: the official method, as published
 DEFAULT = "bft"

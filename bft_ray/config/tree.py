@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bft_ray.config.base import Section, rule
+from bft_ray.config.base import Section, file_field, rule
 from bft_ray.config.loss import LossConfig
 from bft_ray.config.profile import ProfileConfig
 from bft_ray.config.tasks import Task
@@ -48,7 +48,7 @@ class LoraConfig(Section):
 class SourceConfig(Section):
     """One source of rows."""
 
-    path: str = Field(
+    path: str = file_field(
         description="JSONL, JSON, CSV or Parquet file, saved datasets folder, hub id, or starter:DOMAIN/SPLIT"
     )
     split: str | None = Field(None, description="split of a hub dataset or saved DatasetDict")

@@ -19,7 +19,7 @@ from hashlib import blake2b
 from typing import Any
 
 from bft_ray.config import SourceConfig
-from bft_ray.config.tasks import RowsTask
+from bft_ray.config.tasks import NamesTask, RowsTask
 from bft_ray.data.forms import FIELDS, MissingCell, Use, apply, recognise
 from bft_ray.data.tables import STARTER, read_table, resolve_path
 from bft_ray.errors import BadInput
@@ -68,10 +68,10 @@ class BadRow:
     reason: str
 
 
-def source_of(task: RowsTask) -> SourceConfig:
+def source_of(task: RowsTask | NamesTask) -> SourceConfig:
     """What a task is measured on, as a source."""
     fields = ("path", "split", "config_name", "revision", "limit", "form", "columns")
-    return SourceConfig(**{name: getattr(task, name) for name in fields})
+    return SourceConfig(**{name: getattr(task, name) for name in fields if hasattr(task, name)})
 
 
 def look(source: SourceConfig, field: str = "source") -> Use | None:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bft_ray.config.metrics import format_value, higher_is_better, is_judged
 from bft_ray.errors import BadInput
-from bft_ray.metrics import format_value, higher_is_better, is_judged
 from bft_ray.stats.errors import as_groups, names_of
 from bft_ray.stats.linearise import linear_auprc, linear_auroc, linear_ratio
 from bft_ray.stats.paired import holm, paired_difference

@@ -25,7 +25,7 @@ from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.pool import answer_all
 from bft_ray.evaluate.request import Context, Measured, Prepared, Request
 from bft_ray.evaluate.tasks import VALIDATION, choose, prepare_task
-from bft_ray.evaluate.text import prepare_dataset
+from bft_ray.evaluate.tasks.text import prepare_dataset
 from bft_ray.evaluate.worker import answer, load
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model

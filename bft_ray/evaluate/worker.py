@@ -63,5 +63,5 @@ def answer(loaded: Loaded, job: Request | HarnessTask) -> Any:
 
 
 def _harness(loaded: Loaded, task: HarnessTask) -> Measured:
-    harness = import_module("bft_ray.evaluate.harness")
+    harness = import_module("bft_ray.evaluate.tasks.harness")
     return harness.run(task, loaded.model, loaded.context.tokenizer, loaded.context)

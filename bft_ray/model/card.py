@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bft_ray.config import Config, to_yaml
-from bft_ray.metrics import format_value, is_judged
+from bft_ray.config.metrics import format_value, is_judged
 
 _LOAD = {
     "adapter": """from peft import AutoPeftModelForCausalLM

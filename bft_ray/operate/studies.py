@@ -12,9 +12,9 @@ from typing import Any
 from bft_ray.config.assign import config_of
 from bft_ray.config.cost import cost_of, describe
 from bft_ray.config.grid import representatives
+from bft_ray.config.metrics import format_value
 from bft_ray.config.study import find_space, load_study
 from bft_ray.errors import BadInput
-from bft_ray.metrics import format_value
 from bft_ray.operate.lasting import require_outlasting
 from bft_ray.search.agenda import PARTS
 from bft_ray.search.conclude import StudyResult

@@ -12,10 +12,10 @@ import numpy as np
 
 from bft_ray.config import Config
 from bft_ray.config.assign import with_overrides
+from bft_ray.config.metrics import higher_is_better
 from bft_ray.config.space import DEFAULT
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.run import EvaluationResult, evaluate_model
-from bft_ray.metrics import higher_is_better
 from bft_ray.search.arms import Arm, arms_of, confirmed, plan_of
 from bft_ray.search.choose import Choice, Limit, choose
 from bft_ray.search.describe import TestResult

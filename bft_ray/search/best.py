@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 from bft_ray.config import Config, LossConfig, config_from_yaml
-from bft_ray.metrics import format_value
+from bft_ray.config.metrics import format_value
 from bft_ray.tracking.registry import ALIAS, Champion
 from bft_ray.tracking.server import where
 

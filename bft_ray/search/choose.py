@@ -33,8 +33,8 @@ from typing import Literal
 
 import numpy as np
 
+from bft_ray.config.metrics import higher_is_better
 from bft_ray.errors import BadInput
-from bft_ray.metrics import higher_is_better
 from bft_ray.search.items import COMPLETE
 from bft_ray.stats.errors import Groups, as_groups
 from bft_ray.stats.paired import mean_bounds

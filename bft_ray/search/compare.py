@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.config.space import SearchSpace
-from bft_ray.metrics import format_value, higher_is_better
 from bft_ray.search.leaderboard import Spread, as_markdown, metric_by, ranked, value_text
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.standing import Items, Records, in_words, standing_of

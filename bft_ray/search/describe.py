@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bft_ray.config import TrackingConfig
+from bft_ray.config.metrics import format_value
 from bft_ray.config.space import Asha, SearchSpace
-from bft_ray.metrics import format_value
 from bft_ray.search import compare
 from bft_ray.search.choose import Choice
 from bft_ray.search.explain import explain

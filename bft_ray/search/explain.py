@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bft_ray.metrics import format_value, higher_is_better
+from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.search.choose import Arm, Choice
 from bft_ray.stats.simultaneous import Comparison
 

@@ -6,26 +6,19 @@ linearised (`bft_ray.stats.linearise`). One theory of means then serves every me
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from bft_ray.config.metrics import describe
 from bft_ray.errors import BadInput
+from bft_ray.metrics import Area, Mean, MeanOfMeans, Ratio
 from bft_ray.stats.errors import names_of
 from bft_ray.stats.linearise import linear_auroc, linear_macro_mean, linear_ratio
 
-#: metric -> columns of the records whose sums it is the quotient of, and a factor
-_RATIOS = {
-    "nll": ("nll", "num_tokens", 1.0),
-    "bits_per_byte": ("nll", "num_bytes", 1 / math.log(2)),
-    "token_accuracy": ("num_correct", "num_tokens", 1.0),
-}
-#: the metric that another model judges, and the share of the items that it must have judged
-JUDGED, COMPLETE = "rubric_score", 0.99
-#: metric -> column of the scores that it ranks by
-_AREAS = {"auroc": "score", "embedding_auroc": "score", "embedding_auroc_mlp": "score_mlp"}
+#: the share of the items that a judge, another model, must have judged
+COMPLETE = 0.99
 
 
 def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -43,21 +36,23 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
     name, own = metric.rpartition("/")[2], _of_set(metric, records)
     if not own:
         raise BadInput(metric, "without records", "measured with a record an item")
-    if name == JUDGED:
-        own = _judged(metric, own)
+    known = describe(metric)
+    made = known.items if known else Mean()
+    if isinstance(made, Mean) and made.may_lack:
+        own = _judged(metric, made.column or name, own)
     ids = [str(record["id"]) for record in own]
     if len(set(ids)) < len(ids):
         again = next(name for place, name in enumerate(ids) if name in ids[:place])
         raise BadInput(f"{metric} id", again, "given once", "Give the items of this set ids of their own.")
-    scores = _scores(metric, name, own)
+    scores = _scores(metric, name, made, own)
     if not np.isfinite(scores).all():
         raise BadInput(f"{metric} of {ids[int(np.argmin(np.isfinite(scores)))]}", "not finite", "a finite number")
     return dict(zip(ids, scores.tolist(), strict=True))
 
 
-def _judged(metric: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _judged(metric: str, column: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Records with a verdict, which a judge may not have given for a few."""
-    found = [record for record in records if JUDGED in record]
+    found = [record for record in records if column in record]
     if len(found) < COMPLETE * len(records):
         rule = f"of at least {COMPLETE:.0%} of the {len(records)} items"
         raise BadInput(metric, f"{len(found)} verdicts", rule, "Mend the judge, and run again: verdicts are kept.")
@@ -74,17 +69,20 @@ def _of_set(metric: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[s
     return [record for record in records if record.get("set", of) == of]
 
 
-def _scores(metric: str, name: str, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    if name in _RATIOS and _have(records, *_RATIOS[name][:2]):
-        top, bottom, factor = _RATIOS[name]
-        return linear_ratio(factor * _column(records, top), _column(records, bottom))
-    if name in _AREAS and _have(records, _AREAS[name], "label"):
-        return linear_auroc(_column(records, "label"), _column(records, _AREAS[name]))
-    if name == "macro_accuracy" and _have(records, "correct", "subject"):
-        return linear_macro_mean(_column(records, "correct"), [str(record["subject"]) for record in records])
-    for column in (name, "correct") if name == "accuracy" else (name,):
-        if _have(records, column):
+def _scores(
+    metric: str, name: str, made: Mean | Ratio | Area | MeanOfMeans | None, records: Sequence[Mapping[str, Any]]
+) -> np.ndarray:
+    match made:
+        case Ratio(top, bottom, factor) if _have(records, top, bottom):
+            return linear_ratio(factor * _column(records, top), _column(records, bottom))
+        case Area(score, label) if _have(records, score, label):
+            return linear_auroc(_column(records, label), _column(records, score))
+        case MeanOfMeans(column, by) if _have(records, column, by):
+            return linear_macro_mean(_column(records, column), [str(record[by]) for record in records])
+        case Mean(column) if column is not None and _have(records, column):
             return _column(records, column)
+    if _have(records, name):
+        return _column(records, name)
     raise BadInput(
         metric,
         "no figure of single items",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from bft_ray.metrics import format_value, higher_is_better
+from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.search.record import Status, TrialRecord, mean, trained_s
 
 _ORDER = {"complete": 0, "pruned": 1, "running": 2, "waiting": 3, "failed": 4}

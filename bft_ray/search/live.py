@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bft_ray.metrics import format_value, is_better
+from bft_ray.config.metrics import format_value, is_better
 from bft_ray.search.leaderboard import best, counts, expected_s, ranked, span, tuned, value_text
 from bft_ray.search.record import TrialRecord, mean
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH

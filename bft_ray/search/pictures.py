@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bft_ray.config.metrics import describe, format_value, higher_is_better, is_better
 from bft_ray.config.space import DEFAULT, SearchSpace
-from bft_ray.metrics import describe, format_value, higher_is_better, is_better
 from bft_ray.profile.page import png
 from bft_ray.search.choose import Arm, Choice
 from bft_ray.search.leaderboard import best, metric_by, short_names, tuned, value_text

@@ -79,9 +79,7 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
             if measured == VALIDATION:
                 rows[split] = rows_of(dataset)
         check_tasks(config)
-        fingerprints |= {
-            f"{split}.{task.name}": files_fingerprint(task.model_dump()) for task in config.evaluation.tasks
-        }
+        fingerprints |= {f"{split}.{task.name}": files_fingerprint(task) for task in config.evaluation.tasks}
         for task in config.evaluation.tasks:
             if task.name == measured:
                 rows[split] = items_of(task)

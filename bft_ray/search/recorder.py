@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bft_ray.config import Config
+from bft_ray.config.metrics import is_better
 from bft_ray.config.ranges import Parameter
 from bft_ray.data.scratch import scratch
-from bft_ray.metrics import is_better
 from bft_ray.search.leaderboard import as_markdown, table
 from bft_ray.search.leg import Run
 from bft_ray.search.record import TrialRecord

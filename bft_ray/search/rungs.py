@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from bft_ray.metrics import higher_is_better
+from bft_ray.config.metrics import higher_is_better
 from bft_ray.search.record import TrialRecord
 
 

@@ -7,17 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bft_ray.config import SourceConfig
-from bft_ray.config.tasks import Task
+from bft_ray.config.tasks import ChoiceTask, HarnessTask, ItemKey, NamesTask, RowsTask, Task, TaskBase
 from bft_ray.data.dataset import TokenDataset
-from bft_ray.data.rows import Row, question_key, read_choices, read_rows, row_key, source_of, text_key
+from bft_ray.data.rows import BadRow, question_key, read_choices, read_rows, row_key, source_of, text_key
 from bft_ray.data.tables import read_table
 from bft_ray.errors import BadInput
 
 #: key of a row -> its id
 Rows = Mapping[str, str]
-#: kind of task -> columns of what is asked, in which an item may not stand in two splits; of others see `_key`
-_ASKED = {"pairs": ("gene_a", "gene_b"), "embedding_pairs": ("gene_a", "gene_b"), "rubric": ("prompt",)}
 _FIELDS = {"search": "data", "confirmation": "confirmation.overrides", "test": "confirmation.test"}
 _NUM_IDS = 3  # that an error or a note names
 _TOLERATED = 0.01  # of a split's rows: some published test sets hold that many rows of their validation sets
@@ -30,21 +27,15 @@ def rows_of(dataset: TokenDataset) -> Rows:
 
 def items_of(task: Task) -> Rows:
     """Of a task's file; empty for a task of lm-evaluation-harness, whose names say what is measured."""
-    if task.kind == "harness":
+    if task.KEY is None or isinstance(task, HarnessTask):
         return {}
     field = f"evaluation.tasks.{task.name}"
-    if task.kind == "choice":
-        return {row_key(row): row.id for row in read_choices(source_of(task), field)}
-    if task.kind in ("text", "generation", "names"):
-        if task.kind == "names":
-            source = SourceConfig(path=task.path, limit=task.limit, columns={"completion": "gold_name"})
-        else:
-            source = source_of(task)
-        key = row_key if task.kind == "text" else question_key
-        return {key(row): row.id for row in read_rows(source, field) if isinstance(row, Row)}
-    columns = (task.genes,) if task.kind == "cells" else _ASKED[task.kind]
+    if isinstance(task, RowsTask | NamesTask):
+        key = row_key if task.KEY.of == "row" else question_key
+        read = read_choices if isinstance(task, ChoiceTask) else read_rows
+        return {key(row): row.id for row in read(source_of(task), field) if not isinstance(row, BadRow)}
     table = read_table(task.path, limit=task.limit, field=field)
-    return {_key(record, columns): str(record.get("id", where)) for where, record in table}
+    return {_key(record, task, task.KEY): str(record.get("id", where)) for where, record in table}
 
 
 def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: Callable[[str], None]) -> None:
@@ -74,7 +65,6 @@ def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: C
             line(f"note: {what} ({which})")
 
 
-def _key(record: Mapping[str, Any], columns: tuple[str, ...]) -> str:
-    """Of the text that is asked, which the order of the two genes of a pair does not change."""
-    values = [record.get(name) for name in columns]
-    return text_key(sorted(map(str, values)) if columns == _ASKED["pairs"] else values)
+def _key(record: Mapping[str, Any], task: TaskBase, key: ItemKey) -> str:
+    values = [record.get(column.format(**vars(task))) for column in key.columns]
+    return text_key(sorted(map(str, values)) if key.is_unordered else values)

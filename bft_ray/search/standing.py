@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bft_ray.config.assign import DEFAULT_METHOD
+from bft_ray.config.metrics import format_value, higher_is_better, is_better
 from bft_ray.config.space import SearchSpace
-from bft_ray.metrics import format_value, higher_is_better, is_better
 from bft_ray.search.leaderboard import best, ranked, tuned
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, SEARCH

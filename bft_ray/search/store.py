@@ -27,9 +27,9 @@ from optuna.trial import FrozenTrial
 from bft_ray.config import Config
 from bft_ray.config.assign import check_assignment
 from bft_ray.config.grid import num_trials
+from bft_ray.config.metrics import higher_is_better
 from bft_ray.config.space import SearchSpace
 from bft_ray.errors import BadInput
-from bft_ray.metrics import higher_is_better
 from bft_ray.search.database import Database
 from bft_ray.search.frozen import STATES, freeze, means, outcome_of, plain_rungs, seeds_of, thaw
 from bft_ray.search.lease import Lease

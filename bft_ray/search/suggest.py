@@ -40,9 +40,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bft_ray.config.assign import active
 from bft_ray.config.grid import grid, num_combinations, num_trials
+from bft_ray.config.metrics import higher_is_better
 from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.errors import BadInput
-from bft_ray.metrics import higher_is_better
 from bft_ray.search import cma
 from bft_ray.search.distributions import distributions_of, draw, encode
 from bft_ray.search.record import TrialRecord

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from bft_ray.config import Config, ModelConfig
+from bft_ray.config.base import Section, inputs_of
 from bft_ray.config.tasks import HarnessTask
 from bft_ray.data.dataset import prepare
 from bft_ray.data.tables import resolve_path
@@ -31,8 +32,6 @@ _MODELS = 1  # kept: trials of a study share one, and two large ones may not fit
 _OTHERS = 8  # kept of everything else
 #: what decides how rows become tokens
 _TOKENISING = {"template", "max_length", "too_long", "cache_dir"}
-#: fields of sources and tasks that name files or folders
-_FILES = {"path", "train", "descriptions", "candidates", "encoder", "include_path"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Warm:
     def data(self, config: Config) -> Data:
         """The tokenised training data. (Validation is one of the tasks.)"""
         sources = [source.model_dump(exclude={"ratio"}) for source in config.data.train]
-        key = _key(_tokenizer_key(config.model), _tokenising(config), sources, _stamps(_files_in(sources)))
+        key = _key(_tokenizer_key(config.model), _tokenising(config), sources, _stamps(_files_in(config.data.train)))
 
         def make() -> Data:
             tokenizer = self.tokenizer(config.model)
@@ -94,7 +93,12 @@ class Warm:
         asked = config.model_dump(
             include={"seed": True, "data": {"validation"}, "evaluation": {"tasks", "batch_tokens"}}
         )
-        key = _key(_tokenizer_key(config.model), _tokenising(config), asked, _stamps(_files_in(asked)))
+        key = _key(
+            _tokenizer_key(config.model),
+            _tokenising(config),
+            asked,
+            _stamps(_files_in([*config.data.validation, *config.evaluation.tasks])),
+        )
 
         def make() -> Tasks:
             tokenizer = self.tokenizer(config.model)
@@ -167,15 +171,10 @@ def _tokenising(config: Config) -> dict[str, Any]:
     return config.data.model_dump(include=_TOKENISING)
 
 
-def _files_in(value: Any) -> Iterator[str]:
-    """What a plain tree names as files, folders, or as something of the hub."""
-    if isinstance(value, list):
-        for inner in value:
-            yield from _files_in(inner)
-    elif isinstance(value, dict):
-        yield from (inner for name, inner in value.items() if name in _FILES and isinstance(inner, str))
-        for inner in value.values():
-            yield from _files_in(inner)
+def _files_in(sections: Iterable[Section]) -> Iterator[str]:
+    """What sources and tasks name as files, folders, or as something of the hub."""
+    for section in sections:
+        yield from (value for name in inputs_of(section) if (value := getattr(section, name)))
 
 
 def _stamps(names: Iterable[str]) -> list[tuple[str, int, int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
+from bft_ray.config.base import paths_of
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.modes import kept_for, settle
 from bft_ray.data.scratch import scratch
@@ -31,7 +32,6 @@ from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
 from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (
-    PATHS,
     identity_of,
     is_lost,
     read_record,
@@ -160,9 +160,10 @@ def pin_paths(config: Config) -> Config:
     if config.data.cache_dir is not None:
         tree["data"]["cache_dir"] = str(Path(config.data.cache_dir).expanduser().resolve())
     tree["tracking"]["uri"] = absolute_uri(config.tracking.uri)
-    for source in [*tree["data"]["train"], *tree["data"]["validation"], *tree["evaluation"]["tasks"]]:
-        for key in PATHS.intersection(source):
-            source[key] = _pin_path(source[key])
+    sections = [*config.data.train, *config.data.validation, *config.evaluation.tasks]
+    trees = [*tree["data"]["train"], *tree["data"]["validation"], *tree["evaluation"]["tasks"]]
+    for section, own in zip(sections, trees, strict=True):
+        own |= {name: _pin_path(own[name]) for name in paths_of(section)}
     for key in ("path", "adapter"):
         tree["model"][key] = _pin_path(tree["model"][key])
     return make_config(tree)

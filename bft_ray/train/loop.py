@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from bft_ray.config import Config, LossConfig
+from bft_ray.config.metrics import higher_is_better
 from bft_ray.config.steps import num_steps
 from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.pack import collate
@@ -18,7 +19,6 @@ from bft_ray.data.plan import BatchPlan, layout
 from bft_ray.data.prefetch import prefetch
 from bft_ray.data.scratch import scratch
 from bft_ray.evaluate.likelihood import LikelihoodSums
-from bft_ray.metrics import higher_is_better
 from bft_ray.train.checkpoint import LoopState, improves, verify_manifest, write_manifest
 from bft_ray.train.engine import Engine
 from bft_ray.train.host import Host

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from typing import Any, TextIO
 
-from bft_ray.metrics import format_value
+from bft_ray.config.metrics import format_value
 
 Event = tuple[str, dict[str, Any]]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config, flatten
+from bft_ray.config.base import Section, inputs_of
 from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.kept import is_damaged, read_kept, write_kept
 from bft_ray.data.tables import resolve_path
@@ -19,8 +20,6 @@ from bft_ray.tracking.server import redact
 from bft_ray.train import storage
 from bft_ray.train.checkpoint import check_num_workers, checksum, last_complete
 
-#: fields of sources and tasks that name files
-PATHS = {"path", "descriptions", "train", "candidates", "encoder", "include_path", "cache"}
 _FILE, _NEEDS = "run.json", ("run_id", "config")
 
 
@@ -74,10 +73,7 @@ def identity_of(config: Config, datasets: Mapping[str, TokenDataset]) -> dict[st
     """
     found = {f"data.{use}": dataset.fingerprint for use, dataset in datasets.items()}
     found["model.path"] = weights_fingerprint(config.model)
-    found |= {
-        f"evaluation.tasks.{task.name}": files_fingerprint(task.model_dump(mode="json"))
-        for task in config.evaluation.tasks
-    }
+    found |= {f"evaluation.tasks.{task.name}": files_fingerprint(task) for task in config.evaluation.tasks}
     return {field: digest for field, digest in found.items() if digest}
 
 
@@ -135,11 +131,8 @@ def record_text(config: Config, run_id: str, identity: Mapping[str, str], **more
     return redact(json.dumps(record, indent=1))
 
 
-def files_fingerprint(task: Mapping[str, Any]) -> str:
+def files_fingerprint(task: Section) -> str:
     """Of the content of a task's local files; "" where it has none."""
-    found = []
-    for name in sorted(PATHS & set(task)):
-        path = Path(resolve_path(str(task[name]))) if task[name] else None
-        if path is not None and path.is_file():
-            found.append(checksum(path))
-    return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else ""
+    named = [str(value) for name in inputs_of(task) if (value := getattr(task, name))]
+    files = [path for path in (Path(resolve_path(name)) for name in named) if path.is_file()]
+    return hashlib.sha256(" ".join(map(checksum, files)).encode()).hexdigest() if files else ""

@@ -28,8 +28,8 @@ from bft_ray.data.tables import kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import fit_classifiers, keyed_order, pair_features, ranking_metrics
 from bft_ray.evaluate.embed import cut_texts
-from bft_ray.evaluate.pairs import Pair, fill, read_pairs
 from bft_ray.evaluate.request import Context, Generate, Measured, Prepared
+from bft_ray.evaluate.tasks.pairs import Pair, fill, read_pairs
 
 _FEWEST_PAIRS = 50  # to fit on
 _FEWEST_OF_A_LABEL = 5
@@ -169,7 +169,7 @@ def _prepare_generated(
 ) -> Prepared:
     from bft_ray.evaluate.encoder import check_encoder, encode_texts
     from bft_ray.evaluate.generate import check_engine
-    from bft_ray.evaluate.generation import decode, encode_prompts
+    from bft_ray.evaluate.tasks.generation import decode, encode_prompts
 
     if "{gene}" not in task.template:
         raise BadInput(f"{field}.template", task.template, "a template with {gene}")

@@ -22,17 +22,16 @@ from functools import partial
 
 import numpy as np
 
-from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import NamesTask
-from bft_ray.data.rows import Row, read_table
+from bft_ray.data.rows import Row, read_table, source_of
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.encoder import check_encoder, encode_texts
 from bft_ray.evaluate.generate import check_engine
-from bft_ray.evaluate.generation import check_room, decode, read_prompts
 from bft_ray.evaluate.means import column_records, summarise
 from bft_ray.evaluate.request import Context, Generate, Measured, Prepared, Score, Scores
 from bft_ray.evaluate.rouge import rouge_1, rouge_l
+from bft_ray.evaluate.tasks.generation import check_room, decode, read_prompts
 
 _TIE = 1e-5  # nats a token: scores this near are equal, and a tie with the gold name is no hit
 _SAME = 1e-6  # cosine similarities this near are equal
@@ -55,8 +54,7 @@ def prepare(task: NamesTask, context: Context) -> Prepared:
             installed.
     """
     field = f"evaluation.tasks.{task.name}"
-    source = SourceConfig(path=task.path, limit=task.limit, columns={"completion": "gold_name"})
-    rows = read_prompts(source, field)
+    rows = read_prompts(source_of(task), field)
     candidates = _candidates(task, rows, field)
     items = [_Item(row, draw_names(task, row.id, _gold(row), candidates, field)) for row in rows]
     prompts, continuations = _encode(task, items, context)

@@ -2,7 +2,7 @@
 
 The library makes the prompts, asks the model and computes the figures; here they become metrics of the table and
 records an item. Its answers are its own: `acc` takes the option of the largest summed log-likelihood, `acc_norm` of the
-largest one per character, where `bft_ray.evaluate.choice` divides by tokens.
+largest one per character, where `bft_ray.evaluate.tasks.choice` divides by tokens.
 
 Prompts go through the chat template where training's do (`data.template`), and are cut on the left to
 `data.max_length`; how many were is counted. Few-shot examples are drawn with the library's own seeds, so that figures
@@ -35,6 +35,11 @@ from bft_ray.stats.errors import with_error
 
 _RANDOM_SEED, _OTHER_SEED = 0, 1234  # those of the library's command line
 _BOOTSTRAP = 1000  # resamples, for the metrics whose standard error the library draws
+
+
+def prepare(task: HarnessTask, context: Context) -> None:
+    """Nothing beforehand: the library asks the model itself. Raises as `check`."""
+    check(task)
 
 
 def check(task: HarnessTask) -> Any:

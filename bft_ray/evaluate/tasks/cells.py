@@ -32,8 +32,8 @@ from bft_ray.evaluate.classify import (
 )
 from bft_ray.evaluate.embed import cut_texts
 from bft_ray.evaluate.means import summarise, with_group
-from bft_ray.evaluate.pairs import fill
 from bft_ray.evaluate.request import Context, Measured, Prepared
+from bft_ray.evaluate.tasks.pairs import fill
 from bft_ray.stats.errors import with_error
 
 log = logging.getLogger(__name__)

@@ -1,25 +1,14 @@
-"""Which evaluator measures which kind of task; each is imported when it is needed."""
+"""How each kind of task is measured: one file a kind, with `prepare(task, context)`, imported when it is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
 
-from bft_ray.config.tasks import HarnessTask, Task
+from bft_ray.config.tasks import Task
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.request import Context, Prepared
 
-#: kind -> module with `prepare(task, context) -> Prepared`
-PREPARE = {
-    "text": "bft_ray.evaluate.text",
-    "choice": "bft_ray.evaluate.choice",
-    "pairs": "bft_ray.evaluate.pairs",
-    "generation": "bft_ray.evaluate.generation",
-    "names": "bft_ray.evaluate.names",
-    "embedding_pairs": "bft_ray.evaluate.embedding_pairs",
-    "cells": "bft_ray.evaluate.cells",
-    "rubric": "bft_ray.evaluate.rubric",
-}
 #: the name under which `data.validation` is measured
 VALIDATION = "validation"
 
@@ -30,10 +19,7 @@ def prepare_task(task: Task, context: Context) -> Prepared | None:
     Raises:
         BadInput: bad data, named by file and line, or a library that is not installed.
     """
-    if isinstance(task, HarnessTask):
-        import_module("bft_ray.evaluate.harness").check(task)
-        return None
-    return import_module(PREPARE[task.kind]).prepare(task, context)
+    return import_module(f"bft_ray.evaluate.tasks.{task.kind}").prepare(task, context)
 
 
 def choose(tasks: Sequence[Task], names: Sequence[str] | None, has_validation: bool) -> tuple[list[Task], bool]:
