@@ -48,6 +48,7 @@ from bft_ray.data.tokenise import (
     uses_chat,
 )
 from bft_ray.errors import BadInput
+from bft_ray.waits import waiting
 
 VERSION = 3  # raise it when the same input would give other tokens or files
 ROWS_A_CALL = 256  # rows tokenised by one call: enough to be fast, few enough to hold
@@ -128,11 +129,12 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
     """
     uses_chat(tokenizer, config)  # a template that is missing is told before anything is read
     cache = _cache_folder(config)
-    fingerprint = _fingerprint(sources, tokenizer, config, field)
-    final = cache / fingerprint
-    if (found := _open(final)) is not None:
-        return found
-    with scratch("data", cache) as temporary:
+    with waiting(f"reading {field}"):
+        fingerprint = _fingerprint(sources, tokenizer, config, field)
+        final = cache / fingerprint
+        if (found := _open(final)) is not None:
+            return found
+    with waiting(f"tokenising {field}"), scratch("data", cache) as temporary:
         _write(temporary, fingerprint, sources, tokenizer, config, field)
         settle(temporary)  # the full text of the rows, as ids
         return _publish(temporary, final)

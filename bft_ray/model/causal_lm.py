@@ -16,6 +16,7 @@ from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.lora import add_lora
 from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
 from bft_ray.model.unreadable import READING, unreadable
+from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +79,7 @@ def _here(path: str, field: str) -> str:
         raise BadInput(field, path, f"the URI of a folder that can be read: {reason}", remedy) from None
 
 
+@waiting("loading the tokenizer")
 def load_tokenizer(config: ModelConfig) -> Any:
     """The fast tokenizer of the model, with a pad token (the end-of-text token where it has none of its own).
 
@@ -117,6 +119,7 @@ def load_model(config: ModelConfig, lora: LoraConfig | None = None, seed: int = 
     return attach(load_base(config), config, lora, seed)
 
 
+@waiting("loading the model")
 def load_base(config: ModelConfig) -> torch.nn.Module:
     """The model without any adapter; see `load_model`.
 

@@ -43,6 +43,7 @@ from bft_ray.profile.weights import (
 )
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server, redact
+from bft_ray.waits import waiting
 
 _FIELDS = {"sample_weight", "confidence", "window", "epsilon", "weight_cap"}
 TOKENS_FILE = "tokens.parquet"
@@ -177,14 +178,17 @@ def _profile_data(
     if earlier is not None and earlier.ids != dataset.ids:
         raise BadInput("against", str(against), "a profile of the same data", "The samples differ.")
     began = time.perf_counter()
-    tokens, cached = files.token_logps(config, dataset, progress)
+    with waiting("profiling: the forward pass"):
+        tokens, cached = files.token_logps(config, dataset, progress)
     forward_s = time.perf_counter() - began
     title = f"{config.domain}, {model_label(config.model.path)}"
-    profile = analyse(tokens, config.profile, title, config, source, earlier)
+    with waiting("profiling: the weights of all settings"):
+        profile = analyse(tokens, config.profile, title, config, source, earlier)
     if space is not None:
         profile = _rewriting(profile, space, config)
     profile.seconds.update({"forward": forward_s, "cached": float(cached)})
-    write(profile, out)
+    with waiting("profiling: pictures and page"):
+        write(profile, out)
     if profile.rewritten is not None:
         profile.rewritten.save()
     if track:

@@ -20,6 +20,7 @@ from bft_ray.data.disk import full_disk
 from bft_ray.data.modes import make_file
 from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.tracking.server import absolute_uri, first_line, redact, sqlite_path
+from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -135,6 +136,7 @@ class Database:
         finally:
             engine.dispose()
 
+    @waiting("waiting for the database of studies")
     def patiently(self, doing: str, call: Callable[[], T], *, opening: bool = False, wait_s: float | None = None) -> T:
         """Call it; again, after growing pauses, while the database is away. `call` must be safe to repeat.
 

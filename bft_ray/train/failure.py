@@ -113,6 +113,12 @@ def root_of(failures: Mapping[int, BaseException]) -> BftError:
     return min(explained.items(), key=rank)[1]
 
 
+def first_cause(failures: Mapping[int, BaseException]) -> str:
+    """The same in a clause, without what helps."""
+    root = root_of(failures)
+    return f"{root.what} ({root.where})" if isinstance(root, WorkerFailed) else str(root)
+
+
 class Decision:
     """Whether to start workers again, from the failures of a run so far. Pure, apart from what it remembers."""
 

@@ -13,7 +13,8 @@ from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.data.modes import settle
 from bft_ray.train.checkpoint import step_name, to_delete
 
-#: name of an event ("start", "step", "validation", "checkpoint", "resume", "profile", "end") and its values
+#: name of an event ("start", "step", "validating", "validation", "saving", "checkpoint", "resume", "profile", "end")
+#: and its values
 Listener = Callable[[str, dict[str, Any]], None]
 
 SCORE_FILE = "score.json"  # in a checkpoint: its value of the metric, higher is better; null: not measured

@@ -41,6 +41,7 @@ from bft_ray.train.record import (
     write_record,
 )
 from bft_ray.train.workers import run_workers
+from bft_ray.waits import waiting
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int
 
     board = ray.remote(num_cpus=0)(Board).remote()
     payload = {"run_id": tracker.run_id, "board": board, "folder": folder, "export": storage.join(folder, "export")}
-    with Watcher(board, display):
+    with waiting("training: starting workers") as wait, Watcher(board, display, wait):
         return int(run_workers(config, payload, config.cluster.storage_path, str(config.name))["step"])
 
 
@@ -271,7 +272,8 @@ def _finish(
     if storage.is_remote(exported):
         with scratch("card") as temporary:
             (temporary / "README.md").write_text(card)
-            storage.put_folder(temporary, exported)
+            with waiting("storing the export"):
+                storage.put_folder(temporary, exported)
     tracker.log_text(card, "model_card.md")
     note = "\n".join([f"Exported: the weights of step {step}, `{exported}`", "", *measured_table(before, after)])
     tracker.set_tags({"bft.step": str(step), "bft.export": exported, "mlflow.note.content": note})

@@ -30,7 +30,7 @@ from bft_ray.train.checkpoint import (
     why_incomplete,
 )
 from bft_ray.train.engine import Engine, pin_threads
-from bft_ray.train.failure import Decision, explain
+from bft_ray.train.failure import Decision, explain, first_cause
 from bft_ray.train.host import SCORE_FILE
 from bft_ray.train.loop import Data, fit
 from bft_ray.train.snapshot import SCORE, score_of
@@ -124,10 +124,12 @@ class RememberingHost(RayHost):
 
 
 class StopAtFinal(ray.train.UserCallback):
-    """In Ray Train's controller: what must fail again ends the run at once; an error raised here does that."""
+    """In Ray Train's controller: what must fail again ends the run at once; an error raised here does that. Of anything
+    else the board is told.
+    """
 
-    def __init__(self) -> None:
-        self._decision = Decision()
+    def __init__(self, board: Any = None) -> None:
+        self._decision, self._board = Decision(), board
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         self._decision.progressed()
@@ -136,6 +138,8 @@ class StopAtFinal(ray.train.UserCallback):
         final = self._decision.of(worker_exceptions)
         if final is not None:
             raise final
+        if self._board is not None:
+            self._board.post.remote("failed", {"why": first_cause(worker_exceptions)})
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
@@ -159,6 +163,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     host = kind(payload["folder"], tracker, payload.get("board"))
     engine = None
     try:
+        if context.get_world_rank() == 0:
+            host.tell("ready", {})
         tokenizer = load_tokenizer(config.model)
         data = load_data(config, tokenizer, context.get_local_rank())
         config = with_packing(config, payload["folder"])

@@ -58,7 +58,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         run_config=RunConfig(
             name=name,
             storage_path=storage_path,
-            callbacks=[StopAtFinal()],  # type: ignore[list-item]  # stated for Ray Tune's
+            callbacks=[StopAtFinal(payload.get("board"))],  # type: ignore[list-item]  # stated for Ray Tune's
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures,
                 controller_failure_limit=cluster.max_failures,  # type: ignore[call-arg]  # also bounds the wait for a lost node
