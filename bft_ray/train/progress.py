@@ -93,6 +93,8 @@ def describe_event(event: str, values: dict[str, Any]) -> str:
     if event == "checkpoint":
         best = values["best_step"]
         return f"checkpoint of step {values['step']} saved" + (f" (best so far: step {best})" if best else "")
+    if event == "passed over":
+        return "\n".join(values["lines"])
     if event == "failed":
         return f"workers end: {values['why']}"
     return ""

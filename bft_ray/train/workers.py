@@ -78,8 +78,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         raise _cause(error, storage.places(storage_path, config.data.cache_dir)) from error
     if "error" in outcome:
         raise outcome["error"]
-    if not storage.is_remote(storage_path):
-        drop_superseded(Path(storage_path, name), config.checkpoint.keep)
+    drop_superseded(storage.join(storage_path, name), config.checkpoint.keep)
     return outcome
 
 
