@@ -34,6 +34,7 @@ from bft_ray.config import DataConfig, SourceConfig
 from bft_ray.data.cache import cache_folder
 from bft_ray.data.chat import uses_date
 from bft_ray.data.modes import settle
+from bft_ray.data.passing import passing_folder
 from bft_ray.data.report import DataReport, SourceReport, describe_lengths
 from bft_ray.data.rows import BadRow, Row, read_rows, row_key
 from bft_ray.data.scratch import scratch
@@ -144,10 +145,12 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
 
 
 def _cache_folder(config: DataConfig) -> Path:
-    if not config.cache_dir:
+    if config.keep_tokens and not config.cache_dir:
         return cache_folder()
-    folder = Path(config.cache_dir).expanduser()
+    folder = Path(config.cache_dir or tempfile.gettempdir()).expanduser()
     try:
+        if not config.keep_tokens:
+            return passing_folder(config.cache_dir)
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

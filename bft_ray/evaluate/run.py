@@ -20,6 +20,7 @@ from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import read_kept, write_kept, write_text
 from bft_ray.data.modes import kept_for
+from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.pool import answer_all
@@ -98,7 +99,7 @@ def evaluate_model(
             that cannot hold the workers.
         BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
-    with kept_for(config.cluster.file_mode), waiting("evaluating"):
+    with tokens_pass(), kept_for(config.cluster.file_mode), waiting("evaluating"):
         return _evaluate_model(config, out, progress, names)
 
 

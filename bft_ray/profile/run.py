@@ -22,6 +22,7 @@ from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import write_kept
 from bft_ray.data.modes import kept_for
+from bft_ray.data.passing import tokens_pass
 from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
@@ -152,7 +153,7 @@ def profile_data(
         BadInput: bad data or model, an earlier profile of other data, or one that `out` would overwrite, a server that
             does not answer.
     """
-    with kept_for(config.cluster.file_mode):
+    with tokens_pass(), kept_for(config.cluster.file_mode):
         return _profile_data(config, out, against, source, track, progress, space)
 
 

@@ -14,6 +14,7 @@ from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
 from bft_ray.data.kept import read_kept
 from bft_ray.data.modes import kept_for, settle
+from bft_ray.data.passing import tokens_pass
 from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError, DiskFull
@@ -76,7 +77,7 @@ def search(
         BftError: all trials failed, or there is nothing to hold a winner against; or MLflow did not take all of the
             answer, which the same call tries again.
     """
-    with kept_for(base.cluster.file_mode):
+    with tokens_pass(), kept_for(base.cluster.file_mode):
         return _search(space, base, database_url, profile, measure, live)
 
 

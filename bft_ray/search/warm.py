@@ -30,7 +30,7 @@ T = TypeVar("T")
 _MODELS = 1  # kept: trials of a study share one, and two large ones may not fit
 _OTHERS = 8  # kept of everything else
 #: what decides how rows become tokens
-_TOKENISING = {"template", "max_length", "too_long", "cache_dir"}
+_TOKENISING = {"template", "max_length", "too_long", "cache_dir", "keep_tokens"}
 #: fields of sources and tasks that name files or folders
 _FILES = {"path", "train", "descriptions", "candidates", "encoder", "include_path"}
 

@@ -14,6 +14,7 @@ from typing import Any
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.modes import kept_for, settle
+from bft_ray.data.passing import passing_folder, tokens_pass
 from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput
@@ -66,8 +67,8 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
         NonFinite: a loss or gradient was not finite.
         BftError: the workers failed more often than `cluster.max_failures`.
     """
-    config = pin(config)
-    with kept_for(config.cluster.file_mode):
+    with tokens_pass(), kept_for(config.cluster.file_mode):
+        config = pin(config)
         try:
             return _train(config, display)
         finally:  # with what Ray and libraries have written
@@ -158,7 +159,9 @@ def pin_paths(config: Config) -> Config:
     """The config with paths that mean the same on every worker of this machine."""
     tree = config.model_dump()
     tree["cluster"]["storage_path"] = storage.absolute(config.cluster.storage_path)
-    if config.data.cache_dir is not None:
+    if not config.data.keep_tokens:
+        tree["data"]["cache_dir"] = str(passing_folder(config.data.cache_dir))
+    elif config.data.cache_dir is not None:
         tree["data"]["cache_dir"] = str(Path(config.data.cache_dir).expanduser().resolve())
     tree["tracking"]["uri"] = absolute_uri(config.tracking.uri)
     for source in [*tree["data"]["train"], *tree["data"]["validation"], *tree["evaluation"]["tasks"]]:
