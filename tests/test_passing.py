@@ -16,6 +16,7 @@ from bft_ray.data.passing import passing_folder, tokens_pass
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.train.launch import pin_paths
 from tests.ranks import run_ranks
+from tests.small_study import write_space
 
 
 @pytest.fixture
@@ -70,18 +71,7 @@ def test_a_command_leaves_nothing_of_the_rows(command, make_tree, tmp_path):
         cluster={"num_workers": 2 if command == "train" else 1, "gpus_per_worker": 0, "storage_path": "results"},
     )
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    space = {
-        "name": "small",
-        "domain": "test",
-        "config": "config.yaml",
-        "parameters": {"loss.window": {"kind": "categorical", "values": [2, 8]}},
-        "fixed": {"loss.method": "bft"},
-        "objective": {"metric": "validation/token_accuracy"},
-        "budget": {"trials": 2, "steps": 4},
-        "sampler": {"kind": "grid"},
-        "scheduler": {"kind": "none"},
-    }
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    write_space(tmp_path)
     words = {
         "train": ["train", "config.yaml"],
         "profile": ["profile", "config.yaml"],

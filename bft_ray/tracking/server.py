@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bft_ray.config import TrackingConfig
-from bft_ray.data.modes import make_file
+from bft_ray.data.modes import own_file
 from bft_ray.data.remote import locked
 from bft_ray.errors import BadInput
 from bft_ray.waits import waiting
@@ -119,7 +119,7 @@ def connect(uri: str) -> MlflowClient:
         # MLflow does not lock the creation of its tables, and two processes at once break it
         with locked(path.parent) if path else contextlib.nullcontext():
             if path is not None:
-                make_file(path)
+                own_file(path)
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except MlflowException as error:
         if "out-of-date database schema" not in str(error):
