@@ -27,8 +27,9 @@ _MEMORY = re.compile(
 _ADVICE = (
     (
         _MEMORY,
-        "Lower data.micro_batch_tokens, data.max_length or evaluation.batch_tokens; or train adapters (lora.rank=16), "
-        "share the weights out (deepspeed.preset=zero3, deepspeed.offload=all), or take a larger machine.",
+        "Lower data.micro_batch_tokens, data.max_length or evaluation.batch_tokens; or compute activations again "
+        "(model.gradient_checkpointing=true), train adapters (lora.rank=16), share the weights out "
+        "(deepspeed.preset=zero3, deepspeed.offload=all), or take a larger machine.",
     ),
     (
         re.compile(r"^(ImportError|ModuleNotFoundError)"),
