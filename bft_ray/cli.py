@@ -18,6 +18,7 @@ from bft_ray.data.disk import full_disk
 from bft_ray.data.modes import kept_for
 from bft_ray.data.scratch import remove_dead
 from bft_ray.errors import BadConfig, BadInput, BftError
+from bft_ray.waits import told_waits
 
 #: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
 _SAME_SPACE = {"profile", "cluster", "tracking"}
@@ -69,8 +70,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     ensure_home()
     remove_dead()
+    is_served = options.run is _ui  # it waits for its user
     try:
-        with kept_for("owner"):  # all that a command leaves, but where a config says otherwise
+        # "owner": all that a command leaves, but where a config says otherwise
+        with kept_for("owner"), contextlib.nullcontext() if is_served else told_waits():
             return options.run(options)
     except (BadInput, BadConfig) as error:
         print(f"error: {error}", file=sys.stderr)

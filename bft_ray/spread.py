@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from bft_ray.config import ClusterConfig
 from bft_ray.data.modes import keep_for, kept_for
 from bft_ray.errors import BadInput, BftError, NoRoom
+from bft_ray.waits import waiting
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     in_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        with kept_for("owner"):  # its sockets and logs, whoever else may have the results
+        # "owner": its sockets and logs, whoever else may have the results
+        with kept_for("owner"), waiting(f"connecting to Ray at {address}" if address else "starting Ray"):
             ray.init(
                 address=address or "local",
                 logging_level=logging.ERROR,
@@ -109,7 +111,8 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
         with _watched(ray.get_runtime_context().gcs_address):
             yield
     finally:
-        ray.shutdown()
+        with waiting("taking leave of Ray"):
+            ray.shutdown()
 
 
 @contextmanager
@@ -169,6 +172,7 @@ def num_gpus_per_worker(cluster: ClusterConfig) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
+@waiting("waiting for room for the workers")
 def require_resources(cluster: ClusterConfig) -> None:
     """Return once the cluster's nodes could hold all workers (free or not); within `connect` only.
 
@@ -335,12 +339,17 @@ def _amounts(resources: dict[str, float]) -> str:
 
 def _in_process(fn: Any, shards: list[Any], setup: Any, progress: Any) -> list[Any]:
     state = setup() if setup and shards else None
-    results = []
+    results: list[Any] = []
     for shard in shards:
-        results.append(fn(state, shard))
+        with waiting(_done(results, shards)):
+            results.append(fn(state, shard))
         if progress:
             progress(len(results), len(shards))
     return results
+
+
+def _done(results: Sized, shards: Sized) -> str:
+    return f"with {len(results)} of {len(shards)} shards done"
 
 
 class _Worker:
@@ -386,7 +395,9 @@ def _on_actors(fn: Any, shards: list[Any], setup: Any, cluster: ClusterConfig, p
         for place in range(num_workers):
             hire(place)
         while len(results) < len(shards):
-            for ref in _wait(running, cluster):
+            with waiting(_done(results, shards)):
+                ended = _wait(running, cluster)
+            for ref in ended:
                 worker = running.pop(ref)
                 result, error = _outcome(ref)
                 if error is None:
@@ -444,6 +455,7 @@ def _outcome(ref: Any) -> tuple[Any, Exception | None]:
         return None, error
 
 
+@waiting("waiting for places for the workers")
 def _reserve(need: dict[str, float], num_workers: int, cluster: ClusterConfig) -> Any:
     """The places of all workers, together, or NoRoom when others keep them for longer than we wait."""
     import ray

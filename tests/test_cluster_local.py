@@ -29,6 +29,7 @@ from cluster.local.processes import Process, boot_id, family, find, stop
 from cluster.local.service import free_port, is_free, stop_all
 from cluster.local.state import ADMIN, State, held
 from tests.conftest import ROOT
+from tests.small_study import write_space
 from tests.test_mlflow_page import POSTGRES
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")]
@@ -133,25 +134,16 @@ def test_a_search_as_a_job(folder, env, make_tree, tiny_data, tmp_path, monkeypa
     tree = make_tree(cluster={"num_workers": 1, "gpus_per_worker": 0})
     del tree["tracking"]  # the server that the job finds in its environment
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    space = {
-        "name": "small",
-        "domain": "test",
-        "config": "config.yaml",
-        "parameters": {"loss.window": {"kind": "categorical", "values": [2, 8]}},
-        "fixed": {"loss.method": "bft"},
-        "objective": {"metric": "validation/token_accuracy"},
-        "budget": {"trials": 2, "steps": 4},
-        "sampler": {"kind": "grid"},
-        "scheduler": {"kind": "none"},
-        "baselines": [{"name": "bft", "overrides": {"loss.method": "bft", "loss.window": 256}}],
-        "confirmation": {
+    write_space(
+        tmp_path,
+        baselines=[{"name": "bft", "overrides": {"loss.method": "bft", "loss.window": 256}}],
+        confirmation={
             "top_k": 1,
             "seeds": [101, 102, 103],
             "min_seeds_waived": True,
             "overrides": {"data.validation.0.path": str(confirmation)},
         },
-    }
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    )
     words = ["python", "-m", "jobs.search", f"{tmp_path}/space.yaml", f"cluster.storage_path={tmp_path}/shared"]
     runtime = {"env_vars": {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}}
     command = ["ray", "job", "submit", "--working-dir", str(ROOT), "--runtime-env-json", json.dumps(runtime)]

@@ -50,7 +50,8 @@ def test_a_run_with_damaged_files_goes_on_or_says_why_not(ray_of_one, make_tree,
     assert (last.run_id, last.after) == (first.run_id, first.after)  # the same weights, from an earlier checkpoint
     assert dict(again.events)["resume"]["step"] == 4
     passed = f"the checkpoint {folder}/step-00000006 is passed over: manifest-00000.json is damaged"
-    assert passed in caplog.text
+    assert dict(again.events)["passed over"] == {"lines": [passed]}
+    assert client.get_run(first.run_id).data.tags["bft.passed_over"] == passed
     caplog.clear()
 
     damage(folder / "run.json", "empty")

@@ -289,7 +289,9 @@ def test_a_field_of_a_turn_that_no_template_knows_is_refused(tmp_path):
 
 def test_turns_without_a_taught_answer_are_counted(tmp_path):
     turns = [said("user", "q"), said("assistant", "a", weight=0)]
-    assert rows_of(tmp_path, {"messages": turns}) == [BadRow(f"{tmp_path}/r.jsonl:1", "no assistant turn")]
+    assert rows_of(tmp_path, {"messages": turns}) == [
+        BadRow(f"{tmp_path}/r.jsonl:1", "only assistant turns of weight 0")
+    ]
 
 
 # --- keys of questions ------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def test_duplicate_id(tmp_path):
         ("r.json", '[{"text": "a"}, 1]', "r.json[1]` is 'a number', but must be a JSON object"),
         ("r.csv", "prompt,completion\nq,a\nq\n", "r.csv:3` is 'a row of 1 cells (commas)', but must be one of 2"),
         ("r.csv", 'prompt,completion\nq,"a\nb\n', "r.csv:2` is 'broken', but must be valid CSV"),
-        ("r.csv", "text,text\na,b\n", "r.csv:1` is 'text', but must be a column name that stands there once"),
+        ("r.csv", "text,text\na,b\n", "r.csv:1 text` is 'the name of 2 columns', but must be that of one. Rename"),
         ("r.parquet", "no parquet", "is 'broken', but must be a whole Parquet file"),
         ("r.txt", "text", "but must be a file that ends in .jsonl, .json, .csv, .tsv, .parquet"),
     ],

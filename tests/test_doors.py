@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from cluster.local import postgres
 from cluster.local.postgres import start_postgres
 from cluster.local.service import free_port, stop_all
-from cluster.local.state import USER, State, held, make_secret
+from cluster.local.state import ADMIN, USER, State, held, make_secret
 from tests.conftest import ROOT
 from tests.ports import answer_of, listening, named_ports, rows_of
 from tests.test_cluster_local import call, fresh_folder, living
@@ -252,12 +252,27 @@ def test_a_folder_whose_role_was_the_superuser_goes_on_without_that(monkeypatch)
             patch.setattr(postgres, "ADMIN", USER)
             postgres._make_database(state, postgres.postgres_binaries(), postgres._postgres_user(), folder / "postgres")
         state.admin_password.unlink()
-        for _ in range(2):
+        for is_first in (True, False):
             start_postgres(state, time.monotonic() + 60)
             with psycopg.connect(state.database("studies"), autocommit=True) as connection:
-                connection.execute("CREATE TABLE IF NOT EXISTS kept (x int)")
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute("COPY (SELECT 1) TO PROGRAM 'id'")
+                if not is_first:  # what the superuser of before had made is the role's now
+                    connection.execute("INSERT INTO kept (state) VALUES ('done')")
+                    assert connection.execute("SELECT x, state FROM seen").fetchall() == [(1, "done")]
+                    for command in ("TYPE states RENAME TO other", "TABLE kept ADD y int", "SEQUENCE loose RESTART"):
+                        connection.execute(f"ALTER {command}")  # type: ignore[call-overload]
+            with psycopg.connect(state.database("studies", ADMIN), autocommit=True) as connection:
+                roles = dict(
+                    connection.execute("SELECT rolname, (rolsuper, rolcanlogin)::text FROM pg_roles").fetchall()
+                )
+                assert (roles[USER], roles[ADMIN], roles[f"{USER}_initial"]) == ("(f,t)", "(t,t)", "(t,f)")
+                if is_first:
+                    connection.execute(f"SET ROLE {USER}_initial")  # type: ignore[call-overload]
+                    connection.execute("CREATE TYPE states AS ENUM ('open', 'done')")
+                    connection.execute("CREATE TABLE kept (x serial PRIMARY KEY, state states)")
+                    connection.execute("CREATE VIEW seen AS SELECT * FROM kept")
+                    connection.execute("CREATE SEQUENCE loose")
             assert not stop_all(state)
 
 

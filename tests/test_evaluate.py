@@ -295,7 +295,7 @@ def test_items_are_read_from_jsonl_and_csv(tmp_path):
         ({"choices": ["x", 2]}, "choices.1` is 'a number'"),
         ({"answer": 2}, "answer` is 2, but must be the index of the right option, 0 to 1"),
         ({"answer": -1}, "answer` is -1"),
-        ({"answer": "secret"}, "answer` is 'text', but must be the index"),
+        ({"answer": "secret"}, "answer` is 'a text that is none of the 2 options'"),
         ({"answer": True}, "answer` is True"),
         ({"answer": None}, "answer` is 'missing'"),
         ({"question": ""}, "question` is 'empty'"),

@@ -52,6 +52,83 @@ def init(data: Path, out: Path, device: Device = CPU, **options) -> str:
     return write_study(Request(data=str(data), out=out, **options), device)
 
 
+ROW = {"question": "What is it about?", "answer": "An answer."}
+TURN = {"role": "assistant", "content": "a", "weight": 0}
+OPTIONS = {"question": "Which one?", "options": ["a x", "b y", "c z"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "told"),
+    [
+        (
+            "wide.jsonl",
+            [*[ROW] * 59, ROW | {"note": "a long text with more than six words in it"}],
+            "wide.jsonl:60 note` is",
+        ),
+        (
+            "weights.jsonl",
+            [{"messages": [{"role": "user", "content": "q"}, TURN]}] * 3,
+            "weights.jsonl` is '3 rows: 3 with only assistant turns of weight 0', but must be data with rows that can be "
+            "taught. Set `weight` to 1",
+        ),
+        (
+            "numbers.jsonl",
+            [ROW | {"answer": 7}],
+            "numbers.jsonl:1 answer` is 'a number', but must be text or a list of messages. Write it as text, or let a "
+            "template do it: --prompt '{question}' --completion '{answer}' (",
+        ),
+        (
+            "options.jsonl",
+            [OPTIONS | {"answer": "d secret"}],
+            "options.jsonl:1 answer` is 'a text that is none of the 3 options', but must be the right option: its letter or "
+            "label, its index from 0, or its text as it stands among the options. Compare the two",
+        ),
+        (
+            "stated.jsonl",
+            [OPTIONS | {"answer_idx": "A", "answer": "b y"}],
+            "stated.jsonl:1 answer` is 'another text than the option that the answer names', but must be the text of that "
+            "option. Mend",
+        ),
+        (
+            "twice.csv",
+            "question,answer,answer\nq,a,b\n",
+            "twice.csv:1 answer` is 'the name of 2 columns', but must be that",
+        ),
+        (
+            "inside.json",
+            {"version": 1, "cases": [ROW]},
+            "inside.json` is 'an object', but must be a list of objects, or one object a line. Take the list out, for "
+            "example by `jq '.cases' FILE.json > ROWS.json`.",
+        ),
+        ("columns.json", {"question": ["q"], "answer": ["a"]}, "It seems to hold columns: write it row by row"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value[:14] else "",
+)
+def test_what_is_wrong_with_rows_is_told_with_its_place_and_a_remedy(name, rows, told, tmp_path):
+    path = tmp_path / name
+    if isinstance(rows, str):
+        path.write_text(rows)
+    else:
+        path.write_text(json.dumps(rows)) if name.endswith(".json") else write_jsonl(path, rows)
+    with pytest.raises(BadInput, match=re.escape(told)) as caught:
+        init(path, tmp_path / "bft.yaml")
+    assert "secret" not in str(caught.value) and [each.name for each in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_remedy_says_helps(tmp_path, caplog):
+    """Numbers by a template; and rows in an object are read."""
+    numbers = [{"question": f"How many, in sample {index}?", "answer": index} for index in range(80)]
+    templates = {"prompt": "{question}", "completion": "{answer}"}
+    init(write_jsonl(tmp_path / "numbers.jsonl", numbers), tmp_path / "a" / "bft.yaml", **templates)
+    assert {row["completion"] for split in split_of(tmp_path / "a").values() for row in split} == {
+        str(n) for n in range(80)
+    }
+    (tmp_path / "inside.json").write_text(json.dumps({"data": [row | {"answer": "one"} for row in numbers]}))
+    init(tmp_path / "inside.json", tmp_path / "b" / "bft.yaml")
+    assert sum(map(len, split_of(tmp_path / "b").values())) == 80
+    assert f"{tmp_path}/inside.json: its rows are those of `data`" in caplog.text
+
+
 def split_of(folder: Path, name: str = "bft") -> dict[str, list[dict]]:
     """Split -> the records of its file, of those that exist."""
     names = ("train", "validation", "confirmation", "test")
@@ -330,7 +407,7 @@ def test_bad_files_are_refused_and_nothing_is_left(tmp_path):
         init(write_csv(tmp_path / "one.csv", ["question", "answer"], questions(1)), out)
     with pytest.raises(BadInput, match="data with rows"):
         init(write_csv(tmp_path / "empty.csv", ["question", "answer"], []), out)
-    with pytest.raises(BadInput, match="only 3 empty completion"):
+    with pytest.raises(BadInput, match="3 rows: 3 with empty completion"):
         init(write_csv(tmp_path / "blank.csv", ["question", "answer"], [["q", " "]] * 3), out)
     (tmp_path / "broken.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": \n')
     with pytest.raises(BadInput, match=r"broken\.jsonl:2"):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [
-    "errors", "metrics", "config", "domains", "stats", "data", "model", "loss", "spread", "evaluate", "tracking", "train",
+    "errors", "waits", "metrics", "config", "domains", "stats", "data", "model", "loss", "spread", "evaluate", "tracking", "train",
     "profile", "search", "report", "operate", "cli",
 ]  # fmt: skip
 #: library -> the rooms that may import it

@@ -18,6 +18,7 @@ import pytest
 
 from bft_ray.search.live import Live
 from bft_ray.search.record import TrialRecord
+from bft_ray.waits import describe
 from tests.conftest import ROOT
 
 METRIC = "choices/probability"
@@ -46,21 +47,19 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_no_minute_goes_by_without_a_word(monkeypatch):
+def test_what_is_told_where_no_line_was_printed_for_a_while(monkeypatch):
     stream, clock = io.StringIO(), [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     records = {"search": [trial(0, "waiting"), trial(1, "waiting")]}
     with Live("medical_qa", METRIC, stream=stream) as live:
+        assert describe().startswith("still before the first trial, for 0 s (since ")
         live.part("search", 2)
-        for _ in range(120):
-            clock[0] += 1.0
-            live.show(records, 2, LATER)
-        records["search"][0] = trial(0, "running", started=LATER - 90)
-        clock[0] += 55.0
         live.show(records, 2, LATER)
-    _, *said = stream.getvalue().splitlines()
-    assert said[:2] == ["[search 0/2] waiting for a worker"] * 2
-    assert said[2:] == ["[search 0/2] still running: w128 e0.05 c8 (1 min 30 s)"]
+        assert describe().startswith("still [search 0/2] waiting for a worker, for 0 s (since ")
+        records["search"][0] = trial(0, "running", started=LATER - 90)
+        live.show(records, 2, LATER)
+        clock[0] += 55.0
+        assert describe().startswith("still [search 0/2] running w128 e0.05 c8 (2 min 25 s), for 0 s (since ")
 
 
 # ---- lines -------------------------------------------------------------------------------------------------------

@@ -301,6 +301,6 @@ def test_checkpoints_that_are_no_longer_the_best_go(tmp_path):
         folder.mkdir()
         write_kept(folder / SCORE_FILE, {"score": score})
     (tmp_path / "step-00000050").mkdir()  # being written: it has no score yet
-    drop_superseded(tmp_path, keep=2)
-    assert [path.name[-2:] for path, _ in saved_in(tmp_path)] == ["10", "30", "40"]
+    drop_superseded(str(tmp_path), keep=2)
+    assert [name[-2:] for name, _ in saved_in(str(tmp_path))] == ["10", "30", "40"]
     assert (tmp_path / "step-00000050").is_dir()

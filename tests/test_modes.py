@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import psutil
 import pytest
 import yaml
 
-from bft_ray.data.modes import kept_for, settle
+from bft_ray.data.modes import kept_for, own_file, settle
 from tests.conftest import ROOT
 from tests.ports import answer_of, listening, rows_of
+from tests.small_study import write_space
+from tests.unprivileged import only_root
 
 LIMIT_S = 280
 #: with a log of Ray's own, and what is not of this product
@@ -141,23 +144,40 @@ def kind_of(process: str) -> str:
 def test_a_study_is_its_owner_s(make_tree, tiny_data, tmp_path):
     """Trials in warm workers, their weights, the profile, and the database of the study."""
     config(make_tree, tmp_path, cluster={"num_workers": 1})
-    space = {
-        "name": "small",
-        "domain": "test",
-        "config": "config.yaml",
-        "parameters": {"loss.window": {"kind": "categorical", "values": [2, 8]}},
-        "fixed": {"loss.method": "bft"},
-        "objective": {"metric": "validation/token_accuracy"},
-        "budget": {"trials": 2, "steps": 4},
-        "sampler": {"kind": "grid"},
-        "scheduler": {"kind": "none"},
-    }
-    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    write_space(tmp_path)
     Run(tmp_path, 0o000, "search", "space.yaml", "--database", f"sqlite:///{tmp_path}/studies.db", "--no-measure")
     found = modes(tmp_path)
     assert "studies.db" in found and any("/profile/" in name for name in found)
     assert any(name.startswith("results/studies/test/") for name in found)
     assert not {name: mode for name, mode in found.items() if mode not in ("d 700", "f 600")}
+
+
+@pytest.mark.parametrize(("who", "mode"), [("owner", 0o600), ("group", 0o660)])
+def test_a_database_of_old_that_all_may_read_is_closed_and_named(who, mode, tmp_path, caplog):
+    old, lab, new = (tmp_path / f"{name}.db" for name in ("old", "lab", "new"))
+    for path, rights in ((old, 0o644), (tmp_path / "old.db-wal", 0o644), (lab, 0o660)):
+        path.write_text("rows")
+        path.chmod(rights)
+    with kept_for(who):
+        for path in (old, lab, new, old):
+            own_file(path)
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert found == {"old.db": mode, "old.db-wal": mode, "lab.db": 0o660, "new.db": mode}
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f"{old} could be read by every user of this machine") and old.read_text() == "rows"
+    assert f"its {'owner alone' if who == 'owner' else 'owner and group'}" in told
+
+
+@pytest.mark.privileged
+@only_root
+def test_a_database_of_old_of_another_user_is_named(tmp_path, caplog):
+    path = tmp_path / "theirs.db"
+    path.write_text("")
+    path.chmod(0o644)
+    os.chown(path, pwd.getpwnam("nobody").pw_uid, -1)
+    own_file(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert f"{path} can be read by every user of this machine. It belongs to nobody" in caplog.text
 
 
 def test_what_a_library_made_gets_the_same_rights_and_links_are_left(tmp_path):

@@ -15,12 +15,15 @@ import pytest
 from bft_ray.config import ModelConfig, make_config
 from bft_ray.data import remote
 from bft_ray.data.cache import sha256_of
+from bft_ray.data.kept import write_kept
 from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import adapter_of, load_model, load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.train import storage
 from bft_ray.train.checkpoint import step_name, write_manifest
+from bft_ray.train.host import SCORE_FILE, drop_superseded
+from bft_ray.train.progress import describe_event
 from bft_ray.train.stretch import measure_weights
 from bft_ray.train.worker import RayHost
 from tests.damage import damage
@@ -109,6 +112,33 @@ def test_copies_that_nobody_asks_for_are_deleted(store, tmp_path):
     assert local_copy(f"{store}/0", cache).is_dir()
 
 
+class Said:
+    """In place of a run of MLflow."""
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self.tags = tags
+
+
+class Posts:
+    """In place of the actor that the driver reads: `board.post.remote` is `post`."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict]] = []
+        self.post = self
+
+    def remote(self, *event) -> None:
+        self.events.append(event)
+
+
+def test_superseded_checkpoints_of_a_store_are_deleted(store):
+    for step, score in ((1, 0.1), (2, 0.9), (3, 0.3), (4, None)):
+        write_kept(below(f"{store}/run/{step_name(step)}/{SCORE_FILE}"), {"score": score})
+    storage.write_text(below(f"{store}/run/{step_name(5)}/shard.pt"), "without a score: it is being written")
+    drop_superseded(f"{store}/run", keep=1)
+    assert storage.folders_in(f"{store}/run", "step-") == [step_name(step) for step in (2, 4, 5)]
+    drop_superseded(f"{store}/nothing", keep=1)
+
+
 def test_the_last_whole_checkpoint_in_a_store(store, tmp_path, caplog):
     """Without Ray's list of them, which may be gone; and a remedy names the store, not the copy of this machine."""
     for step in (2, 4):
@@ -117,13 +147,15 @@ def test_the_last_whole_checkpoint_in_a_store(store, tmp_path, caplog):
         write_manifest(tmp_path / f"{step}", 0, 1)
         storage.put_folder(tmp_path / f"{step}", below(f"{store}/run/{step_name(step)}"))
     host = RayHost.__new__(RayHost)
-    host.folder, host._origins = f"{store}/run", {}
+    host.folder, host._origins, host._tracker, host._board = f"{store}/run", {}, Said(), Posts()
     last = host.last_checkpoint()
     assert last is not None and host.origin(last) == f"{store}/run/step-00000004"
     damage(Path(below(f"{store}/run/step-00000004/engine/shard.pt")), "half")
     last = host.last_checkpoint()
     assert last is not None and host.origin(last) == f"{store}/run/step-00000002" and last == host.best_checkpoint(2)
-    assert f"the checkpoint {store}/run/step-00000004 is passed over: engine/shard.pt has 32 of 64 bytes" in caplog.text
+    passed = f"the checkpoint {store}/run/step-00000004 is passed over: engine/shard.pt has 32 of 64 bytes"
+    assert passed in caplog.text and host._tracker.tags == {"bft.passed_over": passed}
+    assert [describe_event(*event) for event in host._board.events] == [passed]  # a line of the driver's terminal
     shutil.rmtree(below(f"{store}/run"))
     assert host.last_checkpoint() is None and host.best_checkpoint(2) is None
 

@@ -75,7 +75,7 @@ def run_key(config: Config, longest: int | None) -> str:
     fields["loss"] = canonical(config.loss, _ENDLESS if longest is None else longest)
     for name in ("name", "cluster", "tracking"):
         fields.pop(name)
-    for name in ("cache_dir", "micro_batch_tokens", "micro_batch_size"):
+    for name in ("cache_dir", "keep_tokens", "micro_batch_tokens", "micro_batch_size"):
         fields["data"].pop(name)
     fields["evaluation"].pop("batch_tokens")
     return json.dumps(fields, sort_keys=True)

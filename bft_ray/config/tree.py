@@ -95,6 +95,12 @@ class DataConfig(Section):
         description="today's date for a chat template that shows it, YYYY-MM-DD; null: that of the first start",
     )
     cache_dir: str | None = Field(None, description="folder of the tokenised data; null: ~/.cache/bft_ray")
+    keep_tokens: bool = Field(
+        True,
+        description="keep the tokenised data there for later commands; false: nothing of the rows stays, which lie in a "
+        "temporary folder (in cache_dir, or else in TMPDIR) until the command ends; each command tokenises them again, and "
+        "each process of another machine for itself",
+    )
 
     @field_validator("date", mode="before")
     @classmethod

@@ -305,10 +305,15 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
         found = by_text or [index for index in (number, letter) if index is not None]
         if by_text and letter is not None and letter not in by_text:
             raise Fault("answer", "a letter and the text of another option", "one of the two", "Give the index.")
+    if not found and isinstance(said, str) and said and _number(said) is None and len(said) > 1:
+        rule = "the right option: its letter or label, its index from 0, or its text as it stands among the options"
+        remedy = "Compare the two letter by letter, or give the index."
+        raise Fault("answer", f"a text that is none of the {len(options)} options", rule, remedy)
     made = _choice(values, options, found[0] if found else None)
     stated = values.get("stated")
     if isinstance(stated, str) and stated.strip() not in ("", options[made["answer"]].strip(), str(said)):
-        raise Fault("stated", "the text of another option than the answer's", "the text of the right option")
+        remedy = "Mend the one that is wrong, or take the column out."
+        raise Fault("stated", "another text than the option that the answer names", "the text of that option", remedy)
     return made
 
 

@@ -34,6 +34,7 @@ from bft_ray.config import DataConfig, SourceConfig
 from bft_ray.data.cache import cache_folder
 from bft_ray.data.chat import uses_date
 from bft_ray.data.modes import settle
+from bft_ray.data.passing import passing_folder
 from bft_ray.data.report import DataReport, SourceReport, describe_lengths
 from bft_ray.data.rows import BadRow, Row, read_rows, row_key
 from bft_ray.data.scratch import scratch
@@ -48,6 +49,7 @@ from bft_ray.data.tokenise import (
     uses_chat,
 )
 from bft_ray.errors import BadInput
+from bft_ray.waits import waiting
 
 VERSION = 3  # raise it when the same input would give other tokens or files
 ROWS_A_CALL = 256  # rows tokenised by one call: enough to be fast, few enough to hold
@@ -128,11 +130,12 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
     """
     uses_chat(tokenizer, config)  # a template that is missing is told before anything is read
     cache = _cache_folder(config)
-    fingerprint = _fingerprint(sources, tokenizer, config, field)
-    final = cache / fingerprint
-    if (found := _open(final)) is not None:
-        return found
-    with scratch("data", cache) as temporary:
+    with waiting(f"reading {field}"):
+        fingerprint = _fingerprint(sources, tokenizer, config, field)
+        final = cache / fingerprint
+        if (found := _open(final)) is not None:
+            return found
+    with waiting(f"tokenising {field}"), scratch("data", cache) as temporary:
         _write(temporary, fingerprint, sources, tokenizer, config, field)
         settle(temporary)  # the full text of the rows, as ids
         return _publish(temporary, final)
@@ -142,10 +145,12 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
 
 
 def _cache_folder(config: DataConfig) -> Path:
-    if not config.cache_dir:
+    if config.keep_tokens and not config.cache_dir:
         return cache_folder()
-    folder = Path(config.cache_dir).expanduser()
+    folder = Path(config.cache_dir or tempfile.gettempdir()).expanduser()
     try:
+        if not config.keep_tokens:
+            return passing_folder(config.cache_dir)
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

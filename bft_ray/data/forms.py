@@ -82,7 +82,7 @@ def recognise(
     where: str,
     columns: Mapping[str, str] | None = None,
     form: str = "auto",
-    more: Sequence[Mapping[str, Any]] = (),
+    more: Sequence[tuple[str, Mapping[str, Any]]] = (),
     field: str = "source",
 ) -> Use:
     """The form of a table.
@@ -92,7 +92,7 @@ def recognise(
         where: its place, for errors.
         columns: canonical field -> column or template, as the user says.
         form: name of a form, or auto.
-        more: further first rows: what no single row can tell.
+        more: further first rows with their places: what no single row can tell.
         field: dotted name of the source in the config.
 
     Raises:
@@ -105,12 +105,12 @@ def recognise(
     if any(name in columns for names in KINDS.values() for name in names if name not in ("tools", "context")):
         use = _chosen(record, columns, field)
     else:
-        found = _find(record, where, form, more, field)
+        found = _find(record, where, form, [each for _, each in more], field)
         use = Use(found, _shown(found, tuple(map(str, record))), (), columns, field)
     names = tuple(map(str, record))
     use = Use(use.form, {**use.used, **columns}, _unused(use, names), columns, field)
-    for each in [record, *more]:
-        check_unused(use, each, where)
+    for place, each in [(where, record), *more]:
+        check_unused(use, each, place)
     return use
 
 
@@ -144,7 +144,8 @@ def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
         made = use.form.make(values)
     except Fault as fault:
         column = own.get(fault.part, fault.part)
-        raise BadInput(f"{where} {column}{fault.inner}", fault.received, fault.rule, fault.remedy) from None
+        remedy = fault.remedy or (_numbers_as_text(use) if fault.received == "a number" and not fault.inner else "")
+        raise BadInput(f"{where} {column}{fault.inner}", fault.received, fault.rule, remedy) from None
     return {**_marks(use, record, names, where), **made}
 
 
@@ -353,6 +354,16 @@ def _remedy(use: Use, name: str) -> str:
     mapping = ", ".join(f'{part}: "{value}"' for part, value in shown.items())
     without = "name the columns without it there" if "prompt" in shown else "this names the columns without it"
     return f"Use it: {as_option}{use.source}.columns: {{{mapping}}}; or {without}."
+
+
+def _numbers_as_text(use: Use) -> str:
+    """What helps where a column of prompt or completion holds numbers: a template makes text of them."""
+    if use.form.kind != "completion":
+        return "Write it as text."
+    shown = {part: use.used[part] for part in ("prompt", "completion")}
+    made = {part: column if names_in(column) else f"{{{column}}}" for part, column in shown.items()}
+    options = " ".join(f"--{part} '{template}'" for part, template in made.items())
+    return f"Write it as text, or let a template do it: {options} (of `bft-ray init`; in a config, `columns` of the source)."
 
 
 def _near(name: str, known: Iterable[str]) -> str:

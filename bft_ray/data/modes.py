@@ -7,10 +7,15 @@ The umask of the process does most of it. What it does not reach, such as files 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 _MASKS = {"owner": 0o077, "group": 0o007}
 _who = "owner"  # of this process, as the umask is
@@ -44,11 +49,36 @@ def settle(path: str | Path) -> None:
             _give(Path(folder, name))
 
 
-def make_file(path: Path) -> None:
-    """An empty file with these rights, where there is none: one that SQLite makes no group may write to."""
+def own_file(path: Path) -> None:
+    """A database of SQLite with these rights: an empty file where there is none, for one that SQLite makes no group may
+    write to. One that every user of the machine may read, as an earlier version left it, gets them too, and is named.
+    """
     with contextlib.suppress(OSError):  # it is there, or cannot be: who opens it will tell
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
         _give(path)
+    with contextlib.suppress(OSError):
+        state = path.stat()
+        if not state.st_mode & stat.S_IRWXO:
+            return
+        if state.st_uid != os.getuid():
+            _tell_of_another_s(path, state.st_uid)
+            return
+        for own in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))):
+            _give(own)
+        log.warning(
+            "%s could be read by every user of this machine. From now on it can by its %s (cluster.file_mode)",
+            *(path, {"owner": "owner alone", "group": "owner and group"}[_who]),
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _tell_of_another_s(path: Path, uid: int) -> None:
+    """Once a process: databases are opened many times."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = f"the user {uid}"
+    log.warning("%s can be read by every user of this machine. It belongs to %s, who can chmod o= it", path, name)
 
 
 def _give(path: Path) -> None:

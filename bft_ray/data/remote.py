@@ -22,6 +22,7 @@ from typing import Any
 from bft_ray.data.cache import cache_folder, sha256_of
 from bft_ray.data.modes import settle
 from bft_ray.data.scratch import scratch
+from bft_ray.waits import waiting
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def filesystem_at(path: str) -> tuple[Any, str]:
     return pyarrow.fs.LocalFileSystem(), path
 
 
+@waiting("fetching from the object store")
 def local_copy(uri: str, cache: Path | None = None) -> Path:
     """A folder of this machine with what lies at a URI now: the files of a folder, or the one file.
 

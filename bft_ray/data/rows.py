@@ -29,6 +29,7 @@ __all__ = [
     "read_table", "resolve_path", "row_key", "source_of", "text_key",
 ]  # fmt: skip
 
+NOT_TAUGHT = "only assistant turns of weight 0"
 NUM_LOOKED_AT = 200  # first rows that tell the form
 
 
@@ -190,8 +191,7 @@ def _looked_at(source: SourceConfig, field: str) -> tuple[Use | None, Iterable[t
     if not first:
         return None, ()
     where, record = first[0]
-    more = [each for _, each in first[1:]]
-    return recognise(record, where, source.columns, source.form, more, field), itertools.chain(first, table)
+    return recognise(record, where, source.columns, source.form, first[1:], field), itertools.chain(first, table)
 
 
 def _refuse_choices(use: Use, source: SourceConfig, where: str, field: str) -> None:
@@ -223,9 +223,10 @@ def _row(where: str, record: dict[str, Any]) -> Row | BadRow:
     taught = row.completion if row.completion is not None else row.messages
     if isinstance(taught, str):
         return row if taught.strip() else BadRow(where, "empty completion")
-    answers = [turn for turn in taught or [] if turn["role"] == "assistant" and turn.get("weight", 1)]
+    said = [turn for turn in taught or [] if turn["role"] == "assistant"]
+    answers = [turn for turn in said if turn.get("weight", 1)]
     if not answers:
-        return BadRow(where, "no assistant turn")
+        return BadRow(where, NOT_TAUGHT if said else "no assistant turn")
     has_content = any(turn["content"].strip() or turn.get("tool_calls") for turn in answers)
     return row if has_content else BadRow(where, "empty completion")
 

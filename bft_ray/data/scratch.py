@@ -47,6 +47,11 @@ def scratch(kind: str, within: Path | None = None) -> Iterator[Path]:
         os.close(handle)
 
 
+def is_scratch(folder: Path, kind: str) -> bool:
+    """Whether a path is that of such a folder, by its name alone."""
+    return folder.name.lstrip(".").startswith(f"{_NAME}{kind}_")
+
+
 def remove_dead(place: Path | None = None) -> int:
     """Remove the folders of `scratch` whose process is gone, as far as that can be known; returns their number.
 

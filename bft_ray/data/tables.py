@@ -22,6 +22,7 @@ from bft_ray.errors import BadInput
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # in upper or lower case
 STARTER = "starter:"
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_WRAPPERS = ("data", "rows", "examples", "items", "records", "samples", "train")  # of the list in an object
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # JSON's way to write half of a character beyond 65,535
 log = logging.getLogger(__name__)
 _KINDS = {
@@ -140,14 +141,34 @@ def _json(file: Path, label: str) -> Iterator[tuple[str, dict]]:
         raise BadInput(where, f"broken at column {error.colno}", "valid JSON", f"{error.msg}.") from None
     except UnicodeDecodeError:
         raise _not_utf8(label) from None
-    if not isinstance(records, list):
-        raise BadInput(label, kind_of(records), "a list of objects, or one object a line")
+    inner, records = _unwrapped(label, records)
     has_halves = _HALF.search(text.encode()) is not None
     for index, record in enumerate(records):
-        where = f"{label}[{index}]"
+        where = f"{label}{inner}[{index}]"
         if has_halves:
             _check_characters(where, record)
         yield where, _object(where, record)
+
+
+def _unwrapped(label: str, records: Any) -> tuple[str, list]:
+    """(place, list) of the rows: the whole, or what an object holds under a name that says so and nothing else does."""
+    if isinstance(records, list):
+        return "", records
+    lists = {name: value for name, value in records.items() if isinstance(value, list)} if _is_dict(records) else {}
+    of_rows = [name for name, value in lists.items() if value and all(map(_is_dict, value))]
+    if len(lists) == 1 and of_rows and of_rows[0] in _WRAPPERS:
+        _tell(f"{label}: its rows are those of `{of_rows[0]}`")
+        return f".{of_rows[0]}", lists[of_rows[0]]
+    remedy = ""
+    if of_rows:
+        remedy = f"Take the list out, for example by `jq '.{of_rows[0]}' FILE.json > ROWS.json`."
+    elif lists:
+        remedy = 'It seems to hold columns: write it row by row, as pandas does by `to_json(FILE, orient="records")`.'
+    raise BadInput(label, kind_of(records), "a list of objects, or one object a line", remedy)
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _is_object(text: str) -> bool:
@@ -164,7 +185,8 @@ def _csv(file: Path, label: str) -> Iterator[tuple[str, dict]]:
             reader = csv.reader(stream, strict=True, delimiter=delimiter)
             header = [name.strip() for name in next(reader, [])]
             for name in {name for name in header if name and header.count(name) > 1}:
-                raise BadInput(f"{label}:1", name, "a column name that stands there once")
+                remedy = "Rename all but one of them in the first line, or take them out."
+                raise BadInput(f"{label}:1 {name}", f"the name of {header.count(name)} columns", "that of one", remedy)
             start = reader.line_num + 1
             for cells in reader:
                 where, start = f"{label}:{start}", reader.line_num + 1

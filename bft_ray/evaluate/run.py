@@ -20,6 +20,7 @@ from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import read_kept, write_kept, write_text
 from bft_ray.data.modes import kept_for
+from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.pool import answer_all
@@ -30,6 +31,7 @@ from bft_ray.evaluate.worker import answer, load
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
 from bft_ray.spread import spread
+from bft_ray.waits import waiting
 
 _METRICS, _RECORDS, _CHECKSUMS = "metrics.json", "records.jsonl", "sha256.json"
 _SHARDS_A_WORKER = 4  # so that a slow worker does not hold up the rest, and little is lost with a dead one
@@ -97,7 +99,7 @@ def evaluate_model(
             that cannot hold the workers.
         BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
-    with kept_for(config.cluster.file_mode):
+    with tokens_pass(), kept_for(config.cluster.file_mode), waiting("evaluating"):
         return _evaluate_model(config, out, progress, names)
 
 
@@ -146,7 +148,8 @@ def prepare_all(
         dataset = prepare(config.data.validation, context.tokenizer, context.data, "data.validation")
         prepared[VALIDATION] = prepare_dataset(dataset, VALIDATION, context)
     for task in tasks:
-        prepared[task.name] = _prepared(task, context)
+        with waiting(f"reading the task {task.name}"):
+            prepared[task.name] = _prepared(task, context)
     return prepared
 
 
@@ -185,7 +188,8 @@ def _measure(
 
 def _finish(task: Prepared, answers: list[Any]) -> Measured | BftError:
     try:
-        return task.finish(answers)
+        with waiting("computing metrics, or asking a judge"):
+            return task.finish(answers)
     except BftError as error:
         return error
 

@@ -17,6 +17,7 @@ from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
 from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
 from bft_ray.model.unreadable import READING, unreadable
+from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +82,7 @@ def _here(path: str, field: str) -> str:
     return str(converted(copy / path.rsplit("/", 1)[-1], field)) if is_gguf(path) else str(copy)
 
 
+@waiting("loading the tokenizer")
 def load_tokenizer(config: ModelConfig) -> Any:
     """The fast tokenizer of the model, with a pad token (the end-of-text token where it has none of its own).
 
@@ -120,6 +122,7 @@ def load_model(config: ModelConfig, lora: LoraConfig | None = None, seed: int = 
     return attach(load_base(config), config, lora, seed)
 
 
+@waiting("loading the model")
 def load_base(config: ModelConfig) -> torch.nn.Module:
     """The model without any adapter; see `load_model`.
 

@@ -17,6 +17,7 @@ from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machi
 from bft_ray.operate.nodes import check_cluster
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import bounded, check_server, first_line, redact
+from bft_ray.waits import waiting
 
 NUM_ROWS = 200  # read of each source
 _READ_WHOLE = 32 << 20  # bytes of training data up to which the splits of a study are read whole
@@ -87,7 +88,8 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 def _guarded(name: str, check: Callable[[], Iterable[Finding]], timeout_s: float) -> list[Finding]:
     try:
-        return bounded(timeout_s, lambda: list(check()))
+        with waiting(f"checking {name}"):
+            return bounded(timeout_s, lambda: list(check()))
     except TimeoutError:
         remedy = "Something it reaches hangs: a network file system, a proxy, the hub (HF_HUB_OFFLINE=1 avoids it)."
         return [Finding(name, "fail", f"no answer within {timeout_s:g} s", remedy)]

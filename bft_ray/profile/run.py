@@ -22,6 +22,7 @@ from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
 from bft_ray.data.kept import write_kept
 from bft_ray.data.modes import kept_for
+from bft_ray.data.passing import tokens_pass
 from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
@@ -43,6 +44,7 @@ from bft_ray.profile.weights import (
 )
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server, redact
+from bft_ray.waits import waiting
 
 _FIELDS = {"sample_weight", "confidence", "window", "epsilon", "weight_cap"}
 TOKENS_FILE = "tokens.parquet"
@@ -151,7 +153,7 @@ def profile_data(
         BadInput: bad data or model, an earlier profile of other data, or one that `out` would overwrite, a server that
             does not answer.
     """
-    with kept_for(config.cluster.file_mode):
+    with tokens_pass(), kept_for(config.cluster.file_mode):
         return _profile_data(config, out, against, source, track, progress, space)
 
 
@@ -177,14 +179,17 @@ def _profile_data(
     if earlier is not None and earlier.ids != dataset.ids:
         raise BadInput("against", str(against), "a profile of the same data", "The samples differ.")
     began = time.perf_counter()
-    tokens, cached = files.token_logps(config, dataset, progress)
+    with waiting("profiling: the forward pass"):
+        tokens, cached = files.token_logps(config, dataset, progress)
     forward_s = time.perf_counter() - began
     title = f"{config.domain}, {model_label(config.model.path)}"
-    profile = analyse(tokens, config.profile, title, config, source, earlier)
+    with waiting("profiling: the weights of all settings"):
+        profile = analyse(tokens, config.profile, title, config, source, earlier)
     if space is not None:
         profile = _rewriting(profile, space, config)
     profile.seconds.update({"forward": forward_s, "cached": float(cached)})
-    write(profile, out)
+    with waiting("profiling: pictures and page"):
+        write(profile, out)
     if profile.rewritten is not None:
         profile.rewritten.save()
     if track:

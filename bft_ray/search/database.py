@@ -17,9 +17,10 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import exc
 
 from bft_ray.data.disk import full_disk
-from bft_ray.data.modes import make_file
+from bft_ray.data.modes import own_file
 from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.tracking.server import absolute_uri, first_line, redact, sqlite_path
+from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -135,6 +136,7 @@ class Database:
         finally:
             engine.dispose()
 
+    @waiting("waiting for the database of studies")
     def patiently(self, doing: str, call: Callable[[], T], *, opening: bool = False, wait_s: float | None = None) -> T:
         """Call it; again, after growing pauses, while the database is away. `call` must be safe to repeat.
 
@@ -190,7 +192,7 @@ def _require_file(path: Path, shown: str, make: bool) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        make_file(path)
+        own_file(path)
     except OSError as error:
         raise BadInput(FIELD, shown, "in a folder that can be written", first_line(error)) from None
 

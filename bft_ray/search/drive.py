@@ -14,6 +14,7 @@ from bft_ray.config.grid import num_trials, representatives
 from bft_ray.config.space import LEARNING_RATE, SearchSpace
 from bft_ray.data.kept import read_kept
 from bft_ray.data.modes import kept_for, settle
+from bft_ray.data.passing import tokens_pass
 from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError, DiskFull
@@ -41,6 +42,7 @@ from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import redact
 from bft_ray.train import storage
 from bft_ray.train.launch import pin_paths
+from bft_ray.waits import waiting
 
 _PATIENCE_S = 120.0  # for a tracking server that is away at the end
 _LOOK_S = 2.0  # between two looks whether the study is cancelled
@@ -75,7 +77,7 @@ def search(
         BftError: all trials failed, or there is nothing to hold a winner against; or MLflow did not take all of the
             answer, which the same call tries again.
     """
-    with kept_for(base.cluster.file_mode):
+    with tokens_pass(), kept_for(base.cluster.file_mode):
         return _search(space, base, database_url, profile, measure, live)
 
 
@@ -208,8 +210,10 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             look = _looks(store, conductor, shown, tuning.num_slots(first.cluster))
             tuning.run(conductor, first, look)
             look()
-            found = answer(study, conductor.parts, shown.note)
-            result = conclude(study, store, conductor, found, tracker, recorder, shown.note)
+            with waiting("choosing"):
+                found = answer(study, conductor.parts, shown.note)
+            with waiting("recording the answer"):
+                result = conclude(study, store, conductor, found, tracker, recorder, shown.note)
             sent = children.flush(_PATIENCE_S) and tracker.flush(_PATIENCE_S)
             if sent and tracker.finish(*(("FAILED", result.failed) if result.failed else ("FINISHED",))):
                 store.note("result", vars(result))  # last of all: who finds it sends MLflow nothing more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,6 +14,7 @@ from bft_ray.config.metrics import format_value, is_better
 from bft_ray.search.leaderboard import best, counts, expected_s, ranked, span, tuned, value_text
 from bft_ray.search.record import TrialRecord, mean
 from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH
+from bft_ray.waits import Wait, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 _TOP = 5  # finished trials in the table
 _RUNNING = 8  # running ones
 _PER_SECOND = 4
-_QUIET_S = 50.0  # without a line, after which one says what is being done
 
 
 @dataclass
@@ -55,13 +55,14 @@ class Live:
         self._best: float | None = None  # of baselines and search, which are measured on the same data
         self._records: dict[str, tuple[TrialRecord, ...]] = {}
         self._slots, self._now = 0, (0.0, 0.0)  # that the driver gave, and the clock's when it did
-        self._begun = self._entered = self._said = 0.0
+        self._begun = self._entered = 0.0
+        self._wait, self._waits = Wait(self._what_runs), ExitStack()
         self._console: Console | None = None
         self._display: Any = None
 
     def __enter__(self) -> Live:
         self._begun, self._entered = time.time(), time.monotonic()
-        self._said = self._entered
+        self._wait = self._waits.enter_context(waiting(self._what_runs))
         self._now = (self._begun, self._entered)
         if self._stream.isatty():
             from rich.console import Console
@@ -77,6 +78,7 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._waits.close()
         if self._display is not None:
             with suppress(OSError):  # the terminal has gone
                 self._display.stop()  # draws once more, and gives the cursor back
@@ -84,7 +86,7 @@ class Live:
 
     def note(self, text: str) -> None:
         """A line; on a terminal above the table."""
-        self._said = time.monotonic()
+        self._wait.now(self._what_runs)
         with suppress(OSError):  # a picture of the study, never a reason to end it
             if self._console is not None:
                 self._console.print(text, soft_wrap=True)
@@ -123,8 +125,6 @@ class Live:
                 self._tell(name, record)
         self._records = {name: tuple(own) for name, own in records.items()}
         self._slots, self._now = slots, (now, time.monotonic())
-        if self._console is None and self._part and time.monotonic() - self._said >= _QUIET_S:
-            self._tell_what_runs(now)
 
     # ---- lines ------------------------------------------------------------------------------------------------------
 
@@ -159,12 +159,15 @@ class Live:
         if self._console is None or record.status == "failed":
             self.note(f"[{name} {self._done(name)}] {_label(record)}: {text}")
 
-    def _tell_what_runs(self, now: float) -> None:
-        """Where there is no table, and trials take long."""
+    def _what_runs(self) -> str:
+        """Where there is no table, and trials take long; asked by another thread, as the table is drawn."""
+        if not self._part:
+            return "before the first trial"
+        now = self._now[0] + time.monotonic() - self._now[1]
         running = [one for own in self._records.values() for one in own if one.state == "running"]
         each = [f"{_label(one)} ({span(now - (one.started or now))})" for one in running[:_RUNNING]]
-        text = f"still running: {', '.join(each)}" if each else "waiting for a worker"
-        self.note(f"[{self._part} {self._done(self._part)}] {text}")
+        text = f"running {', '.join(each)}" if each else "waiting for a worker"
+        return f"[{self._part} {self._done(self._part)}] {text}"
 
     def _is_best(self, record: TrialRecord) -> bool:
         """Whether it is better than all before it, which it is from now on."""

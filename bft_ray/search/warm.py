@@ -31,7 +31,7 @@ T = TypeVar("T")
 _MODELS = 1  # kept: trials of a study share one, and two large ones may not fit
 _OTHERS = 8  # kept of everything else
 #: what decides how rows become tokens
-_TOKENISING = {"template", "max_length", "too_long", "cache_dir"}
+_TOKENISING = {"template", "max_length", "too_long", "cache_dir", "keep_tokens"}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from bft_ray.tracking.server import (
     redact,
     sqlite_path,
 )
+from bft_ray.waits import waiting
 
 _PROBE = "bft_ray_writable"
 
@@ -35,8 +36,9 @@ def check_artifacts(tracking: TrackingConfig, experiment: str) -> str:
     """
     place = redact(tracking.uri)
     try:
-        place = bounded(tracking.timeout_s, location_of, tracking, experiment)
-        bounded(tracking.timeout_s, _try, place, absolute_uri(tracking.uri))
+        with waiting("waiting for the store of artifacts"):
+            place = bounded(tracking.timeout_s, location_of, tracking, experiment)
+            bounded(tracking.timeout_s, _try, place, absolute_uri(tracking.uri))
     except Exception as error:  # every store raises a different type
         reason = redact(f"{type(error).__name__}: {first_line(error)}")
         raise BadInput(

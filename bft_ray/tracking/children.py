@@ -20,7 +20,8 @@ from bft_ray.config import TrackingConfig
 from bft_ray.tracking.begin import LONGEST_VALUE, REASON, about
 from bft_ray.tracking.run import Status, shorten
 from bft_ray.tracking.sender import LONGEST_PAUSE_S, is_refusal, patiently
-from bft_ray.tracking.server import absolute_uri, connect, first_line, redact
+from bft_ray.tracking.server import SENDING, absolute_uri, connect, first_line, redact
+from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -124,6 +125,7 @@ class Children:
         run = (redact(name), _texts(params), _texts(tags) | marks, start_s)
         self._queue(trial, partial(self._end, trial, status, *run, end_s, points))
 
+    @waiting(SENDING)
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that is queued is on the server, at most so long; whether it is."""
         self._nudge.set()

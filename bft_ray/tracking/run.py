@@ -21,6 +21,7 @@ from bft_ray.tracking.journal import spool_folder
 from bft_ray.tracking.keeper import Keeper
 from bft_ray.tracking.sender import Sender, chunks, patiently
 from bft_ray.tracking.server import absolute_uri, artifact_root, connect, first_line, page_of, redact
+from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,6 +57,7 @@ class Tracker:
         self._sigterm: Any = None
 
     @classmethod
+    @waiting("beginning the MLflow run")
     def start(
         cls,
         tracking: TrackingConfig,
@@ -240,7 +242,8 @@ class Tracker:
         if not Path(folder).is_dir():
             raise BadInput("folder", str(folder), "a folder that exists")
         try:
-            patiently(PATIENCE_S, call)
+            with waiting(f"storing {what} in MLflow"):
+                patiently(PATIENCE_S, call)
         except Exception as error:  # what was trained is worth more than its record
             _log.warning("%s is not uploaded to run %s: %s", folder, self.run_id, redact(first_line(error)))
             self._sender.lacks(what, error)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bft_ray.tracking.lane import LONGEST_PAUSE_S, Lane, wait_for
-from bft_ray.tracking.server import connect, first_line, redact
+from bft_ray.tracking.server import SENDING, SERVER, connect, first_line, redact
+from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -79,10 +80,12 @@ class Sender:
         if self._records.adopt():
             self._stale.set()
 
+    @waiting(SENDING)
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything is sent, at most so long; whether it is."""
         return wait_for((self._records, self._artifacts), timeout_s)
 
+    @waiting(SENDING)
     def flush_records(self, timeout_s: float) -> bool:
         """Wait until all but artifacts is sent, and for artifacts while their store answers; whether all but they is."""
         wait_for((self._records, self._artifacts), timeout_s, even_away=False)
@@ -159,6 +162,7 @@ def last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
     return {metric.key: metric.step for metric in client.get_run(run_id).data._metric_objs}
 
 
+@waiting(SERVER)
 def patiently(patience_s: float, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call, again and again for so long as the server is away; raises the last error."""
     deadline, pause = time.monotonic() + patience_s, 0.5

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bft_ray.config import TrackingConfig
-from bft_ray.data.modes import make_file
+from bft_ray.data.modes import own_file
 from bft_ray.data.remote import locked
 from bft_ray.errors import BadInput
+from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 FIELD = "tracking.uri"
 RULE = "a tracking server that answers"
+SERVER, SENDING = "waiting for the tracking server", "sending MLflow what it lacks"  # what a command waits for
 _DATABASES = ("postgresql", "mysql", "mssql")
 _SECRETS = (
     (re.compile(r"(://[^:/\s@]*):[^/\s]*@"), r"\1:***@"),  # scheme://user:password@host
@@ -117,7 +119,7 @@ def connect(uri: str) -> MlflowClient:
         # MLflow does not lock the creation of its tables, and two processes at once break it
         with locked(path.parent) if path else contextlib.nullcontext():
             if path is not None:
-                make_file(path)
+                own_file(path)
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except MlflowException as error:
         if "out-of-date database schema" not in str(error):
@@ -165,7 +167,8 @@ def check_server(tracking: TrackingConfig) -> None:
         rule = "an address that begins with sqlite:///, http://, https://, postgresql:// or mysql://"
         raise BadInput(FIELD, redact(tracking.uri), rule, remedy)
     try:
-        bounded(tracking.timeout_s, probe, uri, tracking.timeout_s)
+        with waiting(SERVER):
+            bounded(tracking.timeout_s, probe, uri, tracking.timeout_s)
     except TimeoutError:
         remedy = f"It did not within {tracking.timeout_s:g} s. Look at its log, or raise tracking.timeout_s."
         raise BadInput(FIELD, redact(uri), RULE, remedy) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bft_ray.errors import BadInput
 
 log = logging.getLogger(__name__)
 
-_DAMAGED = " is damaged"
+STEP = "step-"  # how the name of a checkpoint begins
 _NEEDS = ("world_size", "files", "num_bytes")  # of a manifest
 
 
@@ -28,6 +29,19 @@ class LoopState:
 
     def to_dict(self) -> dict[str, float | int | None]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """Why a checkpoint is not whole.
+
+    Args:
+        why: as a clause.
+        is_damage: it was changed since it was written; else it was cut off by the end of its writer.
+    """
+
+    why: str
+    is_damage: bool = False
 
 
 def write_manifest(folder: Path, rank: int, world_size: int) -> None:
@@ -79,50 +93,58 @@ def check_num_workers(folder: Path, num_workers: int) -> None:
 
 def step_name(step: int) -> str:
     """Name of a checkpoint's folder; sorts as the steps do."""
-    return f"step-{step:08d}"
+    return f"{STEP}{step:08d}"
 
 
-def last_complete(folder: Path) -> Path | None:
+def last_complete(folder: Path, tell: Callable[[str], None] = log.warning) -> Path | None:
     """The latest checkpoint below `folder` that was written to its end: all manifests, and every file in full length.
 
-    One that was cut off by the end of its writer, or damaged since, is passed over with a warning that names it. Whether
-    its content is unchanged, `verify_manifest` tells.
+    One that was cut off by the end of its writer, or damaged since, is passed over. Whether its content is unchanged,
+    `verify_manifest` tells.
+
+    Args:
+        tell: is told of each that is passed over, in a line that names it.
     """
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        if not (why := why_incomplete(path)):
+    for path in sorted(folder.glob(f"{STEP}*"), reverse=True):
+        if (flaw := flaw_of(path)) is None:
             return path
-        log.warning("the checkpoint %s is passed over: %s", path, why)
+        tell(passed_over(path, flaw))
     return None
+
+
+def passed_over(place: str | Path, flaw: Flaw) -> str:
+    """A line that says so."""
+    return f"the checkpoint {place} is passed over: {flaw.why}"
 
 
 def remove_cut_off(folder: Path) -> None:
     """Delete the checkpoints below `folder` that were cut off by the end of their writer; none may write there. What is
     damaged stays, to be looked at.
     """
-    for path in folder.glob("step-*"):
-        if (why := why_incomplete(path)) and not why.endswith(_DAMAGED):
-            log.warning("the checkpoint %s is removed: %s", path, why)
+    for path in folder.glob(f"{STEP}*"):
+        if (flaw := flaw_of(path)) and not flaw.is_damage:
+            log.warning("the checkpoint %s is removed: %s", path, flaw.why)
             shutil.rmtree(path, ignore_errors=True)
 
 
-def why_incomplete(folder: Path) -> str:
-    """Why a checkpoint is not whole, as a clause; "" where it is."""
+def flaw_of(folder: Path) -> Flaw | None:
+    """Why a checkpoint is not whole; None where it is."""
     manifests: list[dict[str, Any]] = []
     for path in sorted(folder.glob("manifest-*.json")):
         if (manifest := read_kept(path, _NEEDS)) is None:
-            return path.name + _DAMAGED
+            return Flaw(f"{path.name} is damaged", is_damage=True)
         manifests.append(manifest)
     if not manifests:
-        return "it has no manifest"
+        return Flaw("it has no manifest")
     if len(manifests) != manifests[0]["world_size"]:
-        return f"it has shards of {len(manifests)} of {manifests[0]['world_size']} workers"
+        return Flaw(f"it has shards of {len(manifests)} of {manifests[0]['world_size']} workers")
     sizes = {name: size for manifest in manifests for name, size in manifest["num_bytes"].items()}
     for name, size in sizes.items():
         if not (folder / name).is_file():
-            return f"{name} is missing"
+            return Flaw(f"{name} is missing")
         if (found := (folder / name).stat().st_size) != size:
-            return f"{name} has {found} of {size} bytes"
-    return ""
+            return Flaw(f"{name} has {found} of {size} bytes")
+    return None
 
 
 def checksum(path: Path) -> str:

@@ -27,8 +27,9 @@ _MEMORY = re.compile(
 _ADVICE = (
     (
         _MEMORY,
-        "Lower data.micro_batch_tokens, data.max_length or evaluation.batch_tokens; or train adapters (lora.rank=16), "
-        "share the weights out (deepspeed.preset=zero3, deepspeed.offload=all), or take a larger machine.",
+        "Lower data.micro_batch_tokens, data.max_length or evaluation.batch_tokens; or compute activations again "
+        "(model.gradient_checkpointing=true), train adapters (lora.rank=16), share the weights out "
+        "(deepspeed.preset=zero3, deepspeed.offload=all), or take a larger machine.",
     ),
     (
         re.compile(r"^(ImportError|ModuleNotFoundError)"),
@@ -111,6 +112,12 @@ def root_of(failures: Mapping[int, BaseException]) -> BftError:
 
     explained = {number: _died(error, number) or explain(error, number) for number, error in failures.items()}
     return min(explained.items(), key=rank)[1]
+
+
+def first_cause(failures: Mapping[int, BaseException]) -> str:
+    """The same in a clause, without what helps."""
+    root = root_of(failures)
+    return f"{root.what} ({root.where})" if isinstance(root, WorkerFailed) else str(root)
 
 
 class Decision:

@@ -11,9 +11,11 @@ import torch
 
 from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.data.modes import settle
-from bft_ray.train.checkpoint import step_name, to_delete
+from bft_ray.train import storage
+from bft_ray.train.checkpoint import STEP, step_name, to_delete
 
-#: name of an event ("start", "step", "validation", "checkpoint", "resume", "profile", "end") and its values
+#: name of an event ("start", "step", "validating", "validation", "saving", "checkpoint", "resume", "profile", "end")
+#: and its values
 Listener = Callable[[str, dict[str, Any]], None]
 
 SCORE_FILE = "score.json"  # in a checkpoint: its value of the metric, higher is better; null: not measured
@@ -43,19 +45,20 @@ class Host(Protocol):
         """Metrics and events, for people and for tracking; called on rank 0 alone."""
 
 
-def saved_in(folder: Path) -> list[tuple[Path, float | None]]:
-    """The checkpoints below a folder, oldest first, with their scores."""
-    found = [(path, read_kept(path / SCORE_FILE, ["score"])) for path in sorted(folder.glob("step-*"))]
-    return [(path, kept["score"]) for path, kept in found if kept is not None]
+def saved_in(folder: str) -> list[tuple[str, float | None]]:
+    """The checkpoints below a folder or URI, oldest first: names and scores."""
+    names = sorted(storage.folders_in(folder, STEP))
+    found = [(name, read_kept(storage.join(folder, name, SCORE_FILE), ["score"])) for name in names]
+    return [(name, kept["score"]) for name, kept in found if kept is not None]
 
 
-def drop_superseded(folder: Path, keep: int) -> None:
+def drop_superseded(folder: str, keep: int) -> None:
     """Delete the checkpoints that are neither the last nor among the `keep` best. After a worker's death Ray Train knows
     those of before no more.
     """
     saved = saved_in(folder)
     for index in to_delete([score for _, score in saved], keep, higher=True):
-        shutil.rmtree(saved[index][0], ignore_errors=True)
+        storage.remove_folder(storage.join(folder, saved[index][0]))
 
 
 class LocalHost:
@@ -67,8 +70,8 @@ class LocalHost:
         folder.mkdir(parents=True, exist_ok=True)
 
     def last_checkpoint(self) -> Path | None:
-        saved = saved_in(self.folder)
-        return saved[-1][0] if saved else None
+        saved = saved_in(str(self.folder))
+        return self.folder / saved[-1][0] if saved else None
 
     def best_checkpoint(self, step: int) -> Path | None:
         return self.folder / step_name(step)
@@ -82,7 +85,7 @@ class LocalHost:
         shutil.copytree(folder, target)
         settle(target)
         write_kept(target / SCORE_FILE, {"score": score})  # last: a folder without it is not complete
-        drop_superseded(self.folder, self._keep)
+        drop_superseded(str(self.folder), self._keep)
 
     def publish(self, folder: Path, text: str) -> None:
         shutil.copytree(folder, self.folder / "profile", dirs_exist_ok=True)

@@ -15,6 +15,7 @@ from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_confi
 from bft_ray.config.base import paths_of
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.modes import kept_for, settle
+from bft_ray.data.passing import passing_folder, tokens_pass
 from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput
@@ -41,6 +42,7 @@ from bft_ray.train.record import (
     write_record,
 )
 from bft_ray.train.workers import run_workers
+from bft_ray.waits import waiting
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
         NonFinite: a loss or gradient was not finite.
         BftError: the workers failed more often than `cluster.max_failures`.
     """
-    config = pin(config)
-    with kept_for(config.cluster.file_mode):
+    with tokens_pass(), kept_for(config.cluster.file_mode):
+        config = pin(config)
         try:
             return _train(config, display)
         finally:  # with what Ray and libraries have written
@@ -157,7 +159,9 @@ def pin_paths(config: Config) -> Config:
     """The config with paths that mean the same on every worker of this machine."""
     tree = config.model_dump()
     tree["cluster"]["storage_path"] = storage.absolute(config.cluster.storage_path)
-    if config.data.cache_dir is not None:
+    if not config.data.keep_tokens:
+        tree["data"]["cache_dir"] = str(passing_folder(config.data.cache_dir))
+    elif config.data.cache_dir is not None:
         tree["data"]["cache_dir"] = str(Path(config.data.cache_dir).expanduser().resolve())
     tree["tracking"]["uri"] = absolute_uri(config.tracking.uri)
     sections = [*config.data.train, *config.data.validation, *config.evaluation.tasks]
@@ -233,7 +237,7 @@ def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int
 
     board = ray.remote(num_cpus=0)(Board).remote()
     payload = {"run_id": tracker.run_id, "board": board, "folder": folder, "export": storage.join(folder, "export")}
-    with Watcher(board, display):
+    with waiting("training: starting workers") as wait, Watcher(board, display, wait):
         return int(run_workers(config, payload, config.cluster.storage_path, str(config.name))["step"])
 
 
@@ -272,7 +276,8 @@ def _finish(
     if storage.is_remote(exported):
         with scratch("card") as temporary:
             (temporary / "README.md").write_text(card)
-            storage.put_folder(temporary, exported)
+            with waiting("storing the export"):
+                storage.put_folder(temporary, exported)
     tracker.log_text(card, "model_card.md")
     note = "\n".join([f"Exported: the weights of step {step}, `{exported}`", "", *measured_table(before, after)])
     tracker.set_tags({"bft.step": str(step), "bft.export": exported, "mlflow.note.content": note})

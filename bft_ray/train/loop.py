@@ -75,6 +75,8 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
             "resume" if state.step else "start", _arithmetic(engine, config, data, num_steps) | {"step": state.step}
         )
     if state.step == 0 and data.validation:
+        if rank0:
+            host.tell("validating", {"step": 0})
         measured = validate(engine, data, config)
         if rank0:
             host.tell("validation", {"step": 0} | measured)
@@ -99,6 +101,8 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
 
             measured = {}
             if data.validation and (done % evaluate_every == 0 or done == last):
+                if rank0:
+                    host.tell("validating", {"step": done})
                 measured = validate(engine, data, config)
                 if rank0:
                     host.tell("validation", {"step": done} | measured)
@@ -163,6 +167,8 @@ def _resume(engine: Engine, host: Host) -> LoopState:
 
 
 def _save(engine: Engine, host: Host, state: LoopState, score: float | None) -> None:
+    if engine.rank == 0:
+        host.tell("saving", {"step": state.step})
     with scratch("checkpoint") as folder:
         engine.save(folder, {"loop": state.to_dict()})
         write_manifest(folder, engine.rank, engine.world_size)

@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any, TextIO
 
 from bft_ray.config.metrics import format_value
+from bft_ray.waits import Wait
 
 Event = tuple[str, dict[str, Any]]
 
@@ -92,14 +93,35 @@ def describe_event(event: str, values: dict[str, Any]) -> str:
     if event == "checkpoint":
         best = values["best_step"]
         return f"checkpoint of step {values['step']} saved" + (f" (best so far: step {best})" if best else "")
+    if event == "passed over":
+        return "\n".join(values["lines"])
+    if event == "failed":
+        return f"workers end: {values['why']}"
     return ""
 
 
-class Watcher:
-    """Moves events from the board to the display in a thread of the driver."""
+def what_follows(event: str, values: dict[str, Any]) -> str:
+    """What the workers are at after an event; empty for those that say nothing of it."""
+    step = values.get("step", 0)
+    return {
+        "ready": "training: loading data and model on the workers",
+        "start": "training: the first step",
+        "resume": f"training: the step after {step}",
+        "step": f"training: the step after {step}",
+        "validating": f"training: validation after step {step}",
+        "validation": f"training: what follows validation after step {step}",
+        "saving": f"training: saving the checkpoint of step {step}",
+        "checkpoint": f"training: the step after {step}",
+        "end": "training: the export of the weights",
+        "failed": "training: starting workers again",
+    }.get(event, "")
 
-    def __init__(self, board: Any, display: Display, interval_s: float = 0.5):
-        self._board, self._display, self._interval_s = board, display, interval_s
+
+class Watcher:
+    """Moves events from the board to the display, and to what the driver waits for, in a thread of the driver."""
+
+    def __init__(self, board: Any, display: Display, wait: Wait, interval_s: float = 0.5):
+        self._board, self._display, self._wait, self._interval_s = board, display, wait, interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bft-ray-progress", daemon=True)
 
@@ -122,5 +144,7 @@ class Watcher:
                 events = []  # a picture of the run, never a reason to end it
             for event, values in events:
                 self._display.show(event, values)
+                if what := what_follows(event, values):
+                    self._wait.now(what)
             if stopping:
                 return

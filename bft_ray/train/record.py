@@ -52,8 +52,10 @@ def refuse_other_run(record: Mapping[str, Any], config: Config, folder: str) -> 
     """
     if record:
         _refuse_other_settings(record, config)
-    if "after" not in record and not storage.is_remote(folder) and (last := last_complete(Path(folder))):
-        check_num_workers(last, config.cluster.num_workers)
+    if "after" not in record and not storage.is_remote(folder):
+        last = last_complete(Path(folder), lambda text: None)  # the workers tell which they pass over
+        if last is not None:
+            check_num_workers(last, config.cluster.num_workers)
 
 
 def _refuse_other_settings(record: Mapping[str, Any], config: Config) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from bft_ray.data.kept import delete, read_bytes, read_kept
 from bft_ray.train import storage
-from bft_ray.train.checkpoint import why_incomplete
+from bft_ray.train.checkpoint import flaw_of
 from bft_ray.train.host import SCORE_FILE
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def _why_other(folder: str, name: str, metrics: dict[str, Any]) -> str:
     place = storage.join(folder, name)
     if not storage.exists(place):
         return f"it names {name}, which is gone"
-    if not storage.is_remote(folder) and why_incomplete(Path(place)):
+    if not storage.is_remote(folder) and flaw_of(Path(place)):
         return f"it names {name}, which is not whole"
     kept = read_kept(storage.join(place, SCORE_FILE), ["score"])  # of an earlier version: none
     if kept is not None and json.dumps(score_of(kept["score"])) != json.dumps(metrics.get(SCORE)):

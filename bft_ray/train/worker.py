@@ -22,19 +22,13 @@ from bft_ray.model.export import export_model
 from bft_ray.model.packing import Rows
 from bft_ray.tracking.run import Tracker
 from bft_ray.train import storage
-from bft_ray.train.checkpoint import (
-    LoopState,
-    last_complete,
-    step_name,
-    verify_manifest,
-    why_incomplete,
-)
+from bft_ray.train.checkpoint import STEP, LoopState, flaw_of, passed_over, step_name, verify_manifest
 from bft_ray.train.engine import Engine, pin_threads
-from bft_ray.train.failure import Decision, explain
+from bft_ray.train.failure import Decision, explain, first_cause
 from bft_ray.train.host import SCORE_FILE
 from bft_ray.train.loop import Data, fit
 from bft_ray.train.snapshot import SCORE, score_of
-from bft_ray.train.storage import fetch_folder, folders_in, is_remote, join, put_folder
+from bft_ray.train.storage import fetch_folder, folders_in, join, put_folder
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +46,18 @@ class RayHost:
 
     def last_checkpoint(self) -> Path | None:
         # The folders tell. Ray's own list of them is not there after every kind of end.
-        if not is_remote(self.folder):
-            return last_complete(Path(self.folder))
-        for name in sorted(folders_in(self.folder, "step-"), reverse=True):
-            uri = join(self.folder, name)
-            copy = fetch_folder(uri)
-            if not (why := why_incomplete(copy)):
-                self._origins[copy] = uri
-                return copy
-            log.warning("the checkpoint %s is passed over: %s", uri, why)
-        return None
+        found, passed = None, []
+        for name in sorted(folders_in(self.folder, STEP), reverse=True):
+            place = join(self.folder, name)
+            copy = fetch_folder(place)
+            if (flaw := flaw_of(copy)) is None:
+                self._origins[copy], found = place, copy
+                break
+            passed.append(passed_over(place, flaw))
+        if passed:
+            log.warning("%s", "\n".join(passed))
+            self.tell("passed over", {"lines": passed})
+        return found
 
     def best_checkpoint(self, step: int) -> Path | None:
         try:
@@ -92,6 +88,8 @@ class RayHost:
         if self._tracker is not None and event in ("step", "validation"):
             metrics = {name: value for name, value in values.items() if "/" in name}
             self._tracker.log_metrics(metrics, step=values["step"])
+        if self._tracker is not None and event == "passed over":
+            self._tracker.set_tags({"bft.passed_over": "; ".join(values["lines"])})
         if self._board is not None:
             self._board.post.remote(event, values)
 
@@ -124,10 +122,12 @@ class RememberingHost(RayHost):
 
 
 class StopAtFinal(ray.train.UserCallback):
-    """In Ray Train's controller: what must fail again ends the run at once; an error raised here does that."""
+    """In Ray Train's controller: what must fail again ends the run at once; an error raised here does that. Of anything
+    else the board is told.
+    """
 
-    def __init__(self) -> None:
-        self._decision = Decision()
+    def __init__(self, board: Any = None) -> None:
+        self._decision, self._board = Decision(), board
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         self._decision.progressed()
@@ -136,6 +136,8 @@ class StopAtFinal(ray.train.UserCallback):
         final = self._decision.of(worker_exceptions)
         if final is not None:
             raise final
+        if self._board is not None:
+            self._board.post.remote("failed", {"why": first_cause(worker_exceptions)})
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
@@ -153,12 +155,13 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     keep_for(config.cluster.file_mode)
     pin_threads(config)
     context = ray.train.get_context()
-    is_tracked = context.get_world_rank() == 0 and "run_id" in payload
-    tracker = Tracker.attach(config.tracking, payload["run_id"]) if is_tracked else None
+    is_first = context.get_world_rank() == 0
+    tracker = Tracker.attach(config.tracking, payload["run_id"]) if is_first and "run_id" in payload else None
     kind = RememberingHost if "until" in payload else RayHost
-    host = kind(payload["folder"], tracker, payload.get("board"))
+    host = kind(payload["folder"], tracker, payload.get("board") if is_first else None)
     engine = None
     try:
+        host.tell("ready", {})
         tokenizer = load_tokenizer(config.model)
         data = load_data(config, tokenizer, context.get_local_rank())
         config = with_packing(config, payload["folder"])

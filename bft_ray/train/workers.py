@@ -58,7 +58,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         run_config=RunConfig(
             name=name,
             storage_path=storage_path,
-            callbacks=[StopAtFinal()],  # type: ignore[list-item]  # stated for Ray Tune's
+            callbacks=[StopAtFinal(payload.get("board"))],  # type: ignore[list-item]  # stated for Ray Tune's
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures,
                 controller_failure_limit=cluster.max_failures,  # type: ignore[call-arg]  # also bounds the wait for a lost node
@@ -78,8 +78,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         raise _cause(error, storage.places(storage_path, config.data.cache_dir)) from error
     if "error" in outcome:
         raise outcome["error"]
-    if not storage.is_remote(storage_path):
-        drop_superseded(Path(storage_path, name), config.checkpoint.keep)
+    drop_superseded(storage.join(storage_path, name), config.checkpoint.keep)
     return outcome
 
 

@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     import psycopg
 
 
+#: commands that change the owner of what MLflow and Optuna make; sequences of a column and types of a table go with it
+_OWNED = """
+    SELECT format('ALTER %%s %%I.%%I OWNER TO %%I', kind, space, name, owner)
+    FROM (
+        SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind,
+               relnamespace::regnamespace::text AS space, relname AS name, relowner AS now
+        FROM pg_class
+        WHERE relkind IN ('r', 'p', 'v', 'S')
+          AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_class.oid AND relkind = 'S' AND deptype IN ('a', 'i'))
+        UNION ALL
+        SELECT 'TYPE', typnamespace::regnamespace::text, typname, typowner FROM pg_type WHERE typtype IN ('e', 'd')
+    ) AS made, (SELECT %s::text AS owner) AS given
+    WHERE space NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND pg_get_userbyid(now) <> owner
+"""
+
+
 def start_postgres(state: State, end: float) -> None:
     """PostgreSQL on loopback with passwords, and the databases `mlflow` and `studies`, whose owner is no superuser.
 
@@ -42,18 +58,18 @@ def start_postgres(state: State, end: float) -> None:
         if is_of_old:  # its owner was the superuser
             _make_role(connection, ADMIN, state.admin_password, "SUPERUSER")
     with psycopg.connect(state.database("postgres", ADMIN), autocommit=True) as connection:
-        try:
-            _make_role(
-                connection, USER, state.password, "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
-            )
-        except psycopg.Error as error:  # from PostgreSQL 16 on, of a folder of old
-            rule = f"one whose database role `{USER}` can be a user like any other ({error})"
-            remedy = "Dump both databases (pg_dump), start with another --folder, and restore them there."
-            raise BadInput("--folder", state.folder, rule, remedy) from None
+        first = connection.execute("SELECT rolname FROM pg_roles WHERE oid = 10").fetchone()
+        if first == (USER,):  # it can be no user like any other: from PostgreSQL 16 on it must stay a superuser
+            _retire(connection, USER)
+        _make_role(connection, USER, state.password, "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS")
         there = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
         for name in ("mlflow", "studies"):
             if name not in there:
                 connection.execute(f"CREATE DATABASE {name} OWNER {USER}")  # type: ignore[call-overload]
+            else:
+                connection.execute(f"ALTER DATABASE {name} OWNER TO {USER}")  # type: ignore[call-overload]
+                with psycopg.connect(state.database(name, ADMIN), autocommit=True) as inside:
+                    _hand_over(inside, USER)
 
 
 def _make_role(connection: psycopg.Connection, name: str, password: Path, rights: str) -> None:
@@ -62,6 +78,22 @@ def _make_role(connection: psycopg.Connection, name: str, password: Path, rights
     verb = "CREATE" if there is None else "ALTER"
     hashed = connection.pgconn.encrypt_password(password.read_bytes(), name.encode(), b"scram-sha-256").decode()
     connection.execute(f"{verb} ROLE {name} LOGIN {rights} PASSWORD '{hashed}'")  # type: ignore[call-overload]
+
+
+def _retire(connection: psycopg.Connection, name: str) -> None:
+    """Let the role that the server began with be one that nobody logs in as, under another name."""
+    retired = f"{name}_initial"
+    connection.execute(f"ALTER ROLE {name} RENAME TO {retired}")  # type: ignore[call-overload]
+    connection.execute(f"ALTER ROLE {retired} NOLOGIN PASSWORD NULL")  # type: ignore[call-overload]
+
+
+def _hand_over(connection: psycopg.Connection, owner: str) -> None:
+    """Give a role all tables, views, sequences and types of a database. REASSIGN OWNED refuses the role that the server
+    began with.
+    """
+    rows = connection.execute(_OWNED, [owner]).fetchall()
+    for (command,) in rows:
+        connection.execute(command)
 
 
 def postgres_binaries() -> Path:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from bft_ray.evaluate.request import Context, Generate, Measured, Prepared
 from bft_ray.evaluate.rouge import normalise, rouge_l, rouge_tokens, token_f1
 
 _NUMBER = re.compile(r"####\s*(-?)\s*[$€£]?\s*(-?)(\d[\d,]*(?:\.\d+)?|\.\d+)(?![\d,/]|\s*/)")
+ANSWERS: tuple[str, ...] = get_args(GenerationTask.model_fields["answer"].annotation)
 _YES_NO_MAYBE = re.compile(r"\b(yes|no|maybe)\b", re.IGNORECASE)
 
 
@@ -51,12 +52,14 @@ def prepare(task: GenerationTask, context: Context) -> Prepared:
     golds = [str(row.completion) for row in rows]
     for row, gold in zip(rows, golds, strict=True):
         if parse_answer(gold, task.answer) is None:
+            others = [kind for kind in ANSWERS if kind != task.answer and parse_answer(gold, kind) is not None]
+            instead = f", or set {field}.answer to {' or '.join(others)}" if others else ""
             rule = {"final": "a text with a number after ####", "yes_no_maybe": "a text that says yes, no or maybe"}
             raise BadInput(
                 f"{row.where} completion",
                 "a gold answer without it",
                 rule.get(task.answer, "a text with a letter or digit"),
-                f"Take the row out, or choose another {field}.answer.",
+                f"Take the row out{instead}.",
             )
     prompts = encode_prompts(rows, context)
     request = Generate([row.id for row in rows], prompts, task.decoding, context.seed)

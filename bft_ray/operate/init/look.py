@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bft_ray.config import SourceConfig
 from bft_ray.data.forms import Use, bare
-from bft_ray.data.rows import BadRow, ChoiceRow, Row, canonical_rows, look, question_key, read_rows
+from bft_ray.data.rows import NOT_TAUGHT, BadRow, ChoiceRow, Row, canonical_rows, look, question_key, read_rows
 from bft_ray.data.tables import read_table
 from bft_ray.data.template import column_of, names_in
 from bft_ray.errors import BadInput
@@ -97,9 +97,11 @@ def look_at(source: SourceConfig, field: str = "DATA") -> Look:
     rows = [row for row in found if isinstance(row, Found)]
     left_out = Counter(row.reason for row in found if isinstance(row, BadRow))
     if not rows:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.items())
         remedy = "Look at the first rows, or name the columns with --prompt and --completion."
-        raise BadInput(field, source.path, f"data with usable rows, but there are only {reasons}", remedy)
+        if NOT_TAUGHT in left_out:
+            remedy = "Set `weight` to 1 in the turns that are to be taught, or leave it out there."
+        raise BadInput(field, f"{len(found):,} rows: {reasons}", "data with rows that can be taught", remedy)
     return Look(source.path, use.form.name, use.form.kind, dict(use.used), list(use.unused), rows, left_out)
 
 

@@ -1,0 +1,110 @@
+"""No long wait without a word: where a command has printed nothing for half a minute, what it waits for, and since when.
+
+Whatever may take long says so by `waiting`; `told_waits`, once around a command, watches when a line was last printed. So
+nothing that waits needs a clock of its own. Elsewhere, as on Ray's workers, `waiting` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+QUIET_S = 30.0  # without a line, after which one is printed
+
+_open: list[Wait] = []  # of all threads, the outermost first: who tells is another thread than who waits
+
+
+class Wait:
+    """What a block is at."""
+
+    def __init__(self, what: str | Callable[[], str]):
+        self.now(what)
+
+    def now(self, what: str | Callable[[], str]) -> None:
+        """It is at something else from now on.
+
+        Args:
+            what: such as `starting Ray`, to follow "still"; a function is asked when it is told.
+        """
+        self._what, self.since = what, time.time()
+
+    def __str__(self) -> str:
+        return self._what if isinstance(self._what, str) else self._what()
+
+
+@contextlib.contextmanager
+def waiting(what: str | Callable[[], str]) -> Iterator[Wait]:
+    """What the block waits for, see `Wait.now`; within another block, a part of what that one waits for."""
+    wait = Wait(what)
+    _open.append(wait)
+    try:
+        yield wait
+    finally:
+        _open.remove(wait)
+
+
+@contextlib.contextmanager
+def told_waits(quiet_s: float | None = None) -> Iterator[None]:
+    """For as long as the context lasts, a line on the standard error stream whenever none was printed for a while.
+
+    Args:
+        quiet_s: None: `QUIET_S`.
+    """
+    out, err = _Heard(sys.stdout), _Heard(sys.stderr)
+    before, ended = (sys.stdout, sys.stderr), threading.Event()
+    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]  # it hands on all that a stream has
+    limit_s = QUIET_S if quiet_s is None else quiet_s
+
+    def watch() -> None:
+        while not ended.wait(min(1.0, limit_s / 4)):
+            if time.monotonic() - max(out.at, err.at) >= limit_s:
+                with contextlib.suppress(OSError, ValueError):  # the terminal has gone
+                    _say(describe(), err)
+
+    thread = threading.Thread(target=watch, name="bft-ray-waits", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=5)
+        sys.stdout, sys.stderr = before
+
+
+def describe() -> str:
+    """What is waited for now, from the whole to its part, and for how long the innermost is."""
+    waits = list(_open)
+    if not waits:
+        return "still at work"
+    since = waits[-1].since
+    return (
+        f"still {': '.join(map(str, waits))}, for {time.time() - since:.0f} s "
+        f"(since {time.strftime('%H:%M:%S', time.localtime(since))})"
+    )
+
+
+def _say(text: str, stream: Any) -> None:
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    if bars is not None:  # above a progress bar, if there is one
+        bars.write(text, file=stream)
+        stream.flush()
+    else:
+        print(text, file=stream, flush=True)
+
+
+class _Heard:
+    """A stream, and when something was last written to it."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self.at = stream, time.monotonic()
+
+    def write(self, text: str) -> int:
+        self.at = time.monotonic()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
