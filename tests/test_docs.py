@@ -59,7 +59,8 @@ def slugs(path: Path) -> set[str]:
 
 def commands(path: Path, start: str) -> list[str]:
     """Commands that begin with `start`: of blocks of code, and of the text."""
-    lines = [line.strip() for block in blocks(path, "", "console", "bash", "sh") for line in block.splitlines()]
+    whole = [block.replace("\\\n", " ") for block in blocks(path, "", "console", "bash", "sh")]
+    lines = [line.strip() for block in whole for line in block.splitlines()]
     spans = [span.strip() for span in SPAN.findall(prose(path))]
     return [text for text in (*lines, *spans) if text.split()[:1] == start.split()[:1] and text.startswith(start)]
 
