@@ -131,7 +131,7 @@ def config_text(
         checkpoint = "  export: last  # the weights of the last step\n"
     else:
         measured = f"  validation:\n    - {{path: {_quoted(validation)}}}\n"
-        tasks = "  tasks: []  # what else is measured, e.g. [{kind: choice, path: exam.jsonl}]; the README lists the kinds\n"
+        tasks = "  tasks: []  # what else is measured, e.g. [{kind: choice, path: exam.jsonl}]; docs/evaluation.md lists the kinds\n"
         checkpoint = "  metric: validation/nll  # decides which checkpoint is exported: nats a token, lower is better\n"
     comments = "".join(f"# {line}\n" for line in about)
     text = f"""\

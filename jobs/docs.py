@@ -1,0 +1,240 @@
+"""What the documentation takes from the code: commands, files, fields, methods, kinds of tasks and metrics.
+
+    python -m jobs.docs            # renews the pages
+    python -m jobs.docs --check    # says which are out of date (status 1), and writes nothing
+
+A page holds such a part between `<!-- generated: NAME -->` and `<!-- end -->`; `BLOCKS` says what each NAME is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from bft_ray.cli import make_parser
+from bft_ray.config import METHODS, LossConfig, tree
+from bft_ray.config import space as spaces
+from bft_ray.config import tasks as kinds
+from bft_ray.config.load import read_yaml, recipes
+from bft_ray.config.profile import ProfileConfig
+from bft_ray.config.ranges import CategoricalParameter, FloatParameter, IntParameter
+from bft_ray.config.study import spaces as bundled_spaces
+from bft_ray.domains import DOMAINS
+from bft_ray.metrics import METRICS
+from jobs.docs_fields import first_line, section_text
+
+ROOT = Path(__file__).resolve().parents[1]
+_BLOCK = re.compile(r"(<!-- generated: ([a-z_]+) -->\n).*?(<!-- end -->)", re.S)
+
+#: heading in docs/configuration.md -> section of a config
+CONFIG: dict[str, type[BaseModel]] = {
+    "model": tree.ModelConfig,
+    "lora": tree.LoraConfig,
+    "data": tree.DataConfig,
+    "data source": tree.SourceConfig,
+    "loss": LossConfig,
+    "optimizer": tree.OptimizerConfig,
+    "schedule": tree.ScheduleConfig,
+    "deepspeed": tree.DeepSpeedConfig,
+    "cluster": tree.ClusterConfig,
+    "checkpoint": tree.CheckpointConfig,
+    "evaluation": tree.EvaluationConfig,
+    "profile": ProfileConfig,
+    "tracking": tree.TrackingConfig,
+}
+#: kind of a task -> its section
+TASKS: dict[str, type[BaseModel]] = {
+    task.model_fields["kind"].default: task for task in get_args(get_args(kinds.Task)[0])
+}
+#: heading -> section of a search space
+SPACE: dict[str, type[BaseModel]] = {
+    "parameter categorical": CategoricalParameter,
+    "parameter int": IntParameter,
+    "parameter float": FloatParameter,
+    "objective": spaces.Objective,
+    "second objective": spaces.SecondObjective,
+    "budget": spaces.Budget,
+    "sampler": spaces.Sampler,
+    "scheduler asha": spaces.Asha,
+    "scheduler none": spaces.NoScheduler,
+    "confirmation": spaces.Confirmation,
+    "baseline": spaces.Baseline,
+}
+
+
+#: heading -> section that several tasks hold
+_SHARED: dict[str, type[BaseModel]] = {"decoding": kinds.Decoding, "judge": kinds.JudgeConfig}
+_WORDS = {"None": "none", "True": "on", "False": "off"}
+
+
+def pages() -> list[Path]:
+    """Every Markdown page of the repository that git has."""
+    names = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, text=True)
+    return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
+
+
+def renewed(text: str) -> str:
+    """A page with its generated parts made anew.
+
+    Raises:
+        KeyError: a part of a name that there is not.
+    """
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]().strip()}\n\n{found[3]}", text)
+
+
+def commands() -> str:
+    """A row a command: what it is called with, and its help."""
+    [group] = [action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    told = {choice.dest: choice.help for choice in group._choices_actions}
+    rows = []
+    for name, parser in group.choices.items():
+        words = [str(action.metavar) for action in parser._get_positional_actions() if action.metavar != "FIELD=VALUE"]
+        rows.append((f"`{' '.join(['bft-ray', name, *words])}`", told[name] or ""))
+    return _table(("command", "what it does"), rows)
+
+
+def files() -> str:
+    """A line a file of `bft_ray` and `jobs`: the first sentence of its docstring."""
+    names = subprocess.check_output(
+        ["git", "ls-files", "-co", "--exclude-standard", "bft_ray/*.py", "jobs/*.py"], cwd=ROOT, text=True
+    ).split()
+    lines, folders = [], set()
+    for name in sorted(names):
+        path = ROOT / name
+        if not path.is_file() or path.name == "__init__.py":
+            continue
+        for folder in reversed(path.relative_to(ROOT).parents[:-1]):
+            if folder not in folders:
+                folders.add(folder)
+                lines.append(_file_line(folder.name + "/", len(folder.parts) - 1, ROOT / folder / "__init__.py"))
+        lines.append(_file_line(path.name, len(path.relative_to(ROOT).parts) - 1, path))
+    return "\n".join(["```", *lines, "```"])
+
+
+def config_fields() -> str:
+    """The top level of a config, and each of its sections."""
+    return _sections(tree.Config, CONFIG)
+
+
+def task_fields() -> str:
+    """Each kind of an entry of `evaluation.tasks`, and what several of them hold."""
+    return _sections(None, {f"task {kind}": section for kind, section in TASKS.items()} | _SHARED)
+
+
+def space_fields() -> str:
+    """The top level of a search space, and each of its sections."""
+    return _sections(spaces.SearchSpace, SPACE)
+
+
+def methods() -> str:
+    """A row a method: the fields that it sets."""
+    names = ("token_weight", "confidence", "window", "sample_weight", "epsilon", "weight_cap", "normalise", "aggregate")
+    rows = []
+    for method in METHODS:
+        loss = LossConfig(method=method)  # type: ignore[arg-type]
+        cells = [
+            "" if name in loss.unused_fields() else _WORDS.get(text := str(getattr(loss, name)), text) for name in names
+        ]
+        rows.append((f"`{method}`", *cells))
+    return _table(("method", *(f"`{name}`" for name in names)), rows)
+
+
+def task_kinds() -> str:
+    """A row a kind of task: what it measures, and its fields."""
+    rows = [
+        (f"`{kind}`", first_line(section), f"[fields](configuration.md#task-{kind})") for kind, section in TASKS.items()
+    ]
+    return _table(("kind", "what it measures, and its rows", "fields"), rows)
+
+
+def metrics() -> str:
+    """A row a metric."""
+    rows = [(f"`{each.name}`", each.unit, each.direction, each.help) for each in METRICS]
+    return _table(("metric", "unit", "better", "meaning"), rows)
+
+
+def headlines() -> str:
+    """A row a domain: the metric that decides, and the others."""
+    rows = [
+        (f"`{name}`", each.title, f"`{each.headline}`", ", ".join(f"`{metric}`" for metric in each.metrics))
+        for name, each in DOMAINS.items()
+    ]
+    return _table(("domain", "", "headline", "also"), rows)
+
+
+def search_spaces() -> str:
+    """A row a search space of the package."""
+    rows = [
+        (f"`{name}`", read_yaml(path).get("description", ""), f"[YAML](../search_spaces/{name}.yaml)")
+        for name, path in bundled_spaces().items()
+    ]
+    return _table(("name", "what it answers", "file"), rows)
+
+
+def recipe_list() -> str:
+    """A row a recipe: its first comment."""
+    rows = [
+        (f"`{name}`", path.read_text().splitlines()[0].lstrip("# "), f"[YAML](../bft_ray/recipes/{name}.yaml)")
+        for name, path in recipes().items()
+    ]
+    return _table(("recipe", "what it is for", "file"), rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "files": files,
+    "config_fields": config_fields,
+    "task_fields": task_fields,
+    "space_fields": space_fields,
+    "methods": methods,
+    "task_kinds": task_kinds,
+    "metrics": metrics,
+    "headlines": headlines,
+    "search_spaces": search_spaces,
+    "recipes": recipe_list,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Renew all pages, or say which are out of date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 where a page is out of date")
+    options = parser.parse_args(arguments)
+    old = {path: (text, new) for path in pages() if (text := path.read_text()) != (new := renewed(text))}
+    for path, (_, new) in old.items():
+        print(f"{'out of date' if options.check else 'renewed'}  {path.relative_to(ROOT)}")
+        if not options.check:
+            path.write_text(new)
+    return int(options.check and bool(old))
+
+
+def _sections(top: type[BaseModel] | None, below: dict[str, type[BaseModel]]) -> str:
+    every = CONFIG | SPACE | _SHARED | {f"task {kind}": section for kind, section in TASKS.items()}
+    links = {section: f"[{heading}](#{heading.replace(' ', '-')})" for heading, section in every.items()}
+    parts = [] if top is None else [section_text(top, links)]
+    for heading, section in below.items():
+        parts += [f"### {heading}", first_line(section), section_text(section, links)]
+    return "\n\n".join(parts)
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def _file_line(name: str, depth: int, source: Path) -> str:
+    said = ast.get_docstring(ast.parse(source.read_text())) if source.is_file() else None
+    text = " ".join((said or "").split("\n\n")[0].split())
+    return f"{'  ' * depth + name:<28}{text}".rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
