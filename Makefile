@@ -34,7 +34,7 @@ $(SMOLLM2): $(READY)
 	@touch $(SMOLLM2)
 
 test: $(READY) $(SMOLLM2)
-	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not real"
+	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not real"
 
 real: $(READY) $(SMOLLM2)
 	$(VENV)/bin/python -m pytest -m real

@@ -25,8 +25,11 @@ _MAY_SKIP = {"gpu", "privileged"}
 
 
 def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that processes that share the files end at about the same time."""
     import torch
 
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -18,6 +18,8 @@ import pytest
 from bft_ray.tracking.server import connect
 from tests.own_file import LIMIT_S, ROOT, environment, typed, write_questions
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "own-file.md"
 #: least budget of a study that still compares, confirms and chooses
 SMALL = (
