@@ -129,11 +129,7 @@ def floats(**fields: Any) -> dict[str, Any]:
             {"budget": {"trials": 4}},
             "`budget.trials` is 4, but must be at least sampler.startup_trials (8)",
         ),
-        (
-            {"sampler": {"kind": "cmaes"}},
-            "`parameters.loss.window` is 'categorical', but must be an unconditional int or float for cmaes",
-        ),
-        ({"sampler": {"kind": "tpee"}}, "`sampler.kind` is 'tpee', but must be 'tpe', 'random', 'grid' or 'cmaes'"),
+        ({"sampler": {"kind": "tpee"}}, "`sampler.kind` is 'tpee', but must be 'tpe', 'random' or 'grid'"),
         (
             {"objective": {"metric": "validation/acuracy_x"}},
             "`objective.metric` is 'validation/acuracy_x', but must be a metric of the metrics table",

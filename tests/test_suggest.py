@@ -77,7 +77,6 @@ SPACES = {
         },
         budget={"steps": 24},
     ),
-    "cmaes": make_space(parameters=NUMBERS, sampler={"kind": "cmaes", "startup_trials": 6}),
 }
 
 
@@ -166,10 +165,9 @@ def test_values_are_those_that_the_space_names():
     assert all(type(each["loss.window"]) is int for n in range(9) if (each := propose(ints, n, [])))
 
 
-@pytest.mark.parametrize("kind", ["tpe", "cmaes"])
-def test_samplers_learn(kind):
-    """They come near to gamma 1.5 (and bft_inverse): nearer than random draws do."""
-    space = SPACES[kind].model_copy(update={"budget": SPACES[kind].budget.model_copy(update={"trials": 60})})
+def test_tpe_learns():
+    """Its draws come near to gamma 1.5 (and bft_inverse): nearer than random draws do."""
+    space = SPACES["tpe"].model_copy(update={"budget": SPACES["tpe"].budget.model_copy(update={"trials": 60})})
 
     def value(assignment) -> float:
         return 1 - abs(assignment["loss.gamma"] - 1.5) - 0.5 * (assignment.get("loss.method") == "bft")
@@ -241,7 +239,7 @@ def test_the_same_in_every_process():
     """Also where Python hashes text differently."""
     code = (
         "import json; from tests.test_suggest import *;"
-        "print(json.dumps([record.assignment for kind in ('tpe', 'cmaes') for record in sequence(SPACES[kind], 24)]))"
+        "print(json.dumps([record.assignment for record in sequence(SPACES['tpe'], 24)]))"
     )
     others = [
         subprocess.Popen(
@@ -249,7 +247,7 @@ def test_the_same_in_every_process():
         )
         for seed in ("1", "2")
     ]
-    here = [record.assignment for kind in ("tpe", "cmaes") for record in sequence(SPACES[kind], 24)]
+    here = [record.assignment for record in sequence(SPACES["tpe"], 24)]
     assert [json.loads(other.communicate(timeout=120)[0]) for other in others] == [here, here]
 
 

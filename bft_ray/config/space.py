@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from bft_ray.config.base import Section, rule
 from bft_ray.config.loss import LossConfig
 from bft_ray.config.metrics import describe, is_judged
-from bft_ray.config.ranges import CategoricalParameter, Parameter, same
+from bft_ray.config.ranges import Parameter, same
 
 #: the baseline that wins all ties: the official method, as published
 DEFAULT = "bft"
@@ -76,9 +76,9 @@ class Budget(Section):
 class Sampler(Section):
     """What proposes the next trial."""
 
-    kind: Literal["tpe", "random", "grid", "cmaes"] = Field("tpe", description="sampler of Optuna")
+    kind: Literal["tpe", "random", "grid"] = Field("tpe", description="sampler of Optuna")
     seed: int = Field(0, ge=0, description="of its draws")
-    startup_trials: int = Field(8, ge=1, description="random trials before tpe or cmaes begin to learn")
+    startup_trials: int = Field(8, ge=1, description="random trials before tpe begins to learn")
 
 
 class Asha(Section):
@@ -282,20 +282,13 @@ class SearchSpace(Section):
             return
         if trials is None:
             raise rule("budget.trials", None, f"given for the sampler {kind}", "Only a grid has an end of its own.")
-        if kind in ("tpe", "cmaes") and trials < self.sampler.startup_trials:
+        if kind == "tpe" and trials < self.sampler.startup_trials:
             raise rule(
                 "budget.trials",
                 trials,
                 f"at least sampler.startup_trials ({self.sampler.startup_trials}): else nothing is learnt from trials",
                 "Raise it, lower sampler.startup_trials, or use the sampler random.",
             )
-        if kind == "cmaes":
-            for name, parameter in self.parameters.items():
-                if parameter.when or isinstance(parameter, CategoricalParameter):
-                    what = "conditional" if parameter.when else "categorical"
-                    raise rule(f"parameters.{name}", what, "an unconditional int or float for cmaes", "Use tpe.")
-            if len(self.parameters) < 2:
-                raise rule("parameters", list(self.parameters), "at least 2 for cmaes", "Use tpe.")
 
     def _steps_are_one_thing(self) -> None:
         steps = self.budget.steps

@@ -43,7 +43,6 @@ from bft_ray.config.grid import grid, num_combinations, num_trials
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.config.space import Asha, SearchSpace
 from bft_ray.errors import BadInput
-from bft_ray.search import cma
 from bft_ray.search.distributions import distributions_of, draw, encode
 from bft_ray.search.record import TrialRecord
 
@@ -139,10 +138,6 @@ def _learnt(space: SearchSpace, number: int, records: Sequence[TrialRecord], see
         return _at_random(space, seed)
     earlier = known(space, number, records)
     order = {record.number: float(place) for place, record in enumerate(_best_first(space, earlier))}
-    if space.sampler.kind == "cmaes":
-        if number < space.sampler.startup_trials:
-            return _at_random(space, seed)
-        return cma.draw(space, seed, earlier, order)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`
         sampler = TPESampler(
@@ -161,7 +156,7 @@ def draw_seed(space: SearchSpace, number: int, again: int = 0) -> int:
 
 
 def _learns(space: SearchSpace) -> bool:
-    return space.sampler.kind in ("tpe", "cmaes")
+    return space.sampler.kind == "tpe"
 
 
 def _of_grid(space: SearchSpace, number: int) -> dict[str, Any] | None:
