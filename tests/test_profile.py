@@ -137,7 +137,7 @@ def test_every_form_of_a_named_method_is_profiled(config):
     profile = analyse(by_hand(), ProfileConfig(windows=[2], epsilons=[0.1], caps=[None]), "t", config, "starter")
     seen = {(row["confidence"], row["sample_weight"]) for row in profile.settings}
     methods = [LossConfig(method=method) for method in METHODS]
-    assert seen == {(loss.confidence, loss.sample_weight) for loss in methods if loss.uses_confidence}
+    assert seen == {(loss.confidence, loss.sample_weight) for loss in methods if loss.sample_weight != "none"}
     (group,) = [row for row in profile.settings if row["confidence"] == "arithmetic"]
     weight = 1 - np.array([0.5, 0.5, 0.1])  # the least means of two probabilities
     assert group["name"] == "complement w2 arithmetic"

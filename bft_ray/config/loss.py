@@ -84,11 +84,6 @@ class LossConfig(Section):
             )
         return self
 
-    @property
-    def uses_confidence(self) -> bool:
-        """Whether the sample weight depends on the window confidence."""
-        return self.sample_weight != "none"
-
     def unused_fields(self) -> list[str]:
         """Names of the fields that have no effect under these settings (for a notice, and to merge equal trials)."""
         unused = []

@@ -20,7 +20,7 @@ from bft_ray.tracking import begin
 from bft_ray.tracking.journal import spool_folder
 from bft_ray.tracking.keeper import Keeper
 from bft_ray.tracking.sender import Sender, chunks, patiently
-from bft_ray.tracking.server import absolute_uri, artifact_root, connect, first_line, page_of, redact
+from bft_ray.tracking.server import absolute_uri, artifact_root, connect, first_line, redact
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
@@ -116,14 +116,6 @@ class Tracker:
     def missing(self) -> dict[str, str]:
         """Artifacts that this process was to store and could not, and why; also the tag `bft.missing`."""
         return dict(self._sender.missing)
-
-    def open_command(self) -> str:
-        """How a user gets to see the run: a command for a database, the address for a server."""
-        uri = self.tracking.uri
-        if not uri.startswith("http"):
-            return page_of(uri)
-        experiment_id = self.client.get_run(self.run_id).info.experiment_id
-        return redact(f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}")
 
     # ---- queued: returns at once, and nothing is lost while the server is away
 
