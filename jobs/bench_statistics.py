@@ -28,8 +28,9 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from bft_ray.stats.crossed import error_parts
 from bft_ray.stats.errors import Groups
-from bft_ray.stats.simultaneous import compare_with, error_parts
+from bft_ray.stats.simultaneous import compare_with
 
 ARMS, ALPHA = 5, 0.05
 Scores = np.ndarray  # [ARMS, S, n]

@@ -9,15 +9,10 @@ import pytest
 from scipy import stats
 
 from bft_ray.errors import BadInput
+from bft_ray.stats.crossed import error_parts, pooled_square
 from bft_ray.stats.errors import as_groups
-from bft_ray.stats.simultaneous import (
-    compare_pair,
-    compare_with,
-    error_parts,
-    not_told_from_best,
-    pooled_square,
-    step_down,
-)
+from bft_ray.stats.noise import step_down
+from bft_ray.stats.simultaneous import compare_pair, compare_with, not_told_from_best
 from jobs.bench_statistics import Cell, cells, simulate
 
 

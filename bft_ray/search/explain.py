@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bft_ray.metrics import format_value, higher_is_better
 from bft_ray.search.choose import Arm, Choice
-from bft_ray.stats.simultaneous import Comparison
+from bft_ray.stats.comparison import Comparison
 
 _NAMED = 8  # arms that a sentence names
 
