@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SKEWED = 0.2  # |third cumulant of the mean| / se^3 from which the items are too few to judge by
+from bft_ray.stats.skewness import CLEAR, SKEWED
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Comparison:
     @property
     def is_skewed(self) -> bool:
         """Whether a gain rests on so few items that it cannot be judged: the default stays then."""
-        return self.skewness < -SKEWED
+        return self.skewness < -SKEWED and self.gain < CLEAR * self.se
 
     @property
     def is_better(self) -> bool:

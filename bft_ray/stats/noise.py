@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from bft_ray.stats.comparison import SKEWED, Comparison
-from bft_ray.stats.crossed import Parts, error_parts, pooled_square
-from bft_ray.stats.errors import Groups, freedom_of, mean_covariance
-from bft_ray.stats.power import POWER
-from bft_ray.stats.skewness import careful, least_skewness, unbend
+from bft_ray.stats.claim import Claims
+from bft_ray.stats.comparison import Comparison
+from bft_ray.stats.crossed import Crossed, Parts
+from bft_ray.stats.errors import Groups
+from bft_ray.stats.skewness import careful, unbend
+
+_MOST = 0.4  # of a, in intervals: beyond, the correction bends back
 
 
 @dataclass(frozen=True)
@@ -21,27 +23,18 @@ class Noise:
     """What the gains of K arms can do by chance.
 
     Args:
-        parts: of each.
-        num_seeds, num_items: S, n.
-        pooled_freedom, item_freedom: f, h.
+        crossed: their differences from the one that all are held against.
         null: draws of g* [B, K].
         own_null: the same for each arm by its own runs alone.
-        covariance: of the gains [K, K].
-        draws_normal: standard normal draws [B, K].
-        off, off_own: draws [B, K] of how far off se is, pooled and of an arm's own runs, if all vary alike.
+        claims: what could have been shown.
+        seed: of the draws.
     """
 
-    parts: tuple[Parts, ...]
-    num_seeds: int
-    num_items: int
-    pooled_freedom: float
-    item_freedom: float
+    crossed: Crossed
     null: np.ndarray
     own_null: np.ndarray
-    covariance: np.ndarray
-    draws_normal: np.ndarray
-    off: np.ndarray
-    off_own: np.ndarray
+    claims: Claims
+    seed: int
 
     @classmethod
     def of(
@@ -53,35 +46,24 @@ class Noise:
         others: Sequence[np.ndarray] = (),
     ) -> Noise:
         """Of arms [S, n], that which all are held against first; `others` only lend their runs to the pool."""
-        differences = np.stack([arm - arms[0] for arm in arms[1:]])
-        num_arms, num_seeds, num_items = differences.shape
-        by_item = differences.mean(1)
-        covariance, h = mean_covariance(by_item, groups), freedom_of(num_items, groups)
-        mean_square, freedom = pooled_square(np.stack([arm.mean(1) for arm in (*arms, *others)]))
-        parts = []
-        for difference, of_items, variance in zip(differences, by_item, np.diag(covariance), strict=True):
-            own, rest = error_parts(difference)
-            item = max(0.0, float(variance) - rest)
-            skewed = least_skewness(of_items, h) / math.sqrt(num_items) * item**1.5
-            parts.append(
-                Parts(float(difference.mean()), max(own, rest), max(2 * mean_square / num_seeds, rest), item, skewed)
-            )
+        crossed = Crossed.of(arms, others, groups)
+        parts, num_arms = crossed.parts, len(crossed.parts)
+        h, freedom, own_freedom = crossed.item_freedom, crossed.square[1], crossed.num_seeds - 1
+        pooled, own, items = (np.array([getattr(part, which) for part in parts]) for which in ("pooled", "own", "item"))
         random = np.random.default_rng(seed)
-        seeds, items = (np.sqrt([getattr(part, which) for part in parts]) for which in ("pooled", "item"))
-        own_seeds = np.sqrt([part.own for part in parts])
         z_s = (random.normal(size=(draws, num_arms)) + random.normal(size=(draws, 1))) / math.sqrt(2)
-        z_i = random.normal(size=(draws, num_arms)) @ _root(covariance).T
+        z_i = random.normal(size=(draws, num_arms)) @ _root(crossed.covariance).T * np.sqrt(items)
         u_s = random.chisquare(freedom, size=(draws, 1)) / freedom
-        u_own = random.chisquare(num_seeds - 1, size=(draws, num_arms)) / (num_seeds - 1)
+        u_own = random.chisquare(own_freedom, size=(draws, num_arms)) / own_freedom
         u_i = random.chisquare(h, size=(draws, num_arms)) / h
-        null = (seeds * z_s + items * z_i) / np.sqrt(seeds**2 * u_s + items**2 * u_i)
-        alone = (own_seeds * z_s + items * z_i) / np.sqrt(own_seeds**2 * u_own + items**2 * u_i)
-        square, normal = seeds**2 + items**2, random.normal(size=(draws, num_arms))
-        off = np.sqrt((seeds**2 * u_s + items**2 * u_i) / square)
-        off_own = np.sqrt((seeds**2 * u_own + items**2 * u_i) / square)
-        correlation = 0.5 * (1 + np.eye(num_arms))
-        whole = correlation * np.outer(seeds, seeds) + np.outer(items, items) * _correlation(covariance)
-        return cls(tuple(parts), num_seeds, num_items, freedom, h, null, alone, whole, normal, off, off_own)
+        null = (np.sqrt(pooled) * z_s / np.sqrt(u_s) + z_i / np.sqrt(u_i)) / np.sqrt(pooled + items)
+        alone = (np.sqrt(own) * z_s + z_i) / np.sqrt(own * u_own + items * u_i)
+        return cls(crossed, null, alone, Claims.of(crossed, draws, seed), seed)
+
+    @property
+    def parts(self) -> tuple[Parts, ...]:
+        """Of each arm."""
+        return self.crossed.parts
 
     def adjusted(self) -> np.ndarray:
         """p [K]: the larger of that of all arms together, step-down, and that of each arm's own runs."""
@@ -92,81 +74,76 @@ class Noise:
     def any_better(self, alpha: float) -> bool:
         """Whether any arm is better than the one that all are held against; see `Comparison.is_better`."""
         return any(
-            part.gain > 0 and p <= alpha and part.bend >= -SKEWED
+            part.gain > 0 and p <= alpha and not part.is_skewed
             for part, p in zip(self.parts, self.adjusted(), strict=True)
         )
 
     def comparisons(self, names: Sequence[str], against: str, alpha: float) -> list[Comparison]:
         """Each, at the error alpha of all together."""
         p = self.adjusted()
-        largest = np.abs(self.null).max(1)
-        critical = float(np.quantile(largest, 1 - alpha, method="higher"))
-        one_sided = float(np.quantile(self.null.max(1), 1 - alpha, method="higher"))
-        return [
-            self._one(place, name, against, alpha, float(p[place]), critical, one_sided)
-            for place, name in enumerate(names)
-        ]
-
-    def _one(
-        self, place: int, name: str, against: str, alpha: float, p: float, critical: float, one_sided: float
-    ) -> Comparison:
-        part = self.parts[place]
-        own_critical = float(np.quantile(np.abs(self.own_null[:, place]), 1 - alpha / 2, method="higher"))
-        ends = []
-        for sign in (1, -1):
-            reach = max(
-                max(critical, sign * unbend(sign * critical, part.bend)) * part.se,
-                max(own_critical, sign * unbend(sign * own_critical, part.own_bend)) * part.own_se,
+        two_sided = _quantile(np.abs(self.null).max(1), alpha)
+        one_sided = _quantile(self.null.max(1), alpha)
+        found = []
+        for place, (name, part) in enumerate(zip(names, self.parts, strict=True)):
+            own = self.own_null[:, place]
+            low, high = _ends(part, two_sided, _quantile(np.abs(own), alpha / 2))
+            claim = self.claims.detectable(place, one_sided, _quantile(own, alpha / 2))
+            half = (high - low) / 2
+            half_seeds = half * math.sqrt(part.pooled / 2 + part.item) / part.se * self._sooner(part)
+            half_items = half * math.sqrt(part.pooled + part.item / 2) / part.se
+            found.append(
+                Comparison(
+                    name,
+                    against,
+                    part.gain,
+                    low,
+                    high,
+                    part.se,
+                    part.pooled / part.se**2,
+                    claim,
+                    float(p[place]),
+                    alpha,
+                    part.bend,
+                    half_seeds,
+                    half_items,
+                )
             )
-            ends.append(part.gain - sign * reach)
-        half = (ends[1] - ends[0]) / 2
-        item, pooled = part.item, part.pooled
-        return Comparison(
-            name,
-            against,
-            part.gain,
-            ends[0],
-            ends[1],
-            part.se,
-            pooled / part.se**2,
-            self._detectable(place, alpha, one_sided),
-            p,
-            alpha,
-            part.bend,
-            half * math.sqrt(pooled / 2 + item) / part.se * self._sooner(part),
-            half * math.sqrt(pooled + item / 2) / part.se,
-        )
-
-    def _detectable(self, place: int, alpha: float, critical: float) -> float:
-        """As `bft_ray.stats.power` defines it, for a test that asks twice: the 0.8 quantile of the k at which a drawn new
-        study passes both tests, Z + k u > max(c u', c_own u'_own), in units of se.
-        """
-        if self.parts[place].bend < -SKEWED:  # no gain would be shown
-            return math.nan
-        own = float(np.quantile(self.own_null[:, place], 1 - alpha / 2, method="higher"))
-        needed = np.maximum(critical * self.off[:, place], own * self.off_own[:, place]) - self.draws_normal[:, place]
-        told = np.roll(self.off[:, place], len(self.off) // 2)  # of the study that tells it: another one
-        return float(np.quantile(needed / told, POWER)) * self.parts[place].se
+        return found
 
     def _sooner(self, part: Parts) -> float:
         """By what a critical value shrinks with twice the seeds, as t does in proportion."""
-        seeds = 2 * self.num_seeds - 1
-        more = self.pooled_freedom * seeds / (self.num_seeds - 1)
-        now, then = self._freedom(part), self._freedom(part, more)
-        return float(stats.t.isf(0.025, then) / stats.t.isf(0.025, now))
-
-    def _freedom(self, part: Parts, pooled: float | None = None) -> float:
-        """Degrees of freedom of se (Satterthwaite 1946)."""
-        seeds = self.pooled_freedom if pooled is None else pooled
-        return part.se**4 / (part.pooled**2 / seeds + part.item**2 / self.item_freedom)
+        seeds = self.crossed.num_seeds
+        freedom = self.crossed.square[1]
+        now, then = (
+            part.se**4 / (part.pooled**2 / degrees + part.item**2 / self.crossed.item_freedom)  # Satterthwaite 1946
+            for degrees in (freedom, freedom * (2 * seeds - 1) / (seeds - 1))
+        )
+        return float(special.stdtrit(then, 0.975) / special.stdtrit(now, 0.975))
 
     def best(self, names: Sequence[str]) -> dict[str, float]:
         """Share of draws from N(gains, their covariance) in which an arm has the largest; the first has gain 0."""
-        gains = np.array([part.gain for part in self.parts])
-        drawn = gains + self.draws_normal @ _root(self.covariance, scaled=False).T
+        gains, seeds, items = (np.array([getattr(p, name) for p in self.parts]) for name in ("gain", "pooled", "item"))
+        shared = 0.5 * (1 + np.eye(len(gains))) * np.sqrt(np.outer(seeds, seeds))
+        covariance = shared + np.sqrt(np.outer(items, items)) * _correlation(self.crossed.covariance)
+        normal = np.random.default_rng([self.seed, len(gains)]).normal(size=self.null.shape)
+        drawn = gains + normal @ _root(covariance, scaled=False).T
         whole = np.concatenate([np.zeros((len(drawn), 1)), drawn], axis=1)
         counts = np.bincount(whole.argmax(1), minlength=len(names)) / len(drawn)
         return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _quantile(draws: np.ndarray, alpha: float) -> float:
+    return float(np.quantile(draws, 1 - alpha, method="higher"))
+
+
+def _ends(part: Parts, critical: float, own_critical: float) -> tuple[float, float]:
+    """Of the interval."""
+
+    def reach(sign: int) -> float:
+        pairs = ((critical, part.bend, part.se), (own_critical, part.own_bend, part.own_se))
+        return max(max(c, sign * float(unbend(sign * c, np.clip(a, -_MOST, _MOST)))) * se for c, a, se in pairs)
+
+    return part.gain - reach(1), part.gain + reach(-1)
 
 
 def step_down(statistics: np.ndarray, null: np.ndarray) -> np.ndarray:

@@ -4,26 +4,16 @@ Every arm (a candidate or a baseline) is run with the same S seeds and measured 
 score of arm k minus that of the default, on item i, seed s:
 
     gain        D = mean over s of mean over i of d_si
-    its error   se^2 = v_S + v_I        v_S seeds and chance,   v_I the draw of the items
+    its error   se^2 = v_S + v_I        v_S seeds and chance,   v_I the draw of the items    (`bft_ray.stats.crossed`)
 
-Seeds and items are crossed (an item that an arm is good at, it is good at under every seed): the two-way analysis of
-variance takes each one's share. With r = MS_rest / (S n) the part that is neither:
+The test is Dunnett's t, one-sided, with skewness taken out of it (`bft_ray.stats.skewness`):
 
-    v_S = max(2 MS / S, r)      MS: mean square of arms x seeds, of the run means of all arms, (arms - 1)(S - 1) degrees
-    v_I = max(0, V - r)         V: variance of the mean over items of d_.i, of groups where items share them
+    T = D / se,     g(T) = T + a (T^2 / 3 + 1 / 6) + a^2 T^3 / 27,      a the third cumulant of the items' mean over se^3
+    null            g* = (sqrt(v_S / u_S) z_S + sqrt(v_I / u_I) z_I) / se,      u_S ~ chi2_f / f,  u_I ~ chi2_h / h
 
-Seeds are blocks and the variance is pooled over arms (Dunnett 1955; Scheffe 1959, section 4.2): a few seeds of one arm
-cannot tell its variance. That r bounds v_S from below keeps a spread of 0 by coincidence (sparse right and wrong) from being
-believed. Items are many: their variance is each arm's own.
-
-The test is Dunnett's t, one-sided, with skewness taken out of it (Hall 1992, Journal of the Royal Statistical Society B
-54): with a the third cumulant of the items' mean over se^3,
-
-    T = D / se,     g(T) = ((1 + a T / 3)^3 - 1) / a + a / 6
-    null            g* = (sqrt(v_S) z_S + sqrt(v_I) z_I) / sqrt(v_S chi2_f / f + v_I chi2_h / h)
-
-a is taken at its worst for a claim (less one standard error, `least_skewness`), and may take one back, never make one: the
-smaller of T and g(T) counts. Where even then the items are too few for their skewness (a < -0.2) nothing is called better.
+The null is that of Behrens and Fisher (Fisher 1935): with u in the variance of the sum instead, as in Welch's t, a v_I of few
+groups that came out too small would pass for one that is known well. An estimated a may take a claim back, never make one: the
+smaller of T and g(T) counts. Where the items are too few for their skewness (a < -0.2) only T > 10 is called better.
 
 z_S correlates 1/2 between arms (they share the default), z_I as the items do; f and h are the degrees of freedom; drawn
 B times, seeded. Adjusted p go step-down (Dunnett and Tamhane 1991; Westfall and Young 1993): the largest T is held against
@@ -31,11 +21,12 @@ the largest of all g*, the next against that of those left. Where no two arms di
 alpha of all studies; and the error is controlled in the strong sense.
 
 Pooling is wrong for an arm whose runs vary more than the others'. So each must pass a second test, by its own runs
-alone: paired t over its seeds and items, two-sided at alpha, for itself (p is the larger of the two). Both have to agree: the
-first holds the family under equal variances, the second where one arm, or the default, varies three times as much.
+alone: paired t over its seeds and items, two-sided at alpha, for itself, u in the variance of the sum (p is the larger of the
+two). Both have to agree: the first holds the family under equal variances, the second where one arm, or the default, varies
+three times as much.
 
 Intervals are two-sided at 1 - alpha for all arms together: D with g(T) = +- c, c the quantile of max |g*|; and never narrower
-than the arm's own paired t interval at 1 - alpha / 2. What these settings do is measured by `jobs.bench_statistics`.
+than the arm's own paired t interval at 1 - alpha / 2. How often all of it errs is measured (docs/statistics.md).
 """
 
 from __future__ import annotations
