@@ -69,5 +69,6 @@ def spreadless(name: str, against: str, difference: np.ndarray, alpha: float) ->
 
 
 def moves(difference: np.ndarray) -> bool:
-    """Whether differences have a spread beyond rounding."""
-    return float(np.ptp(difference)) > 1e-9 * max(1.0, float(np.abs(difference).max()))
+    """Whether differences [S, n] have a spread beyond rounding, over more than one item: of one, its draw is not known."""
+    spread = float(np.ptp(difference)) > 1e-9 * max(1.0, float(np.abs(difference).max()))
+    return spread and difference.shape[-1] > 1

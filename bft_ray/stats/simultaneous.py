@@ -75,14 +75,14 @@ def compare_with(
         groups: which items share what.
 
     Raises:
-        BadInput: fewer than 2 seeds or items, or arrays of different shapes.
+        BadInput: fewer than 2 seeds, or arrays of different shapes.
     """
     names = sorted(name for name in scores if name != default)
     shapes = {array.shape for array in scores.values()}
     if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
         raise BadInput("scores", sorted(shapes), "of one shape [seeds, items]")
-    if min(next(iter(shapes))) < 2:
-        raise BadInput("scores", next(iter(shapes)), "of at least 2 seeds and 2 items: else there is no spread")
+    if next(iter(shapes))[0] < 2:
+        raise BadInput("scores", next(iter(shapes)), "of at least 2 seeds: else there is no spread")
     differences = {name: scores[name] - scores[default] for name in names}
     moving = [name for name in names if moves(differences[name])]
     found = {name: spreadless(name, default, differences[name], alpha) for name in names if name not in moving}
