@@ -20,8 +20,8 @@ class Comparison:
         low, high: its two-sided interval; holds for all comparisons of the study together.
         se: standard error; 0 where items and seeds all differ alike, which nothing can be told from.
         seed_share: share of se^2 that seeds bring; the rest is the draw of the items.
-        detectable: smallest true gain that 8 of 10 such studies show (`bft_ray.stats.power`); not a number where nothing
-            can be shown.
+        detectable: smallest true gain that about 8 of 10 such studies show (`bft_ray.stats.claim`; how far off, docs/statistics.md);
+            not a number where nothing can be said.
         p: of no gain, one-sided, adjusted for all comparisons.
         alpha: error of all comparisons together.
         skewness: third cumulant of the mean over se^3 at its worst: how far the few worst items count (below 0).
