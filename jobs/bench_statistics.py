@@ -1,15 +1,19 @@
-"""How often the confirmation errs, in simulated studies whose truth is known.
+"""How often the confirmation errs, in simulated studies whose truth is known (`jobs.simulated`).
 
-    python -m jobs.bench_statistics --out bench_statistics.jsonl --studies 4000
+    python -m jobs.bench_statistics --out bench_statistics.jsonl --studies 4000 --markdown docs/statistics.md
 
-A cell is a setting, a number of seeds and of items. Each simulated study has five arms: the default and four others, without any
-true difference. Told are, with Monte Carlo errors of sqrt(p (1 - p) / studies):
+A cell is a setting, a number of seeds and of items. Told are, with Monte Carlo errors of sqrt(p (1 - p) / studies), for the choice
 
-    false champion   studies in which an arm is called better than the default; at most 5 % by promise
+    false champion   studies in which an arm is called better than the default without being so; at most 5 % by promise
     coverage         studies in which all intervals hold the true gain, 0; at least 95 % by promise
+    warned           studies in which items are too skewed for any claim about arm 1
     claimed power    of the gains called detectable by one study, those that a fresh study with that true gain shows; 80 %
-    power, before    studies that show a true gain (of 4 standard errors) of one arm, and that would by t with each arm's own
-                     variance and Bonferroni's correction, two-sided
+    power            studies that show a true gain of one arm, of 4 standard errors
+    before, wrong    the same by t with each arm's own variance and Bonferroni's correction, two-sided, and its false champions
+
+(powers from a fourth of the studies); for the second objective, whose true loss lies at its limit or one standard error inside,
+identical arms through the whole rule: false champions, and how often a candidate is shown to keep the limit and the default is
+shown to break it; for the test split, the coverage of its interval.
 
 A cell is written when it is done, and a cell that the file has is not done again: the run may be cut at any time.
 """
@@ -18,190 +22,95 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
+from jobs.simulated import LIMITS, SETTINGS, Cell, simulate
 
-from bft_ray.stats.errors import Groups
-from bft_ray.stats.simultaneous import compare_with, error_parts
-
-ARMS, ALPHA = 5, 0.05
-Scores = np.ndarray  # [ARMS, S, n]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the table."""
-
-    setting: str
-    num_seeds: int
-    num_items: int
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How scores come about: deviations of an item's effect, of a run, and of the rest, for each arm.
-
-    Args:
-        loud: factor on the runs of each arm.
-        draw_items: effects of items [arms, n] of mean 0 and deviation 1, of all arms but the default; None: normal.
-        genes: share of the items' variance that is of the two genes of a pair.
-        flips: of right and wrong: share of the items that a run turns round.
-    """
-
-    item: float = 1.0
-    run: float = 0.2
-    rest: float = 1.0
-    loud: tuple[float, ...] = (1.0,) * ARMS
-    draw_items: Callable[[np.random.Generator, tuple[int, int]], np.ndarray] | None = None
-    genes: float = 0.0
-    flips: float = 0.0
-
-
-def _left_skewed(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Most items a little better, few much worse: 1 - exponential."""
-    return 1 - random.exponential(size=shape)
-
-
-def _far_left_skewed(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """A lognormal of sigma 1, turned round: skewness -6.2."""
-    mean = math.exp(0.5)
-    return -(random.lognormal(size=shape) - mean) / (mean * math.sqrt(math.e - 1))
-
-
-SETTINGS = {
-    "items": Setting(run=0.02),
-    "both": Setting(),
-    "seeds": Setting(item=0.0, run=0.5, rest=0.5),
-    "rest alone": Setting(item=0.0, run=0.0),
-    "sparse": Setting(flips=0.03),
-    "loud candidate": Setting(item=0.1, run=0.5, rest=0.3, loud=(1, 3, 1, 1, 1)),
-    "loud default": Setting(item=0.1, run=0.5, rest=0.3, loud=(3, 1, 1, 1, 1)),
-    "skewed": Setting(run=0.02, rest=0.3, draw_items=_left_skewed),
-    "far skewed": Setting(run=0.02, rest=0.3, draw_items=_far_left_skewed),
-    "shared genes": Setting(run=0.05, genes=0.35),
+Line = dict[str, float | str]
+_ONE_RUN = ("items", "sparse", "skewed", "far skewed", "shared genes 20 %", "shared genes 50 %")
+COLUMNS = {
+    "choice": ("false champion", "coverage", "warned", "claimed power", "power", "before", "wrong"),
+    "limit": ("false champion", "candidate keeps it", "default breaks it"),
+    "test": ("coverage", "called better"),
 }
+#: Markdown between these lines of a page is written by `--markdown`
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def cells(small: bool = False) -> list[Cell]:
-    """Those of the table; `small`: those of the tests."""
+    """Those of the tables; `small`: those of the tests."""
     if small:
-        return [Cell(name, 5, 60) for name in SETTINGS]
-    return [Cell(name, s, n) for name in SETTINGS for n in (30, 120, 1000) for s in (3, 5, 10)]
-
-
-def draw_groups(random: np.random.Generator, num_items: int) -> Groups:
-    """Pairs of n / 3 genes, no gene with itself."""
-    genes = max(6, num_items // 3)
-    first = random.integers(genes, size=num_items)
-    second = (first + random.integers(1, genes, size=num_items)) % genes
-    return Groups(tuple((str(a), str(b)) for a, b in zip(first, second, strict=True)))
-
-
-def draw_study(random: np.random.Generator, cell: Cell, groups: Groups | None, gain: float = 0.0) -> dict[str, Scores]:
-    """Scores of one study; arm 1 has the true gain, all others none."""
-    setting, shape = SETTINGS[cell.setting], (ARMS, cell.num_seeds, cell.num_items)
-    common = random.normal(size=(1, 1, cell.num_items))
-    if setting.flips:
-        right = common > 0
-        scores = np.where(random.uniform(size=shape) < setting.flips, ~right, right).astype(float)
-    else:
-        draw = setting.draw_items or (lambda own, size: own.normal(size=size))
-        items = draw(random, (ARMS, cell.num_items))
-        if setting.draw_items:
-            items[0] = 0.0  # else the difference of two such effects would be symmetric
-        if groups is not None:
-            genes = random.normal(size=(ARMS, groups.num)) @ groups.members.toarray() / math.sqrt(2)
-            items = math.sqrt(setting.genes) * genes + math.sqrt(1 - setting.genes) * items
-        runs = setting.run * np.array(setting.loud)[:, None, None] * random.normal(size=(*shape[:2], 1))
-        scores = common + setting.item * items[:, None] + runs + setting.rest * random.normal(size=shape)
-    scores[1] += gain
-    return {str(arm): scores[arm] for arm in range(ARMS)}
-
-
-def simulate(cell: Cell, num_studies: int, draws: int = 1000, seed: int = 0) -> dict[str, float]:
-    """Shares of the studies of a cell; see the head of the file."""
-    random = np.random.default_rng([seed, cell.num_seeds, cell.num_items, sorted(SETTINGS).index(cell.setting)])
-    groups = draw_groups(random, cell.num_items) if SETTINGS[cell.setting].genes else None
-    wrong = covered = kept = claims = 0
-    gain = 0.0
-    shown = before = 0
-    for study in range(num_studies):
-        found = compare_with(draw_study(random, cell, groups), "0", ALPHA, draws, study, groups).comparisons
-        wrong += any(one.is_better for one in found.values())
-        covered += all(one.low <= 0 <= one.high for one in found.values())
-        claim, gain = found["1"].detectable, gain or 4 * found["1"].se
-        if study % 4 == 0 and math.isfinite(claim):  # a fourth of the studies is enough for power
-            claims += 1
-            again = compare_with(draw_study(random, cell, groups, claim), "0", ALPHA, draws, study, groups)
-            kept += again.comparisons["1"].is_better
-            scores = draw_study(random, cell, groups, gain)
-            shown += compare_with(scores, "0", ALPHA, draws, study, groups).comparisons["1"].is_better
-            before += _plain(scores["1"] - scores["0"])
-    told = {"false champion": wrong / num_studies, "coverage": covered / num_studies}
-    if claims:
-        told |= {"claimed power": kept / claims, "power": shown / claims, "before": before / claims}
-    return told
-
-
-def _plain(difference: np.ndarray) -> bool:
-    """Whether t on the arm's own seeds and items, mixed as Cochran (1964) does, sees a gain at alpha / 4, two-sided."""
-    own, rest = error_parts(difference)
-    item = max(0.0, float(difference.mean(0).var(ddof=1)) / difference.shape[1] - rest)
-    t_seed, t_item = (float(stats.t.isf(ALPHA / 2 / (ARMS - 1), size - 1)) for size in difference.shape)
-    se = math.sqrt(own + item)
-    return se > 0 and float(difference.mean()) > (own * t_seed + item * t_item) / se
-
-
-def table(lines: list[dict[str, float | str]]) -> str:
-    """Markdown."""
-    columns = [
-        "setting",
-        "num_seeds",
-        "num_items",
-        "studies",
-        "false champion",
-        "coverage",
-        "claimed power",
-        "power",
-        "before",
+        choices = [Cell("choice", name, 5, 60) for name in SETTINGS]
+        return [*choices, Cell("limit", "at the limit", 5, 30), Cell("test", "sparse", 1, 120)]
+    items, seeds = (30, 120, 1000), (3, 5, 10)
+    return [
+        *(Cell("choice", name, s, n) for name in SETTINGS for n in items for s in seeds),
+        *(Cell("limit", name, s, 30) for name in LIMITS for s in seeds),
+        *(Cell("test", name, 1, n) for name in _ONE_RUN for n in items),
     ]
-    rows = [columns, ["---"] * len(columns)]
+
+
+def table(kind: str, lines: list[Line]) -> str:
+    """Markdown, of the cells of a kind."""
+    columns = ["setting", "num_seeds", "num_items", *COLUMNS[kind]]
+    rows = [[name.replace("num_", "") for name in columns], ["---"] * len(columns)]
     for line in lines:
         values = [line.get(name, "") for name in columns]
         rows.append([f"{value:.3f}" if isinstance(value, float) else str(value) for value in values])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def tables(lines: list[Line]) -> str:
+    """Markdown, of all."""
+    own = {kind: [line for line in lines if line["kind"] == kind] for kind in COLUMNS}
+    titles = {"choice": "The choice", "limit": "The limit of a second objective", "test": "The test split"}
+    return "\n\n".join(f"### {titles[kind]}\n\n{table(kind, own[kind])}" for kind in COLUMNS if own[kind])
+
+
 def main() -> None:
-    """Simulate the cells that the file lacks, in two processes, and print the table."""
+    """Simulate the cells that the file lacks, in two processes, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="bench_statistics.jsonl", help="a line a cell; those in it are not done again")
     parser.add_argument("--studies", type=int, default=4000, help="simulated studies a cell")
-    parser.add_argument("--setting", action="append", choices=sorted(SETTINGS), help="this alone; may be repeated")
+    parser.add_argument("--kind", action="append", choices=sorted(COLUMNS), help="this alone; may be repeated")
+    parser.add_argument("--setting", action="append", choices=[*SETTINGS, *LIMITS], help="this alone; may be repeated")
     parser.add_argument("--items", type=int, action="append", help="this number of items alone; may be repeated")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
+    parser.add_argument(
+        "--markdown", type=Path, help="a page: what stands between its two marks is replaced by the tables"
+    )
     args = parser.parse_args()
     path = Path(args.out)
     wanted = [
-        c for c in cells() if c.setting in (args.setting or SETTINGS) and c.num_items in (args.items or [c.num_items])
+        cell
+        for cell in cells()
+        if cell.kind in (args.kind or COLUMNS)
+        and cell.setting in (args.setting or [cell.setting])
+        and cell.num_items in (args.items or [cell.num_items])
     ]
-    done = {(line["setting"], line["num_seeds"], line["num_items"]) for line in _read(path, args.studies)}
-    left = [cell for cell in wanted if (cell.setting, cell.num_seeds, cell.num_items) not in done]
+    done = {_cell(line) for line in _read(path, args.studies)}
+    left = [cell for cell in wanted if cell not in done]
     with ProcessPoolExecutor(args.workers) as pool, path.open("a") as out:
         for cell, told in zip(left, pool.map(simulate, left, [args.studies] * len(left)), strict=True):
             out.write(json.dumps(asdict(cell) | {"studies": args.studies} | told) + "\n")
             out.flush()
-    print(table(list(_read(path, args.studies))))
+    found = {_cell(line): line for line in _read(path, args.studies)}
+    text = tables([found[cell] for cell in cells() if cell in found])
+    print(text)
+    if args.markdown:
+        before, rest = args.markdown.read_text().split(BEGIN)
+        args.markdown.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
 
 
-def _read(path: Path, num_studies: int) -> Iterator[dict[str, float | str]]:
+def _cell(line: Line) -> Cell:
+    return Cell(str(line["kind"]), str(line["setting"]), int(line["num_seeds"]), int(line["num_items"]))
+
+
+def _read(path: Path, num_studies: int) -> Iterator[Line]:
     """Whole lines of this number of studies; the last one may be torn."""
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:

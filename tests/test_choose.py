@@ -128,6 +128,40 @@ def test_lower_is_better_where_the_metric_says_so():
     assert choose(study({"a": 0.1}, plan=plan), plan, draws=200).champion == "bft"
 
 
+def mirrored(records: list[Record]) -> list[Record]:
+    return [Record(r.name, r.seed, {k: -v for k, v in r.items.items()}, r.second, r.failed) for r in records]
+
+
+@pytest.mark.parametrize(
+    ("records", "champion", "verdict"),
+    [
+        (study({"a": 0.1}), "a", "candidate"),
+        (study({"a": 0.004}, noise=0.3), "bft", "default"),
+        (study({"a": 0.05, "sft": 0.2, "dft": 0.1}), "sft", "baseline"),
+        (study({"a": 0.1, "sft": 0.102}), "a", "candidate"),  # a baseline that ties does not win
+        (study({name: -0.3 for name in ARMS if name != "bft"}), "bft", "default"),
+        ([r for r in study({"a": 0.3, "b": 0.1}) if (r.name, r.seed) != ("a", 3)], "b", "candidate"),
+    ],
+)
+def test_every_rule_is_the_same_for_a_metric_that_is_better_below(records, champion, verdict):
+    lower = Plan(**{**PLAN.__dict__, "metric": "validation/nll"})
+    up, down = choose(records, PLAN, draws=500), choose(mirrored(records), lower, draws=500)
+    assert (up.champion, up.verdict) == (down.champion, down.verdict) == (champion, verdict)
+    assert up.reason == down.reason and up.not_told == down.not_told and up.against == down.against
+    for one, other in zip(up.arms, down.arms, strict=True):
+        assert (one.name, one.gain, one.excluded) == (other.name, other.gain, other.excluded)
+        assert one.mean == other.mean is None or one.mean == pytest.approx(-(other.mean or 0.0))
+    assert "(higher is better)" in explain(up) and "(lower is better)" in explain(down)
+
+
+def test_one_item_tells_nothing():
+    one = [Record(r.name, r.seed, {"i0": r.items["i0"]}) for r in study({"a": 0.3})]
+    choice = choose(one, PLAN, draws=200)
+    assert (choice.champion, choice.num_items) == ("bft", 1)
+    assert all(arm.gain is None or not arm.gain.has_spread for arm in choice.arms)
+    assert "(no spread to judge it by)" in explain(choice).splitlines()[0] and "nan" not in explain(choice)
+
+
 @pytest.mark.parametrize(
     ("flaw", "said"),
     [

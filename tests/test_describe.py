@@ -92,6 +92,20 @@ WON = chosen({"w128 lr0.001": 0.1})
 # ---- the note --------------------------------------------------------------------------------------------------
 
 
+def test_the_note_tells_how_far_the_rungs_agree_with_the_end():
+    """Of 5 trials one pair of 10 is the other way round at step 9: tau 0.8."""
+    done = [
+        trial(n, end, rungs={9: {0: at}})
+        for n, (at, end) in enumerate(zip((0.1, 0.2, 0.3, 0.4, 0.5), (0.1, 0.2, 0.3, 0.5, 0.4), strict=True))
+    ]
+    said = (
+        "order at the rungs against the end, Kendall's tau of the 5 trials that ran to it (1: the same): step 9 0.80 ["
+    )
+    assert said in describe({"search": done}, space(), None, None, domain="math")
+    assert "Kendall" not in describe({"search": done}, space(scheduler={"kind": "none"}), None, None, domain="math")
+    assert "Kendall" not in describe({"search": done[:4]}, space(), None, None, domain="math")
+
+
 def test_the_note_begins_with_what_won_and_holds_all_of_it():
     note = describe(RECORDS, space(), WON, TEST, domain="medical_qa", sizes={"train": 2400, "validation": 229})
     lines = note.splitlines()

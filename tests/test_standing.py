@@ -17,7 +17,7 @@ from bft_ray.config.load import load_config as load
 from bft_ray.search.compare import verdict
 from bft_ray.search.describe import conclusion, describe
 from bft_ray.search.standing import compared, in_words, leader, standing_of, training_command
-from bft_ray.stats.simultaneous import compare_alone
+from bft_ray.stats.alone import compare_alone
 from tests.test_describe import METRIC, baseline, space, trial
 
 ALONE = space(confirmation=None)

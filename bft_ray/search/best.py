@@ -109,5 +109,5 @@ def _measured(tags: Mapping[str, str], prefix: str) -> str:
 def _detectable(tags: Mapping[str, str], prefix: str) -> str:
     """The smallest effect that the confirmation could have told."""
     with contextlib.suppress(ValueError):
-        return f"; a true gain of {float(tags.get(f'{prefix}detectable', '')):.4g} shows in 8 of 10 such studies"
+        return f"; a true gain of {float(tags.get(f'{prefix}detectable', '')):.4g} shows in about 8 of 10 such studies"
     return ""

@@ -36,9 +36,10 @@ import numpy as np
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.errors import BadInput
 from bft_ray.search.items import COMPLETE
+from bft_ray.stats.comparison import Comparison
 from bft_ray.stats.errors import Groups, as_groups
 from bft_ray.stats.paired import mean_bounds
-from bft_ray.stats.simultaneous import DRAWS, Comparison, as_arrays, compare_pair, compare_with, not_told_from_best
+from bft_ray.stats.simultaneous import DRAWS, as_arrays, compare_pair, compare_with, not_told_from_best
 
 
 @dataclass(frozen=True)

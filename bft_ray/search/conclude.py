@@ -21,7 +21,7 @@ from bft_ray.search.record import TrialRecord
 from bft_ray.search.recorder import Recorder
 from bft_ray.search.store import Store
 from bft_ray.search.study import Study
-from bft_ray.stats.simultaneous import Comparison
+from bft_ray.stats.comparison import Comparison
 from bft_ray.tracking.begin import has_run
 from bft_ray.tracking.registry import NO_CHAMPION, register_champion
 from bft_ray.tracking.run import Tracker

@@ -12,7 +12,7 @@ from typing import Any
 from bft_ray.config import TrackingConfig
 from bft_ray.config.metrics import format_value
 from bft_ray.config.space import Asha, SearchSpace
-from bft_ray.search import compare
+from bft_ray.search import agreement, compare
 from bft_ray.search.choose import Choice
 from bft_ray.search.explain import explain
 from bft_ray.search.leaderboard import (
@@ -274,6 +274,9 @@ def _searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[
     )
     lines.append(f"sampler {space.sampler.kind}, seed {space.sampler.seed}; early stops: {stops}")
     lines.append(_saved(records))
+    if isinstance(scheduler, Asha):
+        orders = agreement.by_rung(search, scheduler.metric or space.objective.metric, space.objective.metric)
+        lines += [text for text in [agreement.in_words(orders)] if text]
     times = [(record.started, record.finished) for part in records.values() for record in part]
     begun, ended = [a for a, _ in times if a is not None], [b for _, b in times if b is not None]
     if begun and ended:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.search.choose import Arm, Choice
-from bft_ray.stats.simultaneous import Comparison
+from bft_ray.stats.comparison import Comparison
 
 _NAMED = 8  # arms that a sentence names
 
@@ -131,7 +131,7 @@ def _default_doubt(choice: Choice) -> list[str]:
         ""
         if math.isnan(least)
         else (
-            f"A true gain below {_size(least)} would have been missed more often than in 2 of 10 such studies, "
+            f"A true gain below {_size(least)} would have been missed more often than in about 2 of 10 such studies, "
             "so no difference shown is not the same as none."
         )
     )
@@ -155,7 +155,7 @@ def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
         + (
             "."
             if math.isnan(gain.detectable)
-            else f"; a gain of {_size(gain.detectable)} shows in 8 of 10 such studies."
+            else f"; a gain of {_size(gain.detectable)} shows in about 8 of 10 such studies."
         )
     )
     return [span, _rivals(choice, arm), _cause(choice, gain)]

@@ -4,7 +4,7 @@ With d_si the score of the best trial minus that of its rival (the best baseline
 seed s, oriented so that above 0 is better:
 
     gain        D = mean over s of mean over i of d_si
-    its error   of one seed, sd(d_i) / sqrt(n); of several, see `bft_ray.stats.simultaneous.compare_alone`
+    its error   of one seed, sd(d_i) / sqrt(n); of several, see `bft_ray.stats.alone.compare_alone`
     interval    D +- t(1 - p/2) se,   p = 0.05 / K
 
 The trial is the best of K, picked on the very items that measure it: with Bonferroni's 0.05 / K the interval holds
@@ -26,7 +26,9 @@ from bft_ray.config.space import SearchSpace
 from bft_ray.search.leaderboard import best, ranked, tuned
 from bft_ray.search.record import TrialRecord
 from bft_ray.search.store import BASELINES, SEARCH
-from bft_ray.stats.simultaneous import Comparison, as_arrays, compare_alone
+from bft_ray.stats.alone import compare_alone
+from bft_ray.stats.comparison import Comparison
+from bft_ray.stats.simultaneous import as_arrays
 
 #: id of a trial -> seed -> item -> score, of those that are compared
 Items = Mapping[str, Mapping[int, Mapping[str, float]]]

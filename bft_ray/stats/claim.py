@@ -1,0 +1,120 @@
+"""The smallest detectable gain of a confirmation: `bft_ray.stats.power`, for a test that asks twice and may refuse.
+
+A new study of the same kind, with a true gain of x, shows it where x exceeds
+
+    needed = max(c(a') se', c_own(a'_own) se'_own) - (D' - x)
+
+and, where its items are too skewed to judge a small gain by, also CLEAR se'. The marks are of the new study, and c(a) is
+the T of which skewness leaves the critical value (`bft_ray.stats.skewness`). The claim is k s, s the standard error that this
+study estimates and
+
+    P( k s' / sigma > needed / sigma ) = 0.8
+
+over new studies and over s' of studies that might have made the claim. Drawn are, with V, r and the variances of the runs (of a
+loud arm its own, `bft_ray.stats.crossed.run_variances`) taken as true,
+
+    seeds   own = (var_k + var_0) / S chi2_{S-1},  pooled from own and the other contrasts, neither below r
+    items   V, r from chi2 whose freedom has the items' kurtosis in it, both from one draw: few items make both
+    D' - x  sqrt(own) z_s + sqrt(v_I) (z_i + b (z_i^2 - 1) / 6),  V times exp(b z_i - b^2 / 2),  b = skewness / sqrt(n)
+
+the last because bad items that are not there make a mean larger and its error smaller. No such claim is exact: a variance on
+2 degrees of freedom may be of a loud arm or of a quiet one. docs/statistics.md says how far off claims are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bft_ray.stats.crossed import Crossed, Parts, run_variances
+from bft_ray.stats.power import POWER
+from bft_ray.stats.skewness import CLEAR, SKEWED, skewness_error, unbend
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What K gains a study could have shown.
+
+    Args:
+        crossed: its differences.
+        variances, freedoms: of the runs [arms] (`run_variances`).
+        draws: of new studies.
+        seed: of the draws.
+    """
+
+    crossed: Crossed
+    variances: np.ndarray
+    freedoms: np.ndarray
+    draws: int
+    seed: int
+
+    @classmethod
+    def of(cls, crossed: Crossed, draws: int, seed: int) -> Claims:
+        """Of a study."""
+        return cls(crossed, *run_variances(crossed.runs), draws, seed)
+
+    def detectable(self, place: int, critical: float, own_critical: float) -> float:
+        """The claim for arm `place` of the K, in the metric's unit; see the head of the file. Not a number where
+        this study's items are too skewed to judge by.
+
+        Args:
+            critical, own_critical: one-sided, of the test of all arms and of that by the arm's own runs.
+        """
+        part, num_seeds = self.crossed.parts[place], self.crossed.num_seeds
+        if part.is_skewed:
+            return math.nan
+        both, degrees = self.variances[[0, place + 1]], self.freedoms[[0, place + 1]]
+        own = max(float(both.sum()) / num_seeds, part.rest)
+        random = np.random.default_rng([self.seed, place])
+        z_s, z_i, z_new, z_off, z_told, z_tail = random.normal(size=(6, self.draws))
+        u_own = random.chisquare(num_seeds - 1, self.draws) / (num_seeds - 1)
+        b = float(np.clip(part.skew / math.sqrt(part.num_items), -1, 1))
+
+        variance, rest = _items(part, z_new, b, z_i)
+        item = np.maximum(0.0, variance - rest)
+        error = np.sqrt(np.maximum(self._pooled(own, u_own, random), rest) + item)
+        own_error = np.sqrt(np.maximum(own * u_own, rest) + item)
+        off = skewness_error(self.crossed.differences[place].mean(0)) / math.sqrt(part.num_items)
+        third = (b + off * z_off) * variance**1.5
+        needed = np.maximum(
+            _reach(critical, third / error**3) * error, _reach(own_critical, third / own_error**3) * own_error
+        )
+        needed = np.where(third / error**3 < -SKEWED, np.maximum(needed, CLEAR * error), needed)
+        needed -= math.sqrt(own) * z_s + math.sqrt(part.item) * (z_i + b / 6 * (z_i**2 - 1))
+
+        is_pooled = (degrees == degrees[0]).all() and degrees[0] > num_seeds - 1
+        freedom = degrees[0] if is_pooled else both.sum() ** 2 / (both**2 / degrees).sum()
+        variance, rest = _items(part, z_told, b, z_tail)
+        u = random.chisquare(freedom, self.draws) / freedom
+        told = np.sqrt(np.maximum(own * u, rest) + np.maximum(0.0, variance - rest))
+        scale = math.sqrt(own + part.item)
+        return float(np.quantile(needed / told, POWER, method="higher")) * scale
+
+    def _pooled(self, own: float, u_own: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """2 MS / S of new studies: of this contrast, and of all the others."""
+        num_seeds = self.crossed.num_seeds
+        contrasts = round(self.crossed.square[1] / (num_seeds - 1))
+        rest = max(0.0, contrasts * 2 * float(self.variances.mean()) / num_seeds - own)
+        if contrasts < 2:
+            return own * u_own
+        degrees = (contrasts - 1) * (num_seeds - 1)
+        return (own * u_own + rest * random.chisquare(degrees, self.draws) / degrees) / contrasts
+
+
+def _items(part: Parts, normal: np.ndarray, b: float, z_i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """V and r of new studies, with means z_i."""
+    variance = part.item_variance * _chi2(part.freedom_item, normal) * np.exp(b * z_i - b * b / 2)
+    return variance, part.rest * _chi2(part.freedom_rest, normal)
+
+
+def _chi2(freedom: float, normal: np.ndarray) -> np.ndarray:
+    """chi2_f / f at the quantiles of normal draws (Wilson and Hilferty 1931)."""
+    part = 2 / (9 * freedom)
+    return np.maximum(1e-3, 1 - part + math.sqrt(part) * normal) ** 3
+
+
+def _reach(critical: float, a: np.ndarray) -> np.ndarray:
+    """T that it takes, with what skewness may take back."""
+    return np.maximum(critical, unbend(critical, np.clip(a, -SKEWED, SKEWED)))
