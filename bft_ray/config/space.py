@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bft_ray.config.base import Section, rule
 from bft_ray.config.loss import LossConfig
@@ -218,6 +218,14 @@ class SearchSpace(Section):
     def _none_is_none(cls, value: Any) -> Any:
         return NoScheduler() if value is None else value
 
+    @field_validator("parameters", "fixed", mode="before")
+    @classmethod
+    def _leaves_owned_fields(cls, value: Any, info: ValidationInfo) -> Any:
+        for name in value if isinstance(value, dict) else ():  # before its range is looked at: there is none to mend
+            if name in _OWNED:
+                raise rule(f"{info.field_name}.{name}", "given", "left out", f"Use {_OWNED[name]} instead.")
+        return value
+
     @model_validator(mode="after")
     def _rules(self) -> SearchSpace:
         self._fields_are_free()
@@ -229,10 +237,6 @@ class SearchSpace(Section):
         return self
 
     def _fields_are_free(self) -> None:
-        for place, names in (("parameters", self.parameters), ("fixed", self.fixed)):
-            for name in names:
-                if name in _OWNED:
-                    raise rule(f"{place}.{name}", "given", "left out", f"Use {_OWNED[name]} instead.")
         for name in self.fixed:
             if name in self.parameters:
                 raise rule(f"fixed.{name}", self.fixed[name], "left out, for `parameters` varies it", "Take one out.")
