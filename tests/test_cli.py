@@ -140,7 +140,7 @@ def test_evaluate_one_task_against_an_earlier_evaluation(make_tree, tmp_path, ca
     for words, message in (
         (["--against", out, "--question", "choices/nonsense"], "These are: validation/nll,"),
         (["--against", out, "--task", "choices", "--question", "validation/nll"], "These are: choices/probability,"),
-        (["--against", out, "--question", "validation/nll"], "It has: choices/probability,"),
+        (["--against", out, "--question", "validation/nll"], "It has: choices/accuracy,"),
         (["--question", "choices/accuracy"], "left out without --against"),
     ):
         assert main(["evaluate", str(config), *words, "--out", str(tmp_path / "refused")]) == 2

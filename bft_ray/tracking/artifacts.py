@@ -10,14 +10,13 @@ from pathlib import Path
 from bft_ray.config import TrackingConfig
 from bft_ray.data.cache import try_folder
 from bft_ray.data.scratch import scratch
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, first_line
 from bft_ray.tracking.server import (
     FIELD,
     absolute_uri,
     artifact_root,
     bounded,
     connect,
-    first_line,
     redact,
     sqlite_path,
 )
