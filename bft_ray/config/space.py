@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bft_ray.config.base import Section, rule
 from bft_ray.config.loss import LossConfig
@@ -218,13 +218,16 @@ class SearchSpace(Section):
     def _none_is_none(cls, value: Any) -> Any:
         return NoScheduler() if value is None else value
 
-    @field_validator("parameters", "fixed", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _leaves_owned_fields(cls, value: Any, info: ValidationInfo) -> Any:
-        for name in value if isinstance(value, dict) else ():  # before its range is looked at: there is none to mend
-            if name in _OWNED:
-                raise rule(f"{info.field_name}.{name}", "given", "left out", f"Use {_OWNED[name]} instead.")
-        return value
+    def _owned_fields_are_left_out(cls, tree: Any) -> Any:
+        """Told before a range is asked for: there is none that would mend it."""
+        given = tree if isinstance(tree, dict) else {}
+        for place, names in (("parameters", given.get("parameters")), ("fixed", given.get("fixed"))):
+            for name in names if isinstance(names, dict) else ():
+                if name in _OWNED:
+                    raise rule(f"{place}.{name}", "given", "left out", f"Use {_OWNED[name]} instead.")
+        return tree
 
     @model_validator(mode="after")
     def _rules(self) -> SearchSpace:
