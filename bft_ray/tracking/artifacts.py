@@ -46,7 +46,7 @@ def check_artifacts(tracking: TrackingConfig, experiment: str) -> str:
             f"a tracking server whose artifacts this machine can store: those of the experiment {experiment} go to "
             f"{redact(place)} ({reason})",
             "Give this user the right to write there, take another tracking.experiment, or start the server with "
-            "`mlflow server --serve-artifacts --artifacts-destination PLACE`.",
+            "`--serve-artifacts --artifacts-destination PLACE`.",
         ) from None
     return redact(place)
 
