@@ -284,6 +284,9 @@ def _ui(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from bft_ray.config import load_config
 
+    if options.question and not options.against:
+        remedy = "Give --against the folder of an earlier evaluation, or leave --question out."
+        raise BadInput("--question", options.question, "left out without --against", remedy)
     config = load_config(options.config, options.overrides, for_training=False)
     if options.model:
         model = config.model.model_copy(update={"path": options.model, "adapter": None})
@@ -294,6 +297,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     before = EvaluationResult.read(Path(options.against)) if options.against else None
     names = options.task and [*options.task, *(["harness"] if options.harness else [])]
+    if before is not None and options.question:
+        from bft_ray.config.measured import measured_names
+        from bft_ray.evaluate.compare import check_question
+
+        measured = [name for name in measured_names(config) if not names or name.partition("/")[0] in names]
+        check_question(options.question, measured, before)
     result = evaluate_model(config, Path(options.out) if options.out else None, names=names)
     if before is None:
         print_metrics({}, result.metrics)

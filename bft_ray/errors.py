@@ -76,6 +76,18 @@ class NonFinite(BftError, ArithmeticError):
         return type(self), (self.step, self.what, self.sample_ids)
 
 
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """What an error says, in one line without its full stop: its type where it says nothing.
+
+    Of a text that holds a traceback (Ray's client hands over the server's), the line that ends it, which is what was raised.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    traced = any("Traceback (most recent call last)" in line for line in lines)
+    return lines[-1 if traced else 0][:limit].rstrip(".: ")
+
+
 def _short(value: Any, limit: int = 80) -> str:
     """No more of a value than its two ends, so that little is shown of a text; a path is shown whole, to be found again."""
     text = repr(str(value) if isinstance(value, Path) else value)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from bft_ray.config import ClusterConfig
 from bft_ray.data.modes import keep_for, kept_for
-from bft_ray.errors import BadInput, BftError, NoRoom
+from bft_ray.errors import BadInput, BftError, NoRoom, first_line
 from bft_ray.waits import waiting
 
 log = logging.getLogger(__name__)
@@ -297,11 +297,12 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 def _unreachable(address: str | None, error: BaseException) -> BadInput:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # Ray ends the process with a number where what listens there does not answer as Ray
+    reason = "no Ray answers there" if isinstance(error, SystemExit) else first_line(error)
     return BadInput(
         "cluster.address",
         address,
-        f"the address of a running Ray cluster (or null where a local one can start): {reason.rstrip('.')}",
+        f"the address of a running Ray cluster (or null where a local one can start): {reason}",
         "Check the address, RAY_AUTH_MODE and the token, and that both sides have the same Ray and Python.",
     )
 

@@ -35,7 +35,7 @@ def test_a_place_that_cannot_be_written_is_found_before_a_run_begins(closed):
     assert "a tracking server whose artifacts this machine can store: those of the experiment bft/test go to /" in text
     assert caught.value.remedy == (
         "Give this user the right to write there, take another tracking.experiment, or start the server with "
-        "`mlflow server --serve-artifacts --artifacts-destination PLACE`."
+        "`--serve-artifacts --artifacts-destination PLACE`."
     )
     assert connect(closed.uri).search_runs([connect(closed.uri).get_experiment_by_name(EXPERIMENT).experiment_id]) == []
 

@@ -135,6 +135,17 @@ def test_evaluate_one_task_against_an_earlier_evaluation(make_tree, tmp_path, ca
     assert main(["evaluate", str(config), "--task", "chioces"]) == 2
     assert "one of validation, choices" in capsys.readouterr().err
     assert main(["evaluate", str(config), "--against", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "metrics.json: No such file or directory. Write one with" in said and "Error" not in said
+    for words, message in (
+        (["--against", out, "--question", "choices/nonsense"], "These are: validation/nll,"),
+        (["--against", out, "--task", "choices", "--question", "validation/nll"], "These are: choices/probability,"),
+        (["--against", out, "--question", "validation/nll"], "It has: choices/accuracy,"),
+        (["--question", "choices/accuracy"], "left out without --against"),
+    ):
+        assert main(["evaluate", str(config), *words, "--out", str(tmp_path / "refused")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()  # told before anything was measured
 
 
 def test_overrides_may_stand_behind_options(capsys):

@@ -58,6 +58,13 @@ def problems(**sections) -> str:
         ),
         ({"checkpoint": {}}, "`checkpoint.export` is 'best', but must be `last` without validation data"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "`optimizer.betas` is [0.9, 1.0], but must be two numbers in [0, 1)."),
+        ({"optimizer": {"betas": [0.9]}}, "`optimizer.betas` is [0.9], but must be two numbers in [0, 1)."),
+        ({"data": {"train": []}}, "`data.train` is [], but must be a list or mapping of at least 1 entry."),
+        ({"lora": {"targets": 3}}, "`lora.targets` is 3, but must be a list, as in [a, b]."),
+        (
+            {"data": {"train": [{"path": "a"}], 1: 2}},
+            "`data.1` is 1, but must be the name of a field: a number is none.",
+        ),
         ({"evaluation": {"choices": []}}, "`evaluation.choices` is not a known key."),
         (
             {"evaluation": {"tasks": [{"kind": "choice", "pth": "a"}]}},
@@ -121,6 +128,9 @@ def test_overrides(tmp_path):
         ("loss.window", "of the form section.field=value"),
         ("data.train.7.limit=5", "an index below 1"),
         ("domain.x=1", "its parent is a value"),
+        ("data.date=2026-02-30", "`data.date` is '2026-02-30', but must be a YAML value.*no timestamp"),
+        ("seed=!!int x", "`seed` .* no int"),
+        ("lora={[a]: 1}", "`lora` .* a key that is a list or mapping"),
     ]:
         with pytest.raises(BadInput, match=message):
             load_config(path, [override])
@@ -132,6 +142,12 @@ def test_overrides(tmp_path):
         ("a: [1", r"config.yaml:\d+"),
         ("seed: 1\nseed: 2", "the key 'seed' is given twice"),
         ("- a", "a YAML mapping"),
+        ("a: 1\ndata: {date: 2026-02-30}", "config.yaml:2` is '2026-02-30, which is no timestamp that there is'"),
+        ("a: !!bool perhaps", "config.yaml:1` is 'perhaps, which is no bool that there is'"),
+        ("a: !!timestamp soon", "soon, which is no timestamp"),
+        ("? [a, b]\n: 1", "config.yaml:1` is 'a key that is a list or mapping'"),
+        ("a: !!set {? {b: 1}}", "a key that is a list or mapping"),
+        ("a: " + 5000 * "[", "nested too deep"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     ],
 )

@@ -137,6 +137,21 @@ def test_the_model_is_looked_at_closely(tree, model, tmp_path):
         list(doctor.check_model(make_config(tree)))
 
 
+def test_an_attention_that_cannot_be_had_is_found_before_a_run(tree):
+    tree["model"]["attention"] = "flash_attention_2"
+    finding = failed(diagnose(make_config(tree)), "model")
+    assert finding.detail.startswith(
+        "`model.attention` is 'flash_attention_2', but must be an attention that this model"
+    )
+    assert ".." not in finding.detail + finding.remedy
+    assert "model.attention=sdpa" in finding.remedy and "FlashAttention 2" in finding.remedy
+    findings = diagnose(
+        make_config(tree | {"cluster": tree["cluster"] | {"address": "127.0.0.1:1", "start_timeout_s": 1}})
+    )
+    [told] = [finding for finding in findings if finding.check == "settings"]
+    assert told.status == "warn" and "each node needs it" in told.detail  # the nodes may have it
+
+
 def test_the_space_beside_a_config(tree, tmp_path):
     """Its splits are read too; where the config has a fault, that one is told alone."""
     path = tmp_path / "search_space.yaml"

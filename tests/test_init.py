@@ -16,7 +16,9 @@ from bft_ray.config import load_config
 from bft_ray.config.study import load_study
 from bft_ray.data.rows import Row, read_rows
 from bft_ray.errors import BadConfig, BadInput
+from bft_ray.operate import doctor
 from bft_ray.operate.init.config_text import Device, longest_positions
+from bft_ray.operate.init.space_text import SPACE
 from bft_ray.operate.init.study import Request, domain_of, write_study
 from tests.conftest import SHARED
 
@@ -269,6 +271,40 @@ def test_related_rows_stay_together_and_the_group_stays_in_the_rows(tmp_path):
     assert {row.group for row in rows_of(load_config(tmp_path / "bft.yaml").data.train[0])} == sides["train"]
     assert f"{len(sides['validation']):>5} independent items, for the search" in said
     assert 'grouped      by "patient": 45 groups, whose rows stay on one side of the splits' in said
+
+
+@pytest.mark.parametrize(
+    ("column", "num", "hint"),
+    [
+        ("patient_id", 45, "45 values of patient_id stand in 60 rows, .* add --group patient_id"),
+        ("PMID", 20, "20 values of PMID stand in 60 rows, .* add --group PMID"),
+        ("Donor ID", 3, "add --group 'Donor ID'"),
+        ("document", 20, "add --group document"),
+        ("doc_id", 60, None),  # each its own
+        ("subject_id", 1, None),  # all of one: no split could keep them together
+        ("score", 3, None),
+    ],
+)
+def test_rows_that_may_be_related_are_told_with_the_option_that_keeps_them_together(tmp_path, column, num, hint):
+    rows = [[*row, str(n % num)] for n, row in enumerate(questions(60))]
+    named = {"prompt": "question", "completion": "answer"} if column == "document" else {}  # else taken for content
+    said = init(write_csv(tmp_path / "x.csv", ["question", "answer", column], rows), tmp_path / "bft.yaml", **named)
+    hints = [line for line in said.splitlines() if line.startswith("hint")]
+    assert re.search(hint, *hints) if hint else hints == []
+    if hint:
+        assert "hint" not in init(tmp_path / "x.csv", tmp_path / "bft.yaml", group=column, force=True, **named)
+
+
+@pytest.mark.parametrize("num", [2, 7, 8])
+def test_rows_that_are_too_few_for_a_search_are_sent_elsewhere(tmp_path, num):
+    """`doctor` is what refuses them: it reads the space and its splits, as a search does."""
+    said = init(write_csv(tmp_path / "x.csv", ["question", "answer"], questions(num)), tmp_path / "bft.yaml")
+    is_refused = any(
+        finding.status == "fail"
+        for finding in doctor._guarded("space", lambda: doctor.check_space(tmp_path / SPACE), 90)
+    )
+    assert is_refused == (num < 8) == ("bft-ray search" not in said) == ("bft-ray train" in said)
+    assert (" 1 independent item, " in said) == (num < 8) and " 1 independent items" not in said
 
 
 def test_equal_questions_in_other_writing_stay_on_one_side(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from bft_ray.config import Config, DataConfig, ModelConfig, SourceConfig, make_config
@@ -214,6 +215,35 @@ def test_what_cannot_be_read_is_told_with_its_cause(tiny_model, tmp_path, monkey
         "a tokenizer that is on this machine: HF_HUB_OFFLINE is set, and it is not in the cache. Download it where "
         "there is a network (hf download someone/no-such-model), or take HF_HUB_OFFLINE away."
     )
+
+
+def test_a_model_with_code_of_its_own_is_refused_with_the_field_that_allows_it(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "own")
+    described = json.loads((folder / "config.json").read_text())
+    described |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "own.py").write_text("raise SystemExit('this code has run')\n")
+    with pytest.raises(
+        BadInput, match=r"needs no Python code of its own.*Read that code first.*trust_remote_code=true"
+    ) as it:
+        checked(config_of(folder))
+    assert ".." not in str(it.value)
+
+
+@pytest.mark.parametrize("field", ["path", "adapter"])
+def test_an_adapter_as_bin_is_refused_with_a_way_that_converts_it(tiny_model, tmp_path, field):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
+    torch.save({"a": torch.ones(2, 3).T}, adapter / "adapter_model.bin")
+    config = config_of(adapter if field == "path" else tiny_model)
+    if field == "adapter":
+        config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": str(adapter)})})
+    with pytest.raises(BadInput, match=f"`model.{field}` is .*adapter_model.safetensors: this one holds") as caught:
+        checked(config)
+    code = str(caught.value).partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert torch.equal(load_file(adapter / "adapter_model.safetensors")["a"], torch.ones(3, 2))
 
 
 READ = """

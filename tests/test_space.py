@@ -214,6 +214,13 @@ def test_what_is_wrong_is_said(fields, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["parameters", "fixed"])
+def test_a_field_that_the_study_owns_is_told_whatever_is_given_for_it(place):
+    known = {"loss.window": {"kind": "int", "values": [16, 64]}} if place == "parameters" else {}
+    with pytest.raises(BadConfig, match=rf"`{place}.seed` is 'given', but must be left out. Use `seeds` and"):
+        make_space(**{place: {**known, "seed": 3}})
+
+
 def test_no_scheduler_and_none_are_the_same():
     assert make_space(scheduler=None) == make_space(scheduler={"kind": "none"}) == make_space()
     with pytest.raises(BadConfig, match="`scheduler` is 3, but must be a mapping of names to values"):
@@ -230,6 +237,7 @@ def test_all_problems_are_told_at_once():
     [
         ("name: x\nname: y", "the key 'name' is given twice"),
         ("- x", "a YAML mapping"),
+        ("? [a, b]\n: 1", "space.yaml:1` is 'a key that is a list or mapping'"),
         ("parameters:\n  loss.window: {kind: int}\n  loss.window: {kind: int}", "the key 'loss.window' is given twice"),
     ],
 )

@@ -101,6 +101,26 @@ def test_an_address_where_nobody_listens_is_told_in_seconds():
 
 
 @pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("Traceback (most recent call last):\n  File x\nConnectionError: nobody there.\n"),
+            "nobody there",
+        ),
+        (
+            RuntimeError("RPC failed: Traceback (most recent call last):\n  File x\nValueError: of a token"),
+            "of a token",
+        ),
+        (SystemExit(15), "no Ray answers there"),
+        (RuntimeError("\n"), "RuntimeError"),
+    ],
+)
+def test_why_a_cluster_does_not_answer_is_told_in_one_line(error, reason):
+    text = str(spread_module._unreachable("127.0.0.1:6379", error))
+    assert f"{reason}. Check the address" in text and "\n" not in text and "Traceback" not in text and ".." not in text
+
+
+@pytest.mark.parametrize(
     ("placement", "places"), [("PACK", 5), ("SPREAD", 5), ("STRICT_PACK", 3), ("STRICT_SPREAD", 2)]
 )
 def test_how_many_workers_nodes_hold(placement, places):

@@ -118,7 +118,12 @@ def test_check_accepts_a_new_and_an_existing_database(store, tmp_path):
 
 def test_check_refuses_a_server_that_is_not_there():
     text = refused("http://ann:s3cr3t-pw@127.0.0.1:9")
-    assert "a tracking server that answers" in text and "mlflow server" in text and SECRET not in text
+    assert (
+        "a tracking server that answers" in text
+        and "bft-ray ui" in text
+        and "mlflow server" not in text
+        and SECRET not in text
+    )
 
 
 def test_check_ends_in_time_when_a_server_hangs():

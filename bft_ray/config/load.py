@@ -16,20 +16,34 @@ from pydantic import BaseModel, ValidationError
 
 from bft_ray.config.loss import LossConfig
 from bft_ray.config.tree import Config, ConfigToMeasure
+from bft_ray.config.words import rule_of, shorten
 from bft_ray.errors import BadConfig, BadInput
 
-_LETTERS = {"a-z": "small letters", "A-Z": "capital letters", "0-9": "digits"}
 _QUOTE = "'"
 _Model = typing.TypeVar("_Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice."""
+    """SafeLoader that reads 1e-4 as a number (YAML 1.2), refuses a key given twice, and raises YAMLError alone."""
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception:  # PyYAML's constructors let out whatever int(), datetime.date() or a look-up raises
+            kind = node.tag.rpartition(":")[2]
+            what = f"{node.value if isinstance(node.value, str) else 'this'}, which is no {kind} that there is"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
 
     def construct_mapping(self, node, deep=False):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict, set)):
+                raise yaml.constructor.ConstructorError(
+                    "while reading a mapping", node.start_mark, "a key that is a list or mapping", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     "while reading a mapping", node.start_mark, f"the key {key!r} is given twice", key_node.start_mark
@@ -104,7 +118,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """A YAML mapping from its text; `source` names it in errors."""
     try:
-        tree = yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+        tree = _construct(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
@@ -125,9 +139,19 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not equals or not name:
         raise BadInput("override", override, "of the form section.field=value", "For example loss.window=64.")
     try:
-        return name, yaml.load(text, Loader=_Loader) if text else None
+        return name, _construct(text) if text else None
+    except yaml.constructor.ConstructorError as error:
+        raise BadInput(name, text, "a YAML value", f"It holds {error.problem}.") from None
     except yaml.YAMLError:
         raise BadInput(name, text, "a YAML value", "Quote it twice if it has special characters.") from None
+
+
+def _construct(text: str) -> Any:
+    """What YAML text says; YAMLError where it says nothing."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+    except RecursionError:
+        raise yaml.error.MarkedYAMLError(problem="nested too deep") from None
 
 
 def set_field(tree: dict[str, Any], name: str, value: Any) -> None:
@@ -198,35 +222,12 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "union_tag_invalid":
         context = problem["ctx"]
         field_name = f"{name}.{context['discriminator'].strip(_QUOTE)}"
-        return f"`{field_name}` is {_shorten(context['tag'])}, but must be one of {context['expected_tags']}."
+        return f"`{field_name}` is {shorten(context['tag'])}, but must be one of {context['expected_tags']}."
     if problem["type"] == "bft_rule":
         context = problem["ctx"]
         field_name = context["field"] if context["field"].startswith(name + ".") else ".".join([*loc, context["field"]])
         return f"`{field_name}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
-    if problem["type"] == "string_pattern_mismatch":
-        rule = _name_rule(problem["ctx"]["pattern"], problem["input"])
-        return f"`{name}` is {_shorten(problem['input'])}, but must be {rule}"
-    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        must_be = "a mapping of names to values, as in {name: value}"
-    else:
-        must_be = re.sub(r"^Input should be ", "", problem["msg"])
-    return f"`{name}` is {_shorten(problem['input'])}, but must be {must_be}."
-
-
-def _name_rule(pattern: str, value: str) -> str:
-    """The rule of a name, from a pattern such as `^[a-z0-9][a-z0-9_]*$`, with the name that is nearest to the value."""
-    others = re.findall(r"\[(.*?)\]", pattern)[-1]
-    kinds = [word for part, word in _LETTERS.items() if part in others]
-    signs = re.sub("|".join(_LETTERS), "", others)
-    near = re.sub(f"[^{others}]+", "_", value if "A-Z" in others else value.lower()).strip(signs)
-    example = f" For example {near}." if re.fullmatch(pattern.strip("^$"), near) else ""
-    start = " (a letter or digit first)" if pattern.count("[") > 1 else ""
-    return f"made of {', '.join(kinds)} and {' '.join(signs)}{start}.{example}"
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return f"`{name}` is {shorten(problem['input'])}, but must be {rule_of(problem)}"
 
 
 def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from bft_ray.config.metrics import describe
 from bft_ray.config.tasks import TextTask
@@ -25,7 +26,12 @@ def measured_names(config: Config) -> list[str]:
 
 def is_measured(config: Config, metric: str) -> bool:
     """Whether a run of this config measures the metric."""
-    return any(metric == name or (name.endswith("/") and metric.startswith(name)) for name in measured_names(config))
+    return is_among(measured_names(config), metric)
+
+
+def is_among(names: Iterable[str], metric: str) -> bool:
+    """Whether the metric is one of the `measured_names`."""
+    return any(metric == name or (name.endswith("/") and metric.startswith(name)) for name in names)
 
 
 def source_of(config: Config, metric: str) -> str:

@@ -218,6 +218,17 @@ class SearchSpace(Section):
     def _none_is_none(cls, value: Any) -> Any:
         return NoScheduler() if value is None else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _owned_fields_are_left_out(cls, tree: Any) -> Any:
+        """Told before a range is asked for: there is none that would mend it."""
+        given = tree if isinstance(tree, dict) else {}
+        for place, names in (("parameters", given.get("parameters")), ("fixed", given.get("fixed"))):
+            for name in names if isinstance(names, dict) else ():
+                if name in _OWNED:
+                    raise rule(f"{place}.{name}", "given", "left out", f"Use {_OWNED[name]} instead.")
+        return tree
+
     @model_validator(mode="after")
     def _rules(self) -> SearchSpace:
         self._fields_are_free()
@@ -229,10 +240,6 @@ class SearchSpace(Section):
         return self
 
     def _fields_are_free(self) -> None:
-        for place, names in (("parameters", self.parameters), ("fixed", self.fixed)):
-            for name in names:
-                if name in _OWNED:
-                    raise rule(f"{place}.{name}", "given", "left out", f"Use {_OWNED[name]} instead.")
         for name in self.fixed:
             if name in self.parameters:
                 raise rule(f"fixed.{name}", self.fixed[name], "left out, for `parameters` varies it", "Take one out.")

@@ -133,14 +133,14 @@ class OptimizerConfig(Section):
     """AdamW and gradient clipping."""
 
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
-    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="decay of the moments")
+    betas: list[float] = Field([0.9, 0.95], description="decay of the moments")
     eps: float = Field(1e-8, gt=0, description="added to the denominator")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (matrices only)")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; null: no clipping")
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> OptimizerConfig:
-        if not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise rule("betas", self.betas, "two numbers in [0, 1)")
         return self
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bft_ray.config.measured import is_among
 from bft_ray.config.metrics import format_value, higher_is_better, is_judged
 from bft_ray.errors import BadInput
 from bft_ray.stats.errors import as_groups, names_of
@@ -118,6 +119,24 @@ class Change:
     before: float
     after: float
     paired: Paired | None
+
+
+def check_question(question: str, measured: Sequence[str], before: Evaluation) -> None:
+    """Refuse a question that a comparison could not answer, before anything is measured.
+
+    Args:
+        measured: names of the metrics that will be measured, as of `measured_names`.
+
+    Raises:
+        BadInput: the metric will not be measured, or was not.
+    """
+    if not is_among(measured, question):
+        names = ", ".join(f"{name}..." if name.endswith("/") else name for name in measured)
+        raise BadInput("--question", question, "a metric that is measured here", f"These are: {names or 'none'}.")
+    if question not in before.metrics:
+        names = ", ".join(filter(is_judged, before.metrics))
+        rule = "a metric that the evaluation of --against has measured too"
+        raise BadInput("--question", question, rule, f"It has: {names or 'none'}.")
 
 
 def compare(before: Evaluation, after: Evaluation) -> list[Change]:

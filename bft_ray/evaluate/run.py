@@ -70,13 +70,20 @@ class EvaluationResult:
             records = [json.loads(line) for line in contents[_RECORDS].splitlines()]
         except (OSError, ValueError) as error:
             rule = f"an evaluation: {_METRICS} and {_RECORDS}"
-            raise BadInput("folder", folder, rule, f"{again}: {type(error).__name__}.") from None
+            raise BadInput("folder", folder, rule, f"{_unread(error)}. {again}.") from None
         sums = read_kept(folder / _CHECKSUMS, list(contents))
         changed = [name for name, content in contents.items() if sums and sums[name] != _sha256(content)]
         if changed or (sums is None and (folder / _CHECKSUMS).exists()):
             rule = f"unchanged since it was written (its checksum in {_CHECKSUMS} differs)"
             raise BadInput("folder", folder / (changed or [_CHECKSUMS])[0], rule, f"{again}.")
         return EvaluationResult(metrics, records)
+
+
+def _unread(error: OSError | ValueError) -> str:
+    """Why an evaluation could not be read, as a sentence without its full stop."""
+    if isinstance(error, OSError):
+        return f"{Path(error.filename or '').name}: {error.strerror or type(error).__name__}"
+    return "What is there is no JSON"
 
 
 def evaluate_model(

@@ -16,7 +16,7 @@ from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
 from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
-from bft_ray.model.unreadable import READING, unreadable
+from bft_ray.model.unreadable import READING, adapter_without_safetensors, unreadable, unreadable_model
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
             use_safetensors=True,
         )
     except READING as error:
-        raise unreadable("model.path", config.path, base, "model", error) from None
+        raise unreadable_model(config, base, error) from None
     model, loaded = found
     if missing := sorted(loaded["missing_keys"]):
         kind, more = type(model).__name__, f" and {len(missing) - 1} more" * (len(missing) > 1)
@@ -175,7 +175,7 @@ def _attach_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
     if not (Path(adapter) / "adapter_model.safetensors").is_file():
-        raise BadInput("model.adapter", adapter, "a folder with adapter_config.json and adapter_model.safetensors")
+        raise BadInput("model.adapter", adapter, *adapter_without_safetensors(Path(adapter)))
     dtype = model.dtype
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
     for parameter in model.parameters():  # not `model.to`: rotary frequencies are buffers, and stay in fp32

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, first_line
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.export import require_unchanged
 from bft_ray.model.lora import check_targets
-from bft_ray.model.unreadable import READING, first_line, no_safetensors, unreadable
+from bft_ray.model.unreadable import READING, adapter_without_safetensors, no_safetensors, unreadable_model
 
 _POSITIONS = re.compile(r"pos(?!t)|wpe")  # names of tables of positions: wpe, embed_positions, position_embeddings ...
 
@@ -32,9 +32,13 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
     """
     base, adapter = adapter_of(config.model)
     described = describe(config)
-    for folder in filter(os.path.isdir, filter(None, (base, adapter))):
-        _check_headers(Path(folder))
-        require_unchanged(Path(folder), "model.path")
+    if os.path.isdir(base):
+        _check_headers(Path(base), "model.path")
+    if adapter:
+        field = "model.adapter" if config.model.adapter else "model.path"
+        if not (Path(adapter) / "adapter_model.safetensors").is_file():
+            raise BadInput(field, adapter, *adapter_without_safetensors(Path(adapter)))
+        _check_headers(Path(adapter), field)
     model = skeleton(config, described)
     _check_tokens(config, tokenizer, model)
     if config.lora:
@@ -52,23 +56,32 @@ def describe(config: Config) -> Any:
             base, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
         )
     except READING as error:
-        raise unreadable("model.path", config.model.path, base, "model", error) from None
+        raise unreadable_model(config.model, base, error) from None
 
 
 def skeleton(config: Config, described: Any) -> Any:
-    """The modules of the model without their weights; BadInput where it is no causal language model."""
+    """The modules of the model without their weights.
+
+    Raises:
+        BadInput: it is no causal language model, or cannot have `model.attention` on this machine.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    # flash attention may be there on the nodes of a cluster alone; all else is the same everywhere
+    is_local = (config.cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+    attention = config.model.attention if is_local or not config.model.attention.startswith("flash") else None
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(described, trust_remote_code=config.model.trust_remote_code)
+            return AutoModelForCausalLM.from_config(
+                described, trust_remote_code=config.model.trust_remote_code, attn_implementation=attention
+            )
     except READING as error:
         if "Unrecognized configuration class" in str(error):
             rule = f"a causal language model: {described.model_type} is none"
             raise BadInput("model.path", config.model.path, rule, "Give a decoder (Llama, Qwen, Gemma ...).") from None
         base, _ = adapter_of(config.model)
-        raise unreadable("model.path", config.model.path, base, "model", error) from None
+        raise unreadable_model(config.model, base, error) from None
 
 
 def position_limit(described: Any, model: Any) -> tuple[int | None, bool]:
@@ -120,15 +133,15 @@ def _check_length(config: Config, described: Any, model: Any) -> list[str]:
     ]
 
 
-def _check_headers(folder: Path) -> None:
-    """Every file of the weights is there and has a whole header."""
+def _check_headers(folder: Path, field: str) -> None:
+    """Every file of the weights is there, has a whole header, and is as it was written."""
     from safetensors import SafetensorError, safe_open
 
     files = set(folder.glob("*.safetensors"))
     for index in folder.glob("*.safetensors.index.json"):
         files |= {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
     if not files:
-        raise BadInput("model.path", str(folder), *no_safetensors(folder))
+        raise BadInput(field, str(folder), *no_safetensors(folder))
     for file in sorted(files):
         try:
             with safe_open(file, "numpy"):
@@ -136,4 +149,5 @@ def _check_headers(folder: Path) -> None:
         except (SafetensorError, OSError) as error:
             rule = f"a whole safetensors file: {first_line(error)}"
             remedy = "It is missing, cut off or damaged: copy or download it again."
-            raise BadInput("model.path", str(file), rule, remedy) from None
+            raise BadInput(field, str(file), rule, remedy) from None
+    require_unchanged(folder, field)

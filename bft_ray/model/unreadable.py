@@ -8,12 +8,16 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from bft_ray.config import ModelConfig
 from bft_ray.data.remote import is_remote
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, first_line
 from bft_ray.model.named import NAMES
 
 #: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind
 READING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError)
+
+#: in what transformers says of an attention that it cannot give
+_OF_ATTENTION = re.compile(r"(?i)flash[ _]?attention|attention implementation|scaled_dot_product_attention")
 
 #: words of an error -> packages that were missed, as pip names them
 _PACKAGES = {
@@ -46,6 +50,17 @@ def unreadable(field: str, named: str, source: str, what: str, error: BaseExcept
     return BadInput(field, named, rule, remedy)
 
 
+def unreadable_model(config: ModelConfig, source: str, error: BaseException) -> BadInput:
+    """As `unreadable`, of the model that a config names: its attention may be what cannot be had."""
+    if not _OF_ATTENTION.search(str(error)):
+        return unreadable("model.path", config.path, source, "model", error)
+    rule = f"an attention that this model and machine have: {first_line(error)}"
+    is_flash = config.attention.startswith("flash")
+    install = f", or install FlashAttention {config.attention[-1]} on every node (it needs a GPU)" if is_flash else ""
+    other = "eager" if config.attention == "sdpa" else "sdpa"
+    return BadInput("model.attention", config.attention, rule, f"Set model.attention={other}{install}.")
+
+
 def check_place(path: str, field: str) -> None:
     """BadInput where a folder or GGUF file that names a model is not there, or holds none; a hub id is not looked up."""
     if is_remote(path) or path in NAMES or (Path(path) / "adapter_config.json").is_file():
@@ -65,6 +80,7 @@ def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
     return (
         _bad_folder(source, what)
         or _missing_package(source, what, text, error)
+        or _own_code(what, text)
         or (None if os.path.isdir(source) else _hub(source, what, text, kinds))
         or (
             f"a folder or hub id with a readable {what} (safetensors): {first_line(error)}",
@@ -86,6 +102,15 @@ def _missing_package(source: str, what: str, text: str, error: BaseException) ->
         return None
     rule = f"a {what} whose packages are installed: it needs {package}"
     return rule, f"Install it on every node: pip install {package}."
+
+
+def _own_code(what: str, text: str) -> tuple[str, str] | None:
+    if "trust_remote_code" not in text:
+        return None
+    rule = f"a {what} that needs no Python code of its own: this one brings some"
+    if what == "encoder":
+        return rule, "Take an encoder that transformers knows by itself."
+    return rule, "Read that code first: it runs on every node, with your rights. Then set model.trust_remote_code=true."
 
 
 def _read_by(folder: Path) -> str | None:
@@ -121,6 +146,20 @@ def _bad_folder(source: str, what: str) -> tuple[str, str] | None:
     if what != "tokenizer" and not any(name.endswith(".safetensors") for name in names):
         return no_safetensors(folder)
     return None
+
+
+def adapter_without_safetensors(folder: Path) -> tuple[str, str]:
+    """Rule and remedy for the folder of an adapter without `adapter_model.safetensors`."""
+    rule = "a folder with adapter_config.json and adapter_model.safetensors"
+    old = folder / "adapter_model.bin"
+    if not old.is_file():
+        return rule, "Copy the adapter again."
+    code = (
+        "import torch; from safetensors.torch import save_file; "
+        f"save_file({{k: v.contiguous() for k, v in torch.load('{old}', weights_only=True).items()}}, "
+        f"'{old.with_suffix('.safetensors')}')"
+    )
+    return f"{rule}: this one holds *.bin, which may run code when it is read", f'Convert it: python -c "{code}"'
 
 
 def no_safetensors(folder: Path) -> tuple[str, str]:
@@ -174,8 +213,3 @@ def _chain(error: BaseException) -> list[BaseException]:
         links.append(link)
         link = link.__cause__ or link.__context__
     return links
-
-
-def first_line(error: BaseException) -> str:
-    """Of its text, or its type where there is none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -11,12 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bft_ray.config import ClusterConfig, Config, SourceConfig
-from bft_ray.errors import BadConfig, BadInput
+from bft_ray.errors import BadConfig, BadInput, first_line
 from bft_ray.operate.finding import Finding, alone, from_error
 from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machine, check_places, check_versions
 from bft_ray.operate.nodes import check_cluster
 from bft_ray.tracking.artifacts import check_artifacts
-from bft_ray.tracking.server import bounded, check_server, first_line, redact
+from bft_ray.tracking.server import bounded, check_server, redact
 from bft_ray.waits import waiting
 
 NUM_ROWS = 200  # read of each source
@@ -138,11 +138,13 @@ def check_settings(config: Config) -> Iterable[Finding]:
     if config.model.trust_remote_code:
         detail = "model.trust_remote_code runs the Python code that comes with the model"
         yield Finding("settings", "warn", detail, "Read that code, and pin it by model.revision.")
-    if config.model.attention.startswith("flash") and not find_spec("flash_attn"):
-        remedy = "pip install flash-attn on every node, or model.attention=sdpa."
-        yield Finding(
-            "settings", "warn", f"model.attention is {config.model.attention}; flash-attn is not here", remedy
-        )
+    is_elsewhere = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))  # here `check_model` knows
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(
+        config.model.attention
+    )
+    if is_elsewhere and package and not find_spec(package):
+        detail = f"model.attention is {config.model.attention}; its package is not here, and each node needs it"
+        yield Finding("settings", "warn", detail, "Install it on every node, or set model.attention=sdpa.")
     unused = [name for name in config.loss.unused_fields() if name in config.loss.model_fields_set]
     if unused:
         names = ", ".join(f"loss.{name}" for name in unused)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import ClusterConfig
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, first_line
 from bft_ray.operate.finding import Finding, alone
-from bft_ray.tracking.server import first_line, redact
+from bft_ray.tracking.server import redact
 
 NODE_S = 60.0  # longest wait for a cluster's nodes
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bft_ray.config import Config, TrackingConfig, to_yaml
-from bft_ray.errors import BadInput, BftError
+from bft_ray.errors import BadInput, BftError, first_line
 from bft_ray.search.answer import Answer, as_json
 from bft_ray.search.choose import Choice
 from bft_ray.search.conductor import Conductor
@@ -25,7 +25,7 @@ from bft_ray.stats.comparison import Comparison
 from bft_ray.tracking.begin import has_run
 from bft_ray.tracking.registry import NO_CHAMPION, register_champion
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import first_line, redact
+from bft_ray.tracking.server import redact
 from bft_ray.train import storage
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from sqlalchemy import exc
 
 from bft_ray.data.disk import full_disk
 from bft_ray.data.modes import own_file
-from bft_ray.errors import BadInput, BftError, DiskFull
-from bft_ray.tracking.server import absolute_uri, first_line, redact, sqlite_path
+from bft_ray.errors import BadInput, BftError, DiskFull, first_line
+from bft_ray.tracking.server import absolute_uri, redact, sqlite_path
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:

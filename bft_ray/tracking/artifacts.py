@@ -10,14 +10,13 @@ from pathlib import Path
 from bft_ray.config import TrackingConfig
 from bft_ray.data.cache import try_folder
 from bft_ray.data.scratch import scratch
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, first_line
 from bft_ray.tracking.server import (
     FIELD,
     absolute_uri,
     artifact_root,
     bounded,
     connect,
-    first_line,
     redact,
     sqlite_path,
 )
@@ -47,7 +46,7 @@ def check_artifacts(tracking: TrackingConfig, experiment: str) -> str:
             f"a tracking server whose artifacts this machine can store: those of the experiment {experiment} go to "
             f"{redact(place)} ({reason})",
             "Give this user the right to write there, take another tracking.experiment, or start the server with "
-            "`mlflow server --serve-artifacts --artifacts-destination PLACE`.",
+            "`--serve-artifacts --artifacts-destination PLACE`.",
         ) from None
     return redact(place)
 

@@ -17,10 +17,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import TrackingConfig
+from bft_ray.errors import first_line
 from bft_ray.tracking.begin import LONGEST_VALUE, REASON, about
 from bft_ray.tracking.run import Status, shorten
 from bft_ray.tracking.sender import LONGEST_PAUSE_S, is_refusal, patiently
-from bft_ray.tracking.server import SENDING, absolute_uri, connect, first_line, redact
+from bft_ray.tracking.server import SENDING, absolute_uri, connect, redact
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:

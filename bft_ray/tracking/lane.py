@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bft_ray.errors import first_line
 from bft_ray.tracking.journal import Journal
-from bft_ray.tracking.server import first_line, redact
+from bft_ray.tracking.server import redact
 
 _log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from bft_ray.config import TrackingConfig
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, first_line
 from bft_ray.tracking import begin
 from bft_ray.tracking.journal import spool_folder
 from bft_ray.tracking.keeper import Keeper
 from bft_ray.tracking.sender import Sender, chunks, patiently
-from bft_ray.tracking.server import absolute_uri, artifact_root, connect, first_line, redact
+from bft_ray.tracking.server import absolute_uri, artifact_root, connect, redact
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:

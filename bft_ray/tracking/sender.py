@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bft_ray.errors import first_line
 from bft_ray.tracking.lane import LONGEST_PAUSE_S, Lane, wait_for
-from bft_ray.tracking.server import SENDING, SERVER, connect, first_line, redact
+from bft_ray.tracking.server import SENDING, SERVER, connect, redact
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:

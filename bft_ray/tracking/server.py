@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bft_ray.config import TrackingConfig
 from bft_ray.data.modes import own_file
 from bft_ray.data.remote import locked
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, first_line
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def check_server(tracking: TrackingConfig) -> None:
     elif scheme in _DATABASES:
         probe = _check_database
     else:
-        remedy = "MLflow refuses the file store. Use sqlite:///mlflow.db or the address of an `mlflow server`."
+        remedy = "MLflow refuses the file store. Use sqlite:///mlflow.db or the address of a tracking server."
         rule = "an address that begins with sqlite:///, http://, https://, postgresql:// or mysql://"
         raise BadInput(FIELD, redact(tracking.uri), rule, remedy)
     try:
@@ -207,7 +207,10 @@ def _check_http(uri: str, timeout_s: float) -> None:
         remedy = "Its certificate is not trusted: set MLFLOW_TRACKING_SERVER_CERT_PATH to that of its authority."
         raise BadInput(FIELD, redact(uri), RULE, remedy) from None
     except (requests.exceptions.RequestException, ValueError) as error:
-        remedy = f"{type(error).__name__}: start it (`mlflow server`), mend the address, or use sqlite:///mlflow.db."
+        remedy = (
+            f"{type(error).__name__}: start it (one with a login: `python -m cluster.local up` has one), mend the address, "
+            "or use sqlite:///mlflow.db, which `bft-ray ui` shows."
+        )
         raise BadInput(FIELD, redact(uri), RULE, remedy) from None
     if answer.ok and "json" in answer.headers.get("content-type", ""):
         return
@@ -247,8 +250,3 @@ def _check_database(uri: str, timeout_s: float) -> None:
         cause = redact(first_line(getattr(error, "orig", None) or error))
         remedy = f"{cause}. Check address, user and password, and that the database exists."
         raise BadInput(FIELD, redact(uri), "a database that answers", remedy) from None
-
-
-def first_line(error: BaseException, limit: int = 160) -> str:
-    """The first line of an error, or its type when it says nothing."""
-    return (str(error).strip().partition("\n")[0][:limit] or type(error).__name__).rstrip(".")

@@ -18,9 +18,10 @@ from bft_ray.model.unreadable import check_place
 from bft_ray.operate.init.config_text import Device, Settings, config_text, max_length_for, quantile, settings_for
 from bft_ray.operate.init.files import check_free, rows_text, write_all
 from bft_ray.operate.init.look import CHARACTERS_PER_TOKEN, Found, Look, beside, look_at
+from bft_ray.operate.init.related import hint_of_groups
 from bft_ray.operate.init.space_text import SPACE, SpacePlan, space_text
 from bft_ray.operate.init.split import SPLITS, TRAIN, VALIDATION, assign
-from bft_ray.operate.init.tell import can_show, next_commands, told
+from bft_ray.operate.init.tell import can_search, can_show, next_commands, told
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def write_study(request: Request, device: Device | None = None) -> str:
             *told(look),
             *notes,
             *left_out,
+            *hint_of_groups(request.source(), look),
             "",
             *(f"{name:<13}{len(parts[name]):>7,} rows  {path}" for name, path in made.items()),
             f"{'config':<25}  {out}",
@@ -107,7 +109,7 @@ def write_study(request: Request, device: Device | None = None) -> str:
             "",
             *can_show(parts, plan.metric),
             "",
-            *next_commands(out, out.with_name(SPACE)),
+            *next_commands(out, out.with_name(SPACE), can_search=can_search(parts)),
         ]
     )
 

@@ -30,6 +30,11 @@ def told(look: Look) -> list[str]:
     return lines
 
 
+def can_search(parts: Mapping[str, Sequence[Found]]) -> bool:
+    """Whether a study can compare trials on these splits: a split of one row has no spread."""
+    return all(len(parts[name]) != 1 for name in (VALIDATION, CONFIRMATION, TEST) if name in parts)
+
+
 def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
     """What so few items can and cannot show."""
     units = {name: num_units([row.key for row in rows], [row.group for row in rows]) for name, rows in parts.items()}
@@ -37,8 +42,9 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
     for name, use in ((VALIDATION, "search"), (CONFIRMATION, "choice"), (TEST, "last look")):
         if units.get(name):
             effect = smallest_share(units[name])
+            items = "item" if units[name] == 1 else "items"
             seen = "no difference at all" if effect is None else f"differences of {100 * effect:.0f} points and more"
-            lines.append(f"  {name:<13}{units[name]:>5,} independent items, for the {use}: {seen}")
+            lines.append(f"  {name:<13}{units[name]:>5,} independent {items}, for the {use}: {seen}")
     lines += [
         "  of a share such as accuracy, between two models on the same items, in 8 of 10 studies; assumed: exactly one of",
         f"  the two is right on {DISCORDANT:.0%} of the items, or on as many as it takes. {metric} moves",
@@ -59,9 +65,16 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
     return lines
 
 
-def next_commands(config: Path, space: Path) -> list[str]:
-    """The rest of the road, as it is typed."""
+def next_commands(config: Path, space: Path, *, can_search: bool) -> list[str]:
+    """The rest of the road, as it is typed; without a search where the splits are too small for one."""
     given = shlex.quote(str(config))
+    if not can_search:
+        return [
+            "a search needs 2 rows or more in each split: give 8 rows or more, then init again with --force. As it is, these",
+            "rows can be trained on, with the settings that stand in the config:",
+            f"{'next':<13}bft-ray evaluate {given} --out before",
+            f"{'':<13}bft-ray train {given}",
+        ]
     commands = (
         f"doctor {given}",
         f"evaluate {given} --out before",
