@@ -21,7 +21,7 @@ from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import adapter_of, load_model, load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.train import storage
-from bft_ray.train.checkpoint import step_name, write_manifest
+from bft_ray.train.checkpoint import remove_cut_off, step_name, write_manifest
 from bft_ray.train.host import SCORE_FILE, drop_superseded
 from bft_ray.train.progress import describe_event
 from bft_ray.train.stretch import measure_weights
@@ -156,6 +156,9 @@ def test_the_last_whole_checkpoint_in_a_store(store, tmp_path, caplog):
     passed = f"the checkpoint {store}/run/step-00000004 is passed over: engine/shard.pt has 32 of 64 bytes"
     assert passed in caplog.text and host._tracker.tags == {"bft.passed_over": passed}
     assert [describe_event(*event) for event in host._board.events] == [passed]  # a line of the driver's terminal
+    damage(Path(below(f"{store}/run/step-00000002/manifest-00000.json")), "half")
+    remove_cut_off(f"{store}/run")  # what is damaged stays
+    assert storage.folders_in(f"{store}/run", "") == ["step-00000002"]
     shutil.rmtree(below(f"{store}/run"))
     assert host.last_checkpoint() is None and host.best_checkpoint(2) is None
 

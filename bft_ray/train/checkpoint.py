@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.errors import BadInput
+from bft_ray.train import storage
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def last_complete(folder: Path, tell: Callable[[str], None] = log.warning) -> Pa
         tell: is told of each that is passed over, in a line that names it.
     """
     for path in sorted(folder.glob(f"{STEP}*"), reverse=True):
-        if (flaw := flaw_of(path)) is None:
+        if (flaw := flaw_of(str(path))) is None:
             return path
         tell(passed_over(path, flaw))
     return None
@@ -117,33 +118,34 @@ def passed_over(place: str | Path, flaw: Flaw) -> str:
     return f"the checkpoint {place} is passed over: {flaw.why}"
 
 
-def remove_cut_off(folder: Path) -> None:
-    """Delete the checkpoints below `folder` that were cut off by the end of their writer; none may write there. What is
-    damaged stays, to be looked at.
+def remove_cut_off(folder: str) -> None:
+    """Delete the checkpoints below a folder or URI that were cut off by the end of their writer; none may write there. What
+    is damaged stays, to be looked at.
     """
-    for path in folder.glob(f"{STEP}*"):
-        if (flaw := flaw_of(path)) and not flaw.is_damage:
-            log.warning("the checkpoint %s is removed: %s", path, flaw.why)
-            shutil.rmtree(path, ignore_errors=True)
+    for name in storage.folders_in(folder, STEP):
+        place = storage.join(folder, name)
+        if (flaw := flaw_of(place)) and not flaw.is_damage:
+            log.warning("the checkpoint %s is removed: %s", place, flaw.why)
+            storage.remove_folder(place)
 
 
-def flaw_of(folder: Path) -> Flaw | None:
-    """Why a checkpoint is not whole; None where it is."""
+def flaw_of(place: str) -> Flaw | None:
+    """Why the checkpoint at a folder or URI is not whole; None where it is. Of its files, manifests alone are read."""
+    sizes = storage.sizes_in(place)
     manifests: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("manifest-*.json")):
-        if (manifest := read_kept(path, _NEEDS)) is None:
-            return Flaw(f"{path.name} is damaged", is_damage=True)
+    for name in sorted(name for name in sizes if fnmatch(name, "manifest-*.json")):
+        if (manifest := read_kept(storage.join(place, name), _NEEDS)) is None:
+            return Flaw(f"{name} is damaged", is_damage=True)
         manifests.append(manifest)
     if not manifests:
         return Flaw("it has no manifest")
     if len(manifests) != manifests[0]["world_size"]:
         return Flaw(f"it has shards of {len(manifests)} of {manifests[0]['world_size']} workers")
-    sizes = {name: size for manifest in manifests for name, size in manifest["num_bytes"].items()}
-    for name, size in sizes.items():
-        if not (folder / name).is_file():
+    for name, size in ((name, size) for manifest in manifests for name, size in manifest["num_bytes"].items()):
+        if name not in sizes:
             return Flaw(f"{name} is missing")
-        if (found := (folder / name).stat().st_size) != size:
-            return Flaw(f"{name} has {found} of {size} bytes")
+        if sizes[name] != size:
+            return Flaw(f"{name} has {sizes[name]} of {size} bytes")
     return None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 from bft_ray.data.kept import delete, read_bytes, read_kept
@@ -66,7 +65,7 @@ def _why_other(folder: str, name: str, metrics: dict[str, Any]) -> str:
     place = storage.join(folder, name)
     if not storage.exists(place):
         return f"it names {name}, which is gone"
-    if not storage.is_remote(folder) and flaw_of(Path(place)):
+    if flaw_of(place):
         return f"it names {name}, which is not whole"
     kept = read_kept(storage.join(place, SCORE_FILE), ["score"])  # of an earlier version: none
     if kept is not None and json.dumps(score_of(kept["score"])) != json.dumps(metrics.get(SCORE)):

@@ -150,6 +150,16 @@ def folders_in(path: str, prefix: str) -> list[str]:
     return [info.base_name for info in found if info.type == kind and info.base_name.startswith(prefix)]
 
 
+def sizes_in(path: str) -> dict[str, int]:
+    """Name -> bytes of the files below a folder or URI; none where there is no such place."""
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True, recursive=True))
+    files = [info for info in found if info.type == pyarrow.fs.FileType.File]
+    return {info.path.removeprefix(place.rstrip("/") + "/"): info.size for info in files}
+
+
 def remove_folder(path: str) -> None:
     """Delete a folder and all that lies in it; nothing where there is none."""
     if not is_remote(path):

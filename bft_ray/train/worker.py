@@ -49,9 +49,9 @@ class RayHost:
         found, passed = None, []
         for name in sorted(folders_in(self.folder, STEP), reverse=True):
             place = join(self.folder, name)
-            copy = fetch_folder(place)
-            if (flaw := flaw_of(copy)) is None:
-                self._origins[copy], found = place, copy
+            if (flaw := flaw_of(place)) is None:
+                found = fetch_folder(place)
+                self._origins[found] = place
                 break
             passed.append(passed_over(place, flaw))
         if passed:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config
@@ -38,8 +38,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     from bft_ray.train.meeting import torch_config
     from bft_ray.train.worker import StopAtFinal, train_worker
 
-    if not storage.is_remote(storage_path):
-        remove_cut_off(Path(storage_path, name))
+    remove_cut_off(storage.join(storage_path, name))
     delete_unfit(storage.join(storage_path, name))
     cluster = config.cluster
     gpus = num_gpus_per_worker(cluster)
@@ -72,8 +71,8 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     try:
         outcome = _interruptibly(trainer.fit).return_value
     except TrainingFailedError as error:
-        if not storage.is_remote(storage_path):  # what the workers were writing when they ended
-            remove_cut_off(Path(storage_path, name))
+        with contextlib.suppress(OSError):  # a store that is away is not why the workers ended, or the error says so
+            remove_cut_off(storage.join(storage_path, name))  # what they were writing when they ended
             storage.remove_parts(storage.join(storage_path, name))
         raise _cause(error, storage.places(storage_path, config.data.cache_dir)) from error
     if "error" in outcome:
