@@ -14,6 +14,7 @@ from cluster.local.state import State
 from tests.test_cluster_local import living
 
 #: a method of each service of Ray; the one that a port has refuses, for the others it is unknown
+UNKNOWN = "nothing that is known"  # as of a server whose services are not there yet
 _METHODS = (
     "NodeInfoGcsService/GetAllNodeInfo",
     "NodeManagerService/GetNodeStats",
@@ -96,7 +97,7 @@ def _of_grpc(port: int) -> str:
                 codes.add(f"an answer of {method}")
             except grpc.RpcError as error:
                 codes.add(error.code().name)
-    return ", ".join(sorted(codes - {"UNIMPLEMENTED"})) or "nothing that is known"
+    return ", ".join(sorted(codes - {"UNIMPLEMENTED"})) or UNKNOWN
 
 
 def rows_of(page: Path, head: str) -> dict[str, tuple[str, str]]:
