@@ -1,9 +1,10 @@
 """What early stopping costs: recorded full curves, replayed in many orders under several rules.
 
-    python -m jobs.bench_stopping record --out curves.json     trains every trial to its end (starter model, CPU)
-    python -m jobs.bench_stopping replay --curves jobs/curves_stopping.json
+    python -m jobs.bench_stopping record --out curves.jsonl    trains every trial to its end (starter model, CPU)
+    python -m jobs.bench_stopping replay --curves jobs/curves_stopping.jsonl
 
-Recorded are numbers alone: the objective of each trial at each rung and at the end. A replay draws `--trials` of them in a random
+Recorded are numbers alone: the objective of each trial at each rung and at the end, a line a trial; those that the file has are
+not trained again, so the run may be cut at any time. A replay draws `--trials` of them in a random
 order, lets them come one after the other, and tells of each rule
 
     steps    share of the steps that all would take to their end
@@ -57,13 +58,13 @@ def trees(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return found
 
 
-def record(count: int) -> list[dict[str, float]]:
-    """Curves of as many trials, one after the other in this process."""
+def record(count: int, path: Path) -> None:
+    """Curves of as many trials, one after the other in this process, added to a file."""
     from bft_ray.config import load_config, make_config
     from bft_ray.search.trial import run_trial
     from bft_ray.search.warm import Warm
 
-    warm, curves = Warm(), []
+    warm, done = Warm(), set(read(path))
     overrides = [
         "cluster.num_workers=1",
         "data.max_length=256",
@@ -74,14 +75,27 @@ def record(count: int) -> list[dict[str, float]]:
         f"schedule.steps={STEPS}",
     ]
     base = load_config("starter", overrides).model_dump(mode="json")
-    for tree in trees(count):
+    for number, tree in enumerate(trees(count)):
+        if number in done:
+            continue
         config = make_config(
             base | {"loss": tree["loss"], "seed": tree["seed"]} | {"optimizer": base["optimizer"] | tree["optimizer"]}
         )
         result = run_trial(config, RUNGS, lambda step, metrics: True, warm)
-        if result.status == "complete":
-            curves.append({str(step): metrics[METRIC] for step, metrics in result.metrics.items()})
-    return curves
+        curve = {str(step): metrics[METRIC] for step, metrics in result.metrics.items()}
+        with path.open("a") as out:
+            out.write(json.dumps({"trial": number, "status": result.status, "curve": curve}) + "\n")
+
+
+def read(path: Path) -> dict[int, Curve]:
+    """Trial -> its curve; empty of one that failed."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return {
+        line["trial"]: {int(step): value for step, value in line["curve"].items()}
+        if line["status"] == "complete"
+        else {}
+        for line in lines
+    }
 
 
 # --- rules ------------------------------------------------------------------------------------------------
@@ -178,16 +192,18 @@ def main() -> None:
     """Record, or replay and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["record", "replay"])
-    parser.add_argument("--out", type=Path, default=Path("curves.json"), help="of record")
-    parser.add_argument("--curves", type=Path, default=Path(__file__).parent / "curves_stopping.json", help="of replay")
+    parser.add_argument("--out", type=Path, default=Path("curves.jsonl"), help="of record")
+    parser.add_argument(
+        "--curves", type=Path, default=Path(__file__).parent / "curves_stopping.jsonl", help="of replay"
+    )
     parser.add_argument("--count", type=int, default=36, help="trials to record")
     parser.add_argument("--trials", type=int, default=24, help="trials of a replayed study")
     parser.add_argument("--orders", type=int, default=4000, help="replayed studies")
     args = parser.parse_args()
     if args.part == "record":
-        args.out.write_text(json.dumps(record(args.count), indent=0))
+        record(args.count, args.out)
         return
-    curves = [{int(step): value for step, value in one.items()} for one in json.loads(args.curves.read_text())]
+    curves = [curve for curve in read(args.curves).values() if curve]
     for rung in RUNGS:
         found = kendall([curve[rung] for curve in curves], [curve[STEPS] for curve in curves])
         print(f"step {rung} against step {STEPS}: {'' if found is None else told(found)}")

@@ -8,7 +8,7 @@ import pytest
 
 from bft_ray.search.agreement import by_rung, in_words, kendall
 from bft_ray.search.record import TrialRecord
-from jobs.bench_stopping import STEPS, asha, half, none, pasha, replay
+from jobs.bench_stopping import STEPS, asha, half, none, pasha, read, replay
 
 
 def test_tau_by_hand():
@@ -55,3 +55,12 @@ def test_rules_by_hand():
     assert pasha(some) == (12 + 4 + 4, 0)  # never more than one trial at the second rung: no order to disagree with
     found = replay(some, asha, 3, 50)
     assert found["regret"] == pytest.approx(found["lost"]) and 0 < found["lost"] < 1
+
+
+def test_curves_are_read_a_line_a_trial(tmp_path):
+    path = tmp_path / "curves.jsonl"
+    assert read(path) == {}
+    path.write_text(
+        '{"trial": 0, "status": "complete", "curve": {"4": 0.1, "60": 0.2}}\n{"trial": 1, "status": "failed", "curve": {"4": 1}}\n'
+    )
+    assert read(path) == {0: {4: 0.1, 60: 0.2}, 1: {}}
