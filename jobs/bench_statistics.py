@@ -1,6 +1,6 @@
 """How often the confirmation errs, in simulated studies whose truth is known (`jobs.simulated`).
 
-    python -m jobs.bench_statistics --out bench_statistics.jsonl --studies 4000 --markdown docs/statistics.md
+    python -m jobs.bench_statistics --out docs/statistics.jsonl --studies 4000 --markdown docs/statistics.md
 
 A cell is a setting, a number of seeds and of items. Told are, with Monte Carlo errors of sqrt(p (1 - p) / studies), for the choice
 
