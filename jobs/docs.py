@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,9 +75,9 @@ _WORDS = {"None": "none", "True": "on", "False": "off"}
 
 
 def pages() -> list[Path]:
-    """Every Markdown page of the repository that git has."""
-    names = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, text=True)
-    return [ROOT / name for name in names.splitlines() if (ROOT / name).is_file()]
+    """Every Markdown page of the repository."""
+    rooms = ("bft_ray", "cluster", "docs", "jobs", "search_spaces", "tests")
+    return [*sorted(ROOT.glob("*.md")), *(page for room in rooms for page in sorted((ROOT / room).rglob("*.md")))]
 
 
 def renewed(text: str) -> str:
@@ -103,13 +102,11 @@ def commands() -> str:
 
 def files() -> str:
     """A line a file of `bft_ray` and `jobs`: the first sentence of its docstring."""
-    names = subprocess.check_output(
-        ["git", "ls-files", "-co", "--exclude-standard", "bft_ray/*.py", "jobs/*.py"], cwd=ROOT, text=True
-    ).split()
+    names = [str(path.relative_to(ROOT)) for room in ("bft_ray", "jobs") for path in (ROOT / room).rglob("*.py")]
     lines, folders = [], set()
     for name in sorted(names):
         path = ROOT / name
-        if not path.is_file() or path.name == "__init__.py":
+        if path.name == "__init__.py":
             continue
         for folder in reversed(path.relative_to(ROOT).parents[:-1]):
             if folder not in folders:
