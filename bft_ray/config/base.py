@@ -34,19 +34,18 @@ def folder_field(default: Any = ..., *, description: str) -> Any:
     return Field(default, description=description, json_schema_extra={"format": "directory-path"})
 
 
-def inputs_of(section: type[Section] | Section) -> list[str]:
+def inputs_of(section: Section) -> list[str]:
     """Names of the fields of a section that name what is read, sorted."""
     return _of_format(section, "path")
 
 
-def paths_of(section: type[Section] | Section) -> list[str]:
+def paths_of(section: Section) -> list[str]:
     """Names of the fields of a section that name files or folders, sorted."""
     return _of_format(section, "path", "directory-path")
 
 
-def _of_format(section: type[Section] | Section, *formats: str) -> list[str]:
-    kind = section if isinstance(section, type) else type(section)
-    extras = {name: field.json_schema_extra for name, field in kind.model_fields.items()}
+def _of_format(section: Section, *formats: str) -> list[str]:
+    extras = {name: field.json_schema_extra for name, field in type(section).model_fields.items()}
     return sorted(
         name for name, extra in extras.items() if isinstance(extra, Mapping) and extra.get("format") in formats
     )

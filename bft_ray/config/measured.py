@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable
 
 from bft_ray.config.metrics import describe
-from bft_ray.config.tasks import TextTask
+from bft_ray.config.tasks.shared import LIKELIHOOD
 from bft_ray.config.tree import Config
 
-VALIDATION = "validation"
+VALIDATION = "validation"  # the name under which `data.validation` is measured
 
 
 def has_item_scores(metric: str) -> bool:
@@ -20,8 +20,8 @@ def has_item_scores(metric: str) -> bool:
 
 def measured_names(config: Config) -> list[str]:
     """Names of the judged metrics that a run of this config has; of a harness task `<name>/`, for all of its own."""
-    tasks = [TextTask(name=VALIDATION, path=VALIDATION)] if config.data.validation else []
-    return [name for task in (*tasks, *config.evaluation.tasks) for name in task.judged()]
+    names = [f"{VALIDATION}/{metric.name}" for metric in LIKELIHOOD] if config.data.validation else []
+    return names + [name for task in config.evaluation.tasks for name in task.judged()]
 
 
 def is_measured(config: Config, metric: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config
+from bft_ray.config.measured import VALIDATION
 from bft_ray.config.tasks import HarnessTask, Task
 from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
@@ -25,7 +26,7 @@ from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.pool import answer_all
 from bft_ray.evaluate.request import Context, Measured, Prepared, Request
-from bft_ray.evaluate.tasks import VALIDATION, choose, prepare_task
+from bft_ray.evaluate.tasks import choose, prepare_task
 from bft_ray.evaluate.tasks.text import prepare_dataset
 from bft_ray.evaluate.worker import answer, load
 from bft_ray.model.causal_lm import load_tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -11,13 +12,15 @@ from typing import Any
 
 from bft_ray.config import Config
 from bft_ray.data.disk import full_disk
-from bft_ray.errors import BftError
+from bft_ray.errors import BftError, first_line
 from bft_ray.spread import num_gpus_per_worker
 from bft_ray.train import storage
 from bft_ray.train.checkpoint import remove_cut_off
 from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
 from bft_ray.train.host import drop_superseded
 from bft_ray.train.snapshot import SCORE, delete_unfit
+
+log = logging.getLogger(__name__)
 
 
 def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
@@ -77,7 +80,10 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         raise _cause(error, storage.places(storage_path, config.data.cache_dir)) from error
     if "error" in outcome:
         raise outcome["error"]
-    drop_superseded(storage.join(storage_path, name), config.checkpoint.keep)
+    try:
+        drop_superseded(storage.join(storage_path, name), config.checkpoint.keep)
+    except OSError as error:  # a store that is away now takes nothing from a run that is done
+        log.warning("superseded checkpoints of %s stay: %s", name, first_line(error))
     return outcome
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
+from bft_ray.config.measured import VALIDATION
 from bft_ray.config.tasks import Task
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.request import Context, Prepared
-
-#: the name under which `data.validation` is measured
-VALIDATION = "validation"
 
 
 def prepare_task(task: Task, context: Context) -> Prepared | None:
