@@ -404,3 +404,14 @@ def test_settings_that_transformers_would_not_save(base_with_turns, tmp_path):
     settings = generation_settings(model, AutoTokenizer.from_pretrained(base_with_turns))
     settings.save_pretrained(tmp_path)
     assert (settings.do_sample, settings.temperature) == (True, 0.6)
+
+
+def test_a_mistyped_folder_is_told_where_the_hub_is_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    (tmp_path / "results").mkdir()
+    told = unreadable("model.path", "results/nope", "results/nope", "tokenizer", ConnectionError("no connection"))
+    assert "the hub does not answer" in told.rule
+    assert told.remedy.endswith("If a folder was meant: there is no `nope` in `results`.")
+    other = unreadable("model.path", "org/nope", "org/nope", "tokenizer", ConnectionError("no connection"))
+    assert "If a folder" not in other.remedy

@@ -81,7 +81,7 @@ def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
         _bad_folder(source, what)
         or _missing_package(source, what, text, error)
         or _own_code(what, text)
-        or (None if os.path.isdir(source) else _hub(source, what, text, kinds))
+        or (None if os.path.isdir(source) else _or_folder(source, _hub(source, what, text, kinds)))
         or (
             f"a folder or hub id with a readable {what} (safetensors): {first_line(error)}",
             f"transformers does not read this {what}: look at its files, or make them again with save_pretrained.",
@@ -203,6 +203,14 @@ def _hub(source: str, what: str, text: str, kinds: set[str]) -> tuple[str, str] 
     if "safetensors" in lowered:
         return f"a {what} with *.safetensors weights: {source} has none on the hub", "Take a revision that has them."
     return None
+
+
+def _or_folder(source: str, found: tuple[str, str] | None) -> tuple[str, str] | None:
+    """What the hub says, of a name that may have been meant as a folder: the one that it would lie in is there."""
+    parent, _, name = source.rpartition("/")
+    if found is None or not parent or not os.path.isdir(parent):
+        return found
+    return found[0], f"{found[1]} If a folder was meant: there is no `{name}` in `{parent}`."
 
 
 def _chain(error: BaseException) -> list[BaseException]:

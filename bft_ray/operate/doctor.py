@@ -129,7 +129,10 @@ def _weights_bytes(config: Config) -> int:
 
 
 def check_settings(config: Config) -> Iterable[Finding]:
-    """Settings that are allowed and may surprise."""
+    """Settings that are allowed and may surprise; BadInput for those that DeepSpeed refuses."""
+    from bft_ray.train.overlay import check_overlay
+
+    check_overlay(config)
     if config.lora and config.lora.dropout > 0:
         detail = f"lora.dropout is {config.lora.dropout:g}: results then depend on how a batch is laid out on workers"
         yield Finding(

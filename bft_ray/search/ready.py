@@ -20,6 +20,7 @@ from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import check_server
 from bft_ray.train import storage
 from bft_ray.train.launch import check_tasks, pin_paths
+from bft_ray.train.overlay import check_overlay
 from bft_ray.train.record import files_fingerprint
 
 #: parameters of these sections make other tokens of the same rows
@@ -58,6 +59,7 @@ def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lamb
     storage.check_writable(first.cluster.storage_path)
     check_server(first.tracking)
     check_artifacts(first.tracking, first.experiment)
+    check_overlay(first)
     splits = {"search": first}
     if space.confirmation is not None:
         splits["confirmation"] = pin_paths(with_overrides(first, space.confirmation.overrides, "confirmation"))

@@ -31,6 +31,7 @@ from bft_ray.tracking.recall import Recalled, folder_tag, recall
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server, redact
 from bft_ray.train import storage
+from bft_ray.train.overlay import check_overlay
 from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (
     identity_of,
@@ -92,6 +93,7 @@ def _train(config: Config, display: Display | None) -> TrainResult:
     check_server(config.tracking)
     check_artifacts(config.tracking, config.experiment)
     found = recalled(config, folder, display.line) if is_lost(folder) else None
+    check_overlay(config)
     tokenizer = load_tokenizer(config.model)
     config = config.model_copy(update={"data": with_date(config.data, tokenizer, found.date if found else None)})
     for note in check_model(config, tokenizer):
