@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from bft_ray import __version__
-from bft_ray.data.cache import ensure_home
-from bft_ray.data.disk import full_disk
-from bft_ray.data.modes import kept_for
-from bft_ray.data.scratch import remove_dead
 from bft_ray.errors import BadConfig, BadInput, BftError
+from bft_ray.places.cache import ensure_home
+from bft_ray.places.disk import full_disk
+from bft_ray.places.modes import kept_for
+from bft_ray.places.scratch import remove_dead
 from bft_ray.waits import told_waits
 
 #: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
@@ -255,7 +255,7 @@ def _train_config(options: argparse.Namespace) -> Any:
         if options.uri:
             raise BadInput("--uri", options.uri, "left out without --champion", "Give tracking.uri=URI.")
         return load_config(source, overrides)
-    from bft_ray.search.best import champion_config
+    from bft_ray.study.report.best import champion_config
     from bft_ray.tracking.registry import find_champion
 
     uri = options.uri or TrackingConfig().uri
@@ -264,7 +264,7 @@ def _train_config(options: argparse.Namespace) -> Any:
 
 def _best(options: argparse.Namespace) -> int:
     from bft_ray.config import TrackingConfig
-    from bft_ray.search.best import describe_champion
+    from bft_ray.study.report.best import describe_champion
     from bft_ray.tracking.registry import find_champion
 
     uri = options.uri or TrackingConfig().uri
@@ -351,7 +351,7 @@ def _section(override: str) -> str:
 
 def _search(options: argparse.Namespace) -> int:
     if options.list:
-        from bft_ray.config.study import load_space, spaces
+        from bft_ray.space.load import load_space, spaces
 
         for name in spaces():
             print(f"{name:<20}{load_space(name).description}")
@@ -437,7 +437,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from bft_ray.operate.init.study import Request, write_study
+    from bft_ray.operate.init.request import Request
+    from bft_ray.operate.init.study import write_study
 
     request = Request(
         data=options.data,

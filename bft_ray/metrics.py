@@ -14,7 +14,7 @@ class Mean:
 
     Args:
         column: null: of the metric's own name.
-        may_lack: items may be without it, because another model did not judge them; see `bft_ray.search.items`.
+        may_lack: items may be without it, because another model did not judge them; see `bft_ray.study.confirm.items`.
     """
 
     column: str | None = None

@@ -20,14 +20,14 @@ from pydantic import BaseModel
 
 from bft_ray.cli import make_parser
 from bft_ray.config import METHODS, LossConfig, tree
-from bft_ray.config import space as spaces
 from bft_ray.config import tasks as kinds
 from bft_ray.config.load import read_yaml, recipes
 from bft_ray.config.metrics import METRICS
 from bft_ray.config.profile import ProfileConfig
-from bft_ray.config.ranges import CategoricalParameter, FloatParameter, IntParameter
-from bft_ray.config.study import spaces as bundled_spaces
 from bft_ray.domains import DOMAINS
+from bft_ray.space import definition as spaces
+from bft_ray.space.load import spaces as bundled_spaces
+from bft_ray.space.ranges import CategoricalParameter, FloatParameter, IntParameter
 from jobs.docs_fields import first_line, section_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,16 +10,16 @@ import sys
 import time
 from pathlib import Path
 
-from bft_ray.config.study import load_study
 from bft_ray.errors import BftError
+from bft_ray.space.load import load_study
 
 
 def main(overrides: list[str]) -> int:
     """Run the study of the bundled search space, and say where to look."""
     began = time.monotonic()
     space, base = load_study("starter", overrides=overrides)
-    from bft_ray.search.database import DEFAULT_DATABASE  # late: torch and Ray
-    from bft_ray.search.drive import search
+    from bft_ray.study.driver import search
+    from bft_ray.study.records.database import DEFAULT_DATABASE  # late: torch and Ray
     from bft_ray.tracking.server import page_of, where
 
     result = search(space, base, DEFAULT_DATABASE, measure=False)

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from bft_ray.cli import make_parser
 from bft_ray.config import Config, make_config
 from bft_ray.config.load import parse_yaml, read_yaml, recipes, validate
-from bft_ray.config.space import SearchSpace
-from bft_ray.config.study import spaces
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.load import spaces
 from jobs import docs, docs_fields
 from tests.conftest import ROOT
 

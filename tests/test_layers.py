@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [
-    "errors", "waits", "metrics", "config", "domains", "stats", "data", "model", "loss", "spread", "evaluate", "tracking", "train",
-    "profile", "search", "report", "operate", "cli",
+    "errors", "waits", "metrics", "domains", "config", "space", "stats", "places", "data", "model", "loss", "workers", "evaluate",
+    "tracking", "train", "profile", "study", "operate", "cli",
 ]  # fmt: skip
 #: library -> the rooms that may import it
 ALLOWED = {
-    "ray": {"spread", "train", "search", "operate"},
+    "ray": {"workers", "train", "study", "operate"},
     "deepspeed": {"train"},
-    "optuna": {"search"},
+    "optuna": {"study"},
     "mlflow": {"tracking"},
     "peft": {"model"},
 }
@@ -57,12 +58,46 @@ def test_imports_follow_the_layout(path):
         if top == "bft_ray" and rest:
             assert ROOMS.index(rest[0]) <= ROOMS.index(room), f"{room} imports {name}, which stands after it"
         assert room in ALLOWED.get(top, {room}), f"{room} imports {top}"
-        if room in {"errors", "metrics", "config", "domains"}:
+        if room in {"errors", "metrics", "config", "domains", "space"}:
             assert top not in {"torch", "ray", "numpy", "transformers"}, f"{room} imports {top}"
         if room == "stats":
             assert top not in {"torch", "ray", "transformers", "pydantic"}, f"{room} imports {top}"
         if room == "loss":
             assert top not in {"numpy", "transformers", "trl"}, f"{room} imports {top}"
+
+
+def modules_of(path: Path) -> set[str]:
+    """The files of the package that a file imports, by dotted name; `from package import file` names the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bft_ray"):
+            files = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
+            found |= files or {str(node.module)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name in MODULES}
+    return found
+
+
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES if path.name != "__init__.py"}
+FOLDERS = sorted({path.parent for path in FILES if path.parent.name != "tasks"})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_has_no_circles_inside(folder):
+    """Neither between its files nor between the rooms in it."""
+    prefix = ".".join(folder.relative_to(ROOT).parts) + "."
+    arrows: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        if name.startswith(prefix):
+            own = name.removeprefix(prefix).split(".")[0]
+            others = {
+                other.removeprefix(prefix).split(".")[0] for other in modules_of(path) if other.startswith(prefix)
+            }
+            arrows[own] = arrows.get(own, set()) | others - {own}
+    try:
+        tuple(TopologicalSorter(arrows).static_order())
+    except CycleError as error:
+        pytest.fail(f"{folder.name}: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("name", BARE)

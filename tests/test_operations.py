@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 
 from bft_ray.config import make_config
-from bft_ray.data.kept import is_damaged, read_kept, write_kept
-from bft_ray.data.remote import local_copy
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.judge import read_verdict, write_verdict
+from bft_ray.evaluate.clients.judge import read_verdict, write_verdict
 from bft_ray.evaluate.run import EvaluationResult
 from bft_ray.model import gguf
 from bft_ray.model.export import CHECKSUMS, require_unchanged
+from bft_ray.places.kept import is_damaged, read_kept, write_kept
+from bft_ray.places.remote import local_copy
 from bft_ray.profile import tokens as logps
 from bft_ray.profile.run import TOKENS_FILE, _earlier
 from bft_ray.profile.weights import TokenLogps
-from bft_ray.search import drive
-from bft_ray.search.leg import Leg, Run
-from bft_ray.search.measure import measure
-from bft_ray.search.trial import paused_at
+from bft_ray.study import driver as drive
+from bft_ray.study.execute.measure import measure
+from bft_ray.study.execute.trial import paused_at
+from bft_ray.study.records.segment import Leg, Run
 from bft_ray.tracking.journal import Journal
 from bft_ray.train.checkpoint import last_complete, verify_manifest, write_manifest
 from bft_ray.train.record import is_lost, read_record, write_record
@@ -80,7 +80,7 @@ def test_the_page_lists_each_once():
 #: file of bft_ray -> why it reads a file's JSON otherwise than by `read_kept`
 OTHERWISE = {
     "data/dataset.py": "covered by its sha256.json",
-    "data/remote.py": "checksums of a copy: no circle of imports",
+    "places/remote.py": "checksums of a copy: no circle of imports",
     "data/tables.py": "the user's rows",
     "evaluate/run.py": "compared with its sha256.json",
     "model/check.py": "the user's model",
@@ -88,8 +88,8 @@ OTHERWISE = {
     "model/export.py": "written a moment before",
     "model/gguf.py": "a checksum of each file",
     "operate/init/config_text.py": "the user's model",
-    "search/measure.py": "the config that its parent handed it",
-    "search/trial.py": "covered by a manifest",
+    "study/execute/measure.py": "the config that its parent handed it",
+    "study/execute/trial.py": "covered by a manifest",
 }
 
 
@@ -100,7 +100,7 @@ def test_no_file_is_read_otherwise():
         for path in (ROOT / "bft_ray").rglob("*.py")
         if reads.search(path.read_text())
     }
-    assert found - {"tracking/keeper.py", "tracking/journal.py", "data/canonical.py"} <= set(OTHERWISE)
+    assert found - {"tracking/last_word.py", "tracking/journal.py", "data/canonical.py"} <= set(OTHERWISE)
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def export(here: Here) -> Path:
     (here.folder / "export").mkdir()
     weights = here.folder / "export" / "model.safetensors"
     weights.write_bytes(bytes(range(99)))
-    from bft_ray.data.cache import sha256_of
+    from bft_ray.places.cache import sha256_of
 
     write_kept(here.folder / "export" / CHECKSUMS, {weights.name: sha256_of(weights)})
     require_unchanged(here.folder / "export", "model.path")
@@ -300,7 +300,7 @@ def _(here: Here) -> None:
     import subprocess
     import sys
 
-    from bft_ray.search import measure as module
+    from bft_ray.study.execute import measure as module
 
     def start(command: list[str], **options: Any) -> Any:
         path = Path(command[-1]) / "measured.json"
@@ -318,8 +318,8 @@ def _(here: Here) -> None:
 def _(here: Here) -> None:
     from sqlalchemy import delete, update
 
-    from bft_ray.search import lease as module
-    from bft_ray.search.database import Database
+    from bft_ray.study.records import lease as module
+    from bft_ray.study.records.database import Database
 
     with Database(f"sqlite:///{here.folder}/study.db") as database:
         held = module.Lease(database, "s")

@@ -126,8 +126,8 @@ def test_every_form_is_taught_as_it_should_be_and_learned_in_one_warm_process(tm
 
 def learn(paths: list[str], folder: str) -> list[tuple[list[float], float]]:
     """A trial on each file in one process: the loss of each step, and how long the trial took to start."""
-    from bft_ray.search.trial import TrialResult, trial
-    from bft_ray.search.warm import Warm
+    from bft_ray.study.execute.trial import TrialResult, trial
+    from bft_ray.study.execute.warm import Warm
 
     warm, found = Warm(), []
     for path in paths:

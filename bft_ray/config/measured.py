@@ -13,7 +13,7 @@ VALIDATION = "validation"  # the name under which `data.validation` is measured
 
 
 def has_item_scores(metric: str) -> bool:
-    """Whether a metric can be confirmed: made of items one by one (`bft_ray.search.items`)."""
+    """Whether a metric can be confirmed: made of items one by one (`bft_ray.study.confirm.items`)."""
     found = describe(metric)
     return found is None or found.items is not None
 

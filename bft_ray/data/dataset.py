@@ -31,13 +31,10 @@ from typing import Any
 import numpy as np
 
 from bft_ray.config import DataConfig, SourceConfig
-from bft_ray.data.cache import cache_folder
 from bft_ray.data.chat import uses_date
-from bft_ray.data.modes import settle
 from bft_ray.data.passing import passing_folder
 from bft_ray.data.report import DataReport, SourceReport, describe_lengths
 from bft_ray.data.rows import BadRow, Row, read_rows, row_key
-from bft_ray.data.scratch import scratch
 from bft_ray.data.tables import content_hash
 from bft_ray.data.tokenise import (
     Encoded,
@@ -49,6 +46,9 @@ from bft_ray.data.tokenise import (
     uses_chat,
 )
 from bft_ray.errors import BadInput
+from bft_ray.places.cache import cache_folder
+from bft_ray.places.modes import settle
+from bft_ray.places.scratch import scratch
 from bft_ray.waits import waiting
 
 VERSION = 3  # raise it when the same input would give other tokens or files

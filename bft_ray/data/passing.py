@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from bft_ray.data.scratch import is_scratch, scratch
+from bft_ray.places.scratch import is_scratch, scratch
 
 _KIND = "tokens"
 _made: dict[Path | None, Path] = {}  # where -> the folder of this process

@@ -16,7 +16,7 @@ from bft_ray.config import DataConfig
 from bft_ray.data.rows import Row
 from bft_ray.data.tokenise import Encoded, encode_batch
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.request import Score
+from bft_ray.evaluate.engine.request import Score
 
 
 @dataclass(frozen=True)

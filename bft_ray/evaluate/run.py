@@ -17,22 +17,22 @@ from typing import Any
 from bft_ray.config import Config
 from bft_ray.config.measured import VALIDATION
 from bft_ray.config.tasks import HarnessTask, Task
-from bft_ray.data.cache import check_out
 from bft_ray.data.dataset import prepare
-from bft_ray.data.kept import read_kept, write_kept, write_text
-from bft_ray.data.modes import kept_for
 from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
-from bft_ray.evaluate.pool import answer_all
-from bft_ray.evaluate.request import Context, Measured, Prepared, Request
+from bft_ray.evaluate.engine.pool import answer_all
+from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Request
+from bft_ray.evaluate.engine.worker import answer, load
 from bft_ray.evaluate.tasks import choose, prepare_task
 from bft_ray.evaluate.tasks.text import prepare_dataset
-from bft_ray.evaluate.worker import answer, load
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
-from bft_ray.spread import spread
+from bft_ray.places.cache import check_out
+from bft_ray.places.kept import read_kept, write_kept, write_text
+from bft_ray.places.modes import kept_for
 from bft_ray.waits import waiting
+from bft_ray.workers.spread import spread
 
 _METRICS, _RECORDS, _CHECKSUMS = "metrics.json", "records.jsonl", "sha256.json"
 _SHARDS_A_WORKER = 4  # so that a slow worker does not hold up the rest, and little is lost with a dead one

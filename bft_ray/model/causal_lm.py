@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import LoraConfig, ModelConfig
-from bft_ray.data.remote import is_remote, local_copy
 from bft_ray.errors import BadInput
 from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
 from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
 from bft_ray.model.unreadable import READING, adapter_without_safetensors, unreadable, unreadable_model
+from bft_ray.places.remote import is_remote, local_copy
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:

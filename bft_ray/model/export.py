@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import ModelConfig
-from bft_ray.data.cache import sha256_of
-from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.errors import BadInput
 from bft_ray.model.ends import generation_settings
+from bft_ray.places.cache import sha256_of
+from bft_ray.places.kept import read_kept, write_kept
 
 if TYPE_CHECKING:
     import torch

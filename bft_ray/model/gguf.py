@@ -22,11 +22,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bft_ray.data.cache import cache_folder, sha256_of
-from bft_ray.data.modes import settle
-from bft_ray.data.remote import locked
-from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
+from bft_ray.places.cache import cache_folder, sha256_of
+from bft_ray.places.modes import settle
+from bft_ray.places.remote import locked
+from bft_ray.places.scratch import scratch
 
 SUFFIX = ".gguf"
 _VERSION = 1  # raise it when the same file would give another folder

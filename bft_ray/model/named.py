@@ -11,8 +11,8 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-from bft_ray.data.cache import sha256_of
 from bft_ray.errors import BadInput
+from bft_ray.places.cache import sha256_of
 
 STARTER = "starter"
 

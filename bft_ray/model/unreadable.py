@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bft_ray.config import ModelConfig
-from bft_ray.data.remote import is_remote
 from bft_ray.errors import BadInput, first_line
 from bft_ray.model.named import NAMES
+from bft_ray.places.remote import is_remote
 
 #: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind
 READING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError)

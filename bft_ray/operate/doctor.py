@@ -105,7 +105,7 @@ def _guarded(name: str, check: Callable[[], Iterable[Finding]], timeout_s: float
 
 def check_disk(config: Config) -> Iterable[Finding]:
     """Free space where checkpoints go, against a rough size of what the run keeps."""
-    from bft_ray.train.storage import absolute, is_remote
+    from bft_ray.places.storage import absolute, is_remote
 
     path = config.cluster.storage_path
     if is_remote(path):
@@ -156,7 +156,7 @@ def check_settings(config: Config) -> Iterable[Finding]:
 
 def check_model(config: Config) -> Iterable[Finding]:
     """Tokenizer, configuration, headers of the weights, length and LoRA targets: as a run checks them."""
-    from bft_ray.evaluate.worker import load
+    from bft_ray.evaluate.engine.worker import load
     from bft_ray.model import check
     from bft_ray.model.causal_lm import adapter_of, load_tokenizer
 
@@ -211,8 +211,8 @@ def _read_task(config: Config, name: str) -> str:
 
 def check_space(path: Path) -> Iterable[Finding]:
     """A search space beside the config: whether the two fit, and its splits, as a study looks at them."""
-    from bft_ray.config.study import load_study
-    from bft_ray.search.ready import look_at
+    from bft_ray.space.load import load_study
+    from bft_ray.study.checks.ready import look_at
 
     space, base = load_study(path)
     splits = [name for name in ("overrides", "test") if space.confirmation and getattr(space.confirmation, name)]
@@ -239,7 +239,7 @@ def check_tracking(config: Config) -> Iterable[Finding]:
 
 def check_storage(cluster: ClusterConfig) -> Iterable[Finding]:
     """The results folder, from here."""
-    from bft_ray.train.storage import check_writable
+    from bft_ray.places.storage import check_writable
 
     check_writable(cluster.storage_path)
     yield Finding("storage", "ok", f"{cluster.storage_path} can be written")

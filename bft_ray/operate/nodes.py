@@ -19,7 +19,7 @@ NODE_S = 60.0  # longest wait for a cluster's nodes
 
 def check_cluster(cluster: ClusterConfig, has_config: bool) -> Iterable[Finding]:
     """Address and token; with a config also the resources, and every node: its versions and the storage path."""
-    from bft_ray.spread import connect, require_resources
+    from bft_ray.workers.spread import connect, require_resources
 
     yield from check_token()
     with connect(cluster):
@@ -65,7 +65,7 @@ def _check_nodes(nodes: Sequence[dict[str, Any]], storage_path: str) -> Iterable
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from bft_ray.train.storage import absolute, is_remote, join, write_text
+    from bft_ray.places.storage import absolute, is_remote, join, write_text
 
     word = uuid.uuid4().hex
     path = absolute(storage_path)
@@ -93,7 +93,7 @@ def _check_nodes(nodes: Sequence[dict[str, Any]], storage_path: str) -> Iterable
 
 def _look_around(path: str, sign: str | None) -> dict[str, Any]:
     """On a node: its Python, and whether it can write the storage path and see what another node wrote there."""
-    from bft_ray.train.storage import check_writable
+    from bft_ray.places.storage import check_writable
 
     try:
         check_writable(path)

@@ -9,24 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bft_ray.config.assign import config_of
-from bft_ray.config.cost import cost_of, describe
-from bft_ray.config.grid import representatives
 from bft_ray.config.metrics import format_value
-from bft_ray.config.study import find_space, load_study
 from bft_ray.errors import BadInput
 from bft_ray.operate.lasting import require_outlasting
-from bft_ray.search.agenda import PARTS
-from bft_ray.search.conclude import StudyResult
-from bft_ray.search.database import DEFAULT_DATABASE, Database
-from bft_ray.search.drive import search
-from bft_ray.search.expect import local_slots, takes, untold
-from bft_ray.search.leaderboard import as_text, best, counts, expected_s, saved, span, status_text, tuned
-from bft_ray.search.lease import Owner
-from bft_ray.search.measure import measure as measured_on
-from bft_ray.search.ready import look_at
-from bft_ray.search.record import TrialRecord, mean
-from bft_ray.search.store import BASELINES, CONFIRMATION, SEARCH, Store, studies
+from bft_ray.space.assign import config_of
+from bft_ray.space.cost import cost_of, describe
+from bft_ray.space.grid import representatives
+from bft_ray.space.load import find_space, load_study
+from bft_ray.study.agenda import PARTS
+from bft_ray.study.checks.expect import local_slots, takes, untold
+from bft_ray.study.checks.ready import look_at
+from bft_ray.study.conclude import StudyResult
+from bft_ray.study.driver import search
+from bft_ray.study.execute.measure import measure as measured_on
+from bft_ray.study.records.database import DEFAULT_DATABASE, Database
+from bft_ray.study.records.leaderboard import as_text, best, counts, expected_s, saved, span, status_text, tuned
+from bft_ray.study.records.lease import Owner
+from bft_ray.study.records.record import TrialRecord, mean
+from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store, studies
 
 _NUM_FAILED = 3  # whose reasons are shown
 _GO_ON = ": the same `bft-ray search` goes on with it"
@@ -159,7 +159,7 @@ class _Look:
         return self.notes["num_trials"] if part == SEARCH else len(self.parts[part])
 
     def _num_arms(self) -> int:
-        """As `bft_ray.search.arms.arms_of` would choose them."""
+        """As `bft_ray.study.confirm.candidates.arms_of` would choose them."""
         baselines = tuned(self.parts[BASELINES], self.metric)
         complete = {record.key for record in self.parts[SEARCH] if record.state == "complete"}
         candidates = complete - {record.key for record in baselines.values()}

@@ -8,10 +8,9 @@ import io
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from bft_ray.profile.run import Profile
+from bft_ray.profile.result import Profile
 
 _NEAREST = 20  # pairs on the page; the JSON has all
 _STYLE = """

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bft_ray.profile.result import Profile
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from bft_ray.profile.run import Profile
 
 PICTURES = ("lengths", "tokens", "windows", "settings", "ranks")
 _BAND = ("confidence_p10", "confidence_p50", "confidence_p90")

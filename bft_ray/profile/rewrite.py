@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from bft_ray.config.draft import MARK
 from bft_ray.config.load import read_yaml
 from bft_ray.errors import BadInput
+from bft_ray.space.draft import MARK
 
 SPACE = "search_space.yaml"
 OWNED = ("loss.window", "loss.epsilon", "loss.weight_cap")

@@ -18,17 +18,17 @@ import pyarrow.parquet as pq
 
 from bft_ray.config import Config, DataConfig, ModelConfig
 from bft_ray.data.dataset import TokenDataset
-from bft_ray.data.modes import settle
 from bft_ray.data.pack import collate
 from bft_ray.errors import BftError
-from bft_ray.evaluate.likelihood import cut_batches
-from bft_ray.evaluate.pool import share_out
-from bft_ray.evaluate.worker import Loaded, load
+from bft_ray.evaluate.engine.likelihood import cut_batches
+from bft_ray.evaluate.engine.pool import share_out
+from bft_ray.evaluate.engine.worker import Loaded, load
 from bft_ray.loss import target_logp
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.halves import halves
+from bft_ray.places.modes import settle
 from bft_ray.profile.weights import TokenLogps
-from bft_ray.spread import spread
+from bft_ray.workers.spread import spread
 
 log = logging.getLogger(__name__)
 

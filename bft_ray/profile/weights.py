@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from bft_ray.config import LossConfig
-from bft_ray.config.equal import canonical
 from bft_ray.loss.weights import sample_weights
+from bft_ray.space.duplicates import canonical
 
 _QUANTILES = (0.1, 0.5, 0.9)
 
@@ -158,7 +158,7 @@ def rank_correlations(settings: Sequence[Setting]) -> np.ndarray:
 
 
 def equal_groups(settings: Sequence[Setting], longest: int) -> list[list[int]]:
-    """Indices of settings that are the same run at every step (see `bft_ray.config.equal`), in order."""
+    """Indices of settings that are the same run at every step (see `bft_ray.space.duplicates`), in order."""
     groups: dict[str, list[int]] = {}
     for index, setting in enumerate(settings):
         groups.setdefault(repr(sorted(canonical(setting.loss, longest).items())), []).append(index)

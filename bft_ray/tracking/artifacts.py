@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 from bft_ray.config import TrackingConfig
-from bft_ray.data.cache import try_folder
-from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput, first_line
+from bft_ray.places.cache import try_folder
+from bft_ray.places.scratch import scratch
 from bft_ray.tracking.server import (
     FIELD,
     absolute_uri,

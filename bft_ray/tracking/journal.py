@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from bft_ray.data.cache import cache_folder
+from bft_ray.places.cache import cache_folder
 
 _log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bft_ray.config import TrackingConfig
-from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
+from bft_ray.places.scratch import scratch
 from bft_ray.tracking.sender import patiently
 from bft_ray.tracking.server import FIELD, absolute_uri, check_server, connect, redact, sqlite_path
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bft_ray.config import TrackingConfig
-from bft_ray.data.modes import own_file
-from bft_ray.data.remote import locked
 from bft_ray.errors import BadInput, first_line
+from bft_ray.places.modes import own_file
+from bft_ray.places.remote import locked
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:

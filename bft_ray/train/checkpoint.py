@@ -10,9 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from bft_ray.data.kept import read_kept, write_kept
 from bft_ray.errors import BadInput
-from bft_ray.train import storage
+from bft_ray.places import storage
+from bft_ray.places.kept import read_kept, write_kept
 
 log = logging.getLogger(__name__)
 

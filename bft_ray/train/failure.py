@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Literal
 
-from bft_ray.data.disk import full_disk
 from bft_ray.errors import BftError
+from bft_ray.places.disk import full_disk
 from bft_ray.tracking.server import redact
 
 #: never: it would fail the same way again; once: unless it does so; always: others have caused it

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from bft_ray.data.kept import read_kept, write_kept
-from bft_ray.data.modes import settle
-from bft_ray.train import storage
+from bft_ray.places import storage
+from bft_ray.places.kept import read_kept, write_kept
+from bft_ray.places.modes import settle
 from bft_ray.train.checkpoint import STEP, step_name, to_delete
 
 #: name of an event ("start", "step", "validating", "validation", "saving", "checkpoint", "resume", "profile", "end")

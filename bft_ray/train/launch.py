@@ -14,9 +14,7 @@ from typing import Any
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
 from bft_ray.config.base import paths_of
 from bft_ray.data.dataset import TokenDataset, prepare
-from bft_ray.data.modes import kept_for, settle
 from bft_ray.data.passing import passing_folder, tokens_pass
-from bft_ray.data.scratch import scratch
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
@@ -25,12 +23,13 @@ from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
 from bft_ray.model.export import describe_weights
 from bft_ray.model.named import NAMES
-from bft_ray.spread import connect, require_resources
+from bft_ray.places import storage
+from bft_ray.places.modes import kept_for, settle
+from bft_ray.places.scratch import scratch
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.recall import Recalled, folder_tag, recall
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import absolute_uri, check_server, redact
-from bft_ray.train import storage
 from bft_ray.train.overlay import check_overlay
 from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (
@@ -44,6 +43,7 @@ from bft_ray.train.record import (
 )
 from bft_ray.train.workers import run_workers
 from bft_ray.waits import waiting
+from bft_ray.workers.spread import connect, require_resources
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.pack import collate
 from bft_ray.data.plan import BatchPlan, layout
 from bft_ray.data.prefetch import prefetch
-from bft_ray.data.scratch import scratch
-from bft_ray.evaluate.likelihood import LikelihoodSums
+from bft_ray.evaluate.engine.likelihood import LikelihoodSums
+from bft_ray.places.scratch import scratch
 from bft_ray.train.checkpoint import LoopState, improves, verify_manifest, write_manifest
 from bft_ray.train.engine import Engine
 from bft_ray.train.host import Host

@@ -11,11 +11,11 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 
-from bft_ray.data.scratch import scratch
+from bft_ray.places.scratch import scratch
 
 
 def torch_config(backend: str, timeout_s: int) -> TorchConfig:
-    """For Ray Train; within `bft_ray.spread.connect` only.
+    """For Ray Train; within `bft_ray.workers.spread.connect` only.
 
     Args:
         backend: `gloo` or `nccl`.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from bft_ray.data.scratch import scratch
+from bft_ray.places.scratch import scratch
 
 _SKIPPED = 2  # steps before the profiled ones: the first is slow for reasons of its own, the second warms the profiler
 _PREFIX = "bft/"

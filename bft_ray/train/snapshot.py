@@ -12,8 +12,8 @@ import logging
 import sys
 from typing import Any
 
-from bft_ray.data.kept import delete, read_bytes, read_kept
-from bft_ray.train import storage
+from bft_ray.places import storage
+from bft_ray.places.kept import delete, read_bytes, read_kept
 from bft_ray.train.checkpoint import flaw_of
 from bft_ray.train.host import SCORE_FILE
 

@@ -13,22 +13,22 @@ import torch.distributed as dist
 
 from bft_ray.config import Config, make_config
 from bft_ray.data.dataset import prepare
-from bft_ray.data.kept import read_kept, write_kept
-from bft_ray.data.modes import keep_for
-from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.model.packing import Rows
+from bft_ray.places import storage
+from bft_ray.places.kept import read_kept, write_kept
+from bft_ray.places.modes import keep_for
+from bft_ray.places.scratch import scratch
+from bft_ray.places.storage import fetch_folder, folders_in, join, put_folder
 from bft_ray.tracking.run import Tracker
-from bft_ray.train import storage
 from bft_ray.train.checkpoint import STEP, LoopState, flaw_of, passed_over, step_name, verify_manifest
 from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.failure import Decision, explain, first_cause
 from bft_ray.train.host import SCORE_FILE
 from bft_ray.train.loop import Data, fit
 from bft_ray.train.snapshot import SCORE, score_of
-from bft_ray.train.storage import fetch_folder, folders_in, join, put_folder
 
 log = logging.getLogger(__name__)
 

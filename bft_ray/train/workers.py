@@ -11,20 +11,20 @@ from concurrent.futures import Future
 from typing import Any
 
 from bft_ray.config import Config
-from bft_ray.data.disk import full_disk
 from bft_ray.errors import BftError, first_line
-from bft_ray.spread import num_gpus_per_worker
-from bft_ray.train import storage
+from bft_ray.places import storage
+from bft_ray.places.disk import full_disk
 from bft_ray.train.checkpoint import remove_cut_off
 from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
 from bft_ray.train.host import drop_superseded
 from bft_ray.train.snapshot import SCORE, delete_unfit
+from bft_ray.workers.spread import num_gpus_per_worker
 
 log = logging.getLogger(__name__)
 
 
 def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
-    """What rank 0's `train_worker` has returned; within `bft_ray.spread.connect` only.
+    """What rank 0's `train_worker` has returned; within `bft_ray.workers.spread.connect` only.
 
     Args:
         payload: of `train_worker`, to which the config is added.

@@ -8,7 +8,7 @@ from importlib import import_module
 from bft_ray.config.measured import VALIDATION
 from bft_ray.config.tasks import Task
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.request import Context, Prepared
+from bft_ray.evaluate.engine.request import Context, Prepared
 
 
 def prepare_task(task: Task, context: Context) -> Prepared | None:

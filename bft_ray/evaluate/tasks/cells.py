@@ -30,9 +30,9 @@ from bft_ray.evaluate.classify import (
     smallest_reference,
     unit,
 )
-from bft_ray.evaluate.embed import cut_texts
+from bft_ray.evaluate.engine.embed import cut_texts
+from bft_ray.evaluate.engine.request import Context, Measured, Prepared
 from bft_ray.evaluate.means import summarise, with_group
-from bft_ray.evaluate.request import Context, Measured, Prepared
 from bft_ray.evaluate.tasks.pairs import fill
 from bft_ray.stats.errors import with_error
 

@@ -27,9 +27,9 @@ from bft_ray.config import DataConfig
 from bft_ray.config.tasks import ChoiceTask
 from bft_ray.data.rows import ChoiceRow, read_choices, source_of
 from bft_ray.errors import BadInput
+from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores
 from bft_ray.evaluate.means import summarise
 from bft_ray.evaluate.options import EncodedOptions, Question, encode_options
-from bft_ray.evaluate.request import Context, Measured, Prepared, Scores
 
 _TIE = 1e-5  # nats a token: scores this near are equal, and the first option wins, whatever the batching
 

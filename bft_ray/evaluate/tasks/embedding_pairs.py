@@ -1,6 +1,6 @@
 """Gene interaction from embeddings: gene -> text -> embedding -> pair -> does it interact?
 
-The text of a gene is its description, embedded by the model (`source: hidden`, see `bft_ray.evaluate.embed`), or what
+The text of a gene is its description, embedded by the model (`source: hidden`, see `bft_ray.evaluate.engine.embed`), or what
 the model says when asked to describe it, embedded by a text encoder (`source: generated`). Classifiers on top (see
 `bft_ray.evaluate.classify`) are fitted to the training pairs and measured on the test pairs.
 
@@ -27,8 +27,8 @@ from bft_ray.data.rows import Row, read_table
 from bft_ray.data.tables import kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import fit_classifiers, keyed_order, pair_features, ranking_metrics
-from bft_ray.evaluate.embed import cut_texts
-from bft_ray.evaluate.request import Context, Generate, Measured, Prepared
+from bft_ray.evaluate.engine.embed import cut_texts
+from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared
 from bft_ray.evaluate.tasks.pairs import Pair, fill, read_pairs
 
 _FEWEST_PAIRS = 50  # to fit on
@@ -167,8 +167,8 @@ def _require_enough(pairs: _Pairs, field: str) -> None:
 def _prepare_generated(
     task: EmbeddingPairsTask, context: Context, field: str, pairs: _Pairs, genes: list[str]
 ) -> Prepared:
-    from bft_ray.evaluate.encoder import check_encoder, encode_texts
-    from bft_ray.evaluate.generate import check_engine
+    from bft_ray.evaluate.clients.encoder import check_encoder, encode_texts
+    from bft_ray.evaluate.engine.generate import check_engine
     from bft_ray.evaluate.tasks.generation import decode, encode_prompts
 
     if "{gene}" not in task.template:

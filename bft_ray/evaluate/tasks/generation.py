@@ -26,9 +26,9 @@ from bft_ray.config.tasks import GenerationTask
 from bft_ray.data.rows import BadRow, Row, read_rows, source_of
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.generate import check_engine
+from bft_ray.evaluate.engine.generate import check_engine
+from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared
 from bft_ray.evaluate.means import column_records, summarise
-from bft_ray.evaluate.request import Context, Generate, Measured, Prepared
 from bft_ray.evaluate.rouge import normalise, rouge_l, rouge_tokens, token_f1
 
 _NUMBER = re.compile(r"####\s*(-?)\s*[$€£]?\s*(-?)(\d[\d,]*(?:\.\d+)?|\.\d+)(?![\d,/]|\s*/)")

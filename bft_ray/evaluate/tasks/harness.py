@@ -30,7 +30,7 @@ import numpy as np
 from bft_ray.config.tasks import HarnessTask
 from bft_ray.data.tokenise import uses_chat
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.request import Context, Measured
+from bft_ray.evaluate.engine.request import Context, Measured
 from bft_ray.stats.errors import with_error
 
 _RANDOM_SEED, _OTHER_SEED = 0, 1234  # those of the library's command line

@@ -26,10 +26,10 @@ from bft_ray.config.tasks import NamesTask
 from bft_ray.data.rows import Row, read_table, source_of
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.encoder import check_encoder, encode_texts
-from bft_ray.evaluate.generate import check_engine
+from bft_ray.evaluate.clients.encoder import check_encoder, encode_texts
+from bft_ray.evaluate.engine.generate import check_engine
+from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared, Score, Scores
 from bft_ray.evaluate.means import column_records, summarise
-from bft_ray.evaluate.request import Context, Generate, Measured, Prepared, Score, Scores
 from bft_ray.evaluate.rouge import rouge_1, rouge_l
 from bft_ray.evaluate.tasks.generation import check_room, decode, read_prompts
 

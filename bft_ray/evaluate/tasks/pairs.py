@@ -21,8 +21,8 @@ from bft_ray.data.rows import read_table
 from bft_ray.data.tables import kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import ranking_metrics
+from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores
 from bft_ray.evaluate.options import Question, encode_options
-from bft_ray.evaluate.request import Context, Measured, Prepared, Scores
 
 _DIGITS = 4  # of a score: nearer ones are equal, so that rounding decides no order
 

@@ -30,10 +30,10 @@ from bft_ray.config.tasks import RubricTask
 from bft_ray.data.rows import Row, read_table
 from bft_ray.data.tables import kind_of
 from bft_ray.errors import BadInput, BftError
-from bft_ray.evaluate.generate import check_engine
-from bft_ray.evaluate.judge import Budget, Messages, check_judge, judge_all
+from bft_ray.evaluate.clients.judge import Budget, Messages, check_judge, judge_all
+from bft_ray.evaluate.engine.generate import check_engine
+from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared
 from bft_ray.evaluate.means import column_records, summarise
-from bft_ray.evaluate.request import Context, Generate, Measured, Prepared
 from bft_ray.evaluate.tasks.generation import decode, encode_prompts
 
 log = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ from bft_ray.data.dataset import IGNORED, TokenDataset
 from bft_ray.data.rows import BadRow, Row, read_rows, source_of
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.likelihood import LikelihoodSums
+from bft_ray.evaluate.engine.likelihood import LikelihoodSums
+from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Score, Scores
 from bft_ray.evaluate.means import with_group
-from bft_ray.evaluate.request import Context, Measured, Prepared, Score, Scores
 from bft_ray.stats.errors import ratio_error, with_error
 
 _ROWS_A_CALL = 256  # of the tokenizer

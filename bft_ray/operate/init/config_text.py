@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bft_ray.config.draft import PUBLISHED_WINDOW, window_grid
+from bft_ray.space.draft import PUBLISHED_WINDOW, window_grid
 
 _LONGEST = 4096  # tokens a row, where nothing says how many a model takes
 #: what configurations call the tokens that a model takes: Llama, GPT-2, MPT

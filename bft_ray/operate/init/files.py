@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bft_ray.data.scratch import scratch
 from bft_ray.errors import BadInput
+from bft_ray.places.scratch import scratch
 
 
 def check_free(paths: Iterable[Path], inputs: Iterable[Path], force: bool) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from bft_ray.config import SourceConfig
 from bft_ray.data.forms import Use, bare
@@ -18,10 +18,8 @@ from bft_ray.data.rows import NOT_TAUGHT, BadRow, ChoiceRow, Row, canonical_rows
 from bft_ray.data.tables import read_table
 from bft_ray.data.template import column_of, names_in
 from bft_ray.errors import BadInput
+from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.split import CONFIRMATION, TEST, VALIDATION
-
-if TYPE_CHECKING:
-    from bft_ray.operate.init.study import Request
 
 CHARACTERS_PER_TOKEN = 3.5  # of English text, roughly
 #: what a file beside train.csv is called -> the split that it is

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bft_ray.config.draft import CONFIRMATION_SEEDS, MARK, REDUCTION, grace_steps
 from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST
+from bft_ray.space.draft import CONFIRMATION_SEEDS, MARK, REDUCTION, grace_steps
 
 SPACE = "search_space.yaml"
 _FEW = 100  # training rows

@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from bft_ray.config import SourceConfig, config_from_yaml
-from bft_ray.config.draft import MARK, differing_windows, window_grid
+from bft_ray.config import config_from_yaml
 from bft_ray.config.steps import num_steps
-from bft_ray.config.study import load_study
 from bft_ray.domains import domain as domain_named
 from bft_ray.errors import BadInput
 from bft_ray.model.unreadable import check_place
@@ -19,53 +17,12 @@ from bft_ray.operate.init.config_text import Device, Settings, config_text, max_
 from bft_ray.operate.init.files import check_free, rows_text, write_all
 from bft_ray.operate.init.look import CHARACTERS_PER_TOKEN, Found, Look, beside, look_at
 from bft_ray.operate.init.related import hint_of_groups
+from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.space_text import SPACE, SpacePlan, space_text
 from bft_ray.operate.init.split import SPLITS, TRAIN, VALIDATION, assign
 from bft_ray.operate.init.tell import can_search, can_show, next_commands, told
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line says; see `bft-ray init --help`.
-
-    Args:
-        data: file, saved datasets folder or hub id.
-        out: config to write, or a folder for `bft.yaml`; all other files go to its folder.
-        prompt, completion: a column each, or a template with columns in braces.
-        group: column whose equal values stay on one side of a split.
-    """
-
-    data: str
-    out: Path = Path("bft.yaml")
-    prompt: str | None = None
-    completion: str | None = None
-    group: str | None = None
-    split: str | None = None
-    config_name: str | None = None
-    limit: int | None = None
-    domain: str | None = None
-    model: str = "starter"
-    force: bool = False
-
-    def source(self, path: Path | None = None) -> SourceConfig:
-        """The data, or a file beside it that is read in the same way.
-
-        Raises:
-            BadInput: one of --prompt and --completion without the other, a limit below 1.
-        """
-        for given, missing in (("prompt", "completion"), ("completion", "prompt")):
-            if getattr(self, given) and not getattr(self, missing):
-                remedy = f"Add --{missing} COLUMN; a template in braces joins several columns."
-                raise BadInput(f"--{missing}", None, f"given with --{given}", remedy)
-        if self.limit is not None and self.limit < 1:
-            raise BadInput("--limit", self.limit, "at least 1", "Leave --limit out for all rows.")
-        named = {"prompt": self.prompt, "completion": self.completion, "group": self.group}
-        columns = {field: column.replace("\\n", "\n") for field, column in named.items() if column}
-        if path is not None:
-            return SourceConfig(path=str(path), columns=columns)
-        return SourceConfig(
-            path=self.data, split=self.split, config_name=self.config_name, limit=self.limit, columns=columns
-        )
+from bft_ray.space.draft import MARK, differing_windows, window_grid
+from bft_ray.space.load import load_study
 
 
 def write_study(request: Request, device: Device | None = None) -> str:

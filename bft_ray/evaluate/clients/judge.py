@@ -1,0 +1,258 @@
+"""A judge behind an OpenAI-compatible endpoint: does this answer meet this criterion?
+
+One request a criterion (`POST <url>/chat/completions`, temperature 0), answered with the JSON object
+`{"criteria_met": true | false, "explanation": ...}`. What else comes back is no verdict: it is tried again, with waits
+that grow, at most `retries` times, and then counted as unjudged; never as "not met".
+
+Answers may concern patients: an endpoint that is not on this machine needs `consent`, redirects are not followed,
+requests to this machine pass by any proxy, and the cache keeps hashes and truth values alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bft_ray.config.tasks import JudgeConfig
+from bft_ray.errors import BadInput
+from bft_ray.places.kept import read_kept, sealed
+
+_LONGEST_ANSWER = 2**20  # bytes of a response that are read
+_LONGEST_WAIT_S = 60.0  # between two tries
+_FAILURES_IN_A_ROW = 16  # questions in vain, all their tries, after which a judge is given up
+_RETRIED = {408, 409, 425, 429}  # and all of 500 and more
+
+Messages = list[dict[str, str]]
+
+
+class Budget:
+    """Requests that may still be sent, over all judges and threads."""
+
+    def __init__(self, limit: int):
+        self.limit, self.used = limit, 0
+        self.is_exhausted = False  # something was left unasked
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Whether one more request may be sent; counts it."""
+        with self._lock:
+            if self.used >= self.limit:
+                self.is_exhausted = True
+                return False
+            self.used += 1
+            return True
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A verdict, or None and why there is none; `is_final`: another try would not help."""
+
+    verdict: bool | None
+    reason: str = ""
+    is_final: bool = False
+    wait_s: float = 0.0  # that the endpoint asks for
+
+
+def check_judge(config: JudgeConfig, consent: bool, field: str) -> None:
+    """Before anything is sent, or any model loaded.
+
+    Raises:
+        BadInput: not an http(s) URL, a URL with a password, an endpoint that is not on this machine without `consent`,
+            or a key that the environment lacks.
+    """
+    parts = urllib.parse.urlsplit(config.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadInput(f"{field}.url", config.url, "an http or https URL", "For example http://127.0.0.1:8000/v1.")
+    if parts.username or parts.password:
+        raise BadInput(f"{field}.url", "a URL with a password", "one without", f"Use {field}.api_key_env.")
+    if not is_loopback(config.url) and not consent:
+        raise BadInput(
+            f"{field}.url",
+            parts.hostname,
+            "on this machine (127.0.0.1, localhost), or consent must be true",
+            "Answers may concern patients: set consent: true only if they may be sent there.",
+        )
+    if config.api_key_env is not None and not os.environ.get(config.api_key_env):
+        raise BadInput(f"{field}.api_key_env", config.api_key_env, "a variable of the environment that holds the key")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL names this machine."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def judge_all(
+    config: JudgeConfig, questions: Sequence[Messages], budget: Budget, cache: Path | None, backoff_s: float = 1.0
+) -> tuple[list[bool | None], Counter[str]]:
+    """Verdicts in order, None where there is none, and how often for which reason.
+
+    Known verdicts come from the cache and cost nothing; new ones go there at once. Nothing is sent beyond the budget,
+    nor to a judge that has failed many times in a row.
+
+    Args:
+        cache: folder; None: no cache.
+        backoff_s: wait before the first repetition; doubled for each further one.
+    """
+    judge = _Judge(config, budget, cache, backoff_s)
+    pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
+    try:
+        replies = list(pool.map(judge.ask, questions))
+    finally:  # an interrupt waits for the requests on their way, and sends no more
+        judge.stop.set()
+        pool.shutdown(cancel_futures=True)
+    return [reply.verdict for reply in replies], Counter(reply.reason for reply in replies if reply.verdict is None)
+
+
+class _Judge:
+    """One endpoint, its cache, and how it has fared lately."""
+
+    def __init__(self, config: JudgeConfig, budget: Budget, cache: Path | None, backoff_s: float):
+        self.config, self.budget, self.cache, self.backoff_s = config, budget, cache, backoff_s
+        handlers: list[Any] = [_NoRedirect()]
+        if is_loopback(config.url):
+            handlers.append(urllib.request.ProxyHandler({}))
+        self.opener = urllib.request.build_opener(*handlers)
+        self.num_failed = 0
+        self.stop = threading.Event()
+
+    def ask(self, messages: Messages) -> Reply:
+        """One verdict, from the cache or the endpoint."""
+        key = self._key(messages)
+        if (known := read_verdict(self.cache, key)) is not None:
+            return Reply(known)
+        for attempt in range(self.config.retries + 1):
+            if self.num_failed >= _FAILURES_IN_A_ROW:
+                return Reply(None, "judge given up")
+            if self.stop.is_set() or not self.budget.take():
+                return Reply(None, "budget used up")
+            reply = self._request(messages)
+            if reply.verdict is not None:
+                self.num_failed = 0
+                write_verdict(self.cache, key, reply.verdict)
+                return reply
+            if reply.is_final or attempt == self.config.retries:
+                break
+            self.stop.wait(min(max(self.backoff_s * 2**attempt, reply.wait_s), _LONGEST_WAIT_S))
+        self.num_failed += 1
+        return reply
+
+    def _key(self, messages: Messages) -> str:
+        content = json.dumps([self.config.url, self.config.model, messages], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _request(self, messages: Messages) -> Reply:
+        body = {"model": self.config.model, "messages": messages, "temperature": 0}
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "bft-ray"}
+        if self.config.api_key_env is not None:
+            headers["Authorization"] = f"Bearer {os.environ.get(self.config.api_key_env, '')}"
+        request = urllib.request.Request(
+            self.config.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers, method="POST"
+        )
+        try:
+            content = self._read(request)
+        except urllib.error.HTTPError as error:
+            error.close()
+            is_final = error.code < 500 and error.code not in _RETRIED
+            return Reply(None, f"HTTP {error.code}", is_final, _retry_after(error))
+        except TimeoutError:
+            return Reply(None, "timeout")
+        except (OSError, urllib.error.URLError) as error:
+            is_timeout = isinstance(getattr(error, "reason", None), TimeoutError)
+            return Reply(None, "timeout" if is_timeout else "no connection")
+        except Exception:  # whatever a broken server makes http.client raise: counted, and never quoted
+            return Reply(None, "no connection")
+        verdict = parse_reply(content)
+        return Reply(verdict, "" if verdict is not None else "no verdict in its answer")
+
+    def _read(self, request: urllib.request.Request) -> bytes:
+        """The body, within `timeout_s` in all: a server that drips a byte at a time does not hold a thread."""
+        deadline = time.monotonic() + self.config.timeout_s
+        content = b""
+        with self.opener.open(request, timeout=self.config.timeout_s) as response:
+            while chunk := response.read1(65536):
+                content += chunk
+                if time.monotonic() > deadline or len(content) > _LONGEST_ANSWER:
+                    raise TimeoutError
+        return content
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is a refusal: the answers go to the endpoint that was agreed to, or nowhere."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        return None
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    """Seconds that the endpoint asks to wait; 0 where it does not say so in seconds."""
+    given = str(error.headers.get("Retry-After", "")) if error.headers else ""
+    return float(given) if given.strip().isdigit() else 0.0
+
+
+def parse_reply(content: bytes) -> bool | None:
+    """The verdict in a chat completion: the first JSON object in its text whose `criteria_met` is true or false."""
+    try:
+        text = json.loads(content)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return None
+    if not isinstance(text, str):
+        return None
+    decoder = json.JSONDecoder()
+    start = text.find("{")
+    while start >= 0:
+        try:
+            found, _ = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict) and isinstance(found.get("criteria_met"), bool):
+            return found["criteria_met"]
+        start = text.find("{", start + 1)
+    return None
+
+
+# --- the cache: a file a verdict, named by a hash -----------------------------------------------------------
+
+
+def read_verdict(cache: Path | None, key: str) -> bool | None:
+    """A verdict that is known; None where it is not, or its file is broken."""
+    if cache is None:
+        return None
+    try:
+        kept = read_kept(_place(cache, key), ["criteria_met"])
+    except OSError:
+        return None
+    return kept["criteria_met"] if kept and isinstance(kept["criteria_met"], bool) else None
+
+
+def write_verdict(cache: Path | None, key: str, verdict: bool) -> None:
+    """Whole or not at all, readable by its owner alone."""
+    if cache is None:
+        return
+    place = _place(cache, key)
+    for folder in (cache, place.parent):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = place.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(sealed(json.dumps({"criteria_met": verdict})))
+    os.replace(part, place)
+
+
+def _place(cache: Path, key: str) -> Path:
+    return cache / key[:2] / f"{key}.json"

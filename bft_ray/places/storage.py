@@ -1,0 +1,170 @@
+"""The results folder of a run, on a disk or in an object store, by path or URI."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bft_ray.errors import BadInput
+from bft_ray.places.cache import cache_folder, try_folder
+from bft_ray.places.disk import full_disk
+from bft_ray.places.kept import PART, write_text
+from bft_ray.places.modes import settle
+from bft_ray.places.remote import filesystem_at as _at
+from bft_ray.places.remote import is_remote, local_copy
+
+FIELD = "cluster.storage_path"
+
+
+def absolute(path: str) -> str:
+    """A local folder as an absolute path, so that workers with another working directory find it; a URI as it is."""
+    return path if is_remote(path) else str(Path(path.removeprefix("file://")).expanduser().resolve())
+
+
+def join(path: str, *parts: str) -> str:
+    """Path of something below a folder or URI."""
+    return "/".join([path.rstrip("/"), *parts])
+
+
+def places(storage_path: str, cache_dir: str | None = None) -> dict[str, str]:
+    """Where a run writes to on this machine: what decides it -> the place."""
+    return {FIELD: storage_path, "data.cache_dir": cache_dir or str(cache_folder()), "TMPDIR": tempfile.gettempdir()}
+
+
+def check_writable(path: str) -> None:
+    """Write and delete a small file; leaves nothing, so that a run that is refused later has made no folder.
+
+    Raises:
+        BadInput: the place cannot be written.
+        DiskFull: it has no room.
+    """
+    probe = join(path, ".bft_ray_writable")
+    try:
+        if not is_remote(path):
+            try_folder(Path(absolute(path)))
+            return
+        write_text(probe, "")
+        filesystem, place = _at(probe)
+        filesystem.delete_file(place)
+    except Exception as error:  # pyarrow raises a different type for each store
+        if full := full_disk(error, {FIELD: path}):
+            raise full from None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(
+            FIELD,
+            path,
+            f"a folder or URI that can be written: {reason}",
+            "Choose another place, or mend its rights.",
+        ) from None
+
+
+def put_folder(folder: Path, path: str) -> None:
+    """Replace what lies at `path` by the content of a local folder."""
+    if not is_remote(path):
+        with whole_folder(Path(path)) as beside:
+            shutil.copytree(folder, beside)
+        return
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    pyarrow.fs.copy_files(str(folder), place, destination_filesystem=filesystem)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A place of a disk to write to, which becomes `folder` at the end: that is there whole, or not at all.
+
+    Raises:
+        DiskFull: what the block has raised, where that is why. What is half written is removed after any error.
+    """
+    beside = folder.with_name(folder.name + PART)
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        yield beside
+        settle(beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+    except Exception as error:
+        if full := full_disk(error, {FIELD: folder}):
+            raise full from error
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def remove_parts(path: str) -> None:
+    """Delete what processes that were killed have left half written below a folder of a disk; none may write there."""
+    if is_remote(path):
+        return  # a store keeps nothing of what was not sent to its end
+    for place, folders, files in os.walk(path, topdown=True):
+        for name in filter(_is_part, files):
+            Path(place, name).unlink(missing_ok=True)
+        for name in filter(_is_part, folders):
+            shutil.rmtree(Path(place, name), ignore_errors=True)
+        folders[:] = [name for name in folders if not _is_part(name)]
+
+
+def _is_part(name: str) -> bool:
+    return name.endswith(PART)
+
+
+def fetch_folder(path: str, into: Path | None = None) -> Path:
+    """A local folder with what lies at `path`: the folder itself, or a copy of what the store holds.
+
+    Args:
+        into: where the copy goes; None: where this machine keeps such copies (`bft_ray.places.remote`).
+
+    Raises:
+        FileNotFoundError: the store holds no such folder.
+    """
+    if not is_remote(path):
+        return Path(path)
+    if into is None:
+        return local_copy(path)
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    pyarrow.fs.copy_files(place, str(into), source_filesystem=filesystem)
+    return into
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a folder."""
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    return filesystem.get_file_info(place).type == pyarrow.fs.FileType.Directory
+
+
+def folders_in(path: str, prefix: str) -> list[str]:
+    """Names of the folders at `path` that begin so; none where there is no such place."""
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True))
+    kind = pyarrow.fs.FileType.Directory
+    return [info.base_name for info in found if info.type == kind and info.base_name.startswith(prefix)]
+
+
+def sizes_in(path: str) -> dict[str, int]:
+    """Name -> bytes of the files below a folder or URI; none where there is no such place."""
+    import pyarrow.fs
+
+    filesystem, place = _at(path)
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True, recursive=True))
+    files = [info for info in found if info.type == pyarrow.fs.FileType.File]
+    return {info.path.removeprefix(place.rstrip("/") + "/"): info.size for info in files}
+
+
+def remove_folder(path: str) -> None:
+    """Delete a folder and all that lies in it; nothing where there is none."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    filesystem, place = _at(path)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_dir(place)

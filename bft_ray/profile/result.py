@@ -1,0 +1,92 @@
+"""What a profile found: figures of windows and settings, which are equal or nearly so, sentences, a search space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bft_ray.profile.rewrite import Rewritten
+from bft_ray.profile.weights import (
+    TokenLogps,
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was found; indices are places in `settings`.
+
+    Args:
+        title: domain and model.
+        windows: a row a window, see `window_figures`.
+        settings: a row a setting: its name, fields, and `Setting.figures`.
+        equal: groups that are the same run at every step, singles among them.
+        near: pairs of different groups that start alike: (index, index, share of the weight that differs).
+        distinct: one setting of each group.
+        ranks: rank correlations of the starting weights of `distinct`.
+        drift: how far the weights have moved since an earlier profile, by setting's name; empty without one.
+        findings: sentences.
+        parameters: what a search space varies on this data, as it declares it.
+        proposal: a search space, YAML.
+        rewritten: the space that `bft-ray init` wrote, with these parameters; None where it stays as it is.
+    """
+
+    title: str
+    tokens: TokenLogps
+    windows: list[dict[str, float]]
+    settings: list[dict[str, Any]]
+    equal: list[list[int]]
+    near: list[tuple[int, int, float]]
+    ranks: np.ndarray
+    drift: dict[str, dict[str, float]]
+    findings: list[str]
+    parameters: dict[str, Any]
+    proposal: str
+    rewritten: Rewritten | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def distinct(self) -> list[int]:
+        return [group[0] for group in self.equal]
+
+    def near_rows(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """The pairs of `near` by name, with the rank correlation of their weights; at most `limit`, nearest first."""
+        place = {index: row for row, index in enumerate(self.distinct)}
+        return [
+            {
+                "a": self.settings[a]["name"],
+                "b": self.settings[b]["name"],
+                "moved": apart,
+                "rank_correlation": _number(self.ranks[place[a], place[b]]),
+            }
+            for a, b, apart in self.near[:limit]
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the tokens and the pictures, for JSON."""
+        lengths = self.tokens.num_tokens
+        names = [row["name"] for row in self.settings]
+        return {
+            "title": self.title,
+            "num_samples": len(lengths),
+            "num_supervised_tokens": int(lengths.sum()),
+            "lengths": {f"p{level}": float(np.percentile(lengths, level)) for level in (0, 5, 25, 50, 75, 95, 99, 100)},
+            "windows": self.windows,
+            "settings": self.settings,
+            "equal": [[names[index] for index in group] for group in self.equal if len(group) > 1],
+            "near": self.near_rows(),
+            "rank_correlations": {
+                "settings": [names[index] for index in self.distinct],
+                "matrix": [[_number(value) for value in row] for row in self.ranks],
+            },
+            "drift": self.drift,
+            "findings": self.findings,
+            "seconds": self.seconds,
+        }
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return None if math.isnan(value) else round(float(value), 6)

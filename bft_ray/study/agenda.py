@@ -1,0 +1,115 @@
+"""Which trial a study puts down next: a function of its records (and, where the time is limited, of the clock)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.grid import baseline_assignments, num_trials
+from bft_ray.study.confirm.candidates import arms_of
+from bft_ray.study.definition import trial_name
+from bft_ray.study.propose.sampler import batch_size, is_ready, propose
+from bft_ray.study.records.record import TrialRecord, trained_s
+from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
+
+PARTS = (BASELINES, SEARCH, CONFIRMATION)
+#: part -> its trials, by number
+Records = Mapping[str, Sequence[TrialRecord]]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to put down; fields as in `TrialRecord`."""
+
+    part: str
+    number: int
+    assignment: Mapping[str, Any]
+    name: str
+    seeds: tuple[int, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> TrialRecord:
+        """As a record, of which no more is known yet."""
+        return TrialRecord(self.part, self.number, self.assignment, self.seeds, name=self.name, extra=self.extra)
+
+
+def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
+    """The next trial; None while there is none, until others have ended or for good.
+
+    The order: the baselines, which are known from the start and run to their end; the search, which begins while the
+    last of them run; and when all of these have ended the confirmation of the best trials and of the baselines.
+
+    Raises:
+        BftError: see `arms_of`.
+    """
+    if (number := len(records[BASELINES])) < len(wanted := _baselines(space)):
+        name, assignment = wanted[number]
+        words = trial_name(assignment, name)
+        return Proposal(BASELINES, number, assignment, words, tuple(space.seeds), {"baseline": name})
+    search = records[SEARCH]
+    if _proposes(space, records) and is_ready(space, len(search), search):
+        found = propose(space, len(search), search)
+        assert found is not None  # `num_trials` knows the end of a grid
+        return Proposal(SEARCH, len(search), found, trial_name(found), tuple(space.seeds))
+    if not is_searched(space, records) or (number := len(records[CONFIRMATION])) >= len(
+        runs := _confirmation(space, records)
+    ):
+        return None
+    arm, seed = runs[number]
+    extra = {"arm": arm.name, "of": arm.trial.id}
+    return Proposal(CONFIRMATION, number, arm.trial.assignment, arm.name, (seed,), extra)
+
+
+def is_searched(space: SearchSpace, records: Records) -> bool:
+    """Whether baselines and search have come to their end."""
+    ended = all(record.is_finished for part in (BASELINES, SEARCH) for record in records[part])
+    return ended and not _proposes(space, records) and len(records[BASELINES]) == len(_baselines(space))
+
+
+def part_of(space: SearchSpace, records: Records) -> str:
+    """The part that a study is in."""
+    if records[CONFIRMATION]:
+        return CONFIRMATION
+    return SEARCH if records[SEARCH] or not _baselines(space) else BASELINES
+
+
+def totals(space: SearchSpace, records: Records) -> dict[str, int]:
+    """Part -> trials that it has or will have, at most."""
+    search, confirmed = records[SEARCH], 0
+    if space.confirmation is not None:
+        confirmed = (space.confirmation.top_k + len(space.baselines)) * len(space.confirmation.seeds)
+        if is_searched(space, records):
+            confirmed = len(_confirmation(space, records))
+    proposed = num_trials(space) if _proposes(space, records) else len(search)
+    return {BASELINES: len(_baselines(space)), SEARCH: proposed, CONFIRMATION: confirmed}
+
+
+def _proposes(space: SearchSpace, records: Records) -> bool:
+    """Whether the search puts down more trials: neither their number nor the time for starting them is used up, and
+    the confirmation has not begun. A deterministic batch is put down whole, for it is judged as a whole.
+    """
+    search = records[SEARCH]
+    if records[CONFIRMATION]:
+        return False
+    limit = space.budget.time_s
+    is_late = limit is not None and trained_s(search, time.time()) > limit
+    if space.deterministic and len(search) % batch_size(space):
+        is_late = False
+    return len(search) < num_trials(space) and not is_late
+
+
+def _baselines(space: SearchSpace) -> list[tuple[str, dict[str, Any]]]:
+    """Every baseline with everything that it is tuned over."""
+    return [(one.name, assignment) for one in space.baselines for assignment in baseline_assignments(space)]
+
+
+def _confirmation(space: SearchSpace, records: Records) -> list[tuple[Any, int]]:
+    """Arms with each of their seeds."""
+    if space.confirmation is None:
+        return []
+    arms = arms_of(space, records[BASELINES], records[SEARCH])
+    return [(arm, seed) for arm in arms for seed in space.confirmation.seeds]

@@ -1,0 +1,216 @@
+"""What a study has found: the choice from the records, and the one look at the test split."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bft_ray.config import Config
+from bft_ray.config.metrics import higher_is_better
+from bft_ray.errors import BadInput, BftError
+from bft_ray.evaluate.run import EvaluationResult, evaluate_model
+from bft_ray.places import storage
+from bft_ray.space.assign import with_overrides
+from bft_ray.space.definition import DEFAULT
+from bft_ray.stats.errors import as_groups
+from bft_ray.stats.paired import paired_difference
+from bft_ray.study.confirm.candidates import Arm, arms_of, confirmed, plan_of
+from bft_ray.study.confirm.choose import Choice, Limit, choose
+from bft_ray.study.confirm.items import item_groups, item_scores
+from bft_ray.study.confirm.standing import Items, compared
+from bft_ray.study.definition import Study, by_id
+from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.segment import Leg, Run
+from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
+from bft_ray.study.report.describe import TestResult
+from bft_ray.train.launch import pin_paths
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study has found.
+
+    Args:
+        choice: by the rules of `bft_ray.study.confirm.choose`; None for a study that compares and chooses nothing.
+        champion: the arm that won; None where nothing could be chosen.
+        config: its config, as it was trained for the weights below.
+        weights: its first confirmation run's.
+        test: of champion and default on the test split; None without one.
+        items: of a study that chooses nothing, the scores of the trials that it compares; see `Items`.
+    """
+
+    choice: Choice | None = None
+    champion: Arm | None = None
+    config: Config | None = None
+    weights: str | None = None
+    test: TestResult | None = None
+    items: Items = field(default_factory=dict)
+
+
+def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None] = lambda text: None) -> Answer:
+    """Choose, and look at the test split, once: what was measured is kept with the study.
+
+    Args:
+        parts: of the study, all trials finished.
+
+    Raises:
+        BftError: the weights of the confirmation are gone.
+    """
+    confirmation = study.space.confirmation
+    if confirmation is None:
+        return Answer(items=_compared_items(study, parts))
+    records = {part: parts[part].records() for part in (BASELINES, SEARCH, CONFIRMATION)}
+    arms = {arm.name: arm for arm in arms_of(study.space, records[BASELINES], records[SEARCH])}
+    limit = _limit(study, parts[SEARCH], next(iter(arms.values())), records, line)
+    plan = plan_of(study.space, list(arms.values()), limit, records[CONFIRMATION])
+    choice = choose(confirmed(study.space, records[CONFIRMATION]), plan)
+    if choice.champion is None:
+        return Answer(choice)
+    champion = arms[choice.champion]
+    config = _config(study, champion, records)
+    weights = {name: _weights(study, name, records[CONFIRMATION]) for name in sorted({champion.name, DEFAULT})}
+    test = None
+    if confirmation.test:
+        measured = {name: _tested(study, parts[SEARCH], arms[name], weights[name], records, line) for name in weights}
+        test = _compare(study.space.objective.metric, champion.name, measured)
+    _drop_others(study, records[CONFIRMATION], set(weights.values()))
+    return Answer(choice, champion, pin_paths(config), weights[champion.name], test)
+
+
+def _compared_items(study: Study, parts: Mapping[str, Store]) -> dict[str, dict[int, dict[str, float]]]:
+    """Scores of the items of the best trial and of its rival, from the files of their runs; without those of which some
+    are gone, or whose metric has no figure of single items.
+    """
+    records = {part: parts[part].records() for part in (BASELINES, SEARCH)}
+    ran, metric = by_id([*records[BASELINES], *records[SEARCH]]), study.space.objective.metric
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for record in compared(records, metric):
+        folder = study.folder_of(ran[record.merged_with or record.id])
+        runs = {seed: Run.of(study.id, folder, seed) for seed in record.seeds}
+        with contextlib.suppress(BadInput):
+            scores = {seed: item_scores(metric, run.records) for seed, run in runs.items() if run is not None}
+            if len(scores) == len(runs):
+                found[record.id] = scores
+    return found
+
+
+def _config(study: Study, arm: Arm, records: Mapping[str, Sequence[TrialRecord]]) -> Config:
+    """Of an arm's first confirmation run, without what is measured only there."""
+    assert study.space.confirmation is not None
+    others = by_id([*records[BASELINES], *records[SEARCH]])
+    return study.config(arm.trial, study.space.confirmation.seeds[0], others)
+
+
+def _weights(study: Study, arm: str, records: Sequence[TrialRecord]) -> str:
+    assert study.space.confirmation is not None
+    seed = study.space.confirmation.seeds[0]
+    record = next(one for one in records if one.extra["arm"] == arm and one.seeds == (seed,))
+    record = by_id(records)[record.merged_with or record.id]
+    return Leg(study.id, record.id, seed, {}, study.folder_of(record)).weights
+
+
+def _drop_others(study: Study, records: Sequence[TrialRecord], kept: set[str]) -> None:
+    for record in records:
+        leg = Leg(study.id, record.id, record.seeds[0], {}, study.folder_of(record))
+        if leg.weights not in kept:
+            storage.remove_folder(leg.weights)
+
+
+# --- measured once, and kept --------------------------------------------------------------------------------
+
+
+def _limit(
+    study: Study, store: Store, arm: Arm, records: Mapping[str, Sequence[TrialRecord]], line: Callable[[str], None]
+) -> Limit | None:
+    """The second objective, with the base model's value on the confirmation split."""
+    second, confirmation = study.space.objective.second, study.space.confirmation
+    if second is None or confirmation is None:
+        return None
+    before = store.notes().get("before")
+    if before is None:
+        line(f"{second.metric} of the base model")
+        config = pin_paths(with_overrides(_config(study, arm, records), confirmation.overrides, "confirmation"))
+        before = evaluate_model(config, names=[second.metric.split("/")[0]]).metrics[second.metric]
+        store.note("before", before)
+    return Limit(second.metric, before, second.largest_loss)
+
+
+def _tested(
+    study: Study,
+    store: Store,
+    arm: Arm,
+    weights: str,
+    records: Mapping[str, Sequence[TrialRecord]],
+    line: Callable[[str], None],
+) -> dict[str, Any]:
+    """Metrics, and scores of items, of an arm's model on the test split."""
+    known = store.notes().get(f"test {arm.name}")
+    if known is not None:
+        return known
+    assert study.space.confirmation is not None
+    line(f"test: {arm.name}")
+    config = pin_paths(with_overrides(_config(study, arm, records), study.space.confirmation.test, "confirmation.test"))
+    measured = _measure(config, weights)
+    metric = study.space.objective.metric
+    found: dict[str, Any] = {"metrics": measured.metrics, "items": item_scores(metric, measured.records)}
+    if groups := item_groups(metric, measured.records):
+        found["groups"] = groups
+    store.note(f"test {arm.name}", found)
+    return found
+
+
+def _measure(config: Config, weights: str) -> EvaluationResult:
+    """On the workers of the config, which fetch the weights for themselves where they lie in an object store."""
+    if not storage.exists(weights):
+        raise BftError(f"the weights {weights} are gone, and with them the look at the test split")
+    model = config.model.model_copy(update={"path": weights, "adapter": None})
+    return evaluate_model(config.model_copy(update={"model": model}))
+
+
+def _compare(metric: str, champion: str, measured: Mapping[str, Mapping[str, Any]]) -> TestResult:
+    """Champion against default, paired by item (`bft_ray.stats.paired`). One model each: what other seeds would have
+    brought is not in it.
+    """
+    values = {name: one["metrics"][metric] for name, one in measured.items()}
+    own, default = (measured[name]["items"] for name in (champion, DEFAULT))
+    sides = [np.array([scores[item] for item in sorted(own)]) for scores in (own, default)]
+    shared = measured[champion].get("groups", {})
+    groups = as_groups([shared.get(item, ()) for item in sorted(own)]) if shared else None
+    first, second = sides if higher_is_better(metric) else sides[::-1]
+    found = paired_difference(first, second, groups=groups)
+    return TestResult(
+        champion=champion,
+        default=DEFAULT,
+        metric=metric,
+        champion_value=values[champion],
+        default_value=values[DEFAULT],
+        gain=found.value,
+        low=found.low,
+        high=found.high,
+        num_items=len(own),
+        detectable=found.detectable,
+    )
+
+
+def as_json(found: Answer) -> dict[str, Any]:
+    """The choice and everything that it rests on, as plain values."""
+    choice = None if found.choice is None else asdict(found.choice)
+    if choice is not None:
+        del choice["plan"]["groups"]  # of every item
+    return _plain(
+        {"choice": choice, "test": None if found.test is None else asdict(found.test), "weights": found.weights}
+    )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it: what is not a number is null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

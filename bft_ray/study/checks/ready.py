@@ -1,0 +1,106 @@
+"""Everything that can be wrong with a study, looked at before a worker starts; and what the data say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from bft_ray.config import Config
+from bft_ray.config.measured import VALIDATION
+from bft_ray.data.dataset import TokenDataset, prepare
+from bft_ray.errors import BadInput
+from bft_ray.model.base_weights import weights_fingerprint
+from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.check import check_model
+from bft_ray.places import storage
+from bft_ray.space.assign import config_of, with_overrides
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.grid import representatives
+from bft_ray.study.checks.splits import Rows, check_splits, items_of, rows_of
+from bft_ray.tracking.artifacts import check_artifacts
+from bft_ray.tracking.server import check_server
+from bft_ray.train.launch import check_tasks, pin_paths
+from bft_ray.train.overlay import check_overlay
+from bft_ray.train.record import files_fingerprint
+
+#: parameters of these sections make other tokens of the same rows
+_TOKENISING = ("data.train", "data.template", "data.max_length", "data.too_long", "model.")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data say.
+
+    Args:
+        first: the first trial's config: what all of them need of a worker and of the data.
+        longest, samples_per_source: see `Study`; None where trials differ in it.
+        fingerprints: use -> fingerprint of its data, `model`: of the base weights; part of what the study is.
+        num_items: search, confirmation, test -> items that the objective is measured on, where they are rows of a file.
+    """
+
+    first: Config
+    longest: int | None
+    samples_per_source: tuple[int, ...] | None
+    fingerprints: dict[str, str]
+    num_items: Mapping[str, int] = field(default_factory=dict)
+
+
+def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lambda text: None) -> Facts:
+    """Read and tokenise all data of the study, and try the places that it writes to.
+
+    Args:
+        line: is told what was kept and dropped of the data.
+
+    Raises:
+        BadInput: bad data, splits that share rows, a model or tokenizer that cannot be read, a folder that cannot be
+            written, no server.
+    """
+    first = pin_paths(config_of(base, space, representatives(space, 1)[0]))
+    storage.check_writable(first.cluster.storage_path)
+    check_server(first.tracking)
+    check_artifacts(first.tracking, first.experiment)
+    check_overlay(first)
+    splits = {"search": first}
+    if space.confirmation is not None:
+        splits["confirmation"] = pin_paths(with_overrides(first, space.confirmation.overrides, "confirmation"))
+        if space.confirmation.test:
+            splits["test"] = pin_paths(with_overrides(first, space.confirmation.test, "confirmation.test"))
+    tokenizer = load_tokenizer(first.model)
+    for note in check_model(first, tokenizer):
+        line(f"note: {note}")
+    train = prepare(first.data.train, tokenizer, first.data, "data.train")
+    line(f"train data: {_brief(train)}")
+    fingerprints = {"train": train.fingerprint, "model": weights_fingerprint(first.model)}
+    measured = space.objective.metric.split("/")[0]
+    rows: dict[str, Rows] = {}
+    for split, config in splits.items():
+        if config.data.validation:
+            dataset = prepare(config.data.validation, tokenizer, config.data, f"data.validation ({split})")
+            line(f"{split} data: {_brief(dataset)}")
+            fingerprints[f"{split}.validation"] = dataset.fingerprint
+            if measured == VALIDATION:
+                rows[split] = rows_of(dataset)
+        check_tasks(config)
+        fingerprints |= {f"{split}.{task.name}": files_fingerprint(task) for task in config.evaluation.tasks}
+        for task in config.evaluation.tasks:
+            if task.name == measured:
+                rows[split] = items_of(task)
+    check_splits(space.objective.metric, rows, rows_of(train) if measured == VALIDATION else {}, line)
+    varies = any(name.startswith(_TOKENISING) and not name.endswith(".ratio") for name in space.parameters)
+    longest, samples = int(train.num_supervised.max()), train.samples_per_source
+    _require_items(space, rows)
+    num_items = {split: len(own) for split, own in rows.items() if own}
+    return Facts(first, None if varies else longest, None if varies else samples, fingerprints, num_items)
+
+
+def _require_items(space: SearchSpace, rows: Mapping[str, Rows]) -> None:
+    """Raise BadInput for a split of one item: trials are compared by item, and one has no spread."""
+    for split, own in rows.items():
+        if len(own) == 1:
+            rule = f"at least 2, to compare {space.objective.metric} item by item"
+            raise BadInput(f"items of the {split} data", 1, rule, "Give it more rows.")
+
+
+def _brief(dataset: TokenDataset) -> str:
+    """The first line of its report."""
+    return dataset.report.to_text().partition("\n")[0]

@@ -1,0 +1,73 @@
+"""Whether the nodes that run trials see the folder of results as the driver does: told before anything is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bft_ray.config import ClusterConfig
+from bft_ray.errors import BadInput
+from bft_ray.places import storage
+from bft_ray.workers.spread import num_places, worker_resources
+
+_ANSWER_S = 60.0  # of all nodes together, each of which starts a process for it
+
+
+def require_shared(cluster: ClusterConfig) -> None:
+    """Return where every node that has room for a worker sees what this process writes to `cluster.storage_path`;
+    within `bft_ray.workers.spread.connect` only. Nothing is asked of an object store, or of a single node.
+
+    Raises:
+        BadInput: names the nodes that see another folder.
+    """
+    import ray
+
+    path, nodes = storage.absolute(cluster.storage_path), [node for node in ray.nodes() if node["Alive"]]
+    if storage.is_remote(path) or len(nodes) < 2:
+        return
+    need = worker_resources(cluster)
+    asked = [node for node in nodes if num_places([node["Resources"]], need)]
+    if blind := blind_nodes(path, asked):
+        where = ", ".join(blind)
+        rule = f"a folder that all nodes share: what is written there cannot be seen on {where}"
+        raise BadInput(
+            "cluster.storage_path", path, rule, "Give a folder that all nodes mount, or a URI (s3://, gs://)."
+        )
+
+
+def blind_nodes(path: str, nodes: Sequence[dict[str, Any]]) -> list[str]:
+    """Addresses of the nodes that do not see what is written to a folder here; one that does not answer within a minute,
+    or breaks, is not among them.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    sign = storage.join(path, f".bft_ray_shared_{uuid.uuid4().hex}")
+    storage.write_text(sign, "")
+    try:
+        look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+        asked = {}
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[look.options(scheduling_strategy=there).remote(sign)] = node["NodeManagerAddress"]
+        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        for ref in late:
+            ray.cancel(ref, force=True)
+        blind = []
+        for ref in done:
+            with contextlib.suppress(RayError):  # a trial would meet it too, and is run again
+                if not ray.get(ref):
+                    blind.append(asked[ref])
+        return blind
+    finally:
+        Path(sign).unlink(missing_ok=True)
+
+
+def _sees(path: str) -> bool:
+    """On a node. Listing the folder lets a network file system forget what it believed to be there."""
+    file = Path(path)
+    return file.parent.is_dir() and file.name in {one.name for one in file.parent.iterdir()}

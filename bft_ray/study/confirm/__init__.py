@@ -1,0 +1,1 @@
+"""The choice: candidates against baselines on fresh data and seeds, as functions of the records."""

@@ -1,0 +1,93 @@
+"""Which runs are compared in the confirmation: the best trials of the search, and each baseline at its best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bft_ray.errors import BftError
+from bft_ray.space.definition import DEFAULT, SearchSpace
+from bft_ray.study.confirm.choose import Limit, Plan, Record
+from bft_ray.study.records.leaderboard import ranked
+from bft_ray.study.records.record import TrialRecord
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of the confirmation.
+
+    Args:
+        name: in tables; a baseline's is its own.
+        kind: what it is.
+        trial: the trial that it repeats, with fresh seeds.
+    """
+
+    name: str
+    kind: Literal["candidate", "baseline"]
+    trial: TrialRecord
+
+
+def arms_of(space: SearchSpace, baselines: Sequence[TrialRecord], search: Sequence[TrialRecord]) -> list[Arm]:
+    """Baselines, each with the values outside of the loss that suited it best, then candidates, best first.
+
+    A candidate that is the same run as one of these baselines is none: the baseline stands for it.
+
+    Raises:
+        BftError: the default has no trial that ran to its end, so that there is nothing to hold a winner against.
+    """
+    assert space.confirmation is not None
+    metric = space.objective.metric
+    arms = []
+    for baseline in space.baselines:
+        own = [record for record in baselines if record.extra["baseline"] == baseline.name]
+        done = [record for record in ranked(own, metric) if record.state == "complete"]
+        if done:
+            arms.append(Arm(baseline.name, "baseline", done[0]))
+        elif baseline.name == DEFAULT:
+            raise BftError(
+                f"the baseline {DEFAULT} has no complete trial ({own[0].reason}), and winners are held against it"
+            )
+    taken, names = {arm.trial.key for arm in arms}, {arm.name for arm in arms}
+    for record in ranked(search, metric):
+        if len(arms) - sum(arm.kind == "baseline" for arm in arms) == space.confirmation.top_k:
+            break
+        if record.state != "complete" or record.key in taken:
+            continue
+        name = record.name if record.name not in names else f"{record.name} ({record.number})"
+        arms.append(Arm(name, "candidate", record))
+        taken.add(record.key)
+        names.add(name)
+    return arms
+
+
+def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None, records: Sequence[TrialRecord] = ()) -> Plan:
+    """What `bft_ray.study.confirm.choose.choose` needs to know of the confirmation, whose records name the groups of items."""
+    confirmation = space.confirmation
+    assert confirmation is not None
+    return Plan(
+        metric=space.objective.metric,
+        candidates=tuple(arm.name for arm in arms if arm.kind == "candidate"),
+        baselines=tuple(arm.name for arm in arms if arm.kind == "baseline"),
+        default=DEFAULT,
+        seeds=tuple(confirmation.seeds),
+        alpha=confirmation.alpha,
+        second=second,
+        groups=next((record.extra["groups"] for record in records if record.extra.get("groups")), {}),
+    )
+
+
+def confirmed(space: SearchSpace, records: Sequence[TrialRecord]) -> list[Record]:
+    """The runs of the confirmation, as the choice sees them; one that was merged has the scores of its twin."""
+    second = space.objective.second
+    ran = {record.id: record for record in records}
+    return [
+        Record(
+            name=record.extra["arm"],
+            seed=record.seeds[0],
+            items=ran[record.merged_with or record.id].extra.get("items", {}) if record.state == "complete" else {},
+            second=record.metrics.get(second.metric) if second else None,
+            failed="" if record.state == "complete" else record.reason or record.state,
+        )
+        for record in records
+    ]

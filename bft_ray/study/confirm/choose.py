@@ -1,0 +1,379 @@
+"""The champion of a study: a pure function of the records of its confirmation.
+
+Gains are over the default (`bft` at window 256, as published) and "beyond noise" means that the one-sided test of
+`bft_ray.stats.simultaneous`, which holds for all comparisons together, says so; never where there is no noise at all to judge
+by, nor where a gain hangs on the skewness of too few items. In this order:
+
+1. An arm counts if every seed of its runs is there, none failed, and all its scores are finite numbers. A run that
+   failed is never a score. Items without a verdict (of a judge) are left out where at least 99 % of all are there.
+   With a second objective, an arm must be shown to keep the limit: the upper bound of its mean loss against the base
+   model, one-sided over seeds, must be `largest_loss` at most (a test of non-inferiority). The default is held to
+   the opposite: it gives way only where its loss exceeds the limit beyond noise, by the lower bound.
+2. Contenders are the candidates that beat the default beyond noise, or, if there are none, the default: within noise it
+   stands for every candidate, so ties go to it. Where the default itself breaks the limit of the second objective, all
+   candidates that keep it are contenders.
+3. The contender with the best mean is BFT's own winner.
+4. A baseline that beats the default and every contender beyond noise is the champion instead; of several the one with
+   the best mean. (A claim about all contenders needs each single comparison to hold, so these need no further
+   correction: an intersection-union test, Berger 1982.) Candidates that are not shown to beat the default need not be
+   beaten: if they had to be, one that is merely noisy would keep the default in place against a baseline that is shown
+   to be better than it.
+5. Where items were left out, the winner must win again with these counted worst for it and best for the others; else
+   the default stays.
+
+Equal means are told apart by name, so that the order of the records decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from bft_ray.config.metrics import higher_is_better
+from bft_ray.errors import BadInput
+from bft_ray.stats.comparison import Comparison
+from bft_ray.stats.errors import Groups, as_groups
+from bft_ray.stats.paired import mean_bounds
+from bft_ray.stats.simultaneous import DRAWS, as_arrays, compare_pair, compare_with, not_told_from_best
+from bft_ray.study.confirm.items import COMPLETE
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of the confirmation.
+
+    Args:
+        name: of its arm: a candidate or a baseline.
+        seed: of the run.
+        items: item id -> score on the confirmation split, in the metric's own direction; their mean is the metric
+            (`bft_ray.study.confirm.items`). Empty where the run failed.
+        second: value of the second metric, where there is one.
+        failed: why there is no score; "" where there is one.
+    """
+
+    name: str
+    seed: int
+    items: Mapping[str, float] = field(default_factory=dict)
+    second: float | None = None
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The second objective.
+
+    Args:
+        metric: its name.
+        before: value of the base model, on the same data.
+        largest_loss: how much worse than that the mean of an arm may be, in the metric's unit.
+        level: one-sided, of the tests that ask whether it is kept.
+    """
+
+    metric: str
+    before: float
+    largest_loss: float
+    level: float = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was to be confirmed.
+
+    Args:
+        metric: name of the objective.
+        candidates: arms that the search found.
+        baselines: published arms, the default among them.
+        default: the baseline that wins ties.
+        seeds: of the runs of every arm.
+        alpha: error of all comparisons together.
+        second: the second objective; None: there is none.
+        groups: item id -> groups that it shares with others (genes, patients, documents); empty: items are independent.
+    """
+
+    metric: str
+    candidates: tuple[str, ...]
+    baselines: tuple[str, ...]
+    default: str
+    seeds: tuple[int, ...]
+    alpha: float = 0.05
+    second: Limit | None = None
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [*self.candidates, *self.baselines]
+        if len(set(names)) < len(names):
+            raise BadInput("arms", names, "arms with different names")
+        if self.default not in self.baselines:
+            raise BadInput("default", self.default, f"one of the baselines: {', '.join(self.baselines)}")
+        if len(set(self.seeds)) < max(2, len(self.seeds)):
+            raise BadInput("seeds", list(self.seeds), "at least 2 different seeds: one has no spread")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the confirmation says about one arm.
+
+    Args:
+        name, kind: which, and what it is.
+        mean: of the metric, over seeds and items; None where the arm does not count.
+        second: mean of the second metric over seeds.
+        gain: over the default; None for the default itself.
+        excluded: why it does not count, or cannot be chosen; "" where it can.
+        on_front: no other arm that counts is better in one objective and at least as good in the other.
+    """
+
+    name: str
+    kind: Literal["candidate", "baseline", "default"]
+    mean: float | None
+    second: float | None
+    gain: Comparison | None
+    excluded: str
+    on_front: bool
+
+
+Verdict = Literal["candidate", "default", "baseline", "none"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and everything that the choice rests on.
+
+    Args:
+        champion: name of the arm; None where nothing could be chosen.
+        verdict: what kind of arm it is.
+        reason: a clause that says why.
+        arms: best mean first, those that do not count last.
+        against: for a baseline as champion: its gain over the default and each contender.
+        num_items: of the confirmation split, measured in all runs.
+        num_missing: items left out, for they lack a verdict.
+        best: arm -> probability that it is the best, as far as noise lets one tell.
+        not_told: arms that cannot be told from the best.
+    """
+
+    plan: Plan
+    champion: str | None
+    verdict: Verdict
+    reason: str
+    arms: tuple[Arm, ...]
+    against: tuple[Comparison, ...]
+    num_items: int
+    num_missing: int = 0
+    best: Mapping[str, float] = field(default_factory=dict)
+    not_told: tuple[str, ...] = ()
+
+    def arm(self, name: str) -> Arm:
+        """By name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def best_candidate(self) -> Arm | None:
+        """The candidate with the best mean that could be chosen; None where there is none."""
+        return next((arm for arm in self.arms if arm.kind == "candidate" and arm.gain and not arm.excluded), None)
+
+
+def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
+    """The champion by the rules at the head of the file; the order of the records does not matter.
+
+    Raises:
+        BadInput: a record of an unknown arm or seed, a run given twice, a metric without a direction.
+    """
+    runs = _runs(records, plan)
+    flaws = _flaws(runs, plan)
+    kept = {name: runs[name] for name in sorted(runs) if not flaws[name]}
+    if plan.default not in kept:
+        reason = f"the default {plan.default} has no whole set of runs ({flaws[plan.default]})"
+        untold = tuple(_arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs))
+        return Choice(plan, None, "none", reason, untold, (), 0)
+
+    sign = 1.0 if higher_is_better(plan.metric) else -1.0
+    items = {name: {seed: run.items for seed, run in own.items()} for name, own in kept.items()}
+    measured, num_all = _measured(items)
+    arrays = as_arrays({n: {s: {i: own[s][i] for i in measured} for s in own} for n, own in items.items()}, plan.seeds)
+    oriented = {name: sign * array for name, array in arrays.items()}
+    groups = as_groups([plan.groups.get(item, ()) for item in measured]) if plan.groups else None
+    family = compare_with(oriented, plan.default, plan.alpha, draws, groups=groups)
+    gains = family.comparisons
+    means = {name: float(array.mean()) for name, array in oriented.items()}
+    seconds = {name: _second(own, plan) for name, own in kept.items()}
+    broken = {name: _broken(name, own, plan) for name, own in kept.items()}
+    front = _front(means, seconds, plan)
+
+    order = sorted(kept, key=lambda name: (-means[name], name))
+    allowed = [name for name in order if not broken[name]]
+    champion, verdict, reason, against = _decide(plan, order, allowed, oriented, gains, groups)
+    if num_all > len(measured) and champion != plan.default and champion is not None:
+        worst = _counted_worst(items, champion, sign, plan)
+        again = compare_with(worst, plan.default, plan.alpha, draws)
+        if plan.default in allowed and _decide(plan, order, allowed, worst, again.comparisons, None)[0] != champion:
+            left = f"{num_all - len(measured)} items without a verdict"
+            reason = f"{champion} would win, but not with the {left} counted worst for it"
+            champion, verdict, against = plan.default, "default", ()
+    arms = [_arm(n, plan, sign * means[n], seconds[n], gains.get(n), broken[n], n in front) for n in order] + [
+        _arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs) if flaws[name]
+    ]
+    told = not_told_from_best(oriented, plan.alpha, draws, groups)
+    return Choice(
+        plan,
+        champion,
+        verdict,
+        reason,
+        tuple(arms),
+        against,
+        len(measured),
+        num_all - len(measured),
+        family.best,
+        tuple(name for name in order if name in told),
+    )
+
+
+def _measured(items: Mapping[str, Mapping[int, Mapping[str, float]]]) -> tuple[list[str], int]:
+    """Items that all runs have, sorted, and the number of those that any has."""
+    sets = [set(run) for own in items.values() for run in own.values()]
+    return sorted(set.intersection(*sets)), len(set.union(*sets))
+
+
+def _counted_worst(
+    items: Mapping[str, Mapping[int, Mapping[str, float]]], winner: str, sign: float, plan: Plan
+) -> dict[str, np.ndarray]:
+    """Scores with every item, above for better: one that is missing is the worst score seen where it is the winner's,
+    and the best where it is another's.
+    """
+    seen = [sign * value for own in items.values() for run in own.values() for value in run.values()]
+    every = sorted({item for own in items.values() for run in own.values() for item in run})
+    return {
+        name: np.array(
+            [
+                [sign * run[i] if i in run else (min(seen) if name == winner else max(seen)) for i in every]
+                for run in (own[seed] for seed in sorted(plan.seeds))
+            ]
+        )
+        for name, own in items.items()
+    }
+
+
+def _decide(
+    plan: Plan,
+    order: Sequence[str],
+    allowed: Sequence[str],
+    scores: Mapping[str, np.ndarray],
+    gains: Mapping[str, Comparison],
+    groups: Groups | None,
+) -> tuple[str | None, Verdict, str, tuple[Comparison, ...]]:
+    """Champion, verdict, reason, and the comparisons of a baseline that won; arms stand best mean first."""
+    candidates = [name for name in allowed if name in plan.candidates]
+    others = [name for name in allowed if name in plan.baselines and name != plan.default]
+    contenders = candidates
+    if plan.default in allowed:
+        contenders = [name for name in candidates if gains[name].is_better] or [plan.default]
+    if not contenders:  # the default breaks the limit, and so does every candidate
+        if others:
+            return others[0], "baseline", "nothing else keeps the limit of the second objective", ()
+        return None, "none", "no arm keeps the limit of the second objective", ()
+    rivals = [*contenders, *([plan.default] if plan.default in allowed and plan.default not in contenders else [])]
+    for name in others:
+        against = tuple(compare_pair(name, rival, scores, plan.alpha, groups) for rival in rivals)
+        if plan.default in allowed and not gains[name].is_better:
+            continue  # as one of all comparisons with the default
+        if all(comparison.is_better for comparison in against):
+            beaten = _beaten(plan, contenders) if plan.default in allowed else "every candidate that keeps the limit"
+            return name, "baseline", f"beyond noise it beats {beaten}", against
+    best = contenders[0]
+    if best == plan.default:
+        return best, "default", "no candidate beats it beyond noise, and ties go to it", ()
+    if plan.default not in allowed:
+        return best, "candidate", "the best mean of the candidates within the limit, which the default breaks", ()
+    return best, "candidate", "the best mean, and better than the default beyond noise", ()
+
+
+def _beaten(plan: Plan, contenders: Sequence[str]) -> str:
+    """What a baseline that wins has beaten, in words."""
+    if list(contenders) == [plan.default]:
+        return f"the default {plan.default}, which no candidate does"
+    return f"the default {plan.default} and every candidate that does so too"
+
+
+def _runs(records: Iterable[Record], plan: Plan) -> dict[str, dict[int, Record]]:
+    runs: dict[str, dict[int, Record]] = {name: {} for name in (*plan.candidates, *plan.baselines)}
+    for record in records:
+        if record.name not in runs:
+            raise BadInput("record", record.name, f"of an arm of the plan: {', '.join(runs)}")
+        if record.seed not in plan.seeds:
+            raise BadInput(f"record of {record.name}", record.seed, f"of a seed of the plan: {list(plan.seeds)}")
+        if record.seed in runs[record.name]:
+            raise BadInput(f"record of {record.name}", record.seed, "given once for each seed")
+        runs[record.name][record.seed] = record
+    return runs
+
+
+def _flaws(runs: Mapping[str, Mapping[int, Record]], plan: Plan) -> dict[str, str]:
+    """Arm -> why it does not count; "" where it does. Items must be those of the default, but for a few without a
+    verdict.
+    """
+    items = {item for run in runs[plan.default].values() for item in run.items}
+
+    def flaw(own: Mapping[int, Record]) -> str:
+        for seed in sorted(plan.seeds):
+            if seed not in own:
+                return f"no run with seed {seed}"
+            run = own[seed]
+            if run.failed:
+                return f"seed {seed} failed: {run.failed}"
+            if not run.items or not all(map(math.isfinite, run.items.values())):
+                return f"seed {seed} has {'a score that is not finite' if run.items else 'no scores'}"
+            if not set(run.items) <= items:
+                return f"seed {seed} was measured on other items than the default"
+            if len(run.items) < COMPLETE * len(items):
+                return f"seed {seed} has a score for {len(run.items)} of {len(items)} items alone"
+            if plan.second and (run.second is None or not math.isfinite(run.second)):
+                return f"seed {seed} has no finite {plan.second.metric}"
+        return ""
+
+    return {name: flaw(own) for name, own in runs.items()}
+
+
+def _second(own: Mapping[int, Record], plan: Plan) -> float | None:
+    if plan.second is None:
+        return None
+    return math.fsum(own[seed].second or 0.0 for seed in plan.seeds) / len(plan.seeds)
+
+
+def _broken(name: str, own: Mapping[int, Record], plan: Plan) -> str:
+    """Why an arm is not within the limit of the second objective; "" where it is, or there is none."""
+    limit = plan.second
+    if limit is None:
+        return ""
+    sign = -1.0 if higher_is_better(limit.metric) else 1.0
+    losses = [sign * ((own[seed].second or 0.0) - limit.before) for seed in sorted(plan.seeds)]
+    low, high = mean_bounds(losses, limit.level)
+    slack = 1e-9 * max(1.0, abs(limit.before), abs(limit.largest_loss))  # 1.1 - 1.0 is above 0.1
+    if name == plan.default:
+        return "breaks the limit beyond noise" if low > limit.largest_loss + slack else ""
+    return "" if high <= limit.largest_loss + slack else "is not shown to keep the limit"
+
+
+def _front(means: Mapping[str, float], seconds: Mapping[str, float | None], plan: Plan) -> set[str]:
+    """Names that no other dominates; without a second objective, those with the best mean. Means: above is better."""
+    sign = 1.0 if plan.second is None or higher_is_better(plan.second.metric) else -1.0
+    points = {name: (mean, sign * (seconds[name] or 0.0)) for name, mean in means.items()}
+    return {
+        name
+        for name, own in points.items()
+        if not any(other[0] >= own[0] and other[1] >= own[1] and other != own for other in points.values())
+    }
+
+
+def _arm(
+    name: str,
+    plan: Plan,
+    mean: float | None,
+    second: float | None,
+    gain: Comparison | None,
+    excluded: str,
+    on_front: bool,
+) -> Arm:
+    kind: Literal["candidate", "baseline", "default"] = "candidate" if name in plan.candidates else "baseline"
+    return Arm(name, "default" if name == plan.default else kind, mean, second, gain, excluded, on_front)

@@ -1,0 +1,406 @@
+"""Which run comes next, whether it goes on at a rung, and what its end means: the study's driver, without Ray.
+
+Everything it decides it reads from the records, and everything that happens it writes there first. So it may be killed
+at any moment, and another one goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal
+
+from bft_ray.config import Config
+from bft_ray.errors import BadInput, BftError, DiskFull
+from bft_ray.places import storage
+from bft_ray.places.disk import full_place
+from bft_ray.places.kept import is_damaged
+from bft_ray.space.definition import Asha
+from bft_ray.space.duplicates import run_key
+from bft_ray.space.grid import num_trials
+from bft_ray.study.agenda import PARTS, next_trial
+from bft_ray.study.confirm.items import item_groups, item_scores
+from bft_ray.study.definition import Study
+from bft_ray.study.propose.duplicates import key_of, twin_of, why_equal
+from bft_ray.study.propose.halving import goes_on, survivors
+from bft_ray.study.propose.sampler import batch_of, rung_metric
+from bft_ray.study.records.leaderboard import ranked
+from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.segment import Leg, Reached, Run
+from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, BySeed, Store
+from bft_ray.train.launch import pin_paths
+
+#: a study in which so many trials have failed and none has come to anything is ended
+_HOPELESS = 3
+
+Over = Literal["over"]
+OVER: Over = "over"
+#: told of a trial that begins or ends
+Listener = Callable[[Literal["begun", "ended"], TrialRecord], None]
+
+
+class Conductor:
+    """Drives a study, leg by leg. All calls come from one thread.
+
+    Args:
+        store: of the search part.
+        num_slots: how many legs the cluster runs at a time, asked again and again: it may grow.
+        ahead: legs that are given out beyond that, so that a worker that becomes free has one at once.
+        listen: is told of trials that begin and end.
+        max_failures: how often a trial is run again whose worker died.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        store: Store,
+        num_slots: Callable[[], int],
+        listen: Listener = lambda event, record: None,
+        *,
+        ahead: int = 0,
+        max_failures: int = 3,
+    ):
+        self.study, self._space = study, study.space
+        self._num_slots, self._listen, self._ahead, self._max_failures = num_slots, listen, ahead, max_failures
+        self.parts = {BASELINES: store.open_part(BASELINES), SEARCH: store, CONFIRMATION: store.open_part(CONFIRMATION)}
+        self.told = [line for part in PARTS for line in self.parts[part].reconcile()]
+        self._active: dict[tuple[str, int], Leg] = {}  # (trial, seed) -> what was given out
+        self._running: set[tuple[str, int]] = set()  # of these, what a worker has taken
+        self._configs: dict[str, Config] = {}
+        self._dropped: set[str] = set()  # trials of the search whose weights are deleted
+        self._settle()
+        self._judge()
+        self.told += self._damaged()
+
+    # ---- what there is ----------------------------------------------------------------------------------------------
+
+    def records(self, part: str) -> list[TrialRecord]:
+        """Trials of a part, by number."""
+        return self.parts[part].records()
+
+    def all_records(self) -> dict[str, list[TrialRecord]]:
+        """Part -> its trials."""
+        return {part: self.records(part) for part in PARTS}
+
+    # ---- the next leg -----------------------------------------------------------------------------------------------
+
+    def next(self) -> Leg | Over | None:
+        """The next leg to run; None: later, when something has ended; OVER: there is nothing left to run.
+
+        Raises:
+            BftError: all trials fail.
+        """
+        for store in self.parts.values():
+            store.lease.beat()
+        slots = max(1, self._num_slots())
+        if len(self._active) >= slots + self._ahead:
+            return None
+        if 0 < slots - len(self._running) <= len(self._active) - len(self._running):
+            return None  # these first: no free worker waits for a suggestion that it does not need yet
+        leg = self._waiting_leg()
+        while leg is None and self._add():
+            self._judge()  # a batch may be whole now, and its rungs decided
+            leg = self._waiting_leg()
+        if leg is not None:
+            self._active[leg.trial, leg.seed] = leg
+            return leg
+        if not self._active and (left := self._open()):  # better an end than to wait for ever
+            raise BftError(
+                f"{len(left)} trials, {left[0].id} among them, wait for each other: this is a fault of bft-ray"
+            )
+        return None if self._active else OVER
+
+    def _open(self) -> list[TrialRecord]:
+        return [record for part in PARTS for record in self.records(part) if not record.is_finished]
+
+    def _waiting_leg(self) -> Leg | None:
+        for record in self._open():
+            if record.merged_with:
+                continue
+            for seed in record.seeds:
+                if (record.id, seed) in self._active or seed in _runs(record):
+                    continue
+                if (leg := self._leg(record, seed)) is not None:
+                    return leg
+        return None
+
+    def _leg(self, record: TrialRecord, seed: int) -> Leg | None:
+        """From where the run stands to its next rung or end; None while others decide whether it goes on."""
+        config = self._config(record).model_copy(update={"seed": seed})
+        rungs = self.study.rungs(record.part, config)
+        until = None
+        if rungs and not self.study.is_judged_in_place(config):
+            last = max((step for step, at in record.rungs.items() if seed in at), default=0)
+            if last and record.extra.get("passed", 0) < last:
+                return None
+            until = next((rung for rung in rungs if rung > last), None)
+            rungs = (until,) if until else ()
+        measured = rung_metric(self._space).split("/")[0]
+        return Leg(
+            study=self.study.id,
+            trial=record.id,
+            seed=seed,
+            # without passwords, which Tune would put into its own files
+            tree=pin_paths(config).model_dump(mode="json", exclude={"tracking"}),
+            folder=self.study.folder_of(record),
+            rungs=rungs,
+            until=until,
+            at_rungs=(measured,),
+            keep=self._keeps_weights(record, seed),
+            same=run_key(config, None),
+        )
+
+    def _keeps_weights(self, record: TrialRecord, seed: int) -> bool:
+        """Of a trial those of the first seed; in the confirmation, those that may become the champion."""
+        if record.part == CONFIRMATION:
+            assert self._space.confirmation is not None
+            return seed == self._space.confirmation.seeds[0]
+        return record.part == SEARCH and seed == record.seeds[0]
+
+    def _config(self, record: TrialRecord) -> Config:
+        if record.id not in self._configs:
+            others = {each.id: each for part in (BASELINES, SEARCH) for each in self.records(part)}
+            self._configs[record.id] = self.study.config(record, record.seeds[0], others)
+        return self._configs[record.id]
+
+    # ---- new trials -------------------------------------------------------------------------------------------------
+
+    def _add(self) -> bool:
+        """Put down the next trial, if there is one now; an equal one takes the result of the one that ran."""
+        new = next_trial(self._space, self.all_records())
+        if new is None:
+            return False
+        if new.part == CONFIRMATION and new.number == 0:
+            self.parts[SEARCH].note("confirmed_after", num_trials(self._space))
+        config = self._config(new.record)
+        key = key_of(config, new.seeds, self.study.longest)
+        elsewhere = self.records(BASELINES) if new.part == SEARCH else []
+        twin = twin_of(elsewhere, key) or twin_of(self.records(new.part), key)
+        record = self.parts[new.part].add(
+            new.number,
+            new.assignment,
+            key=key,
+            seeds=new.seeds,
+            name=new.name,
+            planned_steps=self.study.steps(config),
+            space=self._space if new.part == SEARCH else None,
+            twin=twin,
+            because=why_equal(config, self._config(twin), self.study.longest) if twin else "",
+            extra=new.extra,
+        )
+        if record.is_finished:
+            self._listen("ended", record)
+        return True
+
+    # ---- what happens to a leg --------------------------------------------------------------------------------------
+
+    def begun(self, leg: Leg) -> None:
+        """A worker has taken it."""
+        self._running.add((leg.trial, leg.seed))
+        store, number = self._at(leg)
+        if store.record(number).state == "waiting":
+            store.start(number)
+            self._listen("begun", store.record(number))
+
+    def goes_on(self, leg: Leg, reached: Reached) -> bool:
+        """A leg that is judged in place waits at a rung: whether it goes on. If not, its trial has ended."""
+        store, number = self._at(leg)
+        if store.record(number).is_finished:
+            return False
+        if not self._at_rung(leg, reached):
+            return False
+        record = store.record(number)
+        assert isinstance(self._space.scheduler, Asha)
+        metric = rung_metric(self._space)
+        if goes_on(self.records(SEARCH), number, reached.step, self._space.scheduler.reduction, metric):
+            return True
+        self._prune(record, reached.step)
+        return False
+
+    def ended(self, leg: Leg, reached: Reached) -> None:
+        """A worker has done a leg, or was stopped at a rung.
+
+        Raises:
+            DiskFull: it had no room. Its trial waits, to be run again by the next driver.
+            BftError: all trials fail.
+        """
+        self._take_back(leg)
+        store, number = self._at(leg)
+        if store.record(number).is_finished or reached.status == "running":
+            return  # it was stopped, or another seed of it has failed
+        if reached.status == "stopped":
+            store.release(number, reached.reason)
+            raise DiskFull(f"{leg.trial} was stopped, as every other would be: {reached.reason}")
+        if reached.status == "failed" and not reached.is_lasting:
+            self._again(store, number, reached.reason)
+        elif reached.status == "failed":
+            self._fail(store, number, reached.reason, reached.step)
+        elif reached.status == "paused":
+            self._at_rung(leg, reached)
+        else:
+            self._complete(leg, store, number, reached)
+        self._judge()
+
+    def broke(self, leg: Leg, reason: str) -> None:
+        """The process of a leg ended without a result; the trial is run again, unless that happens too often.
+
+        Raises:
+            DiskFull: a disk that workers need has no room.
+            BftError: all trials fail.
+        """
+        self._take_back(leg)
+        store, number = self._at(leg)
+        if full := full_place(storage.places(leg.folder, leg.cache_dir)):
+            store.release(number, str(full))
+            raise DiskFull(f"a worker ended without a word, and {full}")
+        if not store.record(number).is_finished:
+            self._again(store, number, reason)
+
+    def _again(self, store: Store, number: int, reason: str) -> None:
+        """Run it again, unless it broke too often."""
+        breaks = store.record(number).extra.get("breaks", 0) + 1
+        store.keep(number, breaks=breaks)
+        if breaks > self._max_failures:
+            why = f"it broke {breaks} time{'s' * (breaks > 1)}, and cluster.max_failures is {self._max_failures}: {reason}"
+            self._fail(store, number, why, 0)
+        else:
+            store.release(number, reason)
+
+    def release(self, reason: str) -> None:
+        """Send back all that runs: the driver ends."""
+        for leg in self._active.values():
+            store, number = self._at(leg)
+            store.release(number, reason)
+        self._active.clear()
+        self._running.clear()
+
+    def _take_back(self, leg: Leg) -> None:
+        self._active.pop((leg.trial, leg.seed), None)
+        self._running.discard((leg.trial, leg.seed))
+
+    def _at(self, leg: Leg) -> tuple[Store, int]:
+        part, _, number = leg.trial.partition("/")
+        return self.parts[part], int(number)
+
+    def _at_rung(self, leg: Leg, reached: Reached) -> bool:
+        """Put down what was measured at a rung; a trial without a finite value has failed."""
+        store, number = self._at(leg)
+        metric = rung_metric(self._space)
+        value = reached.metrics.get(metric)
+        if value is None or not math.isfinite(value):
+            what = "was not measured" if value is None else f"is {value}"
+            self._fail(store, number, f"{metric} {what} at step {reached.step} (seed {leg.seed})", reached.step)
+            return False
+        store.report(number, reached.step, {leg.seed: value})
+        return True
+
+    def _judge(self) -> None:
+        """Who has waited at a rung, and now may go on or not."""
+        if not isinstance(self._space.scheduler, Asha):
+            return
+        reduction, metric = self._space.scheduler.reduction, rung_metric(self._space)
+        for record in self.records(SEARCH):
+            if record.is_finished or record.merged_with or record.last_rung is None:
+                continue
+            config, step = self._config(record), record.last_rung[0]
+            if self.study.is_judged_in_place(config) or record.extra.get("passed", 0) >= step:
+                continue
+            on: bool | None
+            if self._space.deterministic:
+                batch = batch_of(self._space, record.number, self.records(SEARCH))
+                alive = survivors(batch, self.study.rungs(SEARCH, config), step, reduction, metric) if batch else None
+                on = None if alive is None else record.number in alive
+            else:
+                on = goes_on(self.records(SEARCH), record.number, step, reduction, metric)
+            if on:
+                self.parts[SEARCH].keep(record.number, passed=step)
+            elif on is not None:
+                self._prune(record, step)
+
+    def _prune(self, record: TrialRecord, step: int) -> None:
+        assert isinstance(self._space.scheduler, Asha)
+        why = f"not among the best 1 of {self._space.scheduler.reduction} at step {step}"
+        self.parts[SEARCH].prune(record.number, step * len(record.seeds), why)
+        for seed in record.seeds:
+            storage.remove_folder(self._leg_of(record, seed).pause)
+        self._finished(self.parts[SEARCH], record.number)
+
+    def _fail(self, store: Store, number: int, reason: str, num_steps: int) -> None:
+        store.fail(number, reason, num_steps)
+        for seed in store.record(number).seeds:
+            leg = self._leg_of(store.record(number), seed)
+            storage.remove_folder(leg.pause)
+            storage.remove_folder(leg.weights)
+        self._finished(store, number)
+        ran = [
+            record for part in PARTS for record in self.records(part) if record.is_finished and not record.merged_with
+        ]
+        if len(ran) >= _HOPELESS and all(record.state == "failed" for record in ran):
+            counted = Counter(record.reason for record in ran)
+            raise BftError(f"all of the first {len(ran)} trials failed: {counted.most_common(1)[0][0]}")
+
+    def _complete(self, leg: Leg, store: Store, number: int, reached: Reached) -> None:
+        """The run of one seed is done; with the last of them the trial."""
+        record = store.record(number)
+        runs = _runs(record) | {leg.seed: {"metrics": reached.metrics, "num_steps": reached.step}}
+        if record.part == CONFIRMATION:
+            run = Run.read(leg)
+            if run is None and is_damaged(leg.file):
+                return self._again(store, number, f"{leg.file}, the file of its result, is damaged")
+            if run is None:
+                raise BftError(f"{leg.folder} has no file of {leg.trial}: all nodes must share cluster.storage_path")
+            try:
+                metric = self._space.objective.metric
+                groups = item_groups(metric, run.records)
+                store.keep(number, items=item_scores(metric, run.records), **({"groups": groups} if groups else {}))
+            except BadInput as error:  # not finite, say
+                return self._fail(store, number, str(error), reached.step)
+        if len(runs) < len(record.seeds):
+            store.keep(number, runs={str(seed): one for seed, one in runs.items()})
+            return
+        by_seed: BySeed = {seed: one["metrics"] for seed, one in runs.items()}
+        store.complete(number, by_seed, sum(one["num_steps"] for one in runs.values()))
+        self._finished(store, number)
+
+    def _finished(self, store: Store, number: int) -> None:
+        self._listen("ended", store.record(number))
+        self._settle()
+        if store.part == SEARCH:
+            self._drop_weights()
+
+    def _settle(self) -> None:
+        """Trials that are equal to one that has ended take its result."""
+        for part in PARTS:
+            if any(record.merged_with and not record.is_finished for record in self.records(part)):
+                for record in self.parts[part].settle(self.records(BASELINES)):
+                    self._listen("ended", record)
+
+    def _drop_weights(self) -> None:
+        """Of the trials of the search, the weights of the best `checkpoint.keep` stay."""
+        metric = self._space.objective.metric
+        done = [r for r in ranked(self.records(SEARCH), metric) if r.state == "complete" and not r.merged_with]
+        keep = self._config(done[0]).checkpoint.keep if done else 0
+        for record in done[keep:]:
+            if record.id not in self._dropped:
+                storage.remove_folder(self._leg_of(record, record.seeds[0]).weights)
+                self._dropped.add(record.id)
+
+    def _damaged(self) -> list[str]:
+        """Files of trials that go on which are damaged: the workers that find them do not talk to the user."""
+        unfinished = [record for record in self._open() if not record.merged_with]
+        files = [self._leg_of(record, seed).file for record in unfinished for seed in record.seeds]
+        return [f"{file} is damaged: that run begins anew" for file in files if is_damaged(file)]
+
+    def _leg_of(self, record: TrialRecord, seed: int) -> Leg:
+        return Leg(self.study.id, record.id, seed, {}, self.study.folder_of(record))
+
+
+def legs_ahead(study: Study, config: Config) -> int:
+    """How many legs to give out beyond the slots: one keeps warm workers busy; several workers only wait for room."""
+    return 1 if config.is_one_process else 0
+
+
+def _runs(record: TrialRecord) -> dict[int, Any]:
+    """Seed -> what a run that has ended left, of a trial that still runs with other seeds."""
+    return {int(seed): run for seed, run in record.extra.get("runs", {}).items()}

@@ -1,0 +1,120 @@
+"""What a study is made of, and the config of each of its trials: pure functions of space, config and records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bft_ray.config import Config
+from bft_ray.config.steps import steps_if_known
+from bft_ray.places import storage
+from bft_ray.space.assign import baseline_config, config_of, with_overrides
+from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
+
+#: fields -> what stands before their value in the name of a trial
+_SHORT = {
+    "loss.window": "w",
+    "loss.epsilon": "e",
+    "loss.weight_cap": "c",
+    "loss.gamma": "gamma",
+    "optimizer.learning_rate": "lr",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that a driver runs.
+
+    Args:
+        id: unique, and the same for all drivers of it.
+        space, base: the search space, and the config that it varies.
+        longest: supervised tokens of the longest training sample; None: trials differ in it, or it is not known.
+        samples_per_source: training samples that each source gives; None: trials differ in it.
+        folder: of its files, shared by all nodes.
+    """
+
+    id: str
+    space: SearchSpace
+    base: Config
+    longest: int | None
+    samples_per_source: tuple[int, ...] | None
+    folder: str
+
+    @property
+    def domain(self) -> str:
+        return self.space.domain or self.base.domain
+
+    @property
+    def num_samples(self) -> int | None:
+        """Training samples; None: trials differ in it."""
+        return None if self.samples_per_source is None else sum(self.samples_per_source)
+
+    @property
+    def name(self) -> str:
+        """As the database knows it."""
+        return f"{self.space.name}/{self.domain}"
+
+    def folder_of(self, record: TrialRecord) -> str:
+        """Of a trial's files."""
+        return storage.join(self.folder, record.part, f"{record.number:04d}")
+
+    def config(self, record: TrialRecord, seed: int, others: Mapping[str, TrialRecord]) -> Config:
+        """The config of one run of a trial, with paths as they were given.
+
+        Args:
+            others: id -> record; that of the trial which a confirmation repeats must be there.
+        """
+        if record.part == CONFIRMATION:
+            assert self.space.confirmation is not None
+            config = self.config(others[record.extra["of"]], seed, others)
+            return with_overrides(config, self.space.confirmation.overrides, "confirmation.overrides")
+        if record.part == BASELINES:
+            baseline = next(one for one in self.space.baselines if one.name == record.extra["baseline"])
+            return baseline_config(self.base, self.space, baseline, record.assignment, seed)
+        return config_of(self.base, self.space, record.assignment, seed)
+
+    def steps(self, config: Config) -> int | None:
+        """Optimizer steps of a run; None where only the run itself can tell."""
+        return steps_if_known(config, self.samples_per_source)
+
+    def rungs(self, part: str, config: Config) -> tuple[int, ...]:
+        """Steps after which a trial may be stopped: only trials of the search are."""
+        steps = self.steps(config)
+        if part != SEARCH or not isinstance(self.space.scheduler, Asha) or steps is None:
+            return ()
+        return tuple(self.space.scheduler.rungs(steps))
+
+    def is_judged_in_place(self, config: Config) -> bool:
+        """Whether a trial waits in its process for the word of a rung. Otherwise it leaves its state there and ends:
+        a trial of several workers because killing those leaves their reservation behind, one of several seeds because
+        these wait for each other, and a deterministic one because it waits for others that need its place.
+        """
+        return config.is_one_process and len(self.space.seeds) == 1 and not self.space.deterministic
+
+
+def trial_name(assignment: Mapping[str, Any], first: str = "") -> str:
+    """`bft_inverse w128 e0.05 c8 lr0.001`: the method, then what is varied, in tables and in MLflow.
+
+    Args:
+        first: such as the name of a baseline, instead of the method.
+    """
+    words = [first] if first else [str(assignment["loss.method"])] if "loss.method" in assignment else []
+    for field in sorted(assignment, key=lambda field: (_place(field), field)):
+        if field == "loss.method":
+            continue
+        value = assignment[field]
+        text = f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
+        words.append(_SHORT[field] + text if field in _SHORT else f"{field.rpartition('.')[2]}={text}")
+    return " ".join(words) or "as configured"
+
+
+def by_id(records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
+    """Records by their id."""
+    return {record.id: record for record in records}
+
+
+def _place(field: str) -> int:
+    return list(_SHORT).index(field) if field in _SHORT else len(_SHORT)

@@ -1,0 +1,280 @@
+"""`bft-ray search`: a study from its search space to a champion in the registry. The same call goes on after any end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable
+
+from bft_ray.config import Config, to_yaml
+from bft_ray.data.passing import tokens_pass
+from bft_ray.data.tokenise import with_date
+from bft_ray.errors import BadInput, BftError, DiskFull
+from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.places import storage
+from bft_ray.places.kept import read_kept
+from bft_ray.places.modes import kept_for, settle
+from bft_ray.places.scratch import scratch
+from bft_ray.profile.run import log_files, profile_data
+from bft_ray.space.assign import config_of, with_overrides
+from bft_ray.space.cost import cost_of
+from bft_ray.space.definition import LEARNING_RATE, SearchSpace
+from bft_ray.space.grid import num_trials, representatives
+from bft_ray.study.agenda import part_of, totals
+from bft_ray.study.answer import answer
+from bft_ray.study.checks.expect import local_slots, takes, untold
+from bft_ray.study.checks.packing import settle_packing
+from bft_ray.study.checks.ready import Facts, look_at
+from bft_ray.study.checks.shared import require_shared
+from bft_ray.study.conclude import StudyResult, conclude, describe_study, require_left
+from bft_ray.study.controller import Conductor, legs_ahead
+from bft_ray.study.definition import Study
+from bft_ray.study.execute.measure import measure as measured_on
+from bft_ray.study.propose.sampler import rung_metric
+from bft_ray.study.records.database import Database
+from bft_ray.study.records.store import Store
+from bft_ray.study.report.live import Live
+from bft_ray.study.report.recorder import Recorder, params_of
+from bft_ray.tracking.begin import RUN_KEY
+from bft_ray.tracking.children import Children
+from bft_ray.tracking.run import Tracker
+from bft_ray.tracking.server import redact
+from bft_ray.train.launch import pin_paths
+from bft_ray.waits import waiting
+from bft_ray.workers.spread import connect, require_resources
+
+_PATIENCE_S = 120.0  # for a tracking server that is away at the end
+_LOOK_S = 2.0  # between two looks whether the study is cancelled
+
+
+class Cancelled(BftError):
+    """Somebody has cancelled the study."""
+
+
+def search(
+    space: SearchSpace,
+    base: Config,
+    database_url: str,
+    *,
+    profile: bool = True,
+    measure: bool = True,
+    live: Live | None = None,
+) -> StudyResult:
+    """Run a study, or go on with it: baselines, search, confirmation, choice, test, registry.
+
+    Args:
+        space, base: as `load_study` gives them.
+        database_url: of the study: `sqlite:///FILE` or the address of a PostgreSQL.
+        profile: also draw the window profile of the training data.
+        measure: say first what the study takes, measured on a few steps.
+
+    Raises:
+        BadConfig, BadInput: before any worker starts, for everything that can be known by then; also for a study that
+            is there with other settings, or that another driver runs, or that is finished and has lost its files.
+        Cancelled: by `cancel`.
+        DiskFull: a disk has no room. No trial has failed by it, and the same call goes on.
+        BftError: all trials failed, or there is nothing to hold a winner against; or MLflow did not take all of the
+            answer, which the same call tries again.
+    """
+    with tokens_pass(), kept_for(base.cluster.file_mode):
+        return _search(space, base, database_url, profile, measure, live)
+
+
+def _search(
+    space: SearchSpace, base: Config, database_url: str, profile: bool, measure: bool, live: Live | None
+) -> StudyResult:
+    base = base.model_copy(update={"name": None})
+    title = f"{space.name}, domain {space.domain or base.domain}"
+    with (
+        Database(database_url) as database,
+        live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
+    ):
+        base = _with_date(database, space, base)
+        facts = look_at(space, pin_paths(base), shown.note)
+        _require_a_node(facts.first)
+        store = Store.create(database, space, base, facts.fingerprints)
+        if (done := _finished(store, space)) is not None:
+            shown.note(f"the study {store.study} is finished")
+            require_left(done, facts.first.tracking, database.shown)
+            return done
+        store.lease.take()
+        with store.lease.kept():
+            store.note("cancel", False)
+            store.note("result", None)  # that of a smaller budget, if any
+            # what was given with the command, such as tracking.uri, stands in the trials' config
+            cost = cost_of(space, base, facts.longest, facts.samples_per_source)
+            for text in untold(space, cost, facts):
+                shown.note(text)
+            study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
+            with connect(facts.first.cluster):
+                require_resources(facts.first.cluster)
+                require_shared(facts.first.cluster)
+                study, facts = settle_packing(study, facts, store, shown.note)
+                if measure and not store.records():  # once, when the study begins
+                    found, slots = measured_on(facts.first, shown.note), local_slots(facts.first.cluster)
+                    for text in takes(space, facts.first, cost, found, slots):
+                        shown.note(text)
+                if profile:
+                    _profile(study, facts.first, shown.note)
+                return _run(study, store, facts.first, shown)
+
+
+def _with_date(database: Database, space: SearchSpace, base: Config) -> Config:
+    """The base config with the date that a chat template gets in all trials: that of the study's first start."""
+    first = config_of(base, space, representatives(space, 1)[0])
+    began = None
+    with contextlib.suppress(BadInput):  # there is no such study yet
+        settings = Store.find(database, f"{space.name}/{space.domain or base.domain}").notes().get("settings", {})
+        began = settings.get("config.data.date")
+    dated = with_date(first.data, load_tokenizer(first.model), began)
+    return base.model_copy(update={"data": base.data.model_copy(update={"date": dated.date})})
+
+
+def _require_a_node(first: Config) -> None:
+    """Tune would run the driver elsewhere for a Ray client, away from the study's database."""
+    address = first.cluster.address or ""
+    if address.startswith("ray://"):
+        remedy = "Submit it as a job (ray job submit -- python -m jobs.search ...), or run it on a node of the cluster."
+        raise BadInput("cluster.address", address, "the address of a cluster that this machine is a node of", remedy)
+
+
+def _study(store: Store, space: SearchSpace, base: Config, facts: Facts) -> Study:
+    """With the id that it was given when it began."""
+    found = store.notes().get("id")
+    if found is None:
+        store.note("id", found := uuid.uuid4().hex)
+    name = f"{space.name}-{found[:8]}"  # another study of this name, in another database, has another one
+    folder = storage.join(facts.first.cluster.storage_path, "studies", space.domain or base.domain, name)
+    return Study(found, space, base, facts.longest, facts.samples_per_source, folder)
+
+
+def _finished(store: Store, space: SearchSpace) -> StudyResult | None:
+    """What the study has come to with this budget; None where it has more to do.
+
+    Raises:
+        BadInput: another budget than that with which the confirmation has begun.
+    """
+    notes = store.notes()
+    # as the last driver had them: one that goes on with another budget takes the result away first
+    before = {"budget.trials": notes["num_trials"], "budget.time_s": notes["settings"].get("space.budget.time_s")}
+    asked = {"budget.trials": num_trials(space), "budget.time_s": space.budget.time_s}
+    changed = [field for field in asked if asked[field] != before[field]]
+    if changed and "confirmed_after" in notes:
+        field = changed[0]
+        rule = f"{before[field]} as before: the confirmation has begun, and what it has seen must not steer a search"
+        remedy = "Leave it so, or give the study another `name`, and fresh data to confirm it."
+        raise BadInput(field, asked[field], rule, remedy)
+    done = notes.get("result")
+    return None if changed or done is None else StudyResult(**done)
+
+
+def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
+    """Everything that needs the cluster and MLflow."""
+    from bft_ray.study.execute import tuning
+
+    notes = store.notes()
+    with Tracker.start(
+        study.base.tracking,
+        experiment=first.experiment,
+        run_name=study.space.name,
+        run_id=notes.get("run_id"),
+        params=params_of(study, first),
+        tags={
+            RUN_KEY: study.id,  # found by it if a driver is killed before it notes the run
+            "bft.kind": "study",
+            "bft.domain": study.domain,
+            "bft.study": study.name,
+            "bft.study_id": study.id,
+        },
+    ) as tracker:
+        store.note("run_id", tracker.run_id)
+        shown.note(f"study {study.name}: MLflow run {tracker.run_id} in experiment {first.experiment}")
+        _log_inputs(tracker, study, first, notes["settings"]["data.train"])
+        children = Children(study.base.tracking, tracker.run_id)
+        recorder = Recorder(study, tracker, children)
+        conductor = Conductor(
+            study,
+            store,
+            tuning.num_slots(first.cluster),
+            recorder,
+            ahead=legs_ahead(study, first),
+            max_failures=first.cluster.max_failures,
+        )
+        reason = "the driver ended"
+        storage.remove_parts(study.folder)  # of a driver or workers that were killed
+        try:
+            for line in conductor.told:
+                shown.note(line)
+            recorder.catch_up([record for own in conductor.all_records().values() for record in own])
+            look = _looks(store, conductor, shown, tuning.num_slots(first.cluster))
+            tuning.run(conductor, first, look)
+            look()
+            with waiting("choosing"):
+                found = answer(study, conductor.parts, shown.note)
+            with waiting("recording the answer"):
+                result = conclude(study, store, conductor, found, tracker, recorder, shown.note)
+            sent = children.flush(_PATIENCE_S) and tracker.flush(_PATIENCE_S)
+            if sent and tracker.finish(*(("FAILED", result.failed) if result.failed else ("FINISHED",))):
+                store.note("result", vars(result))  # last of all: who finds it sends MLflow nothing more
+            else:
+                shown.note("MLflow is away: the same command records what it lacks")
+            return result
+        except Cancelled as error:
+            reason = str(error)
+            describe_study(study, conductor, None, recorder)
+            tracker.finish("KILLED", reason)
+            raise
+        except DiskFull:
+            reason = "a disk was full"
+            storage.remove_parts(study.folder)  # of workers that ended with the study
+            raise
+        finally:
+            with contextlib.suppress(BftError):  # the database is away, or another driver has taken over
+                conductor.release(reason)
+            children.close("KILLED", reason)
+            settle(study.folder)  # with what libraries have written
+
+
+def _looks(store: Store, conductor: Conductor, shown: Live, slots: Callable[[], int]) -> Callable[[], None]:
+    """What the driver does beside: the display, and whether anybody has cancelled."""
+    looked = time.monotonic()
+
+    def look() -> None:
+        nonlocal looked
+        records = conductor.all_records()
+        part = part_of(conductor.study.space, records)
+        shown.part(part, totals(conductor.study.space, records)[part])
+        shown.show(records, slots(), time.time())
+        if time.monotonic() - looked >= _LOOK_S:
+            looked = time.monotonic()
+            if store.notes().get("cancel"):
+                raise Cancelled("cancelled; the same command goes on with the study")
+
+    return look
+
+
+def _log_inputs(tracker: Tracker, study: Study, first: Config, fingerprint: str) -> None:
+    tracker.log_text(redact(to_yaml(study.base)), "config.yaml")
+    tracker.log_text(redact(to_yaml(study.space)), "search_space.yaml")
+    paths = ", ".join(source.path for source in first.data.train)
+    if study.num_samples is not None:
+        tracker.log_dataset("train", paths, fingerprint, study.num_samples, "train")
+    with scratch("profile") as temporary, contextlib.suppress(FileNotFoundError):  # a study without one
+        log_files(tracker, storage.fetch_folder(storage.join(study.folder, "profile"), temporary))
+
+
+def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
+    """The window profile of the training data; its forward pass is done once for the same data and model."""
+    place = storage.join(study.folder, "profile")
+    if read_kept(storage.join(place, "profile.json")) is not None:
+        return
+    line("profile of the training data")
+    config = first
+    if LEARNING_RATE in study.space.parameters:  # the proposed rates lie around the study's, not the first trial's
+        config = with_overrides(first, {LEARNING_RATE: study.base.optimizer.learning_rate}, "the profile")
+    with scratch("profile") as temporary:
+        out = temporary / "profile"  # which `profile_data` makes
+        for finding in profile_data(config, out, source=study.space.config, track=False).findings:
+            line(f"  {finding}")
+        storage.put_folder(out, place)

@@ -1,0 +1,1 @@
+"""How trials are run: segments on Ray Tune actors that keep model and data in memory."""

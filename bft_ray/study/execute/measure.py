@@ -1,0 +1,149 @@
+"""What a trial takes, measured before the study begins: a few steps and one measurement, in a process of its own.
+
+A process of its own, because its peak of memory is then the trial's, and nothing of it stays. It runs `trial`, as a
+worker does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from bft_ray.config import Config, make_config
+from bft_ray.places.kept import read_kept, write_kept
+from bft_ray.places.scratch import scratch
+
+LIMIT_S = 120.0  # of the whole measurement
+_STEPS = 3  # the first, which warms up, does not count
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run takes.
+
+    Args:
+        step_s: of a training step, once warm.
+        measure_s: of one measurement of all sets.
+        start_s: from one trial to the next in a process that is warm.
+        memory_bytes: peak of the process (resident).
+        gpu_bytes: peak that torch held on the GPU; 0 without one.
+        weights_bytes: of the final weights that a trial may leave.
+        state_bytes: of weights and optimizer of a trial that waits at a rung.
+        device: where it ran.
+        took_s: the whole measurement.
+    """
+
+    step_s: float
+    measure_s: float
+    start_s: float
+    memory_bytes: int
+    gpu_bytes: int
+    weights_bytes: int
+    state_bytes: int
+    device: str
+    took_s: float
+
+
+def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_S) -> Measured | str:
+    """Measure the config of a trial; where that cannot be, why, as a clause.
+
+    Args:
+        config: with paths that hold here.
+        line: is told that it begins.
+        limit_s: after which it is given up.
+    """
+    if not config.is_one_process:
+        return "trials of several workers or with zero3 are not tried in one process: the first trial will tell"
+    if config.cluster.gpus_per_worker and not _num_gpus():
+        return "trials use a GPU, and this machine has none: the first trial will tell"
+    line(f"measuring {_STEPS} training steps and one measurement ({limit_s:g} s at most; --no-measure leaves it out)")
+    began = time.monotonic()
+    with scratch("measure") as folder:
+        # without passwords; what it prints is not for the user
+        (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json", exclude={"tracking"})))
+        command = [sys.executable, "-m", "bft_ray.study.execute.measure", str(folder)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            status = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return f"it took more than {limit_s:g} s"
+        finally:
+            process.kill()
+            process.wait()
+        found = folder / "measured.json"
+        if status == -9:
+            return "the process was killed, as one is that takes more memory than there is"
+        if not found.exists():
+            return f"the process ended with status {status}"
+        tree = read_kept(found)
+    if tree is None:
+        return "what its process found is damaged"
+    if "why" in tree:
+        return f"it failed: {tree['why']}"
+    return Measured(**tree, took_s=time.monotonic() - began)
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+# ---- in the process ----------------------------------------------------------------------------------------------------
+
+
+def _main(folder: Path) -> None:
+    from bft_ray.errors import BftError
+
+    config = make_config(json.loads((folder / "config.json").read_text()))
+    schedule = config.schedule.model_copy(update={"steps": _STEPS})
+    try:
+        found = _tried(config.model_copy(update={"schedule": schedule}), folder)
+    except (BftError, RuntimeError, OSError, MemoryError) as error:  # whose texts hold no rows of the data
+        lines = str(error).strip().splitlines()
+        found = {"why": f"{type(error).__name__}: {lines[0] if lines else ''}"}
+    write_kept(folder / "measured.json", found)
+
+
+def _tried(config: Config, folder: Path) -> dict[str, float | int | str]:
+    import torch
+
+    from bft_ray.study.execute.trial import TrialResult, trial
+    from bft_ray.study.execute.warm import Warm
+
+    warm, whole, paused = Warm(), TrialResult(), TrialResult()
+    first: dict[str, float] = {}
+    with closing(trial(config, [1], warm, whole, keep=folder / "weights", at_rungs=())) as stops:
+        for _ in stops:
+            first = first or dict(whole.seconds)
+    with closing(trial(config, [1], warm, paused, until=1, pause=folder / "state", at_rungs=())) as stops:
+        for _ in stops:
+            pass
+    has_gpu = warm.device.type == "cuda"
+    return {
+        "step_s": (whole.seconds["train"] - first["train"]) / (_STEPS - 1),
+        "measure_s": whole.seconds["measure"] - first.get("measure", 0.0),
+        "start_s": paused.seconds["start"],
+        "memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "gpu_bytes": torch.cuda.max_memory_reserved() if has_gpu else 0,
+        "weights_bytes": _size(folder / "weights"),
+        "state_bytes": _size(folder / "state"),
+        "device": torch.cuda.get_device_name() if has_gpu else f"{torch.get_num_threads()} CPU thread(s)",
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,272 @@
+"""One trial: a fine-tuning by one worker in this process, measured on its way with the model in memory."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bft_ray.config import Config
+from bft_ray.data.prefetch import prefetch
+from bft_ray.errors import BadInput, BftError
+from bft_ray.evaluate.engine.pool import answer_all
+from bft_ray.evaluate.engine.request import Prepared
+from bft_ray.evaluate.engine.worker import Loaded, answer
+from bft_ray.evaluate.run import EvaluationResult
+from bft_ray.model.export import export_model
+from bft_ray.places import storage
+from bft_ray.study.execute.warm import Tasks, Warm
+from bft_ray.train.checkpoint import verify_manifest, write_manifest
+from bft_ray.train.engine import Engine, join_alone, pin_threads
+from bft_ray.train.loop import Data, make_plan, share_of
+from bft_ray.train.schedule import learning_rate
+from bft_ray.train.step import train_step
+
+#: (steps done, metrics) -> whether the trial goes on
+Report = Callable[[int, dict[str, float]], bool]
+
+log = logging.getLogger(__name__)
+
+_STEP = "step.json"  # beside a paused trial's state
+
+
+@dataclass
+class TrialResult:
+    """What has become of a trial so far; plain values, which travel and can be stored.
+
+    Args:
+        status: paused: its state lies in a folder; pruned: it was stopped; failed: a loss or an answer was not finite.
+            Only a complete trial has a score.
+        reason: why it failed.
+        num_steps: steps that moved the weights, those before a pause among them.
+        train: metrics of each step (`train/...`), since the pause where there was one.
+        metrics: steps done -> what was measured then.
+        records: one an item of the last measurement of a complete trial: `set`, `id`, numbers, never text.
+        seconds: by part: `start` (from the call to the first step), `train`, `measure`, `report` (while the caller had
+            the word), `end`.
+    """
+
+    status: Literal["running", "paused", "complete", "pruned", "failed"] = "running"
+    reason: str | None = None
+    num_steps: int = 0
+    train: list[dict[str, float]] = field(default_factory=list)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def trial(
+    config: Config,
+    rungs: Collection[int],
+    warm: Warm,
+    result: TrialResult,
+    *,
+    start: int = 0,
+    until: int | None = None,
+    pause: Path | None = None,
+    keep: Path | None = None,
+    at_rungs: Collection[str] | None = None,
+) -> Generator[int, None, None]:
+    """Train from the base model to the last step, and measure `data.validation` and `evaluation.tasks`.
+
+    On CPU the result is a function of the config and the data, bit for bit: whatever the process has run before, and
+    as `bft_ray.train.loop.fit` would train. Nothing is written but the state and the weights, where asked.
+
+    Yields the number of steps done at each measurement, when `result` tells it all; at the last, its status is no
+    longer `running`. Closing the generator stops the trial, and gives back all that it held.
+
+    Args:
+        rungs: steps after which the model is measured, as it is at the end; 0 is the base model.
+        warm: what stays loaded in this process.
+        result: is told what becomes of the trial.
+        start: steps that the state in `pause` has behind it (see `paused_at`): the trial goes on from it, as if it had
+            not been paused.
+        until: one of `rungs`: leave weights and optimizer in `pause` there, and end.
+        keep: folder for the final weights of a complete trial: an adapter, or a whole model, that transformers loads.
+        at_rungs: names of the sets that are measured at rungs (`validation`, or a task's); None: all of them.
+
+    Raises:
+        BadInput: a config that cannot run here (bad data or model, several workers, zero3).
+        DiskFull: there is no room for the state or the weights.
+        BftError: a loss or an answer was not finite.
+    """
+    laps = _Laps(result.seconds)
+    _require_one_worker(config)
+    pin_threads(config)
+    join_alone()
+    torch.manual_seed(config.seed)  # nothing hangs on what an earlier trial has drawn
+    data, tasks = warm.data(config), warm.tasks(config)
+    _, num_steps = make_plan(config, data.train)
+    with _set_apart(), warm.model(config) as model:
+        engine = Engine(config, warm.device, model)
+        try:
+            if start:
+                assert pause is not None
+                engine.load(pause)
+            with closing(_training(engine, config, data, start, {*rungs, num_steps}, result)) as stops:
+                laps.end("start")
+                for step in stops:
+                    laps.end("train")
+                    is_last = step == num_steps
+                    measured = measure(engine, tasks, None if is_last else at_rungs)
+                    result.metrics[step] = measured.metrics
+                    laps.end("measure")
+                    if is_last:
+                        if keep is not None:
+                            _keep_weights(engine, config, tasks, keep)
+                        result.status, result.records = "complete", measured.records
+                    elif step == until:
+                        assert pause is not None
+                        _leave(engine, step, pause)
+                        result.status = "paused"
+                    laps.end("end")
+                    yield step
+                    laps.end("report")
+                    if step == until:
+                        break
+        finally:
+            engine.close()
+            del engine, model
+    laps.end("end")
+
+
+def run_trial(
+    config: Config, rungs: Collection[int], report: Report, warm: Warm, *, pause: Path | None = None, **options: Any
+) -> TrialResult:
+    """Run a `trial` that is told to the caller as it goes; from the state in `pause`, where there is one.
+
+    Args:
+        report: is told each measurement; at a rung, False stops the trial.
+        options: of `trial`.
+
+    Raises:
+        BadInput: see `trial`. What was not finite is a result.
+    """
+    result = TrialResult()
+    start = (paused_at(pause) if pause else None) or 0
+    try:
+        with closing(trial(config, rungs, warm, result, start=start, pause=pause, **options)) as stops:
+            for step in stops:
+                if not report(step, result.metrics[step]) and result.status == "running":
+                    result.status = "pruned"
+                    break
+    except BadInput:
+        raise
+    except BftError as error:
+        result.status, result.reason = "failed", str(error)
+    return result
+
+
+def paused_at(folder: Path) -> int | None:
+    """Steps done by the trial that left its state in this folder; None where there is none, or it is damaged."""
+    if not folder.is_dir():
+        return None
+    try:
+        verify_manifest(folder, 0, 1)
+        return int(json.loads((folder / _STEP).read_text()))
+    except (BadInput, OSError, ValueError, TypeError) as error:
+        log.warning("the state of a trial is damaged, which begins anew: %s", error)
+        return None
+
+
+def _training(
+    engine: Engine, config: Config, data: Data, start: int, stops: Collection[int], result: TrialResult
+) -> Generator[int, None, None]:
+    """Train to the last step, and tell `result`; yields each of `stops` when so many steps are done."""
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
+    plan, num_steps = make_plan(config, data.train)
+    steps = range(start, num_steps)
+    result.num_steps = start
+    if start in stops and not start:  # where it was paused, it has been measured
+        yield start
+    with closing(prefetch(lambda step: share_of(engine, config, data, plan.batch(step)), steps)) as shares:
+        for step, share in zip(steps, shares, strict=True):
+            rate = learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule)
+            result.train.append(train_step(engine, share, config.loss, step=step, learning_rate=rate, seed=config.seed))
+            result.num_steps = step + 1
+            if step + 1 in stops:
+                yield step + 1
+
+
+def measure(engine: Engine, tasks: Tasks, names: Collection[str] | None = None) -> EvaluationResult:
+    """What the model that is being trained gets in the sets of these names (None: all)."""
+    loaded = Loaded(engine.module, engine.device, tasks.context, tasks.eos_ids)
+    chosen = {name: task for name, task in tasks.prepared.items() if names is None or name in names}
+    requests = [request for task in chosen.values() if isinstance(task, Prepared) for request in task.requests]
+    metrics: dict[str, float] = {}
+    records: list[dict[str, Any]] = []
+    engine.module.eval()
+    try:
+        answers = iter(
+            answer_all(requests, 1, tasks.context.batch_tokens, lambda shards: [answer(loaded, one) for one in shards])
+        )
+        for name, task in chosen.items():
+            measured = (
+                task.finish([next(answers) for _ in task.requests])
+                if isinstance(task, Prepared)
+                else answer(loaded, task)  # a harness task asks the model itself
+            )
+            metrics |= measured.metrics
+            records += [{"set": name} | record for record in measured.records]
+    finally:
+        engine.module.train()
+    return EvaluationResult(metrics, records)
+
+
+@contextmanager
+def _set_apart() -> Iterator[None]:
+    """Frees at the end what the block has left: DeepSpeed's objects hold each other, and a copy of the model.
+
+    What was there before is out of the collector's sight meanwhile: it would take longer than many a trial to look
+    through all libraries.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
+
+
+class _Laps:
+    """Seconds by part: each `end` gives the time since the one before to its part."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+        self._last = time.perf_counter()
+
+    def end(self, part: str) -> None:
+        now = time.perf_counter()
+        self._seconds[part] = self._seconds.get(part, 0.0) + now - self._last
+        self._last = now
+
+
+def _require_one_worker(config: Config) -> None:
+    if config.cluster.num_workers != 1:
+        raise BadInput("cluster.num_workers", config.cluster.num_workers, "1 for a trial within one process")
+    if config.deepspeed.preset == "zero3":
+        rule = "zero0 to zero2 for a trial within one process, which evaluates the model that it trains"
+        raise BadInput("deepspeed.preset", "zero3", rule, "On one worker zero2 needs hardly more memory.")
+
+
+def _leave(engine: Engine, step: int, folder: Path) -> None:
+    with storage.whole_folder(folder) as made:
+        engine.save(made, {})
+        (made / _STEP).write_text(json.dumps(step))
+        write_manifest(made, 0, 1)
+
+
+def _keep_weights(engine: Engine, config: Config, tasks: Tasks, folder: Path) -> None:
+    weights = engine.weights()
+    assert weights is not None
+    with storage.whole_folder(folder) as made:
+        export_model(engine.module, weights, tasks.context.tokenizer, config.model, made)

@@ -1,0 +1,193 @@
+"""What stays loaded from trial to trial in one process: tokenizer, tokenised data, prepared tasks, base model."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from bft_ray.config import Config, ModelConfig
+from bft_ray.config.base import Section, inputs_of
+from bft_ray.config.tasks import HarnessTask
+from bft_ray.data.dataset import prepare
+from bft_ray.data.tables import resolve_path
+from bft_ray.evaluate.engine.request import Context, Prepared
+from bft_ray.evaluate.run import prepare_all
+from bft_ray.model.causal_lm import adapter_of, attach, load_base, load_tokenizer, resolve_model
+from bft_ray.model.ends import end_tokens
+from bft_ray.model.lora import remove_adapters
+from bft_ray.train.loop import Data
+
+T = TypeVar("T")
+
+_MODELS = 1  # kept: trials of a study share one, and two large ones may not fit
+_OTHERS = 8  # kept of everything else
+#: what decides how rows become tokens
+_TOKENISING = {"template", "max_length", "too_long", "cache_dir", "keep_tokens"}
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What is measured by the name of its set, ready to be asked of a model."""
+
+    prepared: dict[str, Prepared | HarnessTask]
+    context: Context
+    eos_ids: list[int]
+
+
+class Warm:
+    """Gives a trial what it needs, from memory where a trial before it needed the same.
+
+    The same means: equal settings, and files of the same name, size and time of change. Hashing their content would
+    take longer than a trial where the model is large.
+
+    Base weights are shared where they are frozen: by all trials of a process, which attach their adapters to them and
+    take them off again, and by all processes of a machine on CPU, for there they stay mapped from the model's file
+    (if that holds them in `model.dtype`; otherwise each process has a converted copy). On GPUs each process has its
+    own. A trial that trains all weights gets a copy of them.
+
+    Args:
+        device: where models are kept and trained; None: the GPU, or else the CPU.
+    """
+
+    def __init__(self, device: torch.device | None = None):
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._models: _Kept[Any] = _Kept(_MODELS)
+        self._tokenizers: _Kept[Any] = _Kept(_OTHERS)
+        self._data: _Kept[Data] = _Kept(_OTHERS)
+        self._tasks: _Kept[Tasks] = _Kept(_OTHERS)
+
+    def forget(self) -> None:
+        """Keep nothing of what is loaded: after an error that may have left it broken."""
+        for kept in (self._models, self._tokenizers, self._data, self._tasks):
+            kept.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def tokenizer(self, config: ModelConfig) -> Any:
+        """The tokenizer; see `load_tokenizer`."""
+        return self._tokenizers.get(_tokenizer_key(config), lambda: load_tokenizer(config))
+
+    def data(self, config: Config) -> Data:
+        """The tokenised training data. (Validation is one of the tasks.)"""
+        sources = [source.model_dump(exclude={"ratio"}) for source in config.data.train]
+        key = _key(_tokenizer_key(config.model), _tokenising(config), sources, _stamps(_files_in(config.data.train)))
+
+        def make() -> Data:
+            tokenizer = self.tokenizer(config.model)
+            return Data(prepare(config.data.train, tokenizer, config.data), None, tokenizer.pad_token_id)
+
+        return self._data.get(key, make)
+
+    def tasks(self, config: Config) -> Tasks:
+        """Validation and the tasks of the config, read, checked and tokenised; see `prepare_all`."""
+        asked = config.model_dump(
+            include={"seed": True, "data": {"validation"}, "evaluation": {"tasks", "batch_tokens"}}
+        )
+        key = _key(
+            _tokenizer_key(config.model),
+            _tokenising(config),
+            asked,
+            _stamps(_files_in([*config.data.validation, *config.evaluation.tasks])),
+        )
+
+        def make() -> Tasks:
+            tokenizer = self.tokenizer(config.model)
+            context = Context(tokenizer, config.data, config.evaluation.batch_tokens, config.seed)
+            return Tasks(prepare_all(config, context), context, end_tokens(tokenizer, config.data))
+
+        return self._tasks.get(key, make)
+
+    @contextmanager
+    def model(self, config: Config) -> Iterator[torch.nn.Module]:
+        """The model to train, as `load_model` gives it, for as long as the context lasts.
+
+        Raises:
+            BadInput: see `load_model`.
+        """
+        base, adapter = adapter_of(config.model)
+        settings = config.model.model_dump(exclude={"path", "adapter"})
+        key = _key(base, settings, _stamps([base]))
+        kept = self._models.get(key, lambda: load_base(config.model).to(self.device))
+        if adapter is None and config.lora is None:
+            yield copy.deepcopy(kept)
+            return
+        self._models.drop(key)  # who does not bring it back as it was has lost it
+        is_trainable = {name: parameter.requires_grad for name, parameter in kept.named_parameters()}
+        model = attach(kept, config.model, config.lora, config.seed)
+        try:
+            yield model
+        finally:
+            kept = remove_adapters(model)
+            for name, parameter in kept.named_parameters():
+                parameter.requires_grad_(is_trainable[name])
+            self._models.get(key, lambda: kept)
+
+
+class _Kept(Generic[T]):
+    """The `size` things used last, by what they are made of."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self._things: OrderedDict[str, T] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        """The thing; made where it is not there, after room has been made for it."""
+        if key not in self._things:
+            while len(self._things) >= self._size:
+                self._things.popitem(last=False)
+            self._things[key] = make()
+        self._things.move_to_end(key)
+        return self._things[key]
+
+    def drop(self, key: str) -> None:
+        """Keep it no longer."""
+        del self._things[key]
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._things.clear()
+
+
+# --- keys -------------------------------------------------------------------------------------------------
+
+
+def _tokenizer_key(config: ModelConfig) -> str:
+    return _key(
+        adapter_of(config), config.revision, config.trust_remote_code, _stamps(filter(None, adapter_of(config)))
+    )
+
+
+def _tokenising(config: Config) -> dict[str, Any]:
+    return config.data.model_dump(include=_TOKENISING)
+
+
+def _files_in(sections: Iterable[Section]) -> Iterator[str]:
+    """What sources and tasks name as files, folders, or as something of the hub."""
+    for section in sections:
+        yield from (value for name in inputs_of(section) if (value := getattr(section, name)))
+
+
+def _stamps(names: Iterable[str]) -> list[tuple[str, int, int]]:
+    """(path, bytes, time of change) of the files of these names, and of those within such folders."""
+    found = []
+    for name in names:
+        path = Path(resolve_path(resolve_model(name))).expanduser()
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                stat = file.stat()
+                found.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def _key(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True)

@@ -1,0 +1,260 @@
+"""The next assignment, as a pure function of the space, its number, and records of earlier trials.
+
+Optuna's samplers keep state: what they have drawn, which trial was told first. Here each suggestion is made by a
+sampler of its own, seeded with hash(seed, number), in a study in memory into which the earlier records are replayed
+by number. So the same records give the same suggestion in every process and after every crash; which records those
+are is up to `known`:
+
+- asynchronous (the default): all trials that there are, finished or running. The fastest, and not repeatable, for
+  what has finished depends on time.
+- `deterministic: true`: trials come in batches of `batch_size`; suggestion n knows the results of all batches before
+  its own, which must have finished, and the assignments (not the results) of its own batch's earlier trials. With
+  rungs that wait likewise (`bft_ray.study.propose.halving.survivors`), a study is the same on every repetition, after any crash
+  and for any number of trials at a time. What finished in time does not matter; `budget.time_s` still would.
+
+A suggestion that has been made before would tell nothing new: it is drawn again, and where the sampler stays with what
+is known, at random.
+
+TPE is multivariate, grouped by conditions, and takes trials under way for poor ones (constant liar). Stopped trials
+count as Optuna counts them: behind all complete ones, by how far they came. A failed trial counts as stopped before
+its first rung: the worst, so that its neighbourhood is left.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import heapq
+import math
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from bft_ray.config.metrics import higher_is_better
+from bft_ray.errors import BadInput
+from bft_ray.space.assign import active
+from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.grid import grid, num_combinations, num_trials
+from bft_ray.study.records.distributions import distributions_of, draw, encode
+from bft_ray.study.records.record import TrialRecord
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of every study in memory
+
+_LEAST_BATCH = 8
+#: TPE looks at so many trials at most: its best, and beside them the last ones. Its own cost grows with their number,
+#: and it weighs old ones hardly at all: all but the last 25 lose weight by age, and at most 25 are "good" ones
+WINDOW = 200
+_BEST = 50
+_REDRAWS = 12  # of a suggestion that has been made before; where all of them have, one is made again
+_ANY_TIME = datetime(2000, 1, 1)  # trials must have one; no sampler looks at it
+
+
+def batch_size(space: SearchSpace) -> int:
+    """Trials that are proposed and judged together under `deterministic`: 8, or the first power of ASHA's reduction
+    from there on, so that whole brackets fill it. It is part of what a deterministic study is.
+    """
+    if not isinstance(space.scheduler, Asha):
+        return _LEAST_BATCH
+    size = space.scheduler.reduction
+    while size < _LEAST_BATCH:
+        size *= space.scheduler.reduction
+    return size
+
+
+def batch_of(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> list[TrialRecord] | None:
+    """The records of the batch that a trial belongs to, by number; None while one of them has not been proposed."""
+    size = batch_size(space)
+    first = number - number % size
+    batch = [record for record in _by_number(records) if record.number // size == number // size]
+    return batch if len(batch) == min(first + size, num_trials(space)) - first else None
+
+
+def is_ready(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> bool:
+    """Whether suggestion `number` can be made: always, but in a deterministic study when all earlier batches are done."""
+    if not space.deterministic:
+        return True
+    first = number - number % batch_size(space)
+    earlier = {record.number: record for record in records}
+    if not all(each in earlier for each in range(number)):
+        return False
+    return not _learns(space) or all(earlier[each].is_finished for each in range(first))
+
+
+def known(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """What suggestion `number` may know of earlier trials: see the head of this file.
+
+    Raises:
+        BadInput: one of them is missing or, in a deterministic study, has not finished.
+    """
+    earlier = [record for record in _by_number(records) if record.number < number]
+    if [record.number for record in earlier] != list(range(number)):
+        rule = "proposed after all trials before it"
+        raise BadInput("trial", number, rule, f"There are {len(earlier)} records before it.")
+    if not space.deterministic:
+        return earlier
+    if not is_ready(space, number, earlier):
+        first = number - number % batch_size(space)
+        raise BadInput("trial", number, f"proposed when the trials before {first} have finished")
+    first = number - number % batch_size(space)
+    return [record if record.number < first else _unjudged(record) for record in earlier]
+
+
+def propose(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> dict[str, Any] | None:
+    """Suggestion `number`: dotted field -> value for the parameters that are active; None behind the end of a grid.
+
+    Args:
+        records: of all earlier trials; later ones are not looked at.
+
+    Raises:
+        BadInput: see `known`.
+    """
+    if space.sampler.kind == "grid":
+        return _of_grid(space, number)
+    tried = [record.assignment for record in records if record.number < number]
+    found = _learnt(space, number, records, draw_seed(space, number))
+    for again in range(1, _REDRAWS):
+        if found not in tried:
+            break
+        seed, stays = draw_seed(space, number, again), again > 1  # learning again costs more than drawing
+        found = _at_random(space, seed) if stays else _learnt(space, number, records, seed)
+    return found
+
+
+def _at_random(space: SearchSpace, seed: int) -> dict[str, Any]:
+    return _ask(space, RandomSampler(seed=seed), [])
+
+
+def _learnt(space: SearchSpace, number: int, records: Sequence[TrialRecord], seed: int) -> dict[str, Any]:
+    """One draw of the space's sampler; see `propose`."""
+    if space.sampler.kind == "random":
+        return _at_random(space, seed)
+    earlier = known(space, number, records)
+    order = {record.number: float(place) for place, record in enumerate(_best_first(space, earlier))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`
+        sampler = TPESampler(
+            n_startup_trials=space.sampler.startup_trials,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+            seed=seed,
+        )
+    return _ask(space, sampler, _window(earlier, order))
+
+
+def draw_seed(space: SearchSpace, number: int, again: int = 0) -> int:
+    """Seed of suggestion `number`, drawn again so often: the same on every machine."""
+    return _hash(space.sampler.seed, number, *([again] if again else [])) % 2**32
+
+
+def _learns(space: SearchSpace) -> bool:
+    return space.sampler.kind == "tpe"
+
+
+def _of_grid(space: SearchSpace, number: int) -> dict[str, Any] | None:
+    """Combinations in an order drawn by the seed: a budget that ends early leaves out no corner on purpose."""
+    count = num_combinations(space) or 0
+    if number >= count:
+        return None
+    order = sorted(range(count), key=lambda place: _hash(space.sampler.seed, place))
+    return next(islice(grid(space), order[number], None))
+
+
+def _ask(space: SearchSpace, sampler: BaseSampler, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    """What the sampler draws after these records, parameter by parameter, parents of conditions first."""
+    higher = higher_is_better(space.objective.metric)
+    study = optuna.create_study(
+        storage=InMemoryStorage(), sampler=sampler, direction="maximize" if higher else "minimize"
+    )
+    distributions = distributions_of(space)
+    sign = 1 if higher_is_better(rung_metric(space)) == higher else -1
+    for record in records:
+        study.add_trial(_replayed(space, record, distributions, sign))
+    trial = study.ask()
+    chosen: dict[str, Any] = {}
+    for name in space.ordered():
+        if name in active(space, chosen):
+            chosen[name] = draw(trial, name, space.parameters[name])
+    return {name: chosen[name] for name in space.parameters if name in chosen}
+
+
+class _Past(FrozenTrial):
+    """A trial that nobody changes: the study in memory need not copy all that is in it."""
+
+    def __deepcopy__(self, memo: dict) -> _Past:
+        return copy.copy(self)
+
+
+def _replayed(
+    space: SearchSpace, record: TrialRecord, distributions: dict[str, BaseDistribution], sign: int
+) -> FrozenTrial:
+    """A record as the sampler sees it; `sign` turns values at rungs into the direction of the objective."""
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.PRUNED}
+    state = states.get(record.state, TrialState.RUNNING)
+    rungs = record.rung_values if record.state == "pruned" else {}
+    return _Past(
+        number=record.number,
+        trial_id=record.number,
+        state=state,
+        value=record.value,
+        datetime_start=_ANY_TIME,
+        datetime_complete=None if state == TrialState.RUNNING else _ANY_TIME,
+        params={name: encode(space.parameters[name], value) for name, value in record.assignment.items()},
+        distributions={name: distributions[name] for name in record.assignment},
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={step: sign * value for step, value in rungs.items()},
+    )
+
+
+def _window(records: Sequence[TrialRecord], order: dict[int, float]) -> list[TrialRecord]:
+    """At most `WINDOW` records: the best, the last ones, and all that are under way."""
+    finished = [record for record in records if record.is_finished]
+    if len(finished) <= WINDOW:
+        return list(records)
+    best = {record.number for record in heapq.nsmallest(_BEST, finished, key=lambda record: order[record.number])}
+    others = [record for record in finished if record.number not in best][-(WINDOW - _BEST) :]
+    kept = best | {record.number for record in others}
+    return [record for record in records if not record.is_finished or record.number in kept]
+
+
+def _best_first(space: SearchSpace, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Finished records: complete by value, then stopped by how far they came and by value, then failed."""
+    sign = -1 if higher_is_better(space.objective.metric) else 1
+    rung_sign = -1 if higher_is_better(rung_metric(space)) else 1
+
+    def place(record: TrialRecord) -> tuple:
+        if record.value is not None:
+            return (0, 0, sign * record.value, record.number)
+        if record.state == "pruned" and record.last_rung is not None:
+            step, value = record.last_rung
+            return (1, -step, rung_sign * value if math.isfinite(value) else math.inf, record.number)
+        return (2, 0, 0.0, record.number)
+
+    return sorted((record for record in records if record.is_finished), key=place)
+
+
+def rung_metric(space: SearchSpace) -> str:
+    """The metric that trials are judged by at rungs: that of the scheduler, else the objective's."""
+    return (isinstance(space.scheduler, Asha) and space.scheduler.metric) or space.objective.metric
+
+
+def _unjudged(record: TrialRecord) -> TrialRecord:
+    """Of a trial of the same batch only the assignment is known, whatever it has come to meanwhile."""
+    return TrialRecord(record.part, record.number, record.assignment, record.seeds, record.key, "running")
+
+
+def _by_number(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    return sorted(records, key=lambda record: record.number)
+
+
+def _hash(*values: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:8], "big")

@@ -1,0 +1,231 @@
+"""The database of a study: opened, and called with patience; its password is in no message."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from sqlalchemy import exc
+
+from bft_ray.errors import BadInput, BftError, DiskFull, first_line
+from bft_ray.places.disk import full_disk
+from bft_ray.places.modes import own_file
+from bft_ray.tracking.server import absolute_uri, redact, sqlite_path
+from bft_ray.waits import waiting
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+T = TypeVar("T")
+
+FIELD = "database"
+DEFAULT_DATABASE = "sqlite:///bft_studies.db"
+_SCHEME = "postgresql"  # beside SQLite; the text columns of others are too short for scores of many items
+#: errors of the database that no waiting mends
+_FINAL = ("authentication failed", "does not exist", "unknown database", "access denied", "readonly", "read-only")
+#: file systems that several machines may have mounted at once; their names begin so
+_NETWORK = (
+    "nfs",
+    "cifs",
+    "smb",
+    "fuse",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "gluster",
+    "9p",
+    "afs",
+    "virtiofs",
+    "ocfs",
+    "gfs",
+)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+_OPENING_S = 10.0  # an address that is wrong is told soon; one that once answered is waited for
+
+_log = logging.getLogger(__name__)
+
+
+class DatabaseAway(BftError, ConnectionError):
+    """The study's database did not answer for as long as was waited; what was written before stands."""
+
+
+class Database:
+    """An Optuna storage, and calls of it that outlive a short absence of the server.
+
+    Args:
+        url: `sqlite:///FILE`, or the address of a PostgreSQL. Its tables are made where missing.
+        wait_s: how long a call waits for a database that does not answer; the first one no longer than 10 s.
+        make: False to look at what is there: nothing is made, and nothing is written.
+
+    Raises:
+        BadInput: an address that is none, a missing driver, a database that refuses, or one of another Optuna; without
+            `make` also one that holds no studies.
+        DatabaseAway: it does not answer.
+    """
+
+    def __init__(self, url: str, wait_s: float = 60.0, *, make: bool = True):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of every study that `suggest` replays
+        self.url, self.wait_s = absolute_uri(url), wait_s
+        self.shown = redact(self.url)
+        path = sqlite_path(self.url)
+        scheme = self.url.partition(":")[0].partition("+")[0]
+        if path is None and scheme != _SCHEME:
+            rule = "an address that begins with sqlite:/// (a file) or postgresql:// (a server)"
+            raise BadInput(FIELD, self.shown, rule, f"For example {DEFAULT_DATABASE}.")
+        if path is not None:
+            _require_file(path, self.shown, make)
+        self._rdb = self.patiently(
+            "opening it", partial(self._open, make), opening=True, wait_s=min(wait_s, _OPENING_S)
+        )
+        self.engine: Engine = self._rdb.engine
+        self.storage: BaseStorage = get_storage(self._rdb)
+        if make and path is not None and not _is_on_network(path):
+            self.patiently("opening it", self._log_ahead)
+
+    def _log_ahead(self) -> None:
+        """SQLite's write-ahead log: a write then takes one sync of the disk, not four. It needs a file system that
+        is not shared by machines.
+        """
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+
+    def _open(self, make: bool) -> RDBStorage:
+        """The storage. Two processes that make its tables at once disturb each other: the second try finds them."""
+        if sqlite_path(self.url) is not None:
+            options: dict = {"connect_args": {"timeout": self.wait_s}}
+        else:
+            options = {}  # no ping before each call: a call that meets a lost connection is repeated
+            if self.url.startswith("postgresql"):
+                options["connect_args"] = {"connect_timeout": max(2, min(5, int(self.wait_s)))}
+        try:
+            if not make:
+                self._require_tables(options)
+            # Optuna fills a template, in which a password with braces would be one
+            return RDBStorage(
+                self.url.replace("{", "{{").replace("}", "}}"), engine_kwargs=options, skip_table_creation=not make
+            )
+        except ImportError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+            package = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(str(cause.name), cause.name)
+            raise BadInput(
+                FIELD, self.shown, "a database whose Python driver is installed", f"pip install {package}."
+            ) from None
+        except exc.ArgumentError as error:  # no such dialect or driver, or no address at all
+            rule = "an address that SQLAlchemy reads"
+            raise BadInput(FIELD, self.shown, rule, redact(first_line(error)) + ".") from None
+        except RuntimeError as error:  # Optuna's check of its tables' version
+            rule = "a database of the installed version of Optuna"
+            raise BadInput(FIELD, self.shown, rule, redact(first_line(error, 300)) + ".") from None
+
+    def _require_tables(self, options: dict) -> None:
+        """Optuna would make them, and note its version, in whatever database it is given."""
+        engine = sqlalchemy.create_engine(self.url, **options)
+        try:
+            if not sqlalchemy.inspect(engine).has_table("version_info"):
+                raise BadInput(FIELD, self.shown, "a database that holds studies", "Is the address right?")
+        finally:
+            engine.dispose()
+
+    @waiting("waiting for the database of studies")
+    def patiently(self, doing: str, call: Callable[[], T], *, opening: bool = False, wait_s: float | None = None) -> T:
+        """Call it; again, after growing pauses, while the database is away. `call` must be safe to repeat.
+
+        Args:
+            doing: for the message, such as `writing a result`.
+            opening: whether tables are being made, which another process may be doing at the same time.
+            wait_s: how long; None: as the database was opened with.
+
+        Raises:
+            BadInput: the database answers and refuses.
+            DiskFull: it has no room; what was written before stands.
+            DatabaseAway: it was away for `wait_s`.
+        """
+        wait_s = self.wait_s if wait_s is None else wait_s
+        end, pause = time.monotonic() + wait_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                return call()
+            except (exc.SQLAlchemyError, StorageInternalError) as error:
+                cause = _cause(error)
+                text = redact(first_line(getattr(cause, "orig", None) or cause))
+                if full := full_disk(error, {FIELD: self.url if (path := sqlite_path(self.url)) is None else path}):
+                    raise DiskFull(f"{doing} failed, for {redact(str(full))}") from None
+                if not _is_away(cause, opening):
+                    rule = "a database that takes what is written to it"
+                    raise BadInput(FIELD, self.shown, rule, f"{doing}: {text}.") from None
+                if time.monotonic() + pause > end:
+                    raise DatabaseAway(
+                        f"the database {self.shown} was away for {wait_s:g} s while {doing}: {text}. "
+                        "What was written before stands: start it, and give the same command again."
+                    ) from None
+            _log.warning("the database %s is away while %s (%s); waiting", self.shown, doing, text)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give its connections back."""
+        self._rdb.remove_session()
+        self.engine.dispose()
+
+
+def _require_file(path: Path, shown: str, make: bool) -> None:
+    """The file's folder, which is made; or the file itself, which is not."""
+    if not make:
+        if not path.is_file():
+            raise BadInput(FIELD, shown, "a file that exists, to be looked at", f"Paths are relative to {Path.cwd()}.")
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own_file(path)
+    except OSError as error:
+        raise BadInput(FIELD, shown, "in a folder that can be written", first_line(error)) from None
+
+
+def _is_on_network(path: Path) -> bool:
+    """Whether the file lies on a file system that other machines may write to; True where that cannot be told."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return True
+    above = [(len(at), kind) for at, kind in mounts if path.is_relative_to(at.replace("\\040", " "))]
+    return max(above, default=(0, "nfs"))[1].startswith(_NETWORK)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the database below Optuna's."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_away(error: BaseException, opening: bool) -> bool:
+    """Whether waiting may help: no connection, a lost one, a lock; and, while tables are made, a clash."""
+    text = str(error).lower()
+    if any(final in text for final in _FINAL) and not (opening and "already exists" in text):
+        return False
+    if isinstance(getattr(error, "orig", None), sqlite3.Error):
+        clash = opening and isinstance(error, (exc.OperationalError, exc.IntegrityError)) and "exists" in text
+        return "locked" in text or "busy" in text or clash or (opening and isinstance(error, exc.IntegrityError))
+    if isinstance(
+        error, (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, sqlalchemy.exc.DisconnectionError)
+    ):
+        return True
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return True
+    return opening and isinstance(error, (exc.ProgrammingError, exc.IntegrityError))

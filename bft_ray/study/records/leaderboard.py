@@ -1,0 +1,296 @@
+"""What a study has come to, from its records alone: table, counts, what was saved, metric against a setting, status."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from bft_ray.config.metrics import format_value, higher_is_better
+from bft_ray.study.records.record import Status, TrialRecord, mean, trained_s
+
+_ORDER = {"complete": 0, "pruned": 1, "running": 2, "waiting": 3, "failed": 4}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Optimizer steps that were not trained.
+
+    Args:
+        trained: steps behind all results, each trained once.
+        merged: steps that merged trials took from others.
+        pruned: planned steps of stopped trials that were not run; merged ones left out.
+        num_merged, num_pruned: trials.
+    """
+
+    trained: int
+    merged: int
+    pruned: int
+    num_merged: int
+    num_pruned: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The objective at one value of a setting, over all runs (trials x seeds) that had it and ran to their end.
+
+    Args:
+        at: value of the setting.
+        mean, low, high: of the runs' values; low and high are the least and the largest.
+        sd: standard deviation of the runs; NaN for a single one.
+        best: the best mean over seeds of a trial.
+        num_runs, num_trials: counts; merged trials count, for the value is theirs too.
+    """
+
+    at: Any
+    mean: float
+    low: float
+    high: float
+    sd: float
+    best: float
+    num_runs: int
+    num_trials: int
+
+
+def ranked(records: Iterable[TrialRecord], metric: str, rung_metric: str | None = None) -> list[TrialRecord]:
+    """Complete trials, best first (of equals the lower number); then stopped ones by how far they came and their value
+    there; then running, waiting and failed ones by number.
+
+    Args:
+        metric: of the objective.
+        rung_metric: metric at the rungs; None: the same.
+    """
+    sign = -1 if higher_is_better(metric) else 1
+    rung_sign = -1 if higher_is_better(rung_metric or metric) else 1
+
+    def place(record: TrialRecord) -> tuple:
+        first, second = 0.0, 0.0
+        if record.state == "complete" and record.value is not None:
+            first = sign * record.value
+        elif record.state == "pruned" and record.last_rung is not None:
+            step, value = record.last_rung
+            first, second = -step, rung_sign * value if math.isfinite(value) else math.inf
+        return _ORDER[record.state], first, second, record.number
+
+    return sorted(records, key=place)
+
+
+def best(records: Iterable[TrialRecord], metric: str) -> TrialRecord | None:
+    """The best complete trial, of equals the first; None while there is none. Never one whose twin is of its part."""
+    complete = [record for record in records if record.state == "complete"]
+    found = ranked((one for one in complete if not (one.merged_with or "").startswith(f"{one.part}/")), metric)
+    return found[0] if found else None
+
+
+def tuned(baselines: Iterable[TrialRecord], metric: str) -> dict[str, TrialRecord]:
+    """Each baseline at its best: name -> its best complete trial (merged ones count), the best baseline first.
+
+    Args:
+        baselines: the trials of that part; each knows its baseline in `extra`.
+    """
+    found: dict[str, TrialRecord] = {}
+    for record in ranked((record for record in baselines if record.state == "complete"), metric):
+        found.setdefault(record.extra.get("baseline", record.name), record)
+    return found
+
+
+def counts(records: Iterable[TrialRecord]) -> dict[str, int]:
+    """Status -> number of trials; every status is there."""
+    found = dict.fromkeys(get_args(Status), 0)
+    for record in records:
+        found[record.status] += 1
+    return found
+
+
+def saved(records: Iterable[TrialRecord]) -> Saved:
+    """Steps that merging and early stops have saved so far."""
+    finished = [record for record in records if record.is_finished]
+    merged = [record for record in finished if record.merged_with]
+    pruned = [record for record in finished if record.state == "pruned" and not record.merged_with]
+    return Saved(
+        trained=sum(record.paid_steps for record in finished),
+        merged=sum(record.num_steps for record in merged),
+        pruned=sum(max((r.planned_steps or 0) * len(r.seeds) - r.num_steps, 0) for r in pruned),
+        num_merged=len(merged),
+        num_pruned=len(pruned),
+    )
+
+
+def metric_by(records: Iterable[TrialRecord], metric: str, setting: str = "loss.window") -> list[Spread]:
+    """The objective against a setting, with its spread: the data of a figure. Trials without the setting are left out.
+
+    Args:
+        metric: of the objective; any other that was measured will do.
+        setting: dotted field that the study varies.
+    """
+    groups: dict[Any, list[TrialRecord]] = {}
+    for record in records:
+        if record.state == "complete" and setting in record.assignment and metric in record.metrics:
+            groups.setdefault(record.assignment[setting], []).append(record)
+    higher = higher_is_better(metric)
+    found = []
+    for at in sorted(
+        groups, key=lambda value: (isinstance(value, str), value if isinstance(value, str) else float(value or 0))
+    ):
+        runs = [metrics[metric] for record in groups[at] for metrics in record.by_seed.values()]
+        trials = [record.metrics[metric] for record in groups[at]]
+        sd = statistics.stdev(runs) if len(runs) > 1 else math.nan
+        top = max(trials) if higher else min(trials)
+        found.append(Spread(at, mean(runs), min(runs), max(runs), sd, top, len(runs), len(trials)))
+    return found
+
+
+# ---- as text ---------------------------------------------------------------------------------------------------------
+
+
+def table(
+    records: Sequence[TrialRecord], metric: str, *, rung_metric: str | None = None, limit: int | None = None
+) -> list[list[str]]:
+    """The leaderboard: a head and one row a trial, as `ranked`.
+
+    Args:
+        records: of the search; among them baselines, which their names tell apart.
+        limit: at most so many trials.
+    """
+    order = ranked(records, metric, rung_metric)[:limit]
+    settings = list(dict.fromkeys(name for record in records for name in record.assignment))
+    short = short_names(settings)
+    several = any(len(record.seeds) > 1 for record in records)
+    head = [
+        "place",
+        "trial",
+        *(short[name] for name in settings),
+        metric,
+        *(["sd"] if several else []),
+        "steps",
+        "status",
+    ]
+    rows = []
+    for place, record in enumerate(order, 1):
+        row = [str(place) if record.state == "complete" else "", _which(record)]
+        row += [value_text(record.assignment.get(name, "")) for name in settings]
+        row.append(format_value(metric, record.value) if record.value is not None else "")
+        if several:
+            runs = [metrics[metric] for metrics in record.by_seed.values() if metric in metrics]
+            row.append(f"{statistics.stdev(runs):.2g}" if record.value is not None and len(runs) > 1 else "")
+        rows.append([*row, str(record.num_steps), _remark(record, rung_metric or metric)])
+    return [head, *rows]
+
+
+def _which(record: TrialRecord) -> str:
+    """The number of a trial, or the name of a baseline."""
+    return f"baseline {record.extra['baseline']}" if "baseline" in record.extra else str(record.number)
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows in columns for a terminal."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a table in Markdown."""
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def status_text(
+    records: Sequence[TrialRecord],
+    metric: str,
+    num_trials: int,
+    *,
+    now: float,
+    time_s: float | None = None,
+    rung_metric: str | None = None,
+    limit: int = 10,
+    baselines: Sequence[TrialRecord] = (),
+) -> str:
+    """How a part of a study stands: progress, what is left of its budget, the expected end, the best trials.
+
+    Args:
+        baselines: of the study: each stands in the table at its best, and may be the best of all.
+        num_trials: that the study will propose.
+        now: seconds since 1970.
+        time_s: no trial starts after so many seconds in which trials ran; None: no limit.
+    """
+    by_status, steps = counts(records), saved(records)
+    done = sum(record.is_finished for record in records)
+    parts = ", ".join(f"{count} {status}" for status, count in by_status.items() if count)
+    lines = [f"trials   {done} of {num_trials} finished" + (f": {parts}" if parts else "")]
+    lines.append(
+        f"steps    {steps.trained:,} trained, {steps.merged:,} saved by merging, {steps.pruned:,} by early stops"
+    )
+    if time_s is not None:
+        left = time_s - trained_s(records, now)
+        lines.append(f"time     {span(max(left, 0))} left of {span(time_s)} for starting trials")
+    end = expected_s(records, num_trials, now)
+    if done < num_trials and end is not None:
+        lines.append(f"end      expected in {span(end)}")
+    beside = list(tuned(baselines, metric).values())
+    top = best([*beside, *records], metric)
+    if top is not None and top.value is not None:
+        settings = " ".join(f"{name}={value_text(value)}" for name, value in top.assignment.items())
+        which = _which(top) if "baseline" in top.extra else f"trial {top.number}"
+        lines.append(f"best     {metric} {format_value(metric, top.value)}: {which}, {top.name or settings}")
+    failed = [record for record in records if record.state == "failed" and not record.merged_with]
+    lines += [f"failed   trial {record.number}: {record.reason}" for record in failed[:3]]
+    if records or beside:
+        lines += ["", as_text(table([*records, *beside], metric, rung_metric=rung_metric, limit=limit))]
+    return "\n".join(lines)
+
+
+def expected_s(records: Sequence[TrialRecord], num_trials: int, now: float, slots: int | None = None) -> float | None:
+    """Seconds until all trials have finished, if those to come are like those that did: with the mean duration of the
+    ones that were run, and the share that was merged. None before the first has finished.
+
+    Args:
+        slots: trials at a time; None: as many as run now.
+    """
+    finished = [record for record in records if record.is_finished]
+    times = [record.duration_s for record in finished if not record.merged_with and record.duration_s is not None]
+    if not times:
+        return None
+    each, share_run = mean(times), len(times) / len(finished)
+    begun = [r.started for r in records if r.state == "running" and r.started is not None]
+    to_come = max(num_trials - len(finished) - len(begun), 0)
+    work = to_come * share_run * each + sum(max(each - (now - started), 0.0) for started in begun)
+    return work / max(min(slots or len(begun), to_come + len(begun)), 1)
+
+
+def _remark(record: TrialRecord, rung_metric: str) -> str:
+    text: str = record.status
+    if record.merged_with:
+        text += f" with {record.merged_with.removeprefix(record.part + '/')}"
+    if record.state == "pruned" and record.last_rung is not None:
+        step, value = record.last_rung
+        text += f" at {step}: {format_value(rung_metric, value)}"
+    if record.state == "failed":
+        text += f": {record.reason}"
+    return text + (f" (attempt {record.attempts})" if record.attempts > 1 and not record.merged_with else "")
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """`loss.window` -> `window`, where no other field ends so."""
+    found = list(names)
+    ends = [name.rpartition(".")[2] for name in found]
+    return {name: end if ends.count(end) == 1 else name for name, end in zip(found, ends, strict=True)}
+
+
+def value_text(value: Any) -> str:
+    """A setting's value for a table; a weight cap of null is none."""
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def span(seconds: float) -> str:
+    """`2 h 05 min`, `3 min 20 s`, `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

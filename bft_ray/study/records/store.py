@@ -1,0 +1,441 @@
+"""The records of a study, in a database, as the one source of truth: a driver may be killed at any moment.
+
+A part of a study (search, baselines, confirmation) is one Optuna study named `NAME/DOMAIN/PART`, and a trial is one
+Optuna trial, so that Optuna's own tools read it; `bft_ray.study.records.frozen` says what stands where. Each write is one
+transaction, and whatever happens takes two at most: first what is known (`outcome`, `released`, `rungs`), then the
+state. So a crash in between leaves a trial whose state can be told from the rest, which `reconcile` does. Every write
+may be repeated. Numbers are given in order, and never twice.
+
+Only one process writes, from one thread: the driver, which holds the lease (`bft_ray.study.records.lease`). So what it has
+read once it need not read again, and `records` costs it nothing; anybody else reads the database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+from bft_ray.config import Config
+from bft_ray.config.metrics import higher_is_better
+from bft_ray.errors import BadInput
+from bft_ray.space.assign import check_assignment
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.grid import num_trials
+from bft_ray.study.records.database import Database
+from bft_ray.study.records.frozen import STATES, freeze, means, outcome_of, plain_rungs, seeds_of, thaw
+from bft_ray.study.records.lease import Lease
+from bft_ray.study.records.record import State, TrialRecord
+from bft_ray.study.records.same_study import refuse_others, study_settings
+from bft_ray.tracking.server import redact
+
+T = TypeVar("T")
+BySeed = Mapping[int, Mapping[str, float]]
+
+SEARCH, BASELINES, CONFIRMATION = "search", "baselines", "confirmation"
+_ABSENT = -1  # the id of a part that nobody has begun
+
+
+def studies(database: Database) -> list[str]:
+    """Names (`NAME/DOMAIN`) of the studies that the database holds."""
+    return sorted(_begun(database))
+
+
+def _begun(database: Database) -> dict[str, dict[str, Any]]:
+    """Study -> its settings; without one whose first driver was killed before it could put them down."""
+    ending, found = f"/{SEARCH}", database.patiently("listing studies", database.storage.get_all_studies)
+    return {
+        study.study_name.removesuffix(ending): study.user_attrs["settings"]
+        for study in found
+        if study.study_name.endswith(ending) and "settings" in study.user_attrs
+    }
+
+
+class Store:
+    """The records of one part of one study; see the head of this file. Made by `create`, `find` and `open_part`."""
+
+    def __init__(
+        self, database: Database, study: str, part: str, study_id: int, metric: str, lease: Lease, *, make: bool
+    ):
+        self.database, self.study, self.part, self.metric, self.lease = database, study, part, metric, lease
+        self._storage, self._id, self._make = database.storage, study_id, make
+        self._new: tuple[Mapping[str, Any], int] | None = None  # settings and trials, to be put down by the driver
+        self._mine: dict[int, TrialRecord] | None = None  # all records, while this process drives the study
+
+    @classmethod
+    def create(cls, database: Database, space: SearchSpace, base: Config, data: Mapping[str, str]) -> Store:
+        """The search part of a study: a new one, or the one that is there under this name and domain.
+
+        Args:
+            data: as for `study_settings`.
+
+        Raises:
+            BadConfig: it is there with other settings or data; tells each that changed.
+        """
+        study, settings = f"{space.name}/{space.domain or base.domain}", study_settings(space, base, data)
+        store = cls._open(database, study, SEARCH, space.objective.metric, Lease(database, study), make=True)
+        old = store.notes().get("settings")
+        if old is not None:
+            refuse_others(study, old, settings)
+        if old is None:
+            store._note_settings(settings, num_trials(space))
+        elif old != settings:  # others look at them: only the driver changes them
+            store._new = (settings, num_trials(space))
+        return store
+
+    def _note_settings(self, settings: Mapping[str, Any], count: int) -> None:
+        self.note("num_trials", count)
+        self.note("settings", dict(settings))
+
+    @classmethod
+    def find(cls, database: Database, study: str) -> Store:
+        """The search part of a study that is there, by its name `NAME/DOMAIN`: for a look at it.
+
+        Raises:
+            BadInput: there is none.
+        """
+        known = _begun(database)
+        if study not in known:
+            has = f"It holds {', '.join(sorted(known))}." if known else "It holds no study."
+            raise BadInput("study", study, f"a study of {database.shown}", has)
+        metric, lease = known[study]["space.objective.metric"], Lease(database, study)
+        return cls._open(database, study, SEARCH, metric, lease, make=False)
+
+    @classmethod
+    def _open(cls, database: Database, study: str, part: str, metric: str, lease: Lease, make: bool) -> Store:
+        storage, name = database.storage, f"{study}/{part}"
+        direction = StudyDirection.MAXIMIZE if higher_is_better(metric) else StudyDirection.MINIMIZE
+
+        def open_it() -> int:
+            with contextlib.suppress(KeyError):
+                return storage.get_study_id_from_name(name)
+            if not make:
+                return _ABSENT
+            with contextlib.suppress(DuplicatedStudyError):  # by another process, at this moment
+                return storage.create_new_study([direction], name)
+            return storage.get_study_id_from_name(name)
+
+        study_id = database.patiently("opening the study", open_it)
+        return cls(database, study, part, study_id, metric, lease, make=make)
+
+    def open_part(self, part: str) -> Store:
+        """Another part of the same study, under the same lease. A store that `create` made makes it where it is not
+        there; of one that `find` found it is empty then.
+        """
+        return Store._open(self.database, self.study, part, self.metric, self.lease, self._make)
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    def records(self) -> list[TrialRecord]:
+        """All trials, by number; from the database, or for the driver from what it has read and written."""
+        if self._mine is not None:
+            return list(self._mine.values())
+        return [thaw(trial, self.part) for trial in self._trials()]
+
+    def record(self, number: int) -> TrialRecord:
+        """One trial.
+
+        Raises:
+            BadInput: there is none of this number.
+        """
+        records = self.records()
+        if not 0 <= number < len(records):
+            raise BadInput("trial", f"{self.part}/{number}", f"one of the {len(records)} trials of {self.study}")
+        return records[number]
+
+    def notes(self) -> dict[str, Any]:
+        """What is kept with the part: `settings`, `num_trials`, and what `note` wrote. Always read from the database."""
+        return self._patiently("reading the study", lambda: self._storage.get_study_user_attrs(self._id))
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep a value (JSON) with the part; from any process. For what concerns no trial, or finished ones."""
+        self._patiently("writing a note", lambda: self._storage.set_study_user_attr(self._id, name, value))
+
+    # ---- driving ----------------------------------------------------------------------------------------------------
+
+    def reconcile(self) -> list[str]:
+        """Become the driver, and mend what a killed one left; one line for each trial that was touched.
+
+        - A trial whose outcome is known but not its state is finished with it.
+        - A running trial of a driver that is dead goes back, to be run again.
+        - Values at rungs that Optuna does not see yet are put where it does.
+        - Merged trials whose twin has finished get its result.
+
+        Raises:
+            BadInput: another driver is alive.
+        """
+        self.lease.take()
+        if self._new is not None:
+            self._note_settings(*self._new)
+            self._new = None
+        trials = self._trials()
+        running = {record.number for record in (self._mine or {}).values() if record.state == "running"}  # by us
+        self._mine = {trial.number: thaw(trial, self.part) for trial in trials}
+        told = []
+        for trial in trials:
+            record = self._mine[trial.number]
+            if record.is_finished:
+                continue
+            self._show_rungs(record, set(trial.intermediate_values))
+            outcome = trial.user_attrs.get("outcome")
+            if outcome:
+                self._conclude(record, outcome["state"], outcome["reason"], seeds_of(outcome), outcome["num_steps"])
+                told.append(f"{record.id}: its result was known, it is {outcome['state']}")
+            elif record.state == "running" and record.number not in running:
+                self.release(record.number, "the driver that ran it ended")
+                told.append(f"{record.id}: goes back, to be run again")
+        return told + [f"{record.id}: takes the result of {record.merged_with}" for record in self.settle()]
+
+    def add(
+        self,
+        number: int,
+        assignment: Mapping[str, Any],
+        *,
+        key: str,
+        seeds: Sequence[int],
+        name: str = "",
+        planned_steps: int | None = None,
+        space: SearchSpace | None = None,
+        twin: TrialRecord | None = None,
+        because: str = "",
+        extra: Mapping[str, Any] | None = None,
+    ) -> TrialRecord:
+        """Put down a trial, waiting; where its twin has finished, with the twin's result.
+
+        Args:
+            number: the next one. Of an existing number the record is returned, if it is this trial.
+            space: whose parameters the assignment sets; None where it is not from the space.
+            twin: the equal trial that ran or runs, never a merged one.
+            because: why they are equal.
+            (others: see `TrialRecord`)
+
+        Raises:
+            BadInput: the number exists with another assignment, or is not the next one; or the space has no such one.
+        """
+        mine = self._driving()
+        if number in mine:
+            return self._as_before(mine[number], key, assignment)
+        if number != len(mine):
+            raise BadInput("trial", f"{self.part}/{number}", f"the next one, {self.part}/{len(mine)}")
+        if space is not None:
+            check_assignment(space, assignment)
+        record = TrialRecord(
+            part=self.part,
+            number=number,
+            assignment=dict(assignment),
+            seeds=tuple(seeds),
+            key=key,
+            name=name,
+            planned_steps=planned_steps,
+            created=time.time(),
+            extra=dict(extra or {}),
+        )
+        if twin is not None:
+            record = replace(record, merged_with=twin.id, merged_because=because)
+            if twin.is_finished:
+                record = _with_result(record, twin)
+        trial, tries = freeze(record, space), 0
+        self.lease.beat(always=True)  # two drivers at once would both add this number
+
+        def write() -> None:
+            nonlocal tries
+            tries += 1
+            if tries > 1 and len(self._trials()) > number:
+                return  # the try before has reached the database, though its answer did not reach us
+            self._storage.create_new_trial(self._id, trial)
+
+        self._patiently("adding a trial", write)
+        if tries > 1:
+            self._as_before(thaw(self._trials()[number], self.part), key, assignment)
+        mine[number] = record
+        return record
+
+    def start(self, number: int) -> None:
+        """A waiting trial runs now, by this driver.
+
+        Raises:
+            BadInput: it is finished, or merged.
+        """
+        mine, record = self._driving(), self.record(number)
+        if record.merged_with or record.is_finished:
+            raise BadInput(record.id, record.status, "waiting, to be started", "Merged trials are not run.")
+        if record.state == "waiting":
+            self._state(number, "running")
+            mine[number] = replace(record, state="running", attempts=record.attempts + 1, started=time.time())
+
+    def report(self, number: int, step: int, values: Mapping[int, float]) -> None:
+        """Put down the metric at a rung, of some or all seeds. What stands already stays: others were judged by it."""
+        mine, record = self._driving(), self.record(number)
+        at = {seed: float(value) for seed, value in values.items()} | dict(record.rungs.get(step, {}))
+        if record.is_finished or at == record.rungs.get(step):
+            return
+        shown = set(record.rung_values)
+        record = replace(record, rungs={**record.rungs, step: at})
+        if len(record.seeds) > 1:
+            self._attribute(number, "rungs", plain_rungs(record.rungs))
+        mine[number] = record
+        self._show_rungs(record, shown)
+
+    def complete(self, number: int, by_seed: BySeed, num_steps: int) -> None:
+        """A trial ran to its end. Without a finite objective it is put down as failed.
+
+        Args:
+            by_seed: seed -> metric -> value.
+            num_steps: optimizer steps over all seeds.
+
+        Raises:
+            BadInput: a seed is missing, or there are fewer steps than planned: a truncated value is no score.
+        """
+        record = self.record(number)
+        if set(by_seed) != set(record.seeds):
+            raise BadInput(f"{record.id}.seeds", sorted(by_seed), f"those of the trial: {list(record.seeds)}")
+        planned = (record.planned_steps or 0) * len(record.seeds)
+        if num_steps < planned:
+            rule = f"all of its {planned} steps, to be complete"
+            raise BadInput(f"{record.id}.num_steps", num_steps, rule, "Put it down as pruned or failed.")
+        for seed, metrics in sorted(by_seed.items()):
+            value = metrics.get(self.metric)
+            if value is None or not math.isfinite(value):
+                what = "was not measured" if value is None else f"is {value}"
+                return self.fail(number, f"{self.metric} {what} (seed {seed})", num_steps, by_seed)
+        self._finish(number, "complete", "", by_seed, num_steps)
+
+    def prune(self, number: int, num_steps: int, reason: str, by_seed: BySeed | None = None) -> None:
+        """A trial was stopped early: its values at rungs stand, and it has no score."""
+        self._finish(number, "pruned", reason, by_seed or {}, num_steps)
+
+    def fail(self, number: int, reason: str, num_steps: int = 0, by_seed: BySeed | None = None) -> None:
+        """A trial has no result, for this reason; passwords in it are removed."""
+        self._finish(number, "failed", redact(reason), by_seed or {}, num_steps)
+
+    def release(self, number: int, reason: str) -> None:
+        """Send a running trial back to be run again under the same number; what it reported at rungs stands."""
+        mine, record = self._driving(), self.record(number)
+        if record.state == "running":
+            record = replace(record, state="waiting", reason=redact(reason))
+            self._attribute(number, "released", {"times": record.attempts, "reason": record.reason})
+            self._state(number, "waiting")
+            mine[number] = record
+
+    def keep(self, number: int, **extra: Any) -> None:
+        """Keep values (JSON) with an unfinished trial, beside those it has; of a finished one nothing changes."""
+        mine, record = self._driving(), self.record(number)
+        merged = {**record.extra, **extra}
+        if not record.is_finished and merged != record.extra:
+            self._attribute(number, "extra", merged)
+            mine[number] = replace(record, extra=merged)
+
+    def settle(self, twins: Iterable[TrialRecord] = ()) -> list[TrialRecord]:
+        """Give waiting merged trials the results of their twins that have finished; returns their new records.
+
+        Args:
+            twins: records of other parts, for trials whose twin is there.
+        """
+        self._driving()
+        records = self.records()
+        by_id = {record.id: record for record in (*records, *twins)}
+        settled = []
+        for record in records:
+            twin = by_id.get(record.merged_with or "")
+            if not record.is_finished and twin is not None and twin.is_finished:
+                for step in sorted(twin.rungs):
+                    self.report(record.number, step, twin.rungs[step])
+                self._finish(record.number, twin.state, twin.reason, twin.by_seed, twin.num_steps)
+                settled.append(self.record(record.number))
+        return settled
+
+    def _driving(self) -> dict[int, TrialRecord]:
+        if self._mine is None:
+            raise BadInput("study", self.study, "reconciled before it is written to", "Call `reconcile`.")
+        self.lease.beat()
+        return self._mine
+
+    def _as_before(self, record: TrialRecord, key: str, assignment: Mapping[str, Any]) -> TrialRecord:
+        if record.key != key or dict(record.assignment) != dict(assignment):
+            rule = f"proposed as before: number {record.number} is {dict(record.assignment)}"
+            raise BadInput(record.id, dict(assignment), rule, "Another process writes to this study.")
+        return record
+
+    # ---- one transaction each ---------------------------------------------------------------------------------------
+
+    def _finish(self, number: int, state: State, reason: str, by_seed: BySeed, num_steps: int) -> None:
+        """Outcome, then state. The first result stands: a second one changes nothing."""
+        self._driving()
+        record = self.record(number)
+        if not record.is_finished:
+            ended = replace(record, state=state, reason=reason, by_seed=by_seed, num_steps=num_steps)
+            self._attribute(number, "outcome", outcome_of(ended))
+            self._conclude(record, state, reason, by_seed, num_steps)
+
+    def _conclude(self, record: TrialRecord, state: State, reason: str, by_seed: BySeed, num_steps: int) -> None:
+        metrics = means(by_seed)
+        value = metrics[self.metric] if state == "complete" else None
+        self._state(record.number, state, value)
+        assert self._mine is not None
+        self._mine[record.number] = replace(
+            record,
+            state=state,
+            reason=reason,
+            by_seed={seed: dict(found) for seed, found in sorted(by_seed.items())},
+            metrics=metrics,
+            value=value,
+            num_steps=num_steps,
+            finished=time.time(),
+        )
+
+    def _show_rungs(self, record: TrialRecord, shown: set[int]) -> None:
+        """Show Optuna the rungs that all seeds have reached."""
+        for step, value in record.rung_values.items():
+            if step not in shown:
+                self._write(record.number, partial(self._show_rung, step=step, value=value))
+
+    def _show_rung(self, trial_id: int, step: int, value: float) -> None:
+        self._storage.set_trial_intermediate_value(trial_id, step, value)
+
+    def _attribute(self, number: int, name: str, value: Any) -> None:
+        self._write(number, lambda trial_id: self._storage.set_trial_user_attr(trial_id, name, value))
+
+    def _state(self, number: int, state: State, value: float | None = None) -> None:
+        values = None if value is None else [value]
+        self._write(number, lambda trial_id: self._storage.set_trial_state_values(trial_id, STATES[state], values))
+
+    def _write(self, number: int, call: Callable[[int], Any]) -> None:
+        def write() -> None:
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+            # finished already: an earlier try has reached the database
+            with contextlib.suppress(UpdateFinishedTrialError):
+                call(trial_id)
+
+        self._patiently("writing to a trial", write)
+
+    def _trials(self) -> list[FrozenTrial]:
+        if self._id == _ABSENT:
+            return []
+        return self._patiently("reading trials", lambda: self._storage.get_all_trials(self._id, deepcopy=False))
+
+    def _patiently(self, doing: str, call: Callable[[], T]) -> T:
+        return self.database.patiently(doing, call)
+
+
+def _with_result(record: TrialRecord, twin: TrialRecord) -> TrialRecord:
+    """The record of a trial that takes a result which is there."""
+    return replace(
+        record,
+        state=twin.state,
+        reason=twin.reason,
+        rungs=twin.rungs,
+        by_seed=twin.by_seed,
+        metrics=twin.metrics,
+        value=twin.value,
+        num_steps=twin.num_steps,
+        started=record.created,
+        finished=record.created,
+    )

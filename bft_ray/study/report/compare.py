@@ -1,0 +1,128 @@
+"""Settings side by side, where a study confirms nothing: what can be said of them, and what not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from bft_ray.config.metrics import format_value, higher_is_better
+from bft_ray.space.definition import SearchSpace
+from bft_ray.stats.power import detectable
+from bft_ray.study.confirm.standing import Items, Records, in_words, standing_of
+from bft_ray.study.records.leaderboard import Spread, as_markdown, metric_by, ranked, value_text
+from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.store import BASELINES, SEARCH
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a comparison of K values, n runs each, can tell (with s the standard deviation of runs at one value, pooled).
+
+    Args:
+        least: two means that differ by more do so beyond noise, whichever two are picked:
+            q(0.95; K, freedom) s / sqrt(n), Tukey's honest significant difference.
+        detectable: smallest true difference of two means that shows so in 8 of 10 studies (`bft_ray.stats.power`).
+    """
+
+    least: float
+    detectable: float
+
+
+def single(space: SearchSpace) -> str | None:
+    """The one setting that a study compares; None where it varies several."""
+    return next(iter(space.parameters)) if len(space.parameters) == 1 else None
+
+
+def verdict(records: Records, space: SearchSpace, items: Items | None = None) -> str:
+    """The first sentences of a study that nothing has confirmed, Markdown.
+
+    Args:
+        items: scores of the trials that `bft_ray.study.confirm.standing.compared` names; None: not known.
+    """
+    search, metric = records.get(SEARCH, ()), space.objective.metric
+    everything = [*search, *records.get(BASELINES, ())]
+    top = next(iter(ranked(everything, metric)), None)  # a merged one too: the run may be a baseline's
+    if top is None or top.value is None:
+        return f"**No trial has finished**: nothing can be said of {metric} yet."
+    found = f"`{top.name or top.id}` has the best {metric}, {format_value(metric, top.value)}"
+    if space.confirmation is not None:
+        return f"**Not confirmed**: {found}, on the very data that picked it."
+    standing = standing_of(records, metric, items or {})
+    if standing is None:
+        return f"**{found}**; the study compares, and chooses no champion."
+    setting = single(space)
+    means = _ordered(search, metric, setting) if setting else []
+    if setting is None or len(means) < 2:
+        return in_words(standing, metric)
+    beside = f" {in_words(standing, metric)}" if records.get(BASELINES) else ""
+    return _means(search, metric, setting, means) + beside
+
+
+def _means(search: Sequence[TrialRecord], metric: str, setting: str, means: Sequence[Spread]) -> str:
+    first, last = means[0], means[-1]
+    text = (
+        f"**{setting} {value_text(first.at)} has the best mean {metric}, {format_value(metric, first.mean)}**; "
+        f"the worst, {value_text(last.at)}, has {format_value(metric, last.mean)}"
+    )
+    seen = reach(search, metric, setting)
+    if seen is None:
+        return f"{text}: with one run each nothing tells that from noise."
+    if seen.least == 0:
+        return f"{text}: no two runs at one value differ, so there is no noise to judge that by."
+    is_seen = abs(first.mean - last.mean) > seen.least
+    return (
+        f"{text}: a difference {'beyond' if is_seen else 'within'} noise (of two means, {seen.least:.2g} stands out)."
+    )
+
+
+def evidence(search: Sequence[TrialRecord], space: SearchSpace) -> str:
+    """The objective by each setting, with its spread over runs, Markdown."""
+    metric, setting = space.objective.metric, single(space)
+    finite = [name for name, parameter in space.parameters.items() if parameter.finite() is not None]
+    parts = [as_markdown(rows(search, metric, name)) for name in finite if len(metric_by(search, metric, name)) > 1]
+    seen = reach(search, metric, setting) if setting else None
+    if parts and seen is not None and seen.least > 0:
+        parts.append(
+            f"Means that differ by {seen.least:.2g} or more do so beyond noise, whichever two are looked at (Tukey, 5 %); a "
+            f"true difference of {seen.detectable:.2g} shows in 8 of 10 such studies. Noise is what seeds bring; the items "
+            "are the same for all."
+        )
+    elif parts and not setting:
+        parts.append("Runs at one value differ in the other settings as well: a lead, not a test.")
+    return "\n\n".join(parts)
+
+
+def rows(search: Sequence[TrialRecord], metric: str, setting: str) -> list[list[str]]:
+    """A head and a row a value, best mean first; see `bft_ray.study.records.leaderboard.Spread`."""
+    found = [[setting, f"mean {metric}", "sd", "least", "largest", "runs"]]
+    for spread in _ordered(search, metric, setting):
+        mean, low, high = (format_value(metric, value) for value in (spread.mean, spread.low, spread.high))
+        sd = "" if math.isnan(spread.sd) else f"{spread.sd:.2g}"
+        found.append([value_text(spread.at), mean, sd, low, high, str(spread.num_runs)])
+    return found
+
+
+def reach(search: Sequence[TrialRecord], metric: str, setting: str) -> Reach | None:
+    """See `Reach`; None where there are not two values, or none with several runs. A run that several trials share
+    counts once; of unequal numbers of runs the least is n.
+    """
+    runs = {record.merged_with or record.id: record for record in reversed(search)}
+    own = metric_by(runs.values(), metric, setting)
+    freedom = sum(spread.num_runs - 1 for spread in own)
+    if len(own) < 2 or not freedom:
+        return None
+    squares = sum((spread.num_runs - 1) * spread.sd**2 for spread in own if spread.num_runs > 1)
+    se = math.sqrt(squares / freedom / min(spread.num_runs for spread in own))
+    if se <= 1e-12 * max(abs(spread.mean) for spread in own):  # rounding
+        return Reach(0.0, math.nan)
+    least = float(stats.studentized_range.ppf(0.95, len(own), freedom)) * se
+    unpaired = math.sqrt(2) * se
+    return Reach(least, detectable(unpaired, freedom, critical=least / unpaired))
+
+
+def _ordered(search: Sequence[TrialRecord], metric: str, setting: str) -> list[Spread]:
+    sign = -1 if higher_is_better(metric) else 1
+    return sorted(metric_by(search, metric, setting), key=lambda spread: sign * spread.mean)

@@ -1,0 +1,347 @@
+"""A study in words: the note at the top of its MLflow run, and what the terminal shows at its end."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bft_ray.config import TrackingConfig
+from bft_ray.config.metrics import format_value
+from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.study.confirm.choose import Choice
+from bft_ray.study.confirm.standing import Items, leader, standing_of, training_command
+from bft_ray.study.propose.sampler import rung_metric
+from bft_ray.study.records.leaderboard import (
+    as_markdown,
+    as_text,
+    counts,
+    saved,
+    short_names,
+    span,
+    table,
+    tuned,
+    value_text,
+)
+from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
+from bft_ray.study.report import agreement, compare
+from bft_ray.study.report.explain import explain
+from bft_ray.tracking.server import where
+
+Records = Mapping[str, Sequence[TrialRecord]]
+
+#: characters of a note: MLflow cuts a tag at 8,000
+LIMIT = 7_900
+_TOP = 10  # trials in the note
+_LINES, _WIDTH = 25, 110  # of the conclusion
+_LONGEST = 120  # letters of a remark in the note
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """The one look at the test split.
+
+    Args:
+        champion, default: names of the arms; the same where the default is the champion.
+        metric: of the objective.
+        champion_value, default_value: there.
+        gain, low, high: champion over default, paired by item, and its interval (not a number where there is none);
+            above 0 is better. Of these two models: what other seeds would have brought is not in it.
+        num_items: of the test split.
+        detectable: the true gain that such a test shows in 8 of 10 repetitions; not a number where there is one item.
+    """
+
+    __test__ = False  # not for pytest
+
+    champion: str
+    default: str
+    metric: str
+    champion_value: float
+    default_value: float
+    gain: float
+    low: float
+    high: float
+    num_items: int
+    detectable: float
+
+
+def describe(
+    records: Records,
+    space: SearchSpace,
+    choice: Choice | None,
+    test: TestResult | None,
+    *,
+    domain: str,
+    sizes: Mapping[str, int] | None = None,
+    uri: str = TrackingConfig().uri,
+    items: Items | None = None,
+) -> str:
+    """The note, Markdown: what won and by how much, the evidence, and how to use it.
+
+    Args:
+        records: part -> its trials.
+        choice: what the confirmation says; None: there was none, or not yet.
+        test: the look at the test split; None: there was none.
+        domain: that the study stands under.
+        sizes: what was measured or trained on -> its samples, such as `train`.
+        uri: of the tracking server, for the commands.
+        items: scores of the trials that a study without a confirmation compares; None: not known.
+    """
+    search, metric = records.get(SEARCH, ()), space.objective.metric
+    if choice is not None:
+        first, _, evidence = explain(choice).partition("\n\n")
+    else:
+        first, evidence = compare.verdict(records, space, items), compare.evidence(search, space)
+    settings, commands = _chosen(records, space, choice), _commands(records, space, domain, choice, uri, items)
+    before = [first, _few(space, choice), test and _test(test), _unconfirmed(space)]
+    if settings:
+        before += ["#### Chosen settings", as_markdown([["field", "value"], *map(list, settings.items())])]
+    before += ["#### Evidence" if evidence else "", evidence.strip()]
+    after = [
+        "#### Baselines" if records.get(BASELINES) else "",
+        _baselines(records, space),
+        "#### What was searched",
+        "\n".join(f"- {line}" for line in _searched(records, space, domain, sizes or {})),
+        "#### Look at it, use it" if commands else "",
+        "\n".join(f"- `{command}`: {what}" for command, what in commands),
+    ]
+    for limit in range(_TOP, -1, -1):
+        rows = [
+            [cell[:_LONGEST] for cell in row]
+            for row in table(search, metric, rung_metric=rung_metric(space), limit=limit)
+        ]
+        shown = (
+            [f"#### Leaderboard, {len(rows) - 1} of {len(search)} trials", as_markdown(rows)]
+            if limit and search
+            else []
+        )
+        note = "\n\n".join(part for part in (*before, *shown, *after) if part) + "\n"
+        if len(note) <= LIMIT:
+            return note
+    return note[: LIMIT - 4].rpartition("\n")[0] + "\n..."
+
+
+def conclusion(
+    records: Records,
+    space: SearchSpace,
+    choice: Choice | None,
+    test: TestResult | None,
+    *,
+    domain: str,
+    uri: str = TrackingConfig().uri,
+    items: Items | None = None,
+) -> str:
+    """The end of a study for a terminal: 25 lines at most, of plain text (arguments: see `describe`)."""
+    first = explain(choice).partition("\n\n")[0] if choice is not None else compare.verdict(records, space, items)
+    lines = _wrapped(first) + _wrapped(_few(space, choice))
+    if test is not None:
+        lines += _wrapped(_test(test))
+    settings = _chosen(records, space, choice)
+    if settings:
+        short = short_names(settings)
+        lines += _wrapped("Settings: " + ", ".join(f"{short[name]} {value}" for name, value in settings.items()))
+    end = [_plain(_saved(records)), *_wrapped(_unconfirmed(space)), ""]
+    end += [f"{command:<40}  # {what}" for command, what in _commands(records, space, domain, choice, uri, items)]
+    rows = _rows(records, space, choice)
+    room = _LINES - len(lines) - len(end) - 2
+    shown = ["", *as_text(rows[:room]).splitlines(), ""] if len(rows) > 1 and room > 1 else [""]
+    return "\n".join([*lines, *shown, *end][:_LINES])
+
+
+# ---- what came out -----------------------------------------------------------------------------------------------------
+
+
+def _test(test: TestResult) -> str:
+    value = format_value(test.metric, test.champion_value)
+    text = f"**Test split, looked at once**: `{test.champion}` has {test.metric} {value} on {test.num_items:,} items"
+    if test.champion == test.default:
+        return f"{text}; it is the default."
+    if math.isnan(test.low):
+        which = f"{text}, the default `{test.default}` {format_value(test.metric, test.default_value)}"
+        return f"{which}: gain {test.gain:+.4f}. The items have no spread, so nothing tells that from noise."
+    worse = "" if test.low > 0 else " It is worse there." if test.high < 0 else " The gain is not beyond noise there."
+    power = "" if math.isnan(test.detectable) else f" A true gain of {test.detectable:.4f} shows in 8 of 10 such tests."
+    return (
+        f"{text}, the default `{test.default}` {format_value(test.metric, test.default_value)}: gain {test.gain:+.4f} "
+        f"[{test.low:+.4f}, {test.high:+.4f}], paired by item: of these two models, not of their settings.{worse}{power}"
+    )
+
+
+def _along(records: Records, choice: Choice | None, test: TestResult | None) -> str:
+    """The winner's value in each part of the study, so that an overtuned choice shows."""
+    if choice is None or choice.champion is None:
+        return ""
+    metric, arm = choice.plan.metric, choice.arm(choice.champion)
+    source = _source(records, metric, choice.champion)
+    shown = [
+        ("search", source.value if source else None),
+        ("confirmation", arm.mean),
+        ("test", test.champion_value if test else None),
+    ]
+    found = [f"{format_value(metric, value)} in the {part}" for part, value in shown if value is not None]
+    return f"`{arm.name}` has {metric} {', '.join(found)}." if len(found) > 1 else ""
+
+
+def _few(space: SearchSpace, choice: Choice | None) -> str:
+    """That fewer candidates were confirmed than were asked for; "" where that is not so."""
+    if choice is None or space.confirmation is None:
+        return ""
+    count, asked = len(choice.plan.candidates), space.confirmation.top_k
+    if count >= asked:
+        return ""
+    return (
+        f"**Confirmed: {count or 'none'} of the {asked} candidates** that confirmation.top_k asks for. Of the trials that ran to "
+        "their end, no more differ from each other and from the baselines."
+    )
+
+
+def _unconfirmed(space: SearchSpace) -> str:
+    """That a study registers nothing, and what would; "" where it confirms."""
+    if space.confirmation is not None:
+        return ""
+    return (
+        "No confirmation, so no champion: with `confirmation` in the space (5 fresh seeds, data of its own) and another "
+        "`name`, the study tells whether this holds."
+    )
+
+
+def _source(records: Records, metric: str, name: str) -> TrialRecord | None:
+    """The trial of the search, or of a baseline, that an arm of the confirmation repeats."""
+    trials = {record.id: record for part in records.values() for record in part}
+    runs = [record for record in records.get(CONFIRMATION, ()) if record.name == name]
+    source = next((trials[r.extra["of"]] for r in runs if r.extra.get("of") in trials), None)
+    source = source or next((r for r in records.get(SEARCH, ()) if r.name == name), None)
+    return source or tuned(records.get(BASELINES, ()), metric).get(name)
+
+
+def _chosen(records: Records, space: SearchSpace, choice: Choice | None) -> dict[str, str]:
+    """Dotted field -> value of the champion; empty where there is none."""
+    if choice is None or choice.champion is None:
+        return {}
+    source = _source(records, space.objective.metric, choice.champion)
+    if source is None:
+        return {}
+    own: dict[str, Any] = {name: value for name, value in space.fixed.items() if name.startswith("loss.")}
+    if source.part == BASELINES:
+        name = source.extra.get("baseline", choice.champion)
+        own = next((dict(one.overrides) for one in space.baselines if one.name == name), {})
+    return {name: value_text(value) for name, value in (own | dict(source.assignment)).items()}
+
+
+def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[list[str]]:
+    """The table of the conclusion: arms, or means by setting, or the leaderboard."""
+    metric, search = space.objective.metric, records.get(SEARCH, ())
+    if choice is not None and choice.num_items:
+        rows = [["arm", f"mean {metric}", f"gain over {choice.plan.default}", "interval", "detectable"]]
+        for arm in choice.arms:
+            gain, mean = arm.gain, "" if arm.mean is None else f"{arm.mean:.4f}"
+            cells = []
+            if gain:
+                least = "" if math.isnan(gain.detectable) else f"{gain.detectable:.4f}"
+                cells = [f"{gain.gain:+.4f}", f"[{gain.low:+.4f}, {gain.high:+.4f}]", least]
+            rows.append([arm.name, mean, *(cells or ["", arm.excluded, ""])])
+        return rows
+    setting = compare.single(space)
+    if space.confirmation is None and setting is not None:
+        return compare.rows(search, metric, setting)
+    beside = list(tuned(records.get(BASELINES, ()), metric).values())
+    return table([*search, *beside], metric, rung_metric=rung_metric(space), limit=_TOP)
+
+
+# ---- how it came about -------------------------------------------------------------------------------------------------
+
+
+def _searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[str, int]) -> list[str]:
+    search = records.get(SEARCH, ())
+    parameters = ", ".join(f"`{name}` {_range(parameter)}" for name, parameter in space.parameters.items())
+    lines = [f"study `{space.name}`, domain `{domain}`, config `{space.config}`, objective {space.objective.metric}"]
+    lines += [f"varied: {parameters}"]
+    if sizes:
+        lines.append("samples: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+    shown = ", ".join(f"{count} {status}" for status, count in counts(search).items() if count)
+    steps = {record.planned_steps for record in search if record.planned_steps}
+    each = f", {' or '.join(map(str, sorted(steps)))} steps each" if 0 < len(steps) <= 3 else ""
+    lines.append(f"budget: {len(search)} trials ({shown}){each}, seeds {', '.join(map(str, space.seeds))}")
+    scheduler = space.scheduler
+    stops = (
+        f"ASHA from step {scheduler.grace_steps}, 1 of {scheduler.reduction} goes on"
+        if isinstance(scheduler, Asha)
+        else "none"
+    )
+    lines.append(f"sampler {space.sampler.kind}, seed {space.sampler.seed}; early stops: {stops}")
+    lines.append(_saved(records))
+    if isinstance(scheduler, Asha):
+        orders = agreement.by_rung(search, scheduler.metric or space.objective.metric, space.objective.metric)
+        lines += [text for text in [agreement.in_words(orders)] if text]
+    times = [(record.started, record.finished) for part in records.values() for record in part]
+    begun, ended = [a for a, _ in times if a is not None], [b for _, b in times if b is not None]
+    if begun and ended:
+        lines.append(f"from the first start to the last end: {span(max(ended) - min(begun))}")
+    return lines
+
+
+def _range(parameter: Any) -> str:
+    if parameter.kind == "categorical":
+        return "{" + ", ".join(map(value_text, parameter.values)) + "}"
+    return f"{value_text(parameter.low)} to {value_text(parameter.high)}" + (" (log)" if parameter.log else "")
+
+
+def _saved(records: Records) -> str:
+    """Of all parts: baselines and the confirmation are trained too."""
+    found = saved(record for part in records.values() for record in part)
+    parts = [f"{found.trained:,} steps trained"]
+    if found.num_merged:
+        parts.append(f"{found.merged:,} saved by merging {_trials(found.num_merged)} with equal ones")
+    if found.num_pruned:
+        parts.append(f"{found.pruned:,} by stopping {_trials(found.num_pruned)} early")
+    less = found.merged + found.pruned
+    return ", ".join(parts) + (f": {less / (found.trained + less):.0%} less than all" if less else "")
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'s' * (count != 1)}"
+
+
+def _baselines(records: Records, space: SearchSpace) -> str:
+    """Each baseline at its best, with what it was tuned over."""
+    metric, part = space.objective.metric, records.get(BASELINES, ())
+    if not part:
+        return ""
+    fields = list(dict.fromkeys(name for record in part for name in record.assignment))
+    rows = [["baseline", *fields, metric]]
+    for name, record in tuned(part, metric).items():
+        value = "" if record.value is None else format_value(metric, record.value)
+        rows.append([name, *(value_text(record.assignment.get(field, "")) for field in fields), value])
+    return as_markdown(rows)
+
+
+def _commands(
+    records: Records, space: SearchSpace, domain: str, choice: Choice | None, uri: str, items: Items | None
+) -> list[tuple[str, str]]:
+    """What to type next, each with what it does."""
+    if choice is None or choice.champion is None:
+        standing = standing_of(records, space.objective.metric, items or {})
+        if choice is not None or space.confirmation is not None or standing is None:
+            return []
+        record = leader(standing)
+        if record is None:
+            return []
+        return [(training_command(record, space), f"trains with {record.name or record.id}")]
+    option, note = where(uri)
+    return [
+        (f"bft-ray best {domain}{option}", f"the chosen configuration{note}"),
+        (f"bft-ray train --champion {domain}{option}", "trains with it"),
+    ]
+
+
+def _plain(text: str) -> str:
+    """Without the marks of Markdown that `explain` sets."""
+    return re.sub(r"\*\*|`", "", text)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(_plain(text), _WIDTH)

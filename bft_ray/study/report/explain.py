@@ -1,0 +1,272 @@
+"""A choice in words: what won and by how much, what could have been seen, and how far it could still be wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bft_ray.config.metrics import format_value, higher_is_better
+from bft_ray.stats.comparison import Comparison
+from bft_ray.study.confirm.choose import Arm, Choice
+
+_NAMED = 8  # arms that a sentence names
+
+
+def explain(choice: Choice) -> str:
+    """Markdown: the verdict as the first sentence, a table of all arms, and the limits of the evidence.
+
+    Gains are in the metric's unit, above 0 for better, whichever way the metric points.
+    """
+    parts = [_verdict(choice)]
+    if choice.num_items:
+        parts += [_evidence(choice), _table(choice)]
+    if choice.champion is not None:
+        parts.append(_doubt(choice))
+    parts += [_second(choice), _missing(choice), _left_out(choice), _waiver(choice)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _verdict(choice: Choice) -> str:
+    if choice.champion is None:
+        return f"**Nothing was chosen**: {choice.reason}."
+    arm = choice.arm(choice.champion)
+    if choice.verdict == "default":
+        best = choice.best_candidate
+        text = f"**The default `{arm.name}` stays**: {choice.reason}"
+        if best is not None and best.gain is not None:
+            is_same = not best.gain.has_spread and best.gain.gain == 0
+            text += f"; the best candidate, `{best.name}`, " + (
+                "is identical to it" if is_same else f"differs from it by {_gain(best.gain)}"
+            )
+        return f"{text}.{_ahead(choice)}"
+    gain = f", by {_gain(arm.gain)} over the default" if arm.gain else ""
+    if choice.verdict == "baseline":
+        return f"**The baseline `{arm.name}` wins, not BFT**{gain}: {choice.reason}."
+    return f"**`{arm.name}` wins**{gain}: {choice.reason}.{_ahead(choice)}"
+
+
+def _ahead(choice: Choice) -> str:
+    """A baseline that stands above the champion without winning must be said at once."""
+    own = choice.arm(choice.champion or "").mean
+    sign = 1 if higher_is_better(choice.plan.metric) else -1
+    ahead = [a for a in choice.arms if a.kind == "baseline" and not a.excluded and a.mean is not None]
+    names = [f"`{a.name}`" for a in ahead if own is not None and a.mean is not None and sign * (a.mean - own) > 0]
+    if not names:
+        return ""
+    rule = "without beating the default and every candidate that beats it beyond noise"
+    return f" But {' and '.join(names)} had a better mean still, {rule}."
+
+
+def _evidence(choice: Choice) -> str:
+    plan = choice.plan
+    better = "higher" if higher_is_better(plan.metric) else "lower"
+    shared = len({name for own in plan.groups.values() for name in own})
+    items = f"{choice.num_items:,} items of the confirmation split" + (
+        f" that share {shared:,} groups" if shared else ""
+    )
+    return (
+        f"Measured: {plan.metric} ({better} is better) on {items}, "
+        f"{len(plan.seeds)} paired seeds. Gains over `{plan.default}` are positive for better; the intervals hold for "
+        f"all {sum(arm.gain is not None for arm in choice.arms)} arms together at {1 - plan.alpha:.0%}. p asks, one-sided "
+        f"and for all of them together, whether there is a gain; best is the probability that none of the others is better."
+    )
+
+
+def _table(choice: Choice) -> str:
+    second = choice.plan.second
+    header = ["arm", "kind", "mean", "gain", "interval", "p", "best", "detectable"] + (
+        [second.metric, "front"] if second else []
+    )
+    lines = [_row(header), _row(["---"] * len(header))]
+    for arm in choice.arms:
+        name = f"**{arm.name}**" if arm.name == choice.champion else arm.name
+        cells = [name, arm.kind, _value(arm.mean)]
+        cells += _cells(arm.gain, choice.best.get(arm.name))
+        if second:
+            cells += ["" if arm.second is None else format_value(second.metric, arm.second), "yes" * arm.on_front]
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def _cells(gain: Comparison | None, best: float | None) -> list[str]:
+    chance = "" if best is None else f"{best:.0%}"
+    if gain is None:
+        return ["", "", "", chance, ""]
+    if not gain.has_spread:
+        return [_signed(gain.gain), "no spread", "", chance, ""]
+    return [
+        _signed(gain.gain),
+        _interval(gain),
+        f"{gain.p:.2g}",
+        chance,
+        "" if math.isnan(gain.detectable) else _size(gain.detectable),
+    ]
+
+
+def _doubt(choice: Choice) -> str:
+    """What the data still allow."""
+    arm = choice.arm(choice.champion or "")
+    lines = [f"**How far this could still be wrong**, as far as intervals of {1 - choice.plan.alpha:.0%} tell."]
+    told = _default_doubt(choice) if choice.verdict == "default" else _winner_doubt(choice, arm)
+    if not told:
+        return ""
+    lines += told
+    lines += [f"Over `{c.against}` it gains {_gain(c)}." for c in choice.against if c.against != choice.plan.default]
+    lines += [_not_told(choice), _rare(choice)]
+    lines.append("All of it is about this data, this base model and this budget.")
+    return " ".join(line for line in lines if line)
+
+
+def _default_doubt(choice: Choice) -> list[str]:
+    gains = {arm.name: arm.gain for arm in choice.arms if arm.gain and not arm.excluded and arm.gain.has_spread}
+    if not gains:
+        return []
+    name, most = max(gains.items(), key=lambda pair: pair[1].high)
+    least = min((gain.detectable for gain in gains.values() if math.isfinite(gain.detectable)), default=math.nan)
+    if most.high > 0:
+        first = f"`{name}` could be better than the default by up to {_size(most.high)}."
+    else:
+        first = "The intervals of all arms end at or below 0: none is likely to be better than the default."
+    missed = (
+        ""
+        if math.isnan(least)
+        else (
+            f"A true gain below {_size(least)} would have been missed more often than in about 2 of 10 such studies, "
+            "so no difference shown is not the same as none."
+        )
+    )
+    skewed = [f"`{other}`" for other, gain in gains.items() if gain.is_skewed and gain.p <= gain.alpha]
+    return [
+        first,
+        missed,
+        *(_skew(gain) for other, gain in gains.items() if f"`{other}`" in skewed[:1]),
+        _cause(choice, most),
+    ]
+
+
+def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
+    gain = arm.gain
+    if gain is None:
+        return []
+    if not gain.has_spread:
+        return ["All its items and seeds differ from the default's by the same, so there is no noise to judge it by."]
+    span = (
+        f"The true gain over the default may be as small as {_signed(gain.low)} or as large as {_signed(gain.high)}"
+        + (
+            "."
+            if math.isnan(gain.detectable)
+            else f"; a gain of {_size(gain.detectable)} shows in about 8 of 10 such studies."
+        )
+    )
+    return [span, _rivals(choice, arm), _cause(choice, gain)]
+
+
+def _skew(gain: Comparison) -> str:
+    """That a gain hangs on the items that are not there."""
+    return (
+        f"`{gain.name}` seems better, but most of its items gain a little and few lose much: with so few of these (skewness "
+        f"of the mean {gain.skewness:.2f}) a gain cannot be told from luck, and the default stays. More items, or a bounded "
+        "metric such as token accuracy, would tell."
+    )
+
+
+def _not_told(choice: Choice) -> str:
+    """The set that holds the best arm."""
+    if len(choice.not_told) < 2:
+        return ""
+    return f"Not to be told from the best: {_names(choice.not_told)}; the best is one of these with {1 - choice.plan.alpha:.0%}."
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} others"
+
+
+def _rare(choice: Choice) -> str:
+    """What so few runs cannot show: all S lack what happens to a share q of runs with (1 - q)^S."""
+    count = len(choice.plan.seeds)
+    share = 1 - 0.05 ** (1 / count)
+    return f"What happens to up to {share:.0%} of all runs, such as a collapse, could be absent from {count} seeds."
+
+
+def _rivals(choice: Choice, champion: Arm) -> str:
+    """Arms that it was not compared with, and is not shown to be better than."""
+    compared = {comparison.against for comparison in choice.against}
+    near = [
+        f"`{arm.name}`"
+        for arm in choice.arms
+        if arm.gain
+        and champion.gain
+        and arm is not champion
+        and arm.name not in compared
+        and not arm.excluded
+        and arm.gain.has_spread
+        and arm.gain.high >= champion.gain.low
+    ]
+    if not near:
+        return ""
+    return f"That it is better than {', '.join(near)} is not shown: their intervals overlap with its own."
+
+
+def _cause(choice: Choice, gain: Comparison) -> str:
+    """What would narrow it, both ways."""
+    seeds, items = len(choice.plan.seeds), choice.num_items
+    return (
+        f"Its interval reaches {_size((gain.high - gain.low) / 2)} to each side; with {2 * seeds} seeds it would be about "
+        f"{_size(gain.half_seeds)}, with {2 * items:,} items {_size(gain.half_items)}."
+    )
+
+
+def _second(choice: Choice) -> str:
+    limit = choice.plan.second
+    if limit is None:
+        return ""
+    front = ", ".join(f"`{arm.name}`" for arm in choice.arms if arm.on_front)
+    return (
+        f"Second objective: {limit.metric}, {format_value(limit.metric, limit.before)} before; an arm may be worse than "
+        f"that by {format_value(limit.metric, limit.largest_loss)} at most: shown over seeds for an arm that is to win, and not "
+        "refuted for the default. "
+        f"Pareto front: {front or 'empty'}. The choice is made among the arms that keep the limit."
+    )
+
+
+def _missing(choice: Choice) -> str:
+    if not choice.num_missing:
+        return ""
+    return f"{choice.num_missing} items lack a verdict in some run and are left out of all."
+
+
+def _left_out(choice: Choice) -> str:
+    lines = [f"- `{arm.name}`: {arm.excluded}" for arm in choice.arms if arm.excluded]
+    return "Not eligible:\n\n" + "\n".join(lines) if lines else ""
+
+
+def _waiver(choice: Choice) -> str:
+    count = len(choice.plan.seeds)
+    return f"Only {count} seeds: a demonstration, not evidence (at least 5 are asked for)." if count < 5 else ""
+
+
+def _gain(gain: Comparison) -> str:
+    return f"{_signed(gain.gain)} {_interval(gain)}"
+
+
+def _interval(gain: Comparison) -> str:
+    if not gain.has_spread:
+        return "(no spread to judge it by)"
+    return f"[{_signed(gain.low)}, {_signed(gain.high)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2g}" if abs(value) < 0.001 else f"{value:+.4f}"
+
+
+def _size(value: float) -> str:
+    return _signed(value).removeprefix("+")
+
+
+def _value(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

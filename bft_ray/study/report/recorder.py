@@ -1,0 +1,189 @@
+"""What happens in a study, as MLflow keeps it: a nested run for each trial, and what they add up to on the study run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from bft_ray.config import Config
+from bft_ray.config.metrics import is_better
+from bft_ray.places.scratch import scratch
+from bft_ray.space.ranges import Parameter
+from bft_ray.study.definition import Study
+from bft_ray.study.propose.sampler import rung_metric
+from bft_ray.study.records.leaderboard import as_markdown, table
+from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.segment import Run
+from bft_ray.study.records.store import CONFIRMATION, SEARCH
+from bft_ray.tracking.children import Children
+from bft_ray.tracking.run import Tracker
+
+_POINTS = 100  # of a curve: each metric costs the server a row
+_STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "complete": "FINISHED",
+    "pruned": "FINISHED",
+    "failed": "FAILED",
+}
+
+
+class Recorder:
+    """Writes a study to MLflow; a `Listener` of the conductor."""
+
+    def __init__(self, study: Study, tracker: Tracker, children: Children):
+        self._study, self._tracker, self._children = study, tracker, children
+        self._best: float | None = None
+        self._num_ended = 0  # trials of the search
+
+    def __call__(self, event: Literal["begun", "ended"], record: TrialRecord) -> None:
+        """A trial begins or ends."""
+        if event == "begun":
+            start = record.started or record.created or 0.0
+            self._children.begin(record.id, _name(record), _params(record), self._tags(record), start)
+            return
+        self._end(record)
+        self._count(record)
+        if record.part == SEARCH and self._best is not None:
+            metric = self._study.space.objective.metric
+            self._tracker.log_metrics({f"best/{metric}": self._best}, step=self._num_ended)
+
+    def catch_up(self, records: Sequence[TrialRecord]) -> None:
+        """Record what an earlier driver was killed before it could."""
+        for record in records:
+            if record.is_finished:
+                self._count(record)
+                if not self._children.is_logged(record.id):
+                    self._end(record)
+
+    def _count(self, record: TrialRecord) -> None:
+        if record.part != CONFIRMATION:  # baselines count: what is best so far is best of both
+            self._num_ended += record.part == SEARCH
+            value, metric = record.value, self._study.space.objective.metric
+            if value is not None and (self._best is None or is_better(metric, value, self._best)):
+                self._best = value
+
+    def _end(self, record: TrialRecord) -> None:
+        self._children.end(
+            record.id,
+            _STATUS[record.state],
+            name=_name(record),
+            params=_params(record),
+            tags=self._tags(record),
+            start_s=record.started or record.created or 0.0,
+            end_s=record.finished or record.created or 0.0,
+            series=list(self._series(record)),
+            reason=record.merged_because if record.merged_with else record.reason or None,
+        )
+
+    def _tags(self, record: TrialRecord) -> dict[str, str]:
+        tags = {
+            "bft.kind": "trial",
+            "bft.part": record.part,
+            "bft.domain": self._study.domain,
+            "bft.study": self._study.name,
+            "bft.status": record.status,
+        }
+        if record.merged_with:
+            tags["bft.merged_with"] = record.merged_with
+        return tags | {f"bft.{name}": str(record.extra[name]) for name in ("arm", "baseline") if name in record.extra}
+
+    def _series(self, record: TrialRecord) -> Iterator[tuple[int, dict[str, float]]]:
+        """Step -> metrics: the curve of the one run, or what its runs have come to in the mean."""
+        if record.merged_with or len(record.seeds) > 1:
+            metric = rung_metric(self._study.space)
+            yield from ((step, {metric: value}) for step, value in record.rung_values.items())
+            if record.metrics:
+                yield record.num_steps // len(record.seeds), dict(record.metrics)
+            return
+        run = Run.of(self._study.id, self._study.folder_of(record), record.seeds[0])
+        if run is None:
+            return
+        every = math.ceil(len(run.train) / _POINTS)
+        for step, metrics in enumerate(run.train, 1):
+            if step % every == 0 or step in run.metrics:
+                yield step, metrics | run.metrics.get(step, {})
+
+    # ---- on the study run -------------------------------------------------------------------------------------------
+
+    def describe(self, note: str, parts: Mapping[str, Sequence[TrialRecord]], pictures: Mapping[str, bytes]) -> bool:
+        """The words at the head of the run's page, the tables, and the pictures; False where these could not be sent."""
+        space = self._study.space
+        self._tracker.set_tags({"mlflow.note.content": note})
+        self._tracker.log_text(note, "study.md")
+        for part, records in parts.items():
+            if records:
+                rows = table(records, space.objective.metric, rung_metric=rung_metric(space))
+                self._tracker.log_text(as_markdown(rows) + "\n", f"{_TABLES.get(part, part)}.md")
+        self._tracker.log_text(json.dumps(_plain(parts), indent=1), "records.json")
+        if pictures:
+            with scratch("pictures") as folder:
+                for name, png in pictures.items():
+                    (folder / f"{name}.png").write_bytes(png)
+                return self._tracker.log_artifacts(folder, "pictures")
+        return True
+
+
+_TABLES = {SEARCH: "leaderboard"}
+
+
+def _name(record: TrialRecord) -> str:
+    """Runs of a confirmation differ in their seed alone."""
+    return f"{record.name} seed {record.seeds[0]}" if record.part == CONFIRMATION else record.name
+
+
+def _params(record: TrialRecord) -> dict[str, Any]:
+    seeds = record.seeds[0] if len(record.seeds) == 1 else list(record.seeds)
+    return dict(record.assignment) | {"seed": seeds}
+
+
+def _plain(parts: Mapping[str, Sequence[TrialRecord]]) -> list[dict[str, Any]]:
+    """All trials as JSON, without the scores of single items."""
+    return [
+        {
+            "id": record.id,
+            "name": record.name,
+            "status": record.status,
+            "settings": dict(record.assignment),
+            "seeds": list(record.seeds),
+            "value": record.value,
+            "metrics": dict(record.metrics),
+            "rungs": {str(step): value for step, value in record.rung_values.items()},
+            "num_steps": record.num_steps,
+            "merged_with": record.merged_with,
+            "reason": record.reason,
+            "duration_s": record.duration_s,
+        }
+        for records in parts.values()
+        for record in records
+    ]
+
+
+def params_of(study: Study, first: Config) -> dict[str, Any]:
+    """Params of the study run: what the study is, without what may change when it goes on."""
+    params = {
+        "space": study.space.name,
+        "domain": study.domain,
+        "objective": study.space.objective.metric,
+        "sampler": study.space.sampler.kind,
+        "scheduler": study.space.scheduler.kind,
+        "deterministic": study.space.deterministic,
+        "model.path": _short(first.model.path),
+        "data.packing": first.data.packing,
+        "data.train": ", ".join(_short(source.path) for source in first.data.train),
+    }
+    return params | {f"search.{name}": _range(parameter) for name, parameter in study.space.parameters.items()}
+
+
+def _short(path: str) -> str:
+    """A path of this machine by its name alone: the study may go on where it lies elsewhere."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def _range(parameter: Parameter) -> str:
+    """`16, 64, 256`, or `0.01 to 0.5`; with its condition."""
+    values = parameter.finite()
+    text = ", ".join(map(str, values)) if values else " to ".join(map(str, parameter.ends()))
+    when = [f"{parent} is {' or '.join(map(str, wanted))}" for parent, wanted in parameter.when.items()]
+    return " if ".join([text, *([" and ".join(when)] if when else [])])

@@ -1,0 +1,271 @@
+"""The doctor's findings: each check against a thing that is right and one that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bft_ray.config import make_config
+from bft_ray.errors import BadInput
+from bft_ray.operate import doctor, machine, nodes
+from bft_ray.operate.doctor import Finding, diagnose, exit_code, render
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A tiny Llama with a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*alphabet, "<end>"])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(LlamaConfig(vocab_size=257, max_position_embeddings=512, **shape)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tree(model, tmp_path) -> dict:
+    """A config without a fault."""
+    for name in ("train", "validation"):
+        rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(5)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choice = {"question": "q", "choices": ["a", "b"], "answer": 1}
+    (tmp_path / "choices.jsonl").write_text(json.dumps(choice) + "\n")
+    return {
+        "domain": "test",
+        "model": {"path": str(model), "dtype": "fp32"},
+        "data": {
+            "train": [{"path": str(tmp_path / "train.jsonl")}],
+            "validation": [{"path": str(tmp_path / "validation.jsonl")}],
+            "max_length": 256,
+        },
+        "cluster": {"storage_path": str(tmp_path / "results"), "gpus_per_worker": 0},
+        "evaluation": {"tasks": [{"kind": "choice", "path": str(tmp_path / "choices.jsonl")}]},
+        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db", "timeout_s": 10.0},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def failed(findings: list[Finding], check: str) -> Finding:
+    [finding] = [finding for finding in findings if finding.check == check and finding.status == "fail"]
+    assert finding.remedy, "every failing finding carries its remedy"
+    return finding
+
+
+def test_a_config_without_a_fault(tree):
+    findings = diagnose(make_config(tree))
+    wrong = [finding for finding in findings if finding.status == "fail"]
+    assert wrong == [] and exit_code(findings) == 0, render(findings)
+    checks = [finding.check for finding in findings]
+    assert {"versions", "compiler", "gpu", "cpu", "memory", "disk", "model", "tracking", "storage"} <= set(checks)
+    assert checks.count("data") == 3
+    details = " ".join(finding.detail for finding in findings)
+    assert "5 first rows" in details and "choices: read, 1 item" in details and "question 1" not in details
+
+
+def test_a_config_that_only_measures(tree, tmp_path):
+    del tree["data"]["train"]
+    findings = diagnose(make_config(tree, for_training=False))
+    assert exit_code(findings) == 0
+    assert "WARN  data      data.train names nothing: this config measures and cannot train" in render(findings)
+    (tmp_path / "measure.yaml").write_text(yaml.safe_dump(tree))
+    done = subprocess.run(
+        [sys.executable, "-m", "bft_ray.cli", "doctor", "measure.yaml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("next      bft-ray evaluate measure.yaml")
+
+
+def test_every_fault_is_found_at_once_with_its_remedy(tree, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "validation.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    tree["model"]["path"] = str(tmp_path / "broken")
+    tree["data"]["train"][0]["path"] = str(tmp_path / "none.jsonl")
+    tree["cluster"] |= {"storage_path": str(tmp_path / "file" / "results"), "num_workers": 9, "cpus_per_worker": 1000.0}
+    tree["tracking"]["uri"] = "http://ann:s3cr3t-pw@127.0.0.1:9"
+    begun = time.monotonic()
+    findings = diagnose(make_config(tree))
+    assert time.monotonic() - begun < 60 and exit_code(findings) == 1
+    failed(findings, "model"), failed(findings, "tracking"), failed(findings, "storage")
+    assert "9000" in failed(findings, "cpu").detail
+    train, validation = [f for f in findings if f.check == "data" and f.status == "fail"]
+    assert "none.jsonl" in train.detail and "validation.jsonl:2" in validation.detail
+    text = render(findings)
+    assert "s3cr3t-pw" not in text and "FAIL" in text and "->" in text
+    assert text.splitlines()[-1].startswith(f"{sum(f.status == 'fail' for f in findings)} to mend")
+
+
+def test_the_model_is_looked_at_closely(tree, model, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    tree["model"]["path"] = str(copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(BadInput, match="a whole safetensors file"):
+        list(doctor.check_model(make_config(tree)))
+    weights.unlink()
+    with pytest.raises(BadInput, match=r"\*\.safetensors weights"):
+        list(doctor.check_model(make_config(tree)))
+    tree["model"]["path"] = str(model)
+    tree["data"] |= {"max_length": 1024}
+    [fine, note] = doctor.check_model(make_config(tree))
+    assert (fine.status, note.status) == ("ok", "warn") and "made for 512 positions" in note.detail
+    tree["data"] |= {"max_length": 256}
+    tree["lora"] = {"targets": ["no_such_module"]}
+    with pytest.raises(BadInput, match="q_proj"):
+        list(doctor.check_model(make_config(tree)))
+
+
+def test_an_attention_that_cannot_be_had_is_found_before_a_run(tree):
+    tree["model"]["attention"] = "flash_attention_2"
+    finding = failed(diagnose(make_config(tree)), "model")
+    assert finding.detail.startswith(
+        "`model.attention` is 'flash_attention_2', but must be an attention that this model"
+    )
+    assert ".." not in finding.detail + finding.remedy
+    assert "model.attention=sdpa" in finding.remedy and "FlashAttention 2" in finding.remedy
+    findings = diagnose(
+        make_config(tree | {"cluster": tree["cluster"] | {"address": "127.0.0.1:1", "start_timeout_s": 1}})
+    )
+    [told] = [finding for finding in findings if finding.check == "settings"]
+    assert told.status == "warn" and "each node needs it" in told.detail  # the nodes may have it
+
+
+def test_the_space_beside_a_config(tree, tmp_path):
+    """Its splits are read too; where the config has a fault, that one is told alone."""
+    path = tmp_path / "search_space.yaml"
+    for name in ("validation", "confirmation"):
+        rows = [{"prompt": f"{name} {n}", "completion": f"answer {n}"} for n in range(5)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "bft.yaml").write_text(yaml.safe_dump(tree))
+    space = {
+        "name": "small",
+        "config": "bft.yaml",
+        "parameters": {"loss.window": {"kind": "categorical", "values": [2, 8]}},
+        "objective": {"metric": "validation/token_accuracy"},
+        "budget": {"trials": 2, "steps": 4},
+        "sampler": {"kind": "random"},
+        "scheduler": {"kind": "none"},
+        "confirmation": {"overrides": {"data.validation": [{"path": str(tmp_path / "confirmation.jsonl")}]}},
+    }
+    path.write_text(yaml.safe_dump(space))
+    (ok,) = doctor.check_space(path)
+    assert ok.detail == "search_space.yaml fits the config; its splits (search, confirmation) are read, and differ"
+    (tmp_path / "confirmation.jsonl").write_text((tmp_path / "validation.jsonl").read_text())
+    with pytest.raises(BadInput, match="5 of the 5 rows of the confirmation data are rows of the search data too"):
+        list(doctor.check_space(path))
+    path.write_text(yaml.safe_dump(space | {"budjet": 1}))
+    [finding] = [found for found in diagnose(make_config(tree), space=path) if found.check == "space"]
+    assert finding.status == "fail" and "budjet" in finding.detail
+    tree["data"]["train"][0]["path"] = str(tmp_path / "none.jsonl")
+    assert "space" not in [found.check for found in diagnose(make_config(tree), space=path)]
+
+
+def test_surprising_settings_are_told(tree):
+    assert list(doctor.check_settings(make_config(tree))) == []
+    tree["lora"] = {"dropout": 0.1}
+    tree["loss"] = {"method": "sft", "window": 64}
+    dropout, unused = doctor.check_settings(make_config(tree))
+    assert dropout.status == unused.status == "warn"
+    assert "lora.dropout is 0.1" in dropout.detail and "loss.window" in unused.detail
+
+
+def test_versions_against_the_stated_ranges(monkeypatch):
+    stated = [Finding("versions", "ok", "")]
+    assert [f.status for f in doctor.check_versions()] == [f.status for f in stated]
+    ranges = (">=3.99", ["pytest<1", "no-such-package>=2; extra == 'dev'", "no-such-package>=3", "pydantic>=2"])
+    monkeypatch.setattr(machine, "_stated_ranges", lambda: ranges)
+    findings = list(doctor.check_versions())
+    assert [f.status for f in findings] == ["fail"] * 3 and all(f.remedy for f in findings)
+    assert "Python" in findings[0].detail and "pytest" in findings[1].detail
+    assert "no-such-package is missing, not >=3" in findings[2].detail
+
+
+def test_a_check_that_hangs_or_breaks_does_not_stop_the_others(monkeypatch):
+    monkeypatch.setattr(doctor, "check_compiler", lambda: time.sleep(30))
+    monkeypatch.setattr(doctor, "check_versions", lambda: 1 / 0)
+    begun = time.monotonic()
+    findings = diagnose(timeout_s=3.0)
+    assert time.monotonic() - begun < 20
+    assert "no answer within 3 s" in failed(findings, "compiler").detail
+    assert "ZeroDivisionError" in failed(findings, "versions").detail
+    assert any(finding.check == "cpu" and finding.status == "ok" for finding in findings)
+
+
+def test_gpus_that_are_asked_for_and_not_there(tree):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    tree["cluster"]["gpus_per_worker"] = 1
+    assert failed(list(doctor.check_gpus(make_config(tree), is_local=True)), "gpu")
+    assert not [f for f in doctor.check_gpus(make_config(tree), is_local=False) if f.status == "fail"]
+
+
+def test_the_token(monkeypatch, tmp_path):
+    def look() -> Finding:
+        [finding] = nodes.check_token()
+        assert finding.status == "ok" or finding.remedy
+        return finding
+
+    assert look().status == "warn"
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert look().status == "fail"
+    (tmp_path / "token").write_text("secret-token")
+    os.chmod(tmp_path / "token", 0o644)
+    assert look().status == "warn" and "chmod 600" in look().remedy
+    os.chmod(tmp_path / "token", 0o600)
+    assert look().status == "ok"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-token")
+    assert look().status == "ok" and "secret-token" not in look().detail
+
+
+def test_an_address_where_nobody_listens():
+    begun = time.monotonic()
+    findings = diagnose(ray_address="127.0.0.1:9")
+    assert time.monotonic() - begun < 60
+    assert "127.0.0.1:9" in failed(findings, "ray").detail
+
+
+@pytest.mark.slow
+def test_the_nodes_of_a_cluster(tree, tmp_path, monkeypatch):
+    root = str(Path(__file__).resolve().parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    try:
+        findings = diagnose(make_config(tree), ray_address="auto")
+        assert [f for f in findings if f.status == "fail"] == [], render(findings)
+        assert [f.status for f in findings if f.check == "node"] == ["ok"]
+        assert any("room for 1 workers" in f.detail for f in findings)
+
+        (tmp_path / "file").write_text("")
+        tree["cluster"] |= {"num_workers": 2, "start_timeout_s": 1.0, "storage_path": str(tmp_path / "file" / "x")}
+        findings = diagnose(make_config(tree), ray_address="auto")
+        assert "CPU 1" in failed(findings, "ray").detail
+        assert "can be written" in failed(findings, "node").detail
+    finally:
+        ray.shutdown()

@@ -1,0 +1,471 @@
+"""The driver of a study without Ray: legs are carried out here, in any order, and it may be killed between any two."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bft_ray.config import make_config
+from bft_ray.errors import BftError, DiskFull
+from bft_ray.places import disk
+from bft_ray.space.definition import SearchSpace
+from bft_ray.study.agenda import PARTS
+from bft_ray.study.confirm.candidates import arms_of, confirmed, plan_of
+from bft_ray.study.confirm.choose import choose
+from bft_ray.study.controller import OVER, Conductor
+from bft_ray.study.definition import Study
+from bft_ray.study.records.database import Database
+from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.segment import Leg, Reached, Run
+from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
+from tests.damage import damage
+
+METRIC = "choices/probability"
+STEPS = 24
+
+
+def make_study(folder: Path, base: dict[str, Any] | None = None, **more: Any) -> Study:
+    tree = {
+        "name": "small",
+        "parameters": {
+            "loss.method": {"kind": "categorical", "values": ["bft", "bft_inverse"]},
+            "loss.window": {"kind": "categorical", "values": [16, 64, 256, 512, 1024]},
+            "loss.epsilon": {"kind": "categorical", "values": [0.05, 0.1], "when": {"loss.method": ["bft_inverse"]}},
+            "optimizer.learning_rate": {"kind": "categorical", "values": [1e-4, 1e-3]},
+        },
+        "objective": {"metric": METRIC},
+        "budget": {"trials": 20, "steps": STEPS},
+        "sampler": {"kind": "tpe", "startup_trials": 6},
+        "scheduler": {"kind": "asha", "grace_steps": 4, "reduction": 3},
+        "confirmation": {"top_k": 2, "overrides": {"evaluation.tasks.0.path": "other.jsonl"}},
+    }
+    config = {
+        "domain": "test",
+        "data": {"train": [{"path": "rows.jsonl"}]},
+        "checkpoint": {"export": "last", "keep": 2},
+        "evaluation": {"tasks": [{"kind": "choice", "path": "choices.jsonl"}]},
+        "cluster": {"storage_path": str(folder)},
+    }
+    space = SearchSpace.model_validate(tree | more)
+    return Study("an-id", space, make_config(config | (base or {})), 400, (160,), str(folder / "study"))
+
+
+def quality(tree: dict[str, Any], step: int) -> float:
+    """What a setting is worth after so many steps: 64 is the best window, the inverse form a little better."""
+    loss = tree["loss"]
+    worth = 0.5 - 0.02 * abs(math.log2(loss["window"] / 64)) + 0.05 * (loss["method"] == "bft_inverse")
+    worth += 0.04 * (tree["optimizer"]["learning_rate"] == 1e-3) - 0.2 * (loss["method"] == "dft")
+    return worth * (1 - math.exp(-step / 10))
+
+
+def noise(*what: Any) -> float:
+    return int.from_bytes(hashlib.sha256(json.dumps(what).encode()).digest()[:8], "big") / 2**64 - 0.5
+
+
+class Executor:
+    """Carries out legs, `slots` at a time, in an order that is drawn; every measurement is a turn of its own."""
+
+    def __init__(self, study: Study, url: str, *, slots: int = 3, seed: int = 0, ahead: int = 0):
+        self.study, self.url, self.slots, self.ahead = study, url, slots, ahead
+        self.draw = random.Random(seed)
+        self.trained: list[tuple[str, int, int, int]] = []  # (trial, seed, from, to)
+        self.events: list[tuple[str, str]] = []
+        self.broken: dict[str, int] = {}
+
+    def run(self, turns: float = math.inf) -> bool:
+        """Drive the study for so many turns, then be killed; whether it came to its end."""
+        with Database(self.url) as database:
+            store = Store.create(database, self.study.space, self.study.base, {"train": "f1"})
+            self.conductor = Conductor(
+                self.study,
+                store,
+                lambda: self.slots,
+                lambda event, record: self.events.append((event, record.id)),
+                ahead=self.ahead,
+            )
+            try:
+                return self._drive(turns)
+            finally:
+                store.lease.drop()  # as if the process were gone
+
+    def _drive(self, turns: float) -> bool:
+        running: dict[Leg, Any] = {}
+        waited = 0
+        while turns > 0:
+            turns -= 1
+            leg = self.conductor.next()
+            if leg == OVER:
+                assert not running
+                return True
+            if leg is not None:
+                waited = 0
+                self.conductor.begun(leg)
+                running[_Same(leg)] = self._walk(leg)
+            elif not running:
+                waited += 1
+                assert waited < 3, "nothing runs, and nothing comes"
+            if running and (leg is None or self.draw.random() < 0.5):
+                self._turn(running)
+        return False
+
+    def _turn(self, running: dict) -> None:
+        same = self.draw.choice(list(running))
+        if self.broken.get(same.leg.trial, 0) > 0:
+            self.broken[same.leg.trial] -= 1
+            del running[same]
+            return self.conductor.broke(same.leg, "killed")
+        reached = next(running[same])
+        if reached.status != "running" or not self.conductor.goes_on(same.leg, reached):
+            del running[same]
+            self.conductor.ended(same.leg, reached)
+
+    def _walk(self, leg: Leg):
+        run = Run.read(leg)
+        if run is None or run.status == "running":
+            run = Run(leg.key)
+        elif run.status == "complete" or (leg.until and run.num_steps >= leg.until):
+            yield run.reached  # an earlier driver was killed before it heard of it
+            return
+        for step in [*leg.rungs, STEPS]:
+            self.trained.append((leg.trial, leg.seed, run.num_steps, step))
+            run.num_steps = step
+            run.status = "paused" if step == leg.until else "complete" if step == STEPS else "running"
+            run.records = self._records(leg, step)
+            value = sum(record["probability"] for record in run.records) / len(run.records)
+            run.metrics[step] = {METRIC: value}
+            run.write(leg)
+            if leg.keep and step == STEPS:
+                Path(leg.weights).mkdir(parents=True, exist_ok=True)
+            yield run.reached
+            if run.status != "running":
+                return
+
+    def _records(self, leg: Leg, step: int) -> list[dict[str, Any]]:
+        where = leg.tree["evaluation"]["tasks"][0]["path"]
+        loss = leg.tree["loss"] | {"window": min(leg.tree["loss"]["window"], 400)}  # as on data of that length
+        return [
+            {
+                "set": "choices",
+                "id": str(item),
+                "group": f"patient {item // 2}" if item < 10 else None,
+                "probability": quality(leg.tree | {"loss": loss}, step)
+                + 0.02 * noise(where, item)
+                + 0.01 * noise(loss, leg.seed, where, item),
+            }
+            for item in range(30)
+        ]
+
+    def records(self, part: str) -> list[TrialRecord]:
+        with Database(self.url) as database:
+            store = Store.find(database, self.study.name)
+            return (store if part == SEARCH else store.open_part(part)).records()
+
+
+class _Same:
+    """A leg as a key: its tree cannot be hashed."""
+
+    def __init__(self, leg: Leg):
+        self.leg = leg
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+def timeless(records: list[TrialRecord]) -> list[TrialRecord]:
+    """Without what depends on when and where it was run."""
+    where = {"created": None, "started": None, "finished": None, "attempts": 0, "reason": "", "key": ""}
+    return [replace(one, **where) for one in records]
+
+
+def test_a_whole_study(tmp_path, url):
+    executor = Executor(make_study(tmp_path), url, ahead=1)
+    assert executor.run()
+    baselines, search, runs = (executor.records(part) for part in PARTS)
+    assert [record.name for record in baselines] == [
+        f"{name} lr{rate}" for name in ("sft", "dft", "bft") for rate in ("0.0001", "0.001")
+    ]
+    assert all(record.state == "complete" and record.num_steps == STEPS for record in baselines)
+    assert len(search) == 20 and all(record.is_finished for record in search)
+    pruned = [record for record in search if record.status == "pruned"]
+    assert pruned and all(record.value is None and record.num_steps in (4, 12) for record in pruned)
+    merged = [record for record in search if record.merged_with]
+    assert any(record.merged_with.startswith("baselines/") for record in merged)  # bft at 256
+    assert not {one.id for one in merged} & {trial for trial, *_ in executor.trained}
+    # each (trial, seed) was trained once, without a gap
+    spans: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for trial, seed, begin, end in executor.trained:
+        spans.setdefault((trial, seed), []).append((begin, end))
+    for each in spans.values():
+        assert [begin for begin, _ in each] == [0, *[end for _, end in each[:-1]]]
+    # two candidates and three baselines with five seeds each, on the other data
+    arms = arms_of(executor.study.space, baselines, search)
+    assert [arm.name for arm in arms[:3]] == ["sft", "dft", "bft"] and len(arms) == 5
+    assert all(arm.trial.assignment["optimizer.learning_rate"] == 1e-3 for arm in arms[:3])  # tuned
+    assert len(runs) == 25 and {record.seeds for record in runs} == {(seed,) for seed in range(101, 106)}
+    choice = choose(confirmed(executor.study.space, runs), plan_of(executor.study.space, arms, None))
+    assert choice.verdict == "candidate" and "bft_inverse" in choice.champion and choice.num_items == 30
+    # weights: of the best two trials, and of the first seed of each arm
+    kept = sorted(str(path.relative_to(tmp_path / "study")) for path in (tmp_path / "study").glob("*/*/weights-*"))
+    best = sorted((one for one in search if one.value and not one.merged_with), key=lambda one: -one.value)[:2]
+    assert [name for name in kept if name.startswith("search")] == sorted(
+        f"search/{record.number:04d}/weights-0" for record in best
+    )
+    assert len([name for name in kept if name.startswith("confirmation")]) == 5
+    begun = [trial for event, trial in executor.events if event == "begun"]
+    ended = [trial for event, trial in executor.events if event == "ended"]
+    assert len(set(begun)) == len(begun) and sorted(ended) == sorted(r.id for r in [*baselines, *search, *runs])
+    groups = {str(item): [f"patient {item // 2}"] for item in range(10)}  # of which the statistics must know
+    assert all(record.extra["groups"] == groups for record in runs if not record.merged_with)
+    assert not any("groups" in record.extra for record in (*baselines, *search))
+
+
+@pytest.mark.parametrize("kind", ["deterministic", "asynchronous", "seeds"])
+def test_killed_at_any_moment(tmp_path, kind):
+    more = {"deterministic": kind == "deterministic"} | ({"seeds": [0, 1]} if kind == "seeds" else {})
+    calm = Executor(make_study(tmp_path / "calm", **more), f"sqlite:///{tmp_path}/calm.db")
+    assert calm.run()
+    killed = Executor(make_study(tmp_path / "killed", **more), f"sqlite:///{tmp_path}/killed.db", seed=7, slots=2)
+    kills = 0
+    while not killed.run(killed.draw.randint(2, 12)):
+        kills += 1
+    assert kills > 5
+    for part in PARTS:
+        records = killed.records(part)
+        assert all(record.is_finished for record in records)
+        assert [record.number for record in records] == list(range(len(records)))
+    assert len(killed.records(SEARCH)) == 20
+    # no result is there twice, and each is that of its own setting: a solo run would have come to the same
+    for record in [*killed.records(BASELINES), *killed.records(SEARCH)]:
+        for seed, metrics in record.by_seed.items():
+            config = killed.study.config(record, seed, {})
+            leg = Leg("an-id", record.id, seed, config.model_dump(mode="json"), "")
+            alone = killed._records(leg, STEPS)
+            assert metrics[METRIC] == sum(one["probability"] for one in alone) / 30
+    ends = [trial for event, trial in killed.events if event == "ended"]
+    assert len(set(ends)) == len(ends)
+    if kind == "deterministic":  # as if nothing had happened, but for what was lost and done again
+        for part in PARTS:
+            assert timeless(calm.records(part)) == timeless(killed.records(part))
+
+
+def test_rungs_of_several_seeds_wait_for_each_other(tmp_path, url):
+    executor = Executor(make_study(tmp_path, seeds=[0, 1, 2], confirmation=None, baselines=[]), url)
+    assert executor.run()
+    for record in executor.records(SEARCH):
+        if record.status == "pruned":
+            assert record.num_steps in (12, 36) and all(set(at) == {0, 1, 2} for at in record.rungs.values())
+        elif record.status == "complete":
+            assert set(record.by_seed) == {0, 1, 2} and record.num_steps == 3 * STEPS
+
+
+def test_a_dead_worker_is_replaced_until_it_is_too_much(tmp_path, url):
+    executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
+    executor.broken = {"search/1": 2, "search/3": 9}
+    assert executor.run()
+    records = executor.records(SEARCH)
+    assert records[1].status in ("complete", "pruned") and records[1].attempts == 3
+    assert records[3].status == "failed" and "broke 4 times" in records[3].reason
+
+
+def test_what_may_pass_is_tried_again(tmp_path, url):
+    """A failure that need not come again, such as a hub that is away, is no result."""
+    executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
+    plain, failed = executor._walk, []
+
+    def walk(leg):
+        if leg.trial == "search/1" and len(failed) < 2:
+            failed.append(leg)
+            return iter([Reached(0, {}, "failed", "OSError: the hub is away", is_lasting=False)])
+        return plain(leg)
+
+    executor._walk = walk
+    assert executor.run()
+    record = executor.records(SEARCH)[1]
+    assert len(failed) == 2 and record.status in ("complete", "pruned") and record.attempts == 3
+
+
+def test_a_damaged_result_of_a_confirmation_is_made_again(tmp_path):
+    """The driver reads its items from the file; before, it said that the nodes shared no folder."""
+    executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
+    plain, hurt = executor._walk, []
+
+    def walk(leg):
+        for reached in plain(leg):
+            if leg.trial.startswith("confirmation") and reached.status == "complete" and not hurt:
+                hurt.append(leg)
+                damage(Path(leg.file), "half")
+            yield reached
+
+    executor._walk = walk
+    assert executor.run()
+    (record,) = [record for record in executor.records(CONFIRMATION) if record.id == hurt[0].trial]
+    assert record.state == "complete" and record.extra["breaks"] == 1
+    assert sum(trial == record.id and begin == 0 for trial, _, begin, _ in executor.trained) == 2
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_a_full_disk_ends_the_study_and_fails_no_trial(tmp_path, url, seeds):
+    """Ten times, at any moment; the records are those of a study that was not disturbed."""
+    more = {"deterministic": True, "seeds": seeds}
+    calm = Executor(make_study(tmp_path / "calm", **more), f"sqlite:///{tmp_path}/calm.db")
+    assert calm.run()
+    executor = Executor(make_study(tmp_path / "full", **more), url)
+    plain = executor._walk
+    for number in range(10):
+        left = [number % 5]
+
+        def walk(leg, left=left):
+            for reached in plain(leg):
+                left[0] -= 1
+                if left[0] < 0:
+                    Path(leg.folder, f"run-{leg.seed}.json").unlink(missing_ok=True)  # what it was to write
+                    yield Reached(reached.step, {}, "stopped", "the disk that holds /x is full")
+                    return
+                yield reached
+
+        executor._walk = walk
+        with pytest.raises(
+            DiskFull, match=r"/\d+ was stopped, as every other would be: the disk that holds /x is full"
+        ):
+            executor.run()
+        records = [record for part in PARTS for record in executor.records(part)]
+        assert not [record for record in records if record.state == "failed"]
+        assert any(record.reason == "the disk that holds /x is full" for record in records)
+    executor._walk = plain
+    assert executor.run()
+    for part in PARTS:
+        assert seedless(executor.records(part)) == seedless(calm.records(part))
+
+
+def seedless(records: list[TrialRecord]) -> list[TrialRecord]:
+    """As `timeless`, and without what was noted of the seed that happened to be the first."""
+    return [
+        replace(record, extra={name: value for name, value in record.extra.items() if name != "runs"})
+        for record in timeless(records)
+    ]
+
+
+def test_a_worker_that_dies_while_the_disk_is_full_is_no_failure(tmp_path, url, monkeypatch):
+    executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
+    executor.broken = {"search/1": 9}
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "try_folder", full_folder)
+        with pytest.raises(DiskFull, match=f"holds {tmp_path}/study/search/0001 "):
+            executor.run()
+    assert executor.records(SEARCH)[1].status == "waiting" and executor.broken["search/1"] == 8
+
+
+def full_folder(folder: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_damaged_files_of_trials_that_go_on_are_told(tmp_path):
+    """By the driver, for a worker's log is far from the user; and the study comes to its end."""
+    executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
+    turns = 0
+    while not (files := [Path(leg.file) for leg in unfinished(executor) if Path(leg.file).is_file()]):
+        turns += 5
+        assert not executor.run(turns=5) and turns < 100
+    for file in files:
+        damage(file, "half")
+    assert executor.run()
+    assert [line for line in executor.conductor.told if line == f"{files[0]} is damaged: that run begins anew"]
+    assert not [record for record in executor.records(SEARCH) if record.state == "failed"]
+
+
+def unfinished(executor: Executor) -> list[Leg]:
+    """Of the baselines and the search."""
+    if not hasattr(executor, "conductor"):
+        return []
+    return [
+        Leg(executor.study.id, record.id, seed, {}, executor.study.folder_of(record))
+        for part in (BASELINES, SEARCH)
+        for record in executor.records(part)
+        if not record.is_finished
+        for seed in record.seeds
+    ]
+
+
+def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):
+    study = make_study(tmp_path, confirmation=None, baselines=[])
+    executor = Executor(study, url)
+    executor._walk = lambda leg: iter([Reached(3, {}, "failed", "a loss is not finite")])
+    with pytest.raises(BftError, match="all of the first 3 trials failed: a loss is not finite"):
+        executor.run()
+    assert {record.state for record in executor.records(SEARCH)} >= {"failed"}
+    assert all(record.value is None for record in executor.records(SEARCH))
+
+
+def test_a_value_that_is_not_finite_fails_at_its_rung(tmp_path, url):
+    executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
+    plain = executor._walk
+    executor._walk = lambda leg: (
+        iter([Reached(4, {METRIC: math.nan}, "running"), Reached(4, {METRIC: math.nan}, "running")])
+        if leg.trial == "search/2"
+        else plain(leg)
+    )
+    assert executor.run()
+    record = executor.records(SEARCH)[2]
+    assert record.status == "failed" and record.reason == f"{METRIC} is nan at step 4 (seed 0)"
+
+
+def make_turns_take_a_second(executor: Executor, now: list[float]) -> None:
+    plain = executor._turn
+
+    def turn(running):
+        now[0] += 1.0
+        plain(running)
+
+    executor._turn = turn
+
+
+def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatch):
+    now = [1e9]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    endless = {
+        "loss.method": {"kind": "categorical", "values": ["bft_inverse"]},
+        "loss.epsilon": {"kind": "float", "low": 0.01, "high": 0.5},
+    }
+    budget = {"trials": 500, "steps": STEPS, "time_s": 60}
+    executor = Executor(make_study(tmp_path, budget=budget, parameters=endless), url)
+    make_turns_take_a_second(executor, now)
+    assert executor.run()
+    searched = len(executor.records(SEARCH))
+    assert 20 < searched < 90
+    assert len(executor.records(CONFIRMATION)) == 25
+    now[0] -= 1e4  # whatever the clock says: what the confirmation has seen steers no search
+    assert executor.run() and len(executor.records(SEARCH)) == searched
+
+
+@pytest.mark.parametrize("seconds", [7, 11, 18])
+def test_time_ends_a_deterministic_search_with_a_whole_batch(tmp_path, url, monkeypatch, seconds):
+    now = [1e9]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    budget = {"trials": 60, "steps": STEPS, "time_s": seconds}
+    executor = Executor(make_study(tmp_path, budget=budget, deterministic=True, baselines=[], confirmation=None), url)
+    make_turns_take_a_second(executor, now)
+    assert executor.run()
+    records = executor.records(SEARCH)
+    assert len(records) % 9 == 0 and all(record.is_finished for record in records)
+
+
+def test_baselines_that_are_one_run_share_their_scores(tmp_path, url):
+    """On samples of 200 tokens a window of 256 is one of 1024: the confirmation trains it once."""
+    bft = [{"name": name, "overrides": {"loss.window": window}} for name, window in (("wide", 1024), ("bft", 256))]
+    executor = Executor(replace(make_study(tmp_path, baselines=bft), longest=200), url)
+    assert executor.run()
+    runs, parts = executor.records(CONFIRMATION), [executor.records(part) for part in PARTS[:2]]
+    assert {record.merged_with is None for record in runs if record.extra["arm"] == "bft"} == {False}
+    plan = plan_of(executor.study.space, arms_of(executor.study.space, *parts), None)
+    choice = choose(confirmed(executor.study.space, runs), plan)
+    assert choice.champion is not None and choice.arm("wide").gain.gain == 0

@@ -1,0 +1,308 @@
+"""A study in words, from records made by hand: the note of its run and the end on a terminal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bft_ray.space.definition import SearchSpace
+from bft_ray.stats.power import detectable
+from bft_ray.study.confirm.choose import Choice, Plan, Record, choose
+from bft_ray.study.records.record import TrialRecord, mean
+from bft_ray.study.report.compare import evidence, reach, verdict
+from bft_ray.study.report.describe import LIMIT, TestResult, conclusion, describe
+from bft_ray.study.report.explain import explain
+from bft_ray.tracking.server import absolute_uri
+
+METRIC = "choices/probability"
+PLAN = Plan(METRIC, ("w128 lr0.001", "w64 lr0.001"), ("sft", "bft"), "bft", (1, 2, 3, 4, 5))
+
+
+def space(**more: Any) -> SearchSpace:
+    tree: dict[str, Any] = {
+        "name": "long_answers",
+        "parameters": {
+            "loss.window": {"kind": "categorical", "values": [64, 128, 512, 1024]},
+            "optimizer.learning_rate": {"kind": "categorical", "values": [1e-4, 1e-3]},
+            "loss.weight_cap": {"kind": "float", "low": 1.5, "high": 20, "log": True},
+        },
+        "fixed": {"loss.method": "bft_inverse", "data.max_length": 512},
+        "objective": {"metric": METRIC},
+        "budget": {"trials": 20},
+        "scheduler": {"kind": "asha", "grace_steps": 9},
+        "confirmation": {"top_k": 2, "overrides": {"data.validation.0.path": "x"}},
+    }
+    return SearchSpace.model_validate(tree | more)
+
+
+def trial(number, value=None, window=64, state="complete", part="search", **more) -> TrialRecord:
+    runs = value if isinstance(value, list) else [] if value is None else [value]
+    by_seed = {seed: {METRIC: run} for seed, run in enumerate(runs)}
+    assignment = {"loss.window": window, "optimizer.learning_rate": 1e-3}
+    own: dict[str, Any] = {
+        "assignment": assignment, "name": f"w{window} lr0.001", "seeds": tuple(range(len(runs) or 1)), "by_seed": by_seed,
+        "metrics": {METRIC: mean(runs)} if runs else {}, "value": mean(runs) if runs else None, "planned_steps": 81,
+        "num_steps": 81 * len(runs), "started": 100.0 * number, "finished": 100.0 * number + 60,
+    }  # fmt: skip
+    return TrialRecord(part, number, state=state, **own | more)
+
+
+def baseline(number, name, value, rate) -> TrialRecord:
+    assignment = {"optimizer.learning_rate": rate}
+    return trial(
+        number, value, part="baselines", assignment=assignment, name=f"{name} lr{rate}", extra={"baseline": name}
+    )
+
+
+RECORDS = {
+    "baselines": [baseline(0, "sft", 0.31, 1e-4), baseline(1, "sft", 0.33, 1e-3), baseline(2, "bft", 0.35, 1e-4)],
+    "search": [
+        trial(0, 0.37),
+        trial(1, 0.4, window=128),
+        trial(2, state="pruned", window=512, num_steps=9, rungs={9: {0: 0.2}}),
+        trial(3, window=1024, state="pruned", num_steps=9, rungs={9: {0: 0.2}}, merged_with="search/2"),
+        trial(4, state="failed", reason="out of memory"),
+    ],
+}
+TEST = TestResult("w128 lr0.001", "bft", METRIC, 0.391, 0.352, 0.0391, 0.0101, 0.0681, 200, 0.0415)
+
+
+def chosen(shifts: dict[str, float], plan: Plan = PLAN) -> Choice:
+    random = np.random.default_rng(0)
+    common = random.uniform(0.3, 0.7, 40)
+    return choose(
+        [
+            Record(name, seed, {f"i{i}": float(v) for i, v in enumerate(common + shifts.get(name, 0) + noise)})
+            for name in (*plan.candidates, *plan.baselines)
+            for seed in plan.seeds
+            for noise in [0.03 * random.normal(size=40)]
+        ],
+        plan,
+        draws=200,
+    )
+
+
+WON = chosen({"w128 lr0.001": 0.1})
+
+
+# ---- the note --------------------------------------------------------------------------------------------------
+
+
+def test_the_note_tells_how_far_the_rungs_agree_with_the_end():
+    """Of 5 trials one pair of 10 is the other way round at step 9: tau 0.8."""
+    done = [
+        trial(n, end, rungs={9: {0: at}})
+        for n, (at, end) in enumerate(zip((0.1, 0.2, 0.3, 0.4, 0.5), (0.1, 0.2, 0.3, 0.5, 0.4), strict=True))
+    ]
+    said = (
+        "order at the rungs against the end, Kendall's tau of the 5 trials that ran to it (1: the same): step 9 0.80 ["
+    )
+    assert said in describe({"search": done}, space(), None, None, domain="math")
+    assert "Kendall" not in describe({"search": done}, space(scheduler={"kind": "none"}), None, None, domain="math")
+    assert "Kendall" not in describe({"search": done[:4]}, space(), None, None, domain="math")
+
+
+def test_the_note_begins_with_what_won_and_holds_all_of_it():
+    note = describe(RECORDS, space(), WON, TEST, domain="medical_qa", sizes={"train": 2400, "validation": 229})
+    lines = note.splitlines()
+    assert lines[0] == explain(WON).splitlines()[0] and lines[0].startswith("**`w128 lr0.001` wins**, by +0.1")
+    assert lines[2] == (
+        "**Test split, looked at once**: `w128 lr0.001` has choices/probability 0.391 on 200 items, the default `bft` 0.352: "
+        "gain +0.0391 [+0.0101, +0.0681], paired by item: of these two models, not of their "
+        "settings. A true gain of 0.0415 shows in 8 of 10 such tests."
+    )
+    for line in (
+        "| loss.method | bft_inverse |",  # fixed, and of the loss
+        "| loss.window | 128 |",
+        "| optimizer.learning_rate | 0.001 |",
+        "#### Leaderboard, 5 of 5 trials",
+        "| 1 | 1 | 128 | 0.001 | 0.400 | 81 | complete |",
+        "|  | 3 | 1024 | 0.001 |  | 9 | merged with 2 at 9: 0.200 |",
+        "| bft | 0.0001 | 0.350 |",
+        "| sft | 0.001 | 0.330 |",
+        "- study `long_answers`, domain `medical_qa`, config `starter`, objective choices/probability",
+        "- varied: `loss.window` {64, 128, 512, 1024}, `optimizer.learning_rate` {0.0001, 0.001}, "
+        "`loss.weight_cap` 1.5 to 20 (log)",
+        "- samples: train 2,400, validation 229",
+        "- budget: 5 trials (2 complete, 1 pruned, 1 failed, 1 merged), 81 steps each, seeds 0",
+        "- sampler tpe, seed 0; early stops: ASHA from step 9, 1 of 3 goes on",
+        # baselines 3 x 81, search 81 + 81 + 9, merged 9, stopped 81 - 9: 81 of 495
+        "- 414 steps trained, 9 saved by merging 1 trial with equal ones, 72 by stopping 1 trial early: 16% less than all",
+        "- from the first start to the last end: 7 min 40 s",
+        "- `bft-ray best medical_qa`: the chosen configuration",
+        "- `bft-ray train --champion medical_qa`: trains with it",
+    ):
+        assert line in lines, line
+    assert "data.max_length" not in note and "| sft | 0.0001" not in note
+    assert explain(WON).split("\n\n", 1)[1].strip() in note
+
+
+def test_settings_of_a_baseline_that_won():
+    found = chosen({"sft": 0.2})
+    note = describe(RECORDS, space(), found, None, domain="d")
+    assert found.champion == "sft"
+    settings = note[note.index("#### Chosen settings") : note.index("#### Evidence")]
+    assert "| loss.method | sft |\n| optimizer.learning_rate | 0.001 |" in settings and "window" not in settings
+    # a confirmation knows which trial it repeats, whatever the names
+    runs = [trial(0, 0.5, part="confirmation", name="sft", extra={"of": "search/0"})]
+    note = describe({**RECORDS, "confirmation": runs}, space(), found, None, domain="d")
+    assert "| loss.window | 64 |" in note
+
+
+def test_the_test_split_may_not_agree():
+    worse = TestResult("a", "bft", METRIC, 0.3, 0.352, -0.05, -0.06, -0.04, 200, 0.014)
+    alone = TestResult("a", "bft", METRIC, 0.3, 0.299, 0.001, math.nan, math.nan, 1, math.nan)
+    near = TestResult("a", "bft", METRIC, 0.3, 0.299, 0.001, -0.06, 0.07, 200, 0.09)
+    same = TestResult("bft", "bft", METRIC, 0.3, 0.3, 0.0, 0.0, 0.0, 200, 0.0)
+    notes = [describe(RECORDS, space(), WON, test, domain="d").splitlines()[2] for test in (worse, near, same, alone)]
+    told = "A true gain of {} shows in 8 of 10 such tests."
+    assert notes[0].endswith("not of their settings. It is worse there. " + told.format("0.0140"))
+    assert notes[1].endswith("not of their settings. The gain is not beyond noise there. " + told.format("0.0900"))
+    assert notes[3].endswith("0.299: gain +0.0010. The items have no spread, so nothing tells that from noise.")
+    assert notes[2].endswith("has choices/probability 0.300 on 200 items; it is the default.")
+
+
+def test_fewer_candidates_than_were_asked_for_are_told():
+    asked = space(confirmation={"top_k": 3, "overrides": {"data.validation.0.path": "x"}})
+    told = "Confirmed: 2 of the 3 candidates"
+    assert f"**{told}** that confirmation.top_k asks for." in describe(RECORDS, asked, WON, TEST, domain="d")
+    assert told in conclusion(RECORDS, asked, WON, TEST, domain="d")
+    assert "Confirmed:" not in describe(RECORDS, space(), WON, TEST, domain="d")
+    none = chosen({}, Plan(METRIC, (), ("sft", "bft"), "bft", (1, 2)))
+    assert "**Confirmed: none of the 2 candidates**" in describe(RECORDS, space(), none, None, domain="d")
+
+
+@pytest.mark.parametrize(
+    ("uri", "option"),
+    [
+        ("sqlite:///mlflow.db", ""),
+        (absolute_uri("sqlite:///mlflow.db"), ""),  # the driver pins it
+        ("sqlite:////data/my runs.db", " --uri 'sqlite:////data/my runs.db'"),
+        ("http://mlflow:5000", " --uri http://mlflow:5000"),
+        ("postgresql://ann:s3cr3t@db/mlflow", ' --uri "$MLFLOW_TRACKING_URI"'),
+    ],
+)
+def test_the_commands_work_as_they_are_printed(uri, option):
+    texts = [tell(RECORDS, space(), WON, TEST, domain="d", uri=uri) for tell in (describe, conclusion)]
+    for text in texts:
+        assert f"bft-ray best d{option}" in text and f"bft-ray train --champion d{option}" in text
+        assert "s3cr3t" not in text and ("MLFLOW_TRACKING_URI=postgresql://ann:***@db/mlflow" in text) == (
+            "$" in option
+        )
+        assert ("--uri" in text) == bool(option)
+
+
+@pytest.mark.parametrize(("num_arms", "kept"), [(3, range(10, 11)), (46, range(1, 10)), (200, range(1))])
+def test_the_note_stays_below_the_limit_of_mlflow(num_arms, kept):
+    plan = Plan(
+        METRIC, tuple(f"bft_inverse w128 e0.05 c8 lr0.001 {n}" for n in range(num_arms)), ("bft",), "bft", (1, 2)
+    )
+    search = [trial(n, state="failed", reason=f"a long reason {n} " * 30) for n in range(100)]
+    note = describe({"search": search}, space(), chosen({}, plan), None, domain="d")
+    assert len(note) <= LIMIT < 8000
+    assert note.count("| failed: a long reason") in kept
+    assert note.startswith("**The default `bft` stays**")
+
+
+# ---- studies that confirm nothing --------------------------------------------------------------------------------
+
+
+WINDOWS = [[0.30, 0.32, 0.34], [0.40, 0.41, 0.42], [0.35, 0.36, 0.37], [0.35, 0.36, 0.37]]
+
+
+def window_study(runs=WINDOWS) -> tuple[SearchSpace, list[TrialRecord]]:
+    one = {"loss.window": {"kind": "categorical", "values": [64, 128, 512, 1024]}}
+    kind = {"sampler": {"kind": "grid"}, "confirmation": None, "baselines": [], "scheduler": {"kind": "none"}}
+    search = [
+        trial(n, own, window=window, assignment={"loss.window": window}, merged_with="search/2" if n == 3 else None)
+        for n, (window, own) in enumerate(zip((64, 128, 512, 1024), runs, strict=True))
+    ]
+    return space(parameters=one, name="window", **kind), search
+
+
+def test_windows_side_by_side():
+    """Three windows ran, three runs each: variances 4e-4, 1e-4, 1e-4, so s^2 = 2e-4 with 6 degrees of freedom."""
+    own, search = window_study()
+    seen = reach(search, METRIC, "loss.window")
+    assert seen is not None
+    se = math.sqrt(2e-4 / 3)
+    assert seen.least == pytest.approx(4.339 * se, rel=1e-3)  # q(0.95; 3, 6) of the tables
+    assert seen.detectable == pytest.approx(detectable(math.sqrt(2) * se, 6, critical=seen.least / math.sqrt(2) / se))
+    note = describe({"search": search}, own, None, None, domain="d")
+    assert note.splitlines()[0] == (
+        "**loss.window 128 has the best mean choices/probability, 0.410**; the worst, 64, has 0.320: a difference beyond "
+        "noise (of two means, 0.035 stands out)."
+    )
+    table = [
+        "| loss.window | mean choices/probability | sd | least | largest | runs |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 128 | 0.410 | 0.01 | 0.400 | 0.420 | 3 |",
+        "| 512 | 0.360 | 0.01 | 0.350 | 0.370 | 3 |",
+        "| 1024 | 0.360 | 0.01 | 0.350 | 0.370 | 3 |",
+        "| 64 | 0.320 | 0.02 | 0.300 | 0.340 | 3 |",
+    ]
+    assert "\n".join(table) in note
+    assert "Means that differ by 0.035 or more do so beyond noise" in note and "0.055 shows in 8 of 10" in note
+    assert "No confirmation, so no champion" in note and "use it" not in note
+
+
+def test_what_cannot_be_told():
+    noisy = [[0.30, 0.42, 0.34], [0.30, 0.41, 0.42], [0.35, 0.26, 0.47], [0.35, 0.26, 0.47]]
+    own, search = window_study(noisy)
+    assert ": a difference within noise (of two means, " in verdict({"search": search}, own)
+    shared = [replace(record, merged_with="baselines/0") for record in search[:2]] + search[2:]
+    assert reach(shared, METRIC, "loss.window") == reach(search[:1] + search[2:], METRIC, "loss.window")
+    own, search = window_study([runs[:1] for runs in WINDOWS])
+    assert reach(search, METRIC, "loss.window") is None
+    assert verdict({"search": search}, own).endswith("has 0.300: with one run each nothing tells that from noise.")
+    assert verdict({}, own) == "**No trial has finished**: nothing can be said of choices/probability yet."
+    assert evidence([], own) == ""
+    several = space(confirmation=None)
+    assert verdict({"search": RECORDS["search"]}, several) == (
+        "**No winner is named**: the best trial is `w128 lr0.001` (choices/probability 0.400), the next trial, `w64 lr0.001` "
+        "(0.370). How far noise reaches is not known: there are no scores of single items."
+    )
+    assert evidence(RECORDS["search"], several).endswith("in the other settings as well: a lead, not a test.")
+    assert verdict(RECORDS, space()).startswith("**Not confirmed**: `w128 lr0.001` has the best")
+
+
+# ---- the end on a terminal ----------------------------------------------------------------------------------------
+
+
+def test_the_conclusion():
+    text = conclusion(RECORDS, space(), WON, TEST, domain="medical_qa")
+    lines = text.splitlines()
+    gain = WON.arm("w128 lr0.001").gain
+    assert gain is not None
+    assert lines[0].startswith(f"w128 lr0.001 wins, by {gain.gain:+.4f} [")
+    assert "Settings: method bft_inverse, window 128, learning_rate 0.001" in lines
+    interval = f"[{gain.low:+.4f}, {gain.high:+.4f}]"
+    row = next(line for line in lines if line.startswith("w128 lr0.001  "))
+    assert row.split() == [
+        "w128",
+        "lr0.001",
+        f"{WON.arms[0].mean:.4f}",
+        f"{gain.gain:+.4f}",
+        *interval.split(),
+        f"{gain.detectable:.4f}",
+    ]
+    assert lines[-2].split(maxsplit=4) == ["bft-ray", "best", "medical_qa", "#", "the chosen configuration"]
+    assert lines[-1].startswith("bft-ray train --champion medical_qa ")
+    assert len(lines) <= 25 and not {"*", "`", "|"} & set(text)
+
+
+def test_the_conclusion_of_a_large_study_is_cut_and_of_others_still_told():
+    plan = Plan(METRIC, tuple(f"w{n}" for n in range(60)), ("bft",), "bft", (1, 2))
+    text = conclusion(RECORDS, space(), chosen({}, plan), TEST, domain="d")
+    assert len(text.splitlines()) == 25 and "bft-ray train --champion d" in text.splitlines()[-1]
+    own, search = window_study()
+    lines = conclusion({"search": search}, own, None, None, domain="d").splitlines()
+    assert lines[0].startswith("loss.window 128 has the best mean") and "bft-ray" not in "".join(lines)
+    assert [line.split()[0] for line in lines if line.endswith(" 3")] == ["128", "512", "1024", "64"]
+    lines = conclusion(RECORDS, space(), None, None, domain="d").splitlines()
+    assert lines[0].startswith("Not confirmed: ") and ["1", "1", "128"] in [line.split()[:3] for line in lines]
+    assert conclusion({}, own, None, None, domain="d").startswith("No trial has finished")

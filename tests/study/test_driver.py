@@ -1,0 +1,274 @@
+"""The end of a study, and what the same command does after it: trials are only pretended, all else is as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bft_ray.cli import main
+from bft_ray.config import ClusterConfig, TrackingConfig, make_config
+from bft_ray.errors import BadInput, DiskFull
+from bft_ray.operate.studies import status_of
+from bft_ray.space.definition import SearchSpace
+from bft_ray.study import driver as drive
+from bft_ray.study.conclude import StudyResult, Unrecorded, mostly_failed
+from bft_ray.study.execute import tuning
+from bft_ray.study.records.database import DEFAULT_DATABASE, Database
+from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.segment import Reached
+from bft_ray.study.records.store import Store
+from bft_ray.study.report.live import Live
+from bft_ray.tracking.registry import find_champion
+from bft_ray.tracking.run import Tracker
+from bft_ray.tracking.server import artifact_root, sqlite_path
+from tests.study.test_controller import METRIC, Executor, make_study
+
+
+class Driver:
+    """`bft-ray search` on a folder, without Ray: legs are carried out in this process, as `Executor` does."""
+
+    def __init__(self, folder: Path, base: dict[str, Any], monkeypatch):
+        self.folder, self.base = folder, make_config(base)
+        self.url = f"sqlite:///{folder}/studies.db"
+        self.told = io.StringIO()
+        monkeypatch.setattr(drive, "connect", lambda cluster: contextlib.nullcontext())
+        monkeypatch.setattr(drive, "require_resources", lambda cluster: None)
+        monkeypatch.setattr(drive, "require_shared", lambda cluster: None)
+        monkeypatch.setattr(tuning, "num_slots", lambda cluster: lambda: 2)
+        monkeypatch.setattr(tuning, "run", self._run)
+
+    def _run(self, conductor, config, look, **more) -> None:
+        executor = Executor(conductor.study, self.url)
+        executor.conductor = conductor
+        executor._drive(float("inf"))
+
+    def space(self, **more: Any) -> SearchSpace:
+        confirmation = {
+            "top_k": 1,
+            "seeds": [101, 102, 103],
+            "min_seeds_waived": True,
+            "overrides": {"evaluation.tasks.0.path": DATA.format("confirmation")},
+        }
+        small = {
+            "budget": {"trials": 6},
+            "sampler": {"kind": "random"},
+            "scheduler": {"kind": "none"},
+            "confirmation": confirmation,
+            "baselines": [{"name": "bft", "overrides": {"loss.method": "bft"}}],
+        }
+        return make_study(self.folder, **small | more).space
+
+    def search(self, **more: Any) -> StudyResult:
+        self.told = io.StringIO()
+        space = self.space(**more)
+        live = Live("study", METRIC, stream=self.told)
+        return drive.search(space, self.base, self.url, profile=False, measure=False, live=live)
+
+    def notes(self) -> dict[str, Any]:
+        with Database(self.url) as database:
+            return Store.find(database, "small/test").notes()
+
+    def records(self) -> list[TrialRecord]:
+        with Database(self.url) as database:
+            return Store.find(database, "small/test").records()
+
+    def run(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.base.tracking.uri).get_run(self.notes()["run_id"])
+
+
+DATA = "starter:gene_interaction/choices_{}"
+COMPARES = {"confirmation": None, "baselines": []}
+
+
+@pytest.fixture
+def driver(make_tree, tmp_path, monkeypatch) -> Driver:
+    base = make_tree(evaluation={"tasks": [{"kind": "choice", "path": DATA.format("validation"), "limit": 6}]})
+    base["data"]["validation"], base["checkpoint"] = [], {"export": "last", "keep": 2}
+    del base["name"]
+    return Driver(tmp_path, base, monkeypatch)
+
+
+def test_a_larger_budget_goes_on_with_a_study_that_only_compares(driver):
+    first = driver.search(**COMPARES)
+    assert len(driver.records()) == 6 and driver.run().info.status == "FINISHED"
+    assert "standard error" in first.text and " over 30 items" in first.text  # from the files of the runs
+    assert "note: no confirmation: " in driver.told.getvalue()
+    assert "has no `confirmation`" in driver.run().data.tags["bft.no_champion"]
+    assert driver.search(**COMPARES) == first and "is finished" in driver.told.getvalue()
+    begun = driver.run().info.start_time
+
+    more = driver.search(**COMPARES, budget={"trials": 9})
+    assert len(driver.records()) == 9 and "is finished" not in driver.told.getvalue()
+    assert (more.run_id, more.folder) == (first.run_id, first.folder) and driver.run().info.start_time == begun
+    assert driver.notes()["result"]["text"] == more.text and driver.run().info.status == "FINISHED"
+    later = driver.search(**COMPARES, budget={"trials": 9, "time_s": 1e6})
+    assert "is finished" not in driver.told.getvalue() and later.text == more.text
+    assert driver.search(**COMPARES, budget={"trials": 9, "time_s": 1e6}) == later
+
+
+def test_a_study_that_goes_on_is_not_shown_as_finished(driver, monkeypatch):
+    driver.search(**COMPARES)
+    shown = []
+
+    def look(conductor, config, look, **more):
+        shown.append(status_of("small/test", None, [], driver.url))
+
+    monkeypatch.setattr(tuning, "run", look)
+    driver.search(**COMPARES, budget={"trials": 9})
+    assert "driven by process" in shown[0] and "finished\n" not in shown[0].splitlines()[0]
+    assert "small/test, finished" in status_of("small/test", None, [], driver.url)
+
+
+def test_another_budget_after_the_confirmation_is_refused(driver):
+    driver.search()
+    for budget, field in (({"trials": 9}, "budget.trials"), ({"trials": 6, "time_s": 1e6}, "budget.time_s")):
+        with pytest.raises(BadInput, match=f"`{field}` is .* as before: the confirmation has begun.* another `name`"):
+            driver.search(budget=budget)
+    assert "is finished" not in driver.told.getvalue()
+    assert driver.search().champion == "bft-test/1" and "is finished" in driver.told.getvalue()
+
+
+def test_a_study_of_which_most_failed_says_so(driver, monkeypatch, capsys):
+    plain = Executor._walk
+
+    def walk(self, leg):
+        if leg.trial in ("search/0", "search/1"):
+            return plain(self, leg)
+        return iter([Reached(3, {}, "failed", "OutOfMemoryError: CUDA out of memory")])
+
+    monkeypatch.setattr(Executor, "_walk", walk)
+    result = driver.search(**COMPARES)
+    failed = [record for record in driver.records() if record.state == "failed" and not record.merged_with]
+    ran = len(failed) + 2
+    assert result.failed.startswith(f"{len(failed)} of {ran} trials failed, so the answer says little; ")
+    assert result.failed.endswith(f"{len(failed)} of them: OutOfMemoryError: CUDA out of memory")
+    run = driver.run()
+    assert run.info.status == "FAILED" and run.data.tags["bft.reason"].startswith(f"{len(failed)} of {ran}")
+    assert driver.search(**COMPARES) == result  # told again, and trained no more
+    monkeypatch.setattr("bft_ray.operate.studies.run_study", lambda *_, **__: result)
+    assert main(["search", "starter"]) == 1
+    said = capsys.readouterr()
+    assert result.text in said.out and said.err == f"error: {result.failed}\n"
+    record = driver.records()[0]
+    assert mostly_failed({"search": [record, replace(record, state="failed")]}) == ""  # half is not most
+
+
+def test_a_full_disk_is_no_end_of_a_study(driver, monkeypatch):
+    plain, room = Executor._walk, [4]
+
+    def walk(self, leg):
+        room[0] -= 1
+        return plain(self, leg) if room[0] >= 0 else iter([Reached(0, {}, "stopped", "the disk is full")])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Executor, "_walk", walk)
+        with pytest.raises(DiskFull, match="was stopped, as every other would be: the disk is full"):
+            driver.search(**COMPARES)
+    assert not [record for record in driver.records() if record.state in ("failed", "running")]
+    run = driver.run()
+    assert run.info.status == "FAILED" and "the disk is full" in run.data.tags["bft.reason"]
+    (next(driver.folder.glob("**/search")) / "0009" / "state-0.part").mkdir(
+        parents=True
+    )  # of a worker that was killed with the driver
+    result = driver.search(**COMPARES)
+    assert driver.run().info.status == "FINISHED" and driver.run().info.run_id == run.info.run_id and not result.failed
+    assert [record.state for record in driver.records()] == ["complete"] * 6
+    assert not list(driver.folder.rglob("*.part"))
+
+
+def test_make_clean_removes_what_a_quickstart_writes(tmp_path):
+    """Records without the runs and files that they name would be worse than none."""
+    shutil.copy(Path(__file__).resolve().parents[2] / "Makefile", tmp_path)
+    databases = [sqlite_path(url) for url in (DEFAULT_DATABASE, TrackingConfig().uri)]
+    written = [path.name for path in databases if path] + ["bft_studies.db-journal", "mlflow.db-wal", "keep.txt"]
+    for name in written:
+        (tmp_path / name).touch()
+    for folder in (ClusterConfig().storage_path, Path(artifact_root(TrackingConfig().uri) or "").name):
+        (tmp_path / folder / "deep").mkdir(parents=True)
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Makefile", "keep.txt"]
+
+
+class Killed(BaseException):
+    """The end of the process, for all that the code under test can do."""
+
+
+def test_a_driver_killed_before_the_status_is_set_leaves_the_rest_to_the_next(driver, monkeypatch):
+    def die(self, status, reason=None):
+        if not self._sender.ended:
+            self.close(timeout_s=0)
+            self._keeper.release(None)  # that of a real process would watch on
+            self.client.set_terminated(self.run_id, "KILLED")  # and do this
+            raise Killed
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "finish", die)
+        with pytest.raises(Killed):
+            driver.search()
+    assert not driver.notes().get("result") and driver.run().info.status == "KILLED"
+    result = driver.search()
+    assert "is finished" not in driver.told.getvalue() and driver.run().info.status == "FINISHED"
+    assert driver.notes()["result"]["champion"] == result.champion == "bft-test/1"
+
+
+@pytest.mark.parametrize(
+    ("upload", "fails", "lacks"),
+    [
+        ("log_model", lambda *_, **__: None, "the champion's model (tracking.log_model=false registers it without)"),
+        ("log_artifacts", lambda *_, **__: False, "the pictures"),
+    ],
+)
+def test_what_mlflow_did_not_take_is_tried_again(driver, monkeypatch, upload, fails, lacks):
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, upload, fails)
+        with pytest.raises(Unrecorded) as caught:
+            driver.search()
+    assert f"MLflow lacks {lacks}. The same command records that" in str(caught.value)
+    assert "could be better" in driver.told.getvalue() or "Settings:" in driver.told.getvalue()  # the answer is told
+    run = driver.run()
+    assert run.info.status == "FAILED" and lacks in run.data.tags["bft.reason"] and not driver.notes().get("result")
+    if upload == "log_model":
+        assert "model_id" not in driver.notes()
+        with pytest.raises(BadInput, match="a domain with a champion"):
+            find_champion(driver.base.tracking, "test")
+    result = driver.search()
+    assert driver.run().info.status == "FINISHED" and driver.notes()["model_id"] and result.champion == "bft-test/1"
+    assert find_champion(driver.base.tracking, "test").run_id == result.run_id
+
+
+def test_a_registry_that_fails_is_tried_again(driver, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("the server says no to postgresql://ann:s3cr3t@db/x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bft_ray.study.conclude.register_champion", fail)
+        with pytest.raises(Unrecorded, match=r"in the registry \(the server says no to postgresql://ann:\*\*\*@db/x\)"):
+            driver.search()
+    assert driver.search().champion == "bft-test/1"
+
+
+def test_a_finished_study_that_has_lost_its_files_says_so(driver, tmp_path):
+    result = driver.search()
+    mlflow, kept = tmp_path / "mlflow.db", tmp_path / "kept.db"
+    mlflow.rename(kept)
+    with pytest.raises(BadInput) as caught:
+        driver.search()
+    text = str(caught.value)
+    assert f"its MLflow run {result.run_id} is not at sqlite:///{mlflow}" in text and "--database" in text
+    assert "gone" not in text and not mlflow.exists()
+    kept.rename(mlflow)
+    assert driver.search() == result
+    shutil.rmtree(result.folder)
+    with pytest.raises(BadInput, match=f"its folder {result.folder} is gone"):
+        driver.search()
+    assert result.text in status_of("small/test", None, [], driver.url)  # as the remedy says

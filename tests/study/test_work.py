@@ -1,0 +1,359 @@
+"""Legs of a search: what a worker leaves and tells, in this process, on Ray Tune, and through Ray Train."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bft_ray.errors import NoRoom
+from bft_ray.places import kept, storage
+from bft_ray.study.records.segment import Leg, Reached, Run
+from tests.damage import damage
+from tests.ranks import run_ranks
+from tests.study.test_trial import CHOICES, MEMORY
+
+
+def make_leg(tree: dict, folder: Path | str, **changes: Any) -> Leg:
+    settings: dict[str, Any] = {"rungs": (2, 4), "at_rungs": ("choices",)} | changes
+    return Leg("study", "search/0", 42, tree, str(folder), **settings)
+
+
+def content(run: Run | None) -> tuple[Any, ...]:
+    """All of a run's file that is a function of its config alone."""
+    assert run is not None
+    train = [{name: value for name, value in step.items() if name != MEMORY} for step in run.train]
+    return run.key, run.status, run.num_steps, train, run.metrics, run.records
+
+
+def stages(reached: list[Reached]) -> list[tuple[int, str]]:
+    return [(one.step, one.status) for one in reached]
+
+
+# --- in this process ------------------------------------------------------------------------------
+
+
+def walks(tree: dict, folder: str) -> dict[str, Any]:
+    """Runs of one process: whole, in parts, after several kinds of end. All are to leave the same file."""
+    import torch
+
+    from bft_ray.study.execute.warm import Warm
+    from bft_ray.study.execute.work import walk
+
+    warm, told = Warm(torch.device("cpu")), {}
+
+    def take(leg: Leg, own: Warm | None = None) -> list[Reached]:
+        return list(walk(leg, own or warm))
+
+    def stop(leg: Leg, after: int) -> None:
+        """As Tune would stop it."""
+        steps = walk(leg, warm)
+        for reached in steps:
+            if reached.step == after:
+                break
+        steps.close()
+
+    whole = make_leg(tree, f"{folder}/whole", keep=True)
+    told["whole"] = take(whole), content(Run.read(whole))
+    told["again"] = list(walk(whole, None))  # type: ignore[arg-type]  # nothing is asked of it
+    told["files"] = sorted(path.name for path in Path(whole.folder).iterdir())
+
+    parts = make_leg(tree, f"{folder}/parts")
+    two, four = replace(parts, until=2), replace(parts, until=4)
+    told["stages"] = [stages(take(leg)) for leg in (two, four, two, parts)]
+    told["parts"] = content(Run.read(parts))
+    told["left"] = sorted(path.name for path in Path(parts.folder).iterdir())
+
+    torn = make_leg(tree, f"{folder}/torn")  # killed after the state was written, and before the file was
+    take(replace(torn, until=2))
+    before = Path(f"{torn.folder}/run-42.json").read_text()
+    take(replace(torn, until=4))
+    Path(f"{torn.folder}/run-42.json").write_text(before)
+    told["torn"] = stages(take(torn)), content(Run.read(torn))
+
+    for kind in ("half", "empty", "flip"):  # its file is damaged
+        hurt = make_leg(tree, f"{folder}/hurt-{kind}")
+        take(replace(hurt, until=2))
+        damage(Path(hurt.file), kind)
+        told[kind] = stages(take(hurt)), content(Run.read(hurt))
+
+    gone = make_leg(tree, f"{folder}/gone")  # the state is lost
+    take(replace(gone, until=4))
+    shutil.rmtree(gone.pause)
+    told["gone"] = stages(take(gone)), content(Run.read(gone))
+
+    cut = make_leg(tree, f"{folder}/cut")  # stopped at 4, with the state of 2
+    take(replace(cut, until=2))
+    stop(cut, after=4)
+    stopped = Run.read(cut)
+    assert stopped is not None
+    told["stopped"] = stopped.status, stopped.num_steps, len(warm._models._things)
+    loss, stopped.train[1]["train/loss"] = stopped.train[1]["train/loss"], -1.0
+    stopped.write(cut)
+    told["cut"] = stages(take(cut))
+    ended = Run.read(cut)
+    assert ended is not None
+    told["mark"], ended.train[1]["train/loss"] = ended.train[1]["train/loss"], loss
+    told["mended"] = content(ended)
+
+    before_store = storage.is_remote, storage._at
+    storage.is_remote, storage._at = is_store, at_store
+    kept.is_remote, kept.filesystem_at = is_store, at_store
+    far = make_leg(tree, "store://far", keep=True)
+    told["far stages"] = stages(take(replace(far, until=2))) + stages(take(far))
+    told["far"] = content(Run.read(far))
+    storage.is_remote, storage._at = kept.is_remote, kept.filesystem_at = before_store
+    told["far files"] = sorted(Path(each).name for each in at_store("")[0].handler.fs.ls("/far", detail=False))
+    return told
+
+
+def is_store(path: str) -> bool:
+    return path.startswith("store://")
+
+
+def at_store(path: str) -> Any:
+    """An object store in memory, where `storage` would reach for one over the network."""
+    from fsspec.implementations.memory import MemoryFileSystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(MemoryFileSystem())), "/" + path.removeprefix("store://")
+
+
+def test_a_run_is_the_same_however_it_is_walked(make_tree, tmp_path):
+    tree = make_tree(lora={"rank": 2}, evaluation={"tasks": [CHOICES]})
+    (told,) = run_ranks(walks, 1, tree, str(tmp_path))
+    reached, whole = told["whole"]
+    assert stages(reached) == [(2, "running"), (4, "running"), (6, "complete")]
+    _, status, num_steps, train, metrics, records = whole
+    assert (status, num_steps, len(train), list(metrics)) == ("complete", 6, 6, [2, 4, 6]) and len(records) == 12 + 6
+    assert [one.metrics for one in reached] == [metrics[step] for step in (2, 4, 6)]
+    assert "validation/nll" not in metrics[4] and "validation/nll" in metrics[6]
+    assert told["again"] == reached[-1:]
+    assert told["files"] == ["run-42.json", "weights-42"] and told["left"] == ["run-42.json"]
+
+    assert told["stages"] == [[(2, "paused")], [(4, "paused")], [(2, "paused")], [(6, "complete")]]
+    assert told["parts"] == whole
+    assert told["torn"] == ([(2, "running"), (4, "running"), (6, "complete")], whole)
+    assert told["gone"] == ([(2, "running"), (4, "running"), (6, "complete")], whole)
+    for kind in ("half", "empty", "flip"):
+        assert told[kind] == ([(2, "running"), (4, "running"), (6, "complete")], whole)
+    assert told["stopped"] == ("running", 4, 1)  # and the base model was given back
+    assert told["cut"] == [(4, "running"), (6, "complete")]
+    assert told["mark"] == -1.0 and told["mended"] == whole  # the first two steps were not done again
+    assert told["far stages"] == [(2, "paused"), (4, "running"), (6, "complete")]
+    assert told["far"] == whole and told["far files"] == ["run-42.json", "weights-42"]
+
+
+def failures(tree: dict, folder: str) -> list[tuple[Any, ...]]:
+    import torch
+
+    from bft_ray.study.execute.warm import Warm
+    from bft_ray.study.execute.work import walk
+
+    class Odd(Warm):
+        def tasks(self, config: Any) -> Any:
+            raise KeyError("w1 w2 w3")
+
+    class Crowded(Warm):
+        def data(self, config: Any) -> Any:
+            raise NoRoom("cluster.num_workers", 2, "fewer")
+
+    class Large(Warm):
+        def data(self, config: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    warm, odd, crowded, large = (kind(torch.device("cpu")) for kind in (Warm, Odd, Crowded, Large))
+    shared = tree | {"cluster": tree["cluster"] | {"gpus_per_worker": 0.5}}
+    wild = tree | {"optimizer": {"learning_rate": 1e30, "max_grad_norm": None}}
+    lost = tree | {"data": tree["data"] | {"train": [{"path": "/nowhere/rows.jsonl"}]}}
+    typo = tree | {"data": tree["data"] | {"paking": True}}
+    found: list[tuple[Any, ...]] = []
+    runs = [
+        (wild, warm),
+        (lost, warm),
+        (typo, warm),
+        (tree, odd),
+        (tree, warm),
+        (tree, crowded),
+        (tree, large),
+        (shared, large),
+    ]
+    for number, (own, broken) in enumerate(runs):
+        leg = make_leg(own, f"{folder}/{number}", rungs=(), at_rungs=None)
+        *_, last = walk(leg, broken)
+        run = Run.read(leg)
+        found.append((last, run and (run.status, run.reason), len(broken._data._things)))
+    return found
+
+
+def test_a_failure_is_a_record(make_tree, tmp_path):
+    """What would come again is written down; anything else is told, and clears the process."""
+    (found,) = run_ranks(failures, 1, make_tree(), str(tmp_path))
+    (shared, shared_run, _), (large, large_run, _) = found.pop(), found.pop()
+    assert large.is_lasting and large_run == ("failed", large.reason) and not shared.is_lasting and shared_run is None
+    assert large.reason.startswith(
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB. Lower data.micro_"
+    )
+    crowded, crowded_run, _ = found.pop()
+    assert crowded.status == "failed" and not crowded.is_lasting and crowded_run is None  # there may be room later
+    (wild, wild_run, _), (lost, lost_run, _), (typo, typo_run, _), (odd, odd_run, odd_kept), (good, good_run, _) = found
+    assert lost.is_lasting
+    assert (wild.status, wild_run) == ("failed", ("failed", wild.reason)) and wild.step < 6
+    assert wild.reason.startswith("NonFinite: the ") and "is not finite" in wild.reason
+    assert lost_run == ("failed", lost.reason) and lost.reason.startswith("BadInput: `data.train.0.path`")
+    assert typo_run == ("failed", typo.reason) and typo.reason.startswith("BadConfig: ")
+    assert odd.status == "failed" and odd_run is None and odd_kept == 0
+    assert odd.reason.startswith("KeyError in test_work.py, line ") and "w1" not in odd.reason
+    assert (good.step, good.status, good_run) == (6, "complete", ("complete", ""))
+    assert not any("\n" in one[0].reason for one in found)
+
+
+# --- on Ray ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ray_of_two_cpus():
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def alone(legs: list[Leg]) -> list[tuple[Any, ...]]:
+    """What each leg leaves in a process that no Ray has started."""
+    from bft_ray.study.execute.warm import Warm
+    from bft_ray.study.execute.work import walk
+
+    left = []
+    for leg in legs:
+        list(walk(leg, Warm()))
+        left.append(content(Run.read(leg)))
+    return left
+
+
+def on_tune(
+    legs: list[Leg], need: dict[str, float], folder: Path, stopped: str = ""
+) -> list[tuple[str, int, str, int]]:
+    """Run legs one after the other: of which trial, step, status and process of each report.
+
+    Args:
+        stopped: id of the trial that the scheduler stops at its first report.
+    """
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
+
+    from bft_ray.study.execute.trainable import TrialActor
+
+    told: list[tuple[str, int, str, int]] = []
+
+    class Told(tune.Callback):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict, **info: Any) -> None:
+            told.append((trial.config["leg"].trial, result["reached"].step, result["reached"].status, result["pid"]))
+
+    class Stops(FIFOScheduler):
+        def on_trial_result(self, controller: Any, trial: Any, result: dict) -> str:
+            return self.STOP if trial.config["leg"].trial == stopped else self.CONTINUE
+
+    checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)
+    tune.Tuner(
+        tune.with_resources(TrialActor, tune.PlacementGroupFactory([need])),
+        param_space={"leg": tune.grid_search(legs)},
+        tune_config=tune.TuneConfig(scheduler=Stops(), reuse_actors=True, max_concurrent_trials=1),
+        run_config=tune.RunConfig(
+            name="legs", storage_path=str(folder), verbose=0, callbacks=[Told()], checkpoint_config=checkpoints
+        ),
+    ).fit()
+    return told
+
+
+@pytest.mark.slow
+def test_legs_on_one_actor(ray_of_two_cpus, make_tree, tmp_path):
+    """One that a scheduler stops, and two after it in the same process: these leave what a process of their own does."""
+    tree = make_tree(lora={"rank": 2}, evaluation={"tasks": [CHOICES]})
+    full = make_tree(loss={"method": "sft"}, evaluation={"tasks": [CHOICES]})
+    stopped = replace(make_leg(full, tmp_path / "stopped"), trial="stopped")
+    legs = [make_leg(tree, tmp_path / "one"), make_leg(full, tmp_path / "two", until=4)]
+    first, *others = on_tune([stopped, *legs], {"CPU": 2}, tmp_path / "tune", "stopped")
+    pid = first[3]
+    assert first == ("stopped", 2, "running", pid) and pid != os.getpid()
+    ends = [(2, "running"), (4, "running"), (6, "complete"), (2, "running"), (4, "paused")]
+    assert others == [("search/0", step, status, pid) for step, status in ends]
+    own = [replace(leg, folder=leg.folder + "-alone") for leg in legs]
+    for leg, run in zip(legs, run_ranks(alone, 1, own)[0], strict=True):
+        assert content(Run.read(leg)) == run
+        assert Path(leg.pause).is_dir() == (leg.until is not None)
+
+
+class Holder:
+    """Holds places as the controller of Ray Train does."""
+
+    def hold(self) -> int:
+        import ray
+
+        ray.get(ray.util.placement_group([{"CPU": 1}]).ready())
+        return os.getpid()
+
+
+@pytest.mark.slow
+def test_places_of_a_killed_controller_are_given_back(ray_of_two_cpus):
+    """Those of a living one, and of this driver, stay."""
+    from bft_ray.train.workers import free_orphans
+
+    ray = ray_of_two_cpus
+    lives, dies = (ray.remote(num_cpus=0)(Holder).remote() for _ in range(2))
+    own = ray.util.placement_group([{"memory": 1}])
+    _, pid = ray.get([lives.hold.remote(), dies.hold.remote()])
+    assert ray.get(own.ready(), timeout=60) and held(ray) == 3
+    os.kill(pid, signal.SIGKILL)
+    free_until(ray, 2)
+    free_orphans()
+    assert held(ray) == 2
+    ray.kill(lives)
+    free_until(ray, 1)
+    ray.util.remove_placement_group(own)
+
+
+def free_until(ray: Any, number: int) -> None:
+    from bft_ray.train.workers import free_orphans
+
+    deadline = time.monotonic() + 60
+    while held(ray) > number and time.monotonic() < deadline:
+        free_orphans()
+        time.sleep(0.1)
+    assert held(ray) == number
+
+
+def held(ray: Any) -> int:
+    return sum(group["state"] == "CREATED" for group in ray.util.placement_group_table().values())
+
+
+@pytest.mark.slow
+def test_several_workers_agree_with_one(ray_of_two_cpus, make_tree, tmp_path):
+    """Through Ray Train, paused at a rung and gone on: losses and metrics are those of one worker."""
+    sections = {"evaluation": {"tasks": [CHOICES]}, "loss": {"method": "bft_inverse", "window": 8}}
+    one = make_leg(make_tree(**sections), tmp_path / "one", rungs=(4,))
+    tree = make_tree(cluster={"num_workers": 2, "gpus_per_worker": 0}, **sections)
+    two = replace(one, tree=tree, folder=str(tmp_path / "two"), keep=True)
+    told = on_tune([one, replace(two, until=4), two], {"memory": 2**20}, tmp_path / "tune")
+    assert [each[1:3] for each in told] == [(4, "running"), (6, "complete"), (4, "paused"), (6, "complete")]
+
+    _, _, _, train, metrics, records = content(Run.read(one))
+    run = Run.read(two)
+    assert run is not None and len(run.train) == 6 and run.seconds["train"] > 0 and run.seconds["measure"] > 0
+    for own, other in zip(run.train, train, strict=True):
+        for name in ("train/loss", "train/nll", "train/grad_norm", "train/learning_rate"):
+            assert own[name] == pytest.approx(other[name], rel=1e-4), name
+    assert run.metrics.keys() == metrics.keys() == {4, 6}
+    for step in (4, 6):
+        assert run.metrics[step] == pytest.approx(metrics[step], rel=1e-4), step
+    assert [(record["set"], record["id"]) for record in run.records] == [(each["set"], each["id"]) for each in records]
+    assert sorted(path.name for path in Path(two.folder).iterdir()) == ["run-42.json", "weights-42"]
+    assert (Path(two.weights) / "model.safetensors").is_file()
