@@ -293,7 +293,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         config = config.model_copy(update={"model": model})
     if options.harness:
         config = _with_harness(config, options.harness.split(","))
-    from bft_ray.evaluate.run import EvaluationResult, evaluate_model
+    from bft_ray.evaluate.result import EvaluationResult
+    from bft_ray.evaluate.run import evaluate_model
 
     before = EvaluationResult.read(Path(options.against)) if options.against else None
     names = options.task and [*options.task, *(["harness"] if options.harness else [])]

@@ -16,7 +16,7 @@ import pytest
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.clients.judge import read_verdict, write_verdict
-from bft_ray.evaluate.run import EvaluationResult
+from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.model import gguf
 from bft_ray.model.export import CHECKSUMS, require_unchanged
 from bft_ray.places.kept import is_damaged, read_kept, write_kept

@@ -13,7 +13,8 @@ import numpy as np
 from bft_ray.config import Config
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.errors import BadInput, BftError
-from bft_ray.evaluate.run import EvaluationResult, evaluate_model
+from bft_ray.evaluate.result import EvaluationResult
+from bft_ray.evaluate.run import evaluate_model
 from bft_ray.places import storage
 from bft_ray.space.assign import with_overrides
 from bft_ray.space.definition import DEFAULT

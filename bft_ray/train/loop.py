@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,21 +83,15 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
         if rank0:
             host.tell("validation", {"step": 0} | measured)
 
-    shares = prefetch(lambda step: share_of(engine, config, data, plan.batch(step)), range(state.step, last))
     num_profiled = config.tracking.profile_steps if rank0 else 0
     began = time.perf_counter()
     with profiled(num_profiled, engine.device, host.publish) as step_ended:
-        for step in range(state.step, last):
-            with phase("data"):
-                share = next(shares)
-            rate = learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule)
-            metrics = train_step(engine, share, config.loss, step=step, learning_rate=rate, seed=config.seed)
+        for done, metrics, share in train_steps(engine, config, data, state.step, last):
             began, elapsed = time.perf_counter(), time.perf_counter() - began  # logging counts with the next step
             step_ended()
             metrics["train/supervised_tokens_per_s"] = share.num_tokens / elapsed
             metrics["train/step_s"] = elapsed
-            metrics["train/epoch"] = (step + 1) / plan.steps_per_epoch
-            done = step + 1
+            metrics["train/epoch"] = done / plan.steps_per_epoch
             if rank0:
                 host.tell("step", {"step": done, "num_steps": num_steps} | metrics)
 
@@ -115,6 +111,29 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
     if rank0:
         host.tell("end", {"step": last})
     return state
+
+
+def train_steps(
+    engine: Engine, config: Config, data: Data, start: int, last: int
+) -> Generator[tuple[int, dict[str, float], Share], None, None]:
+    """The one loop over steps, of runs and of trials: yields (steps done, metrics, this rank's share) after each.
+
+    Args:
+        start: steps that the engine has behind it.
+        last: step to end at; the learning rate is that of the whole run.
+
+    Raises:
+        NonFinite: see `train_step`.
+    """
+    plan, num_steps = make_plan(config, data.train)
+    steps = range(start, last)
+    with closing(prefetch(lambda step: share_of(engine, config, data, plan.batch(step)), steps)) as shares:
+        for step in steps:
+            with phase("data"):
+                share = next(shares)
+            rate = learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule)
+            metrics = train_step(engine, share, config.loss, step=step, learning_rate=rate, seed=config.seed)
+            yield step + 1, metrics, share
 
 
 def share_of(engine: Engine, config: Config, data: Data, indices: np.ndarray) -> Share:

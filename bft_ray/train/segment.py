@@ -6,7 +6,8 @@ import sys
 from collections.abc import Collection
 
 from bft_ray.config import Config, make_config
-from bft_ray.evaluate.run import EvaluationResult, evaluate_model
+from bft_ray.evaluate.result import EvaluationResult
+from bft_ray.evaluate.run import evaluate_model
 from bft_ray.train.workers import run_workers
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.compare import Change, Paired, compare, paired, render
-from bft_ray.evaluate.run import EvaluationResult
+from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.stats.errors import mean_metrics, ratio_error
 
 

@@ -18,7 +18,8 @@ from bft_ray.errors import BadInput
 from bft_ray.evaluate.compare import compare
 from bft_ray.evaluate.engine.request import Context
 from bft_ray.evaluate.engine.score import run_score
-from bft_ray.evaluate.run import EvaluationResult, evaluate_model
+from bft_ray.evaluate.result import EvaluationResult
+from bft_ray.evaluate.run import evaluate_model
 from bft_ray.evaluate.tasks import choice
 from bft_ray.evaluate.tasks.harness import check, run
 from bft_ray.model.causal_lm import load_model, load_tokenizer

@@ -13,7 +13,8 @@ import torch
 from bft_ray.config import ModelConfig, make_config
 from bft_ray.config.metrics import describe
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.run import EvaluationResult, evaluate_model
+from bft_ray.evaluate.result import EvaluationResult
+from bft_ray.evaluate.run import evaluate_model
 from bft_ray.model.causal_lm import load_model
 from tests.evaluate import test_evaluate
 

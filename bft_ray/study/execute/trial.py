@@ -15,20 +15,16 @@ from typing import Any, Literal
 import torch
 
 from bft_ray.config import Config
-from bft_ray.data.prefetch import prefetch
 from bft_ray.errors import BadInput, BftError
-from bft_ray.evaluate.engine.pool import answer_all
-from bft_ray.evaluate.engine.request import Prepared
+from bft_ray.evaluate.collect import collect
 from bft_ray.evaluate.engine.worker import Loaded, answer
-from bft_ray.evaluate.run import EvaluationResult
+from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.model.export import export_model
 from bft_ray.places import storage
 from bft_ray.study.execute.warm import Tasks, Warm
 from bft_ray.train.checkpoint import verify_manifest, write_manifest
 from bft_ray.train.engine import Engine, join_alone, pin_threads
-from bft_ray.train.loop import Data, make_plan, share_of
-from bft_ray.train.schedule import learning_rate
-from bft_ray.train.step import train_step
+from bft_ray.train.loop import Data, make_plan, train_steps
 
 #: (steps done, metrics) -> whether the trial goes on
 Report = Callable[[int, dict[str, float]], bool]
@@ -183,43 +179,35 @@ def _training(
     """Train to the last step, and tell `result`; yields each of `stops` when so many steps are done."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
-    plan, num_steps = make_plan(config, data.train)
-    steps = range(start, num_steps)
     result.num_steps = start
     if start in stops and not start:  # where it was paused, it has been measured
         yield start
-    with closing(prefetch(lambda step: share_of(engine, config, data, plan.batch(step)), steps)) as shares:
-        for step, share in zip(steps, shares, strict=True):
-            rate = learning_rate(step, num_steps, config.optimizer.learning_rate, config.schedule)
-            result.train.append(train_step(engine, share, config.loss, step=step, learning_rate=rate, seed=config.seed))
-            result.num_steps = step + 1
-            if step + 1 in stops:
-                yield step + 1
+    with closing(train_steps(engine, config, data, start, make_plan(config, data.train)[1])) as steps:
+        for done, metrics, _ in steps:
+            result.train.append(metrics)
+            result.num_steps = done
+            if done in stops:
+                yield done
 
 
 def measure(engine: Engine, tasks: Tasks, names: Collection[str] | None = None) -> EvaluationResult:
-    """What the model that is being trained gets in the sets of these names (None: all)."""
+    """What the model that is being trained gets in the sets of these names (None: all).
+
+    Raises:
+        BftError: one of them could not be measured.
+    """
     loaded = Loaded(engine.module, engine.device, tasks.context, tasks.eos_ids)
     chosen = {name: task for name, task in tasks.prepared.items() if names is None or name in names}
-    requests = [request for task in chosen.values() if isinstance(task, Prepared) for request in task.requests]
-    metrics: dict[str, float] = {}
-    records: list[dict[str, Any]] = []
     engine.module.eval()
     try:
-        answers = iter(
-            answer_all(requests, 1, tasks.context.batch_tokens, lambda shards: [answer(loaded, one) for one in shards])
+        result, errors = collect(
+            chosen, 1, tasks.context.batch_tokens, lambda jobs: [answer(loaded, job) for job in jobs]
         )
-        for name, task in chosen.items():
-            measured = (
-                task.finish([next(answers) for _ in task.requests])
-                if isinstance(task, Prepared)
-                else answer(loaded, task)  # a harness task asks the model itself
-            )
-            metrics |= measured.metrics
-            records += [{"set": name} | record for record in measured.records]
     finally:
         engine.module.train()
-    return EvaluationResult(metrics, records)
+    for error in errors.values():
+        raise error
+    return result
 
 
 @contextmanager

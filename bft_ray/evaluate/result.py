@@ -1,0 +1,67 @@
+"""What an evaluation measured, in memory and as a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bft_ray.errors import BadInput
+from bft_ray.places.kept import read_kept, write_kept, write_text
+
+_METRICS, _RECORDS, _CHECKSUMS = "metrics.json", "records.jsonl", "sha256.json"
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Metrics by name (see `bft_ray.metrics`), one record an item: `set`, `id`, numbers, never text."""
+
+    metrics: dict[str, float]
+    records: list[dict[str, Any]]
+
+    def write(self, folder: Path) -> None:
+        """`metrics.json` and `records.jsonl`, and their checksums: each whole or not at all."""
+        texts = {
+            _METRICS: json.dumps(self.metrics, indent=1) + "\n",
+            _RECORDS: "".join(json.dumps(record) + "\n" for record in self.records),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CHECKSUMS).unlink(missing_ok=True)  # of what lay here before
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        write_kept(folder / _CHECKSUMS, {name: _sha256(text.encode()) for name, text in texts.items()}, indent=1)
+
+    @staticmethod
+    def read(folder: Path) -> EvaluationResult:
+        """What `write` wrote; an earlier version wrote no checksums.
+
+        Raises:
+            BadInput: that is not so, or it is damaged: somebody asks for this evaluation, and there is no other.
+        """
+        again = "Write one with `bft-ray evaluate CONFIG --out FOLDER`"
+        try:
+            contents = {name: (folder / name).read_bytes() for name in (_METRICS, _RECORDS)}
+            metrics = json.loads(contents[_METRICS])
+            records = [json.loads(line) for line in contents[_RECORDS].splitlines()]
+        except (OSError, ValueError) as error:
+            rule = f"an evaluation: {_METRICS} and {_RECORDS}"
+            raise BadInput("folder", folder, rule, f"{_unread(error)}. {again}.") from None
+        sums = read_kept(folder / _CHECKSUMS, list(contents))
+        changed = [name for name, content in contents.items() if sums and sums[name] != _sha256(content)]
+        if changed or (sums is None and (folder / _CHECKSUMS).exists()):
+            rule = f"unchanged since it was written (its checksum in {_CHECKSUMS} differs)"
+            raise BadInput("folder", folder / (changed or [_CHECKSUMS])[0], rule, f"{again}.")
+        return EvaluationResult(metrics, records)
+
+
+def _unread(error: OSError | ValueError) -> str:
+    """Why an evaluation could not be read, as a sentence without its full stop."""
+    if isinstance(error, OSError):
+        return f"{Path(error.filename or '').name}: {error.strerror or type(error).__name__}"
+    return "What is there is no JSON"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
