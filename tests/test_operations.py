@@ -27,7 +27,7 @@ from bft_ray.profile.weights import TokenLogps
 from bft_ray.study import driver as drive
 from bft_ray.study.execute.measure import measure
 from bft_ray.study.execute.trial import paused_at
-from bft_ray.study.records.segment import Leg, Run
+from bft_ray.study.records.segment import Run, Segment
 from bft_ray.tracking.journal import Journal
 from bft_ray.train.checkpoint import last_complete, verify_manifest, write_manifest
 from bft_ray.train.record import is_lost, read_record, write_record
@@ -253,12 +253,16 @@ def _(here: Here) -> None:
 
 @case("`run-SEED.json`")
 def _(here: Here) -> None:
-    leg = Leg("study", "search/0", 42, {"a": 1}, str(here.folder))
-    Run(leg.key, "complete", num_steps=3, metrics={3: {"validation/nll": 1.25}}).write(leg)
-    run = Run.read(leg)
+    segment = Segment("study", "search/0", 42, {"a": 1}, str(here.folder))
+    Run(segment.key, "complete", num_steps=3, metrics={3: {"validation/nll": 1.25}}).write(segment.files)
+    run = Run.read(segment.files, segment.key)
     assert run is not None and run.metrics == {3: {"validation/nll": 1.25}}
-    here.damage(Path(leg.file))
-    assert Run.read(leg) is None and here.told(leg.file) and is_damaged(leg.file) == (here.kind != "gone")
+    here.damage(Path(segment.files.result))
+    assert (
+        Run.read(segment.files, segment.key) is None
+        and here.told(segment.files.result)
+        and is_damaged(segment.files.result) == (here.kind != "gone")
+    )
 
 
 @case("`state-SEED`")
@@ -339,9 +343,9 @@ def _(here: Here) -> None:
         rival = module.Lease(database, "s")
         rival.take()
         now = rival.holder()
-        assert now is not None and now[0] == rival.owner
+        assert now is not None and now.owner == rival.owner
         with pytest.raises(module.Replaced):
-            held.beat(always=True)
+            held.renew()
         if here.kind != "flip":  # which may leave the row one that can be read
             assert here.told("bft_ray_leases")
 

@@ -126,12 +126,13 @@ def test_every_form_is_taught_as_it_should_be_and_learned_in_one_warm_process(tm
 
 def learn(paths: list[str], folder: str) -> list[tuple[list[float], float]]:
     """A trial on each file in one process: the loss of each step, and how long the trial took to start."""
-    from bft_ray.study.execute.trial import TrialResult, trial
+    from bft_ray.study.execute.trial import trial
     from bft_ray.study.execute.warm import Warm
+    from bft_ray.study.records.segment import Run
 
     warm, found = Warm(), []
     for path in paths:
-        result = TrialResult()
+        result = Run()
         for _ in trial(make_config(tree_of(Path(path), Path(folder))), [], warm, result):
             pass
         assert result.status == "complete", result.reason

@@ -24,7 +24,7 @@ from bft_ray.study.driver import search
 from bft_ray.study.execute.measure import measure as measured_on
 from bft_ray.study.records.database import DEFAULT_DATABASE, Database
 from bft_ray.study.records.leaderboard import as_text, best, counts, expected_s, saved, span, status_text, tuned
-from bft_ray.study.records.lease import Owner
+from bft_ray.study.records.lease import Holder
 from bft_ray.study.records.record import TrialRecord, mean
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store, studies
 
@@ -125,7 +125,7 @@ class _Look:
     name: str
     notes: Mapping[str, Any]
     parts: Mapping[str, Sequence[TrialRecord]]
-    holder: tuple[Owner, float] | None
+    holder: Holder | None
 
     @classmethod
     def at(cls, store: Store) -> _Look:
@@ -142,14 +142,14 @@ class _Look:
 
     @property
     def is_driven(self) -> bool:
-        return not self.is_finished and self.holder is not None and self.holder[0].is_alive(self.holder[1])
+        return not self.is_finished and self.holder is not None and self.holder.is_alive
 
     @property
     def state(self) -> str:
         """In words."""
         if self.is_driven:
             assert self.holder is not None
-            return f"driven by process {self.holder[0].pid} on {self.holder[0].host}"
+            return f"driven by process {self.holder.owner.pid} on {self.holder.owner.host}"
         return "finished" if self.is_finished else "not running"
 
     def total(self, part: str) -> int:
@@ -224,7 +224,7 @@ def cancel_study(source: str, config: str | None, overrides: Sequence[str], data
     with Database(database, make=False) as opened:
         store = Store.find(opened, name)
         holder = store.lease.holder()
-        if holder is None or not holder[0].is_alive(holder[1]):
+        if holder is None or not holder.is_alive:
             return f"no driver of {name} runs"
         store.note("cancel", True)
     return (

@@ -26,7 +26,7 @@ from bft_ray.study.confirm.items import item_groups, item_scores
 from bft_ray.study.confirm.standing import Items, compared
 from bft_ray.study.definition import Study, by_id
 from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.records.segment import Leg, Run
+from bft_ray.study.records.segment import Run
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
 from bft_ray.study.report.describe import TestResult
 from bft_ray.train.launch import pin_paths
@@ -91,8 +91,8 @@ def _compared_items(study: Study, parts: Mapping[str, Store]) -> dict[str, dict[
     ran, metric = by_id([*records[BASELINES], *records[SEARCH]]), study.space.objective.metric
     found: dict[str, dict[int, dict[str, float]]] = {}
     for record in compared(records, metric):
-        folder = study.folder_of(ran[record.merged_with or record.id])
-        runs = {seed: Run.of(study.id, folder, seed) for seed in record.seeds}
+        own = ran[record.merged_with or record.id]
+        runs = {seed: Run.of(study.id, study.files_of(own, seed)) for seed in record.seeds}
         with contextlib.suppress(BadInput):
             scores = {seed: item_scores(metric, run.records) for seed, run in runs.items() if run is not None}
             if len(scores) == len(runs):
@@ -112,14 +112,14 @@ def _weights(study: Study, arm: str, records: Sequence[TrialRecord]) -> str:
     seed = study.space.confirmation.seeds[0]
     record = next(one for one in records if one.extra["arm"] == arm and one.seeds == (seed,))
     record = by_id(records)[record.merged_with or record.id]
-    return Leg(study.id, record.id, seed, {}, study.folder_of(record)).weights
+    return study.files_of(record, seed).weights
 
 
 def _drop_others(study: Study, records: Sequence[TrialRecord], kept: set[str]) -> None:
     for record in records:
-        leg = Leg(study.id, record.id, record.seeds[0], {}, study.folder_of(record))
-        if leg.weights not in kept:
-            storage.remove_folder(leg.weights)
+        weights = study.files_of(record, record.seeds[0]).weights
+        if weights not in kept:
+            storage.remove_folder(weights)
 
 
 # --- measured once, and kept --------------------------------------------------------------------------------

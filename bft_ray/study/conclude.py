@@ -16,7 +16,7 @@ from bft_ray.places import storage
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.answer import Answer, as_json
 from bft_ray.study.confirm.choose import Choice
-from bft_ray.study.controller import Conductor
+from bft_ray.study.controller import Controller
 from bft_ray.study.definition import Study
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import Store
@@ -59,7 +59,7 @@ class StudyResult:
 def conclude(
     study: Study,
     store: Store,
-    conductor: Conductor,
+    controller: Controller,
     found: Answer,
     tracker: Tracker,
     recorder: Recorder,
@@ -73,7 +73,7 @@ def conclude(
     Raises:
         Unrecorded: MLflow did not take the pictures, the model or its version.
     """
-    lacking = [] if describe_study(study, conductor, found, recorder) else ["the pictures"]
+    lacking = [] if describe_study(study, controller, found, recorder) else ["the pictures"]
     tracker.log_text(json.dumps(as_json(found), indent=1), "choice.json")
     if found.champion is None:
         tracker.set_tags({NO_CHAMPION: _why_none(study, found)})
@@ -83,7 +83,7 @@ def conclude(
     except Unrecorded as error:
         lacking.append(str(error))
     text = conclusion(
-        conductor.all_records(),
+        controller.all_records(),
         study.space,
         found.choice,
         found.test,
@@ -97,7 +97,7 @@ def conclude(
             f"the study has its answer, but MLflow lacks {' and '.join(lacking)}. The same command records that, and "
             "trains nothing again."
         )
-    failed = mostly_failed(conductor.all_records())
+    failed = mostly_failed(controller.all_records())
     return StudyResult(study.name, tracker.run_id, study.folder, text, champion, failed)
 
 
@@ -139,9 +139,9 @@ def require_left(result: StudyResult, tracking: TrackingConfig, database: str) -
         raise BadInput("study", result.name, f"whole, to be told again: {', and '.join(gone)}", remedy)
 
 
-def describe_study(study: Study, conductor: Conductor, found: Answer | None, recorder: Recorder) -> bool:
+def describe_study(study: Study, controller: Controller, found: Answer | None, recorder: Recorder) -> bool:
     """Words and pictures on the run; whether MLflow took the pictures (words are sent by and by)."""
-    parts: dict[str, list[TrialRecord]] = conductor.all_records()
+    parts: dict[str, list[TrialRecord]] = controller.all_records()
     choice, test = (found.choice, found.test) if found else (None, None)
     sizes = {} if study.num_samples is None else {"train": study.num_samples}
     return recorder.describe(

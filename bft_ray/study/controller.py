@@ -27,7 +27,7 @@ from bft_ray.study.propose.halving import goes_on, survivors
 from bft_ray.study.propose.sampler import batch_of, rung_metric
 from bft_ray.study.records.leaderboard import ranked
 from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.records.segment import Leg, Reached, Run
+from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, BySeed, Store
 from bft_ray.train.launch import pin_paths
 
@@ -40,13 +40,13 @@ OVER: Over = "over"
 Listener = Callable[[Literal["begun", "ended"], TrialRecord], None]
 
 
-class Conductor:
-    """Drives a study, leg by leg. All calls come from one thread.
+class Controller:
+    """Drives a study, segment by segment. All calls come from one thread.
 
     Args:
         store: of the search part.
-        num_slots: how many legs the cluster runs at a time, asked again and again: it may grow.
-        ahead: legs that are given out beyond that, so that a worker that becomes free has one at once.
+        num_slots: how many segments the cluster runs at a time, asked again and again: it may grow.
+        ahead: segments that are given out beyond that, so that a worker that becomes free has one at once.
         listen: is told of trials that begin and end.
         max_failures: how often a trial is run again whose worker died.
     """
@@ -65,7 +65,7 @@ class Conductor:
         self._num_slots, self._listen, self._ahead, self._max_failures = num_slots, listen, ahead, max_failures
         self.parts = {BASELINES: store.open_part(BASELINES), SEARCH: store, CONFIRMATION: store.open_part(CONFIRMATION)}
         self.told = [line for part in PARTS for line in self.parts[part].reconcile()]
-        self._active: dict[tuple[str, int], Leg] = {}  # (trial, seed) -> what was given out
+        self._active: dict[tuple[str, int], Segment] = {}  # (trial, seed) -> what was given out
         self._running: set[tuple[str, int]] = set()  # of these, what a worker has taken
         self._configs: dict[str, Config] = {}
         self._dropped: set[str] = set()  # trials of the search whose weights are deleted
@@ -83,28 +83,28 @@ class Conductor:
         """Part -> its trials."""
         return {part: self.records(part) for part in PARTS}
 
-    # ---- the next leg -----------------------------------------------------------------------------------------------
+    # ---- the next segment -----------------------------------------------------------------------------------------------
 
-    def next(self) -> Leg | Over | None:
-        """The next leg to run; None: later, when something has ended; OVER: there is nothing left to run.
+    def next(self) -> Segment | Over | None:
+        """The next segment to run; None: later, when something has ended; OVER: there is nothing left to run.
 
         Raises:
             BftError: all trials fail.
         """
         for store in self.parts.values():
-            store.lease.beat()
+            store.lease.hold()
         slots = max(1, self._num_slots())
         if len(self._active) >= slots + self._ahead:
             return None
         if 0 < slots - len(self._running) <= len(self._active) - len(self._running):
             return None  # these first: no free worker waits for a suggestion that it does not need yet
-        leg = self._waiting_leg()
-        while leg is None and self._add():
+        segment = self._waiting_segment()
+        while segment is None and self._add():
             self._judge()  # a batch may be whole now, and its rungs decided
-            leg = self._waiting_leg()
-        if leg is not None:
-            self._active[leg.trial, leg.seed] = leg
-            return leg
+            segment = self._waiting_segment()
+        if segment is not None:
+            self._active[segment.trial, segment.seed] = segment
+            return segment
         if not self._active and (left := self._open()):  # better an end than to wait for ever
             raise BftError(
                 f"{len(left)} trials, {left[0].id} among them, wait for each other: this is a fault of bft-ray"
@@ -114,18 +114,18 @@ class Conductor:
     def _open(self) -> list[TrialRecord]:
         return [record for part in PARTS for record in self.records(part) if not record.is_finished]
 
-    def _waiting_leg(self) -> Leg | None:
+    def _waiting_segment(self) -> Segment | None:
         for record in self._open():
             if record.merged_with:
                 continue
             for seed in record.seeds:
                 if (record.id, seed) in self._active or seed in _runs(record):
                     continue
-                if (leg := self._leg(record, seed)) is not None:
-                    return leg
+                if (segment := self._segment(record, seed)) is not None:
+                    return segment
         return None
 
-    def _leg(self, record: TrialRecord, seed: int) -> Leg | None:
+    def _segment(self, record: TrialRecord, seed: int) -> Segment | None:
         """From where the run stands to its next rung or end; None while others decide whether it goes on."""
         config = self._config(record).model_copy(update={"seed": seed})
         rungs = self.study.rungs(record.part, config)
@@ -137,7 +137,7 @@ class Conductor:
             until = next((rung for rung in rungs if rung > last), None)
             rungs = (until,) if until else ()
         measured = rung_metric(self._space).split("/")[0]
-        return Leg(
+        return Segment(
             study=self.study.id,
             trial=record.id,
             seed=seed,
@@ -193,65 +193,65 @@ class Conductor:
             self._listen("ended", record)
         return True
 
-    # ---- what happens to a leg --------------------------------------------------------------------------------------
+    # ---- what happens to a segment --------------------------------------------------------------------------------------
 
-    def begun(self, leg: Leg) -> None:
+    def begun(self, segment: Segment) -> None:
         """A worker has taken it."""
-        self._running.add((leg.trial, leg.seed))
-        store, number = self._at(leg)
+        self._running.add((segment.trial, segment.seed))
+        store, number = self._at(segment)
         if store.record(number).state == "waiting":
             store.start(number)
             self._listen("begun", store.record(number))
 
-    def goes_on(self, leg: Leg, reached: Reached) -> bool:
-        """A leg that is judged in place waits at a rung: whether it goes on. If not, its trial has ended."""
-        store, number = self._at(leg)
+    def goes_on(self, segment: Segment, run: Run) -> bool:
+        """A segment that is judged in place waits at a rung: whether it goes on. If not, its trial has ended."""
+        store, number = self._at(segment)
         if store.record(number).is_finished:
             return False
-        if not self._at_rung(leg, reached):
+        if not self._at_rung(segment, run):
             return False
         record = store.record(number)
         assert isinstance(self._space.scheduler, Asha)
         metric = rung_metric(self._space)
-        if goes_on(self.records(SEARCH), number, reached.step, self._space.scheduler.reduction, metric):
+        if goes_on(self.records(SEARCH), number, run.num_steps, self._space.scheduler.reduction, metric):
             return True
-        self._prune(record, reached.step)
+        self._prune(record, run.num_steps)
         return False
 
-    def ended(self, leg: Leg, reached: Reached) -> None:
-        """A worker has done a leg, or was stopped at a rung.
+    def ended(self, segment: Segment, run: Run) -> None:
+        """A worker has done a segment, or was stopped at a rung.
 
         Raises:
             DiskFull: it had no room. Its trial waits, to be run again by the next driver.
             BftError: all trials fail.
         """
-        self._take_back(leg)
-        store, number = self._at(leg)
-        if store.record(number).is_finished or reached.status == "running":
+        self._take_back(segment)
+        store, number = self._at(segment)
+        if store.record(number).is_finished or run.status == "running":
             return  # it was stopped, or another seed of it has failed
-        if reached.status == "stopped":
-            store.release(number, reached.reason)
-            raise DiskFull(f"{leg.trial} was stopped, as every other would be: {reached.reason}")
-        if reached.status == "failed" and not reached.is_lasting:
-            self._again(store, number, reached.reason)
-        elif reached.status == "failed":
-            self._fail(store, number, reached.reason, reached.step)
-        elif reached.status == "paused":
-            self._at_rung(leg, reached)
+        if run.status == "stopped":
+            store.release(number, run.reason)
+            raise DiskFull(f"{segment.trial} was stopped, as every other would be: {run.reason}")
+        if run.status == "failed" and not run.is_lasting:
+            self._again(store, number, run.reason)
+        elif run.status == "failed":
+            self._fail(store, number, run.reason, run.num_steps)
+        elif run.status == "paused":
+            self._at_rung(segment, run)
         else:
-            self._complete(leg, store, number, reached)
+            self._complete(segment, store, number, run)
         self._judge()
 
-    def broke(self, leg: Leg, reason: str) -> None:
-        """The process of a leg ended without a result; the trial is run again, unless that happens too often.
+    def broke(self, segment: Segment, reason: str) -> None:
+        """The process of a segment ended without a result; the trial is run again, unless that happens too often.
 
         Raises:
             DiskFull: a disk that workers need has no room.
             BftError: all trials fail.
         """
-        self._take_back(leg)
-        store, number = self._at(leg)
-        if full := full_place(storage.places(leg.folder, leg.cache_dir)):
+        self._take_back(segment)
+        store, number = self._at(segment)
+        if full := full_place(storage.places(segment.folder, segment.cache_dir)):
             store.release(number, str(full))
             raise DiskFull(f"a worker ended without a word, and {full}")
         if not store.record(number).is_finished:
@@ -269,30 +269,30 @@ class Conductor:
 
     def release(self, reason: str) -> None:
         """Send back all that runs: the driver ends."""
-        for leg in self._active.values():
-            store, number = self._at(leg)
+        for segment in self._active.values():
+            store, number = self._at(segment)
             store.release(number, reason)
         self._active.clear()
         self._running.clear()
 
-    def _take_back(self, leg: Leg) -> None:
-        self._active.pop((leg.trial, leg.seed), None)
-        self._running.discard((leg.trial, leg.seed))
+    def _take_back(self, segment: Segment) -> None:
+        self._active.pop((segment.trial, segment.seed), None)
+        self._running.discard((segment.trial, segment.seed))
 
-    def _at(self, leg: Leg) -> tuple[Store, int]:
-        part, _, number = leg.trial.partition("/")
+    def _at(self, segment: Segment) -> tuple[Store, int]:
+        part, _, number = segment.trial.partition("/")
         return self.parts[part], int(number)
 
-    def _at_rung(self, leg: Leg, reached: Reached) -> bool:
+    def _at_rung(self, segment: Segment, run: Run) -> bool:
         """Put down what was measured at a rung; a trial without a finite value has failed."""
-        store, number = self._at(leg)
+        store, number = self._at(segment)
         metric = rung_metric(self._space)
-        value = reached.metrics.get(metric)
+        value = run.last.get(metric)
         if value is None or not math.isfinite(value):
             what = "was not measured" if value is None else f"is {value}"
-            self._fail(store, number, f"{metric} {what} at step {reached.step} (seed {leg.seed})", reached.step)
+            self._fail(store, number, f"{metric} {what} at step {run.num_steps} (seed {segment.seed})", run.num_steps)
             return False
-        store.report(number, reached.step, {leg.seed: value})
+        store.report(number, run.num_steps, {segment.seed: value})
         return True
 
     def _judge(self) -> None:
@@ -323,15 +323,15 @@ class Conductor:
         why = f"not among the best 1 of {self._space.scheduler.reduction} at step {step}"
         self.parts[SEARCH].prune(record.number, step * len(record.seeds), why)
         for seed in record.seeds:
-            storage.remove_folder(self._leg_of(record, seed).pause)
+            storage.remove_folder(self.study.files_of(record, seed).state)
         self._finished(self.parts[SEARCH], record.number)
 
     def _fail(self, store: Store, number: int, reason: str, num_steps: int) -> None:
         store.fail(number, reason, num_steps)
         for seed in store.record(number).seeds:
-            leg = self._leg_of(store.record(number), seed)
-            storage.remove_folder(leg.pause)
-            storage.remove_folder(leg.weights)
+            files = self.study.files_of(store.record(number), seed)
+            storage.remove_folder(files.state)
+            storage.remove_folder(files.weights)
         self._finished(store, number)
         ran = [
             record for part in PARTS for record in self.records(part) if record.is_finished and not record.merged_with
@@ -340,22 +340,24 @@ class Conductor:
             counted = Counter(record.reason for record in ran)
             raise BftError(f"all of the first {len(ran)} trials failed: {counted.most_common(1)[0][0]}")
 
-    def _complete(self, leg: Leg, store: Store, number: int, reached: Reached) -> None:
+    def _complete(self, segment: Segment, store: Store, number: int, run: Run) -> None:
         """The run of one seed is done; with the last of them the trial."""
         record = store.record(number)
-        runs = _runs(record) | {leg.seed: {"metrics": reached.metrics, "num_steps": reached.step}}
+        runs = _runs(record) | {segment.seed: {"metrics": run.last, "num_steps": run.num_steps}}
         if record.part == CONFIRMATION:
-            run = Run.read(leg)
-            if run is None and is_damaged(leg.file):
-                return self._again(store, number, f"{leg.file}, the file of its result, is damaged")
-            if run is None:
-                raise BftError(f"{leg.folder} has no file of {leg.trial}: all nodes must share cluster.storage_path")
+            whole = Run.read(segment.files, segment.key)
+            if whole is None and is_damaged(segment.files.result):
+                return self._again(store, number, f"{segment.files.result}, the file of its result, is damaged")
+            if whole is None:
+                raise BftError(
+                    f"{segment.folder} has no file of {segment.trial}: all nodes must share cluster.storage_path"
+                )
             try:
                 metric = self._space.objective.metric
-                groups = item_groups(metric, run.records)
-                store.keep(number, items=item_scores(metric, run.records), **({"groups": groups} if groups else {}))
+                groups = item_groups(metric, whole.records)
+                store.keep(number, items=item_scores(metric, whole.records), **({"groups": groups} if groups else {}))
             except BadInput as error:  # not finite, say
-                return self._fail(store, number, str(error), reached.step)
+                return self._fail(store, number, str(error), run.num_steps)
         if len(runs) < len(record.seeds):
             store.keep(number, runs={str(seed): one for seed, one in runs.items()})
             return
@@ -383,21 +385,18 @@ class Conductor:
         keep = self._config(done[0]).checkpoint.keep if done else 0
         for record in done[keep:]:
             if record.id not in self._dropped:
-                storage.remove_folder(self._leg_of(record, record.seeds[0]).weights)
+                storage.remove_folder(self.study.files_of(record, record.seeds[0]).weights)
                 self._dropped.add(record.id)
 
     def _damaged(self) -> list[str]:
         """Files of trials that go on which are damaged: the workers that find them do not talk to the user."""
         unfinished = [record for record in self._open() if not record.merged_with]
-        files = [self._leg_of(record, seed).file for record in unfinished for seed in record.seeds]
+        files = [self.study.files_of(record, seed).result for record in unfinished for seed in record.seeds]
         return [f"{file} is damaged: that run begins anew" for file in files if is_damaged(file)]
 
-    def _leg_of(self, record: TrialRecord, seed: int) -> Leg:
-        return Leg(self.study.id, record.id, seed, {}, self.study.folder_of(record))
 
-
-def legs_ahead(study: Study, config: Config) -> int:
-    """How many legs to give out beyond the slots: one keeps warm workers busy; several workers only wait for room."""
+def segments_ahead(study: Study, config: Config) -> int:
+    """How many segments to give out beyond the slots: one keeps warm workers busy; several workers only wait for room."""
     return 1 if config.is_one_process else 0
 
 

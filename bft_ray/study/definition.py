@@ -12,6 +12,7 @@ from bft_ray.places import storage
 from bft_ray.space.assign import baseline_config, config_of, with_overrides
 from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.segment import RunFiles
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 
 #: fields -> what stands before their value in the name of a trial
@@ -60,6 +61,10 @@ class Study:
     def folder_of(self, record: TrialRecord) -> str:
         """Of a trial's files."""
         return storage.join(self.folder, record.part, f"{record.number:04d}")
+
+    def files_of(self, record: TrialRecord, seed: int) -> RunFiles:
+        """Of one run of a trial."""
+        return RunFiles(self.folder_of(record), seed)
 
     def config(self, record: TrialRecord, seed: int, others: Mapping[str, TrialRecord]) -> Config:
         """The config of one run of a trial, with paths as they were given.

@@ -28,7 +28,7 @@ from bft_ray.study.checks.packing import settle_packing
 from bft_ray.study.checks.ready import Facts, look_at
 from bft_ray.study.checks.shared import require_shared
 from bft_ray.study.conclude import StudyResult, conclude, describe_study, require_left
-from bft_ray.study.controller import Conductor, legs_ahead
+from bft_ray.study.controller import Controller, segments_ahead
 from bft_ray.study.definition import Study
 from bft_ray.study.execute.measure import measure as measured_on
 from bft_ray.study.propose.sampler import rung_metric
@@ -171,7 +171,7 @@ def _finished(store: Store, space: SearchSpace) -> StudyResult | None:
 
 def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
     """Everything that needs the cluster and MLflow."""
-    from bft_ray.study.execute import tuning
+    from bft_ray.study.execute import ray_tune
 
     notes = store.notes()
     with Tracker.start(
@@ -193,27 +193,27 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
         _log_inputs(tracker, study, first, notes["settings"]["data.train"])
         children = Children(study.base.tracking, tracker.run_id)
         recorder = Recorder(study, tracker, children)
-        conductor = Conductor(
+        controller = Controller(
             study,
             store,
-            tuning.num_slots(first.cluster),
+            ray_tune.num_slots(first.cluster),
             recorder,
-            ahead=legs_ahead(study, first),
+            ahead=segments_ahead(study, first),
             max_failures=first.cluster.max_failures,
         )
         reason = "the driver ended"
         storage.remove_parts(study.folder)  # of a driver or workers that were killed
         try:
-            for line in conductor.told:
+            for line in controller.told:
                 shown.note(line)
-            recorder.catch_up([record for own in conductor.all_records().values() for record in own])
-            look = _looks(store, conductor, shown, tuning.num_slots(first.cluster))
-            tuning.run(conductor, first, look)
+            recorder.catch_up([record for own in controller.all_records().values() for record in own])
+            look = _looks(store, controller, shown, ray_tune.num_slots(first.cluster))
+            ray_tune.run(controller, first, look)
             look()
             with waiting("choosing"):
-                found = answer(study, conductor.parts, shown.note)
+                found = answer(study, controller.parts, shown.note)
             with waiting("recording the answer"):
-                result = conclude(study, store, conductor, found, tracker, recorder, shown.note)
+                result = conclude(study, store, controller, found, tracker, recorder, shown.note)
             sent = children.flush(_PATIENCE_S) and tracker.flush(_PATIENCE_S)
             if sent and tracker.finish(*(("FAILED", result.failed) if result.failed else ("FINISHED",))):
                 store.note("result", vars(result))  # last of all: who finds it sends MLflow nothing more
@@ -222,7 +222,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             return result
         except Cancelled as error:
             reason = str(error)
-            describe_study(study, conductor, None, recorder)
+            describe_study(study, controller, None, recorder)
             tracker.finish("KILLED", reason)
             raise
         except DiskFull:
@@ -231,20 +231,20 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             raise
         finally:
             with contextlib.suppress(BftError):  # the database is away, or another driver has taken over
-                conductor.release(reason)
+                controller.release(reason)
             children.close("KILLED", reason)
             settle(study.folder)  # with what libraries have written
 
 
-def _looks(store: Store, conductor: Conductor, shown: Live, slots: Callable[[], int]) -> Callable[[], None]:
+def _looks(store: Store, controller: Controller, shown: Live, slots: Callable[[], int]) -> Callable[[], None]:
     """What the driver does beside: the display, and whether anybody has cancelled."""
     looked = time.monotonic()
 
     def look() -> None:
         nonlocal looked
-        records = conductor.all_records()
-        part = part_of(conductor.study.space, records)
-        shown.part(part, totals(conductor.study.space, records)[part])
+        records = controller.all_records()
+        part = part_of(controller.study.space, records)
+        shown.part(part, totals(controller.study.space, records)[part])
         shown.show(records, slots(), time.time())
         if time.monotonic() - looked >= _LOOK_S:
             looked = time.monotonic()

@@ -11,7 +11,7 @@ from bft_ray.evaluate.run import evaluate_model
 from bft_ray.train.workers import run_workers
 
 
-def stretch(config: Config, folder: str, until: int | None, weights: str) -> tuple[int, list[dict[str, float]]]:
+def train_segment(config: Config, folder: str, until: int | None, weights: str) -> tuple[int, list[dict[str, float]]]:
     """Train on the workers of `config.cluster` up to a step; within `bft_ray.workers.spread.connect` only. Returns steps done,
     and the metrics of each of them (`train/...`) from the first on.
 

@@ -87,26 +87,6 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     return outcome
 
 
-def free_orphans() -> None:
-    """Give back what workers of this driver hold whose Ray Train controller is dead, its process killed, say.
-
-    Ray keeps a placement group for as long as its driver lives, and the cleaner of Ray Train needs the dashboard; new
-    workers would wait for ever. Ray has no public way to ask who made a group.
-    """
-    from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # made at import
-    from ray.runtime_context import get_runtime_context
-    from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
-
-    mine = bytes.fromhex(get_runtime_context().get_job_id())
-    for raw in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(raw)
-        is_by_an_actor = set(group.creator_actor_id) != {0xFF}  # not by the driver
-        is_held = group.state != PlacementGroupTableData.PlacementGroupState.REMOVED
-        if group.creator_job_id == mine and is_by_an_actor and group.creator_actor_dead and is_held:
-            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
-
-
 def _interruptibly(function: Callable[[], Any]) -> Any:
     """Call in a thread and wait. In the main thread Ray Train would take Ctrl-C for itself, and end with status 0."""
     future: Future[Any] = Future()

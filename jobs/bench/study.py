@@ -20,7 +20,7 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.space.duplicates import distinct
 from bft_ray.study.agenda import PARTS
 from bft_ray.study.checks.ready import look_at
-from bft_ray.study.controller import Conductor, legs_ahead
+from bft_ray.study.controller import Controller, segments_ahead
 from bft_ray.study.definition import Study
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.leaderboard import best
@@ -31,24 +31,24 @@ OBJECTIVE = "validation/token_accuracy"
 _STUDY_S = 3600  # bound of a study
 
 
-def run_study(space: SearchSpace, base: Config, folder: Path, *, merge: bool = True, actor: Any = None) -> Conductor:
+def run_study(space: SearchSpace, base: Config, folder: Path, *, merge: bool = True, actor: Any = None) -> Controller:
     """A study without MLflow and without a choice; within `bft_ray.workers.spread.connect` only.
 
     Args:
         merge: False: windows are not known to hold the longest sample.
-        actor: what carries out legs instead of training.
+        actor: what carries out segments instead of training.
     """
-    from bft_ray.study.execute import tuning
+    from bft_ray.study.execute import ray_tune
 
     facts = look_at(space, base)
     database = Database(f"sqlite:///{folder}/{space.name}.db")
     store = Store.create(database, space, base, facts.fingerprints)
     longest = facts.longest if merge else None
     study = Study(space.name, space, base, longest, facts.samples_per_source, str(folder / space.name))
-    slots = tuning.num_slots(facts.first.cluster)
-    conductor = Conductor(study, store, slots, ahead=legs_ahead(study, facts.first))
-    tuning.run(conductor, facts.first, actor=actor or tuning.TrialActor)
-    return conductor
+    slots = ray_tune.num_slots(facts.first.cluster)
+    controller = Controller(study, store, slots, ahead=segments_ahead(study, facts.first))
+    ray_tune.run(controller, facts.first, actor=actor or ray_tune.TrialActor)
+    return controller
 
 
 def make_space(name: str, parameters: dict[str, list[Any]], **more: Any) -> SearchSpace:
@@ -83,7 +83,7 @@ def records_of(folder: Path, name: str, domain: str, part: str = SEARCH) -> list
 
 def fresh_trainers(trees: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Each run by a fresh TorchTrainer with DeepSpeed, one after the other in one Ray; seconds, losses, metrics."""
-    from bft_ray.train.segment import measure_weights, stretch
+    from bft_ray.train.segment import measure_weights, train_segment
     from bft_ray.workers.spread import connect
 
     done = []
@@ -91,7 +91,7 @@ def fresh_trainers(trees: Sequence[dict[str, Any]], folder: Path) -> list[dict[s
         for number, tree in enumerate(trees):
             config = make_config(tree)
             began = time.perf_counter()
-            _, train = stretch(config, str(folder / f"run-{number}"), None, str(folder / f"weights-{number}"))
+            _, train = train_segment(config, str(folder / f"run-{number}"), None, str(folder / f"weights-{number}"))
             metrics = measure_weights(config, str(folder / f"weights-{number}")).metrics
             seconds = time.perf_counter() - began
             done.append({"losses": [step["train/loss"] for step in train], "metrics": metrics, "seconds": seconds})
@@ -110,15 +110,15 @@ def study_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
     }
     space = make_space("rate", values, fixed={"loss.method": "bft_inverse"}, budget={"trials": 2 * args.trials})
     with connect(base.cluster):
-        conductor = run_study(space, base, folder)
-    ran = [record for record in conductor.records(SEARCH) if not record.merged_with]
+        controller = run_study(space, base, folder)
+    ran = [record for record in controller.records(SEARCH) if not record.merged_with]
     warm = [record for record in ran[args.trials :] if record.finished and record.started]
     span = max(one.finished or 0 for one in warm) - min(one.started or 0 for one in warm)
-    configs = [conductor.study.config(record, 0, {}) for record in ran[: args.fresh]]
+    configs = [controller.study.config(record, 0, {}) for record in ran[: args.fresh]]
     fresh = fresh_trainers([config.model_dump(mode="json") for config in configs], folder)
     same = []
     for record, one in zip(ran, fresh, strict=False):
-        run = Run.of("rate", conductor.study.folder_of(record), 0)
+        run = Run.of("rate", controller.study.files_of(record, 0))
         assert run is not None
         same.append([step["train/loss"] for step in run.train] == one["losses"])
     fresh_s = statistics.mean(one["seconds"] for one in fresh)
@@ -244,11 +244,11 @@ def merge_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
         with connect(base.cluster):
             for merge in (True, False):
                 space = make_space(f"{name}-{'merged' if merge else 'all'}", {"loss.window": windows})
-                conductor = run_study(space, base, folder, merge=merge)
-                records[merge] = conductor.records(SEARCH)
+                controller = run_study(space, base, folder, merge=merge)
+                records[merge] = controller.records(SEARCH)
                 if merge:
-                    facts = conductor.study.longest
-                    configs = [conductor.study.config(record, 0, {}) for record in records[merge]]
+                    facts = controller.study.longest
+                    configs = [controller.study.config(record, 0, {}) for record in records[merge]]
                     possible = (len(windows) - len(distinct(configs, facts))) * args.merge_steps
         by = {merge: {r.assignment["loss.window"]: r.value for r in records[merge]} for merge in records}
         winner = {merge: top for merge in records if (top := best(records[merge], OBJECTIVE)) is not None}
@@ -329,7 +329,7 @@ def kills_table(found: dict[str, Any]) -> str:
 def bookkeeping_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Seconds a trial of a study whose trials do nothing: Tune, Optuna's records, sampler, rungs, MLflow."""
     from bft_ray.space.load import load_study
-    from bft_ray.study.execute import tuning
+    from bft_ray.study.execute import ray_tune
     from bft_ray.study.report.recorder import Recorder, params_of
     from bft_ray.tracking.children import Children
     from bft_ray.tracking.run import Tracker
@@ -357,10 +357,10 @@ def bookkeeping_part(args: argparse.Namespace, folder: Path, trees: Sequence[dic
             if event == "ended":
                 times[len(times) + 1] = time.perf_counter()
 
-        conductor = Conductor(study, store, lambda: args.slots, listen, ahead=1)
+        controller = Controller(study, store, lambda: args.slots, listen, ahead=1)
         config = make_config(trees[0])
         cpu, began = time.process_time(), time.perf_counter()
-        tuning.run(conductor, config, actor=NothingActor)
+        ray_tune.run(controller, config, actor=NothingActor)
         whole, cpu = time.perf_counter() - began, time.process_time() - cpu
         flushed = children.flush(600)
         with_mlflow = time.perf_counter() - began
@@ -371,7 +371,7 @@ def bookkeeping_part(args: argparse.Namespace, folder: Path, trees: Sequence[dic
         for at in (50, count - 20)
     }
     database.close()
-    assert flushed and all(record.is_finished for part in PARTS for record in conductor.records(part))
+    assert flushed and all(record.is_finished for part in PARTS for record in controller.records(part))
     return {
         "trials": count,
         "seconds_a_trial": {str(at): seconds for at, seconds in around.items()},

@@ -20,7 +20,7 @@ from bft_ray.data.plan import BatchPlan
 from bft_ray.space.cost import cost_of
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study.checks.ready import look_at
-from bft_ray.study.controller import OVER, Conductor
+from bft_ray.study.controller import OVER, Controller
 from bft_ray.study.definition import Study
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.record import TrialRecord
@@ -129,21 +129,21 @@ def studies(trees: list[dict], folder: str) -> list[list[TrialRecord]]:
         study = Study("id", space, base, facts.longest, facts.samples_per_source, place)
         with Database(f"sqlite:///{folder}/{number}.db") as database:
             store = Store.create(database, space, base, facts.fingerprints)
-            conductor = Conductor(study, store, lambda: 1)
-            while (leg := conductor.next()) != OVER:
-                run_leg(conductor, leg, warm)
+            controller = Controller(study, store, lambda: 1)
+            while (segment := controller.next()) != OVER:
+                run_segment(controller, segment, warm)
             store.lease.drop()
-            found.append([record for part in (BASELINES, SEARCH) for record in conductor.records(part)])
+            found.append([record for part in (BASELINES, SEARCH) for record in controller.records(part)])
     return found
 
 
-def run_leg(conductor: Conductor, leg: Any, warm: Any) -> None:
-    from bft_ray.study.execute.work import walk
+def run_segment(controller: Controller, segment: Any, warm: Any) -> None:
+    from bft_ray.study.execute.segments import run_segment
 
-    conductor.begun(leg)
-    for reached in walk(leg, warm):
-        if reached.status != "running" or not conductor.goes_on(leg, reached):
-            return conductor.ended(leg, reached)
+    controller.begun(segment)
+    for reached in run_segment(segment, warm):
+        if reached.status != "running" or not controller.goes_on(segment, reached):
+            return controller.ended(segment, reached)
 
 
 def test_studies_with_epochs_come_to_their_end(make_tree, tiny_data, tmp_path):

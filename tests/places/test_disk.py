@@ -16,7 +16,7 @@ from bft_ray.places import disk, storage
 from bft_ray.places.disk import free_bytes, full_disk, full_place, is_full
 from bft_ray.train.failure import explain, retry_of
 from tests.ranks import run_ranks
-from tests.study.test_work import make_leg
+from tests.study.test_segments import make_segment
 
 
 @pytest.fixture
@@ -156,22 +156,22 @@ def test_a_database_on_a_full_disk(small):
 
 
 def stopped_and_gone_on_with(tree: dict, folder: str) -> list:
-    """What a leg comes to whose state, and whose weights, find no room, one after the other; and one in peace."""
+    """What a segment comes to whose state, and whose weights, find no room, one after the other; and one in peace."""
     import torch
 
+    from bft_ray.study.execute.segments import run_segment
     from bft_ray.study.execute.warm import Warm
-    from bft_ray.study.execute.work import walk
 
     warm, told = Warm(torch.device("cpu")), []
     filler = Path(folder) / "filler"
     for until, room in ((2, 0), (2, 60_000), (2, None), (None, 0), (None, 60_000), (None, None)):
-        leg = make_leg(tree, f"{folder}/0", until=until, keep=True)
+        segment = make_segment(tree, f"{folder}/0", until=until, keep=True)
         filler.unlink(missing_ok=True)
         if room is not None:
             filler.write_bytes(bytes(max(0, free_bytes(folder) - room)))
-        *_, last = walk(leg, warm)
+        *_, last = run_segment(segment, warm)
         told.append((last, sorted(path.name for path in Path(folder, "0").glob("*"))))
-    *_, calm = walk(make_leg(tree, f"{folder}/1", keep=True), warm)
+    *_, calm = run_segment(make_segment(tree, f"{folder}/1", keep=True), warm)
     return [*told, calm]
 
 

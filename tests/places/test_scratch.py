@@ -34,7 +34,7 @@ def holder(within: Path) -> tuple[subprocess.Popen, Path]:
 
 
 def test_it_is_gone_at_the_end_of_the_context(tmp_path):
-    with scratch("leg", tmp_path) as folder:
+    with scratch("segment", tmp_path) as folder:
         assert folder.parent == tmp_path and folder.name.startswith("bft_ray_leg_")
         assert folder.stat().st_mode & 0o077 == 0 and list(tmp_path.iterdir()) == [folder]
         (folder / "a").write_text("1")
@@ -43,7 +43,7 @@ def test_it_is_gone_at_the_end_of_the_context(tmp_path):
     with scratch("data", tmp_path) as folder:
         os.rename(folder, tmp_path / "entry")
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
-    with pytest.raises(ZeroDivisionError), scratch("leg", tmp_path):
+    with pytest.raises(ZeroDivisionError), scratch("segment", tmp_path):
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.iterdir()] == ["entry"]
 
@@ -55,7 +55,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
         killed.send_signal(signal.SIGKILL)
         killed.wait(10)
         assert (left / "state").exists() and (kept / "state").exists()
-        with scratch("leg", tmp_path):
+        with scratch("segment", tmp_path):
             assert not left.exists() and (kept / "state").exists()
     finally:
         for process in (living, killed):
@@ -80,7 +80,7 @@ def test_what_is_not_known_to_be_dead_stays(tmp_path, monkeypatch):
         patch.undo()
         patch.setattr(module, "_lock", lambda handle: False)  # a file system without locks
         assert remove_dead(tmp_path) == 0
-        with scratch("leg", tmp_path) as folder:
+        with scratch("segment", tmp_path) as folder:
             assert mark not in folder.name  # or another process would take it for dead
     assert remove_dead(tmp_path) == 1 and sorted(tmp_path.iterdir()) == before
 

@@ -87,9 +87,9 @@ def test_the_test_split_is_looked_at_once(make_tree, tiny_data, tmp_path):
         source = make_tree()["model"]["path"]
         AutoModelForCausalLM.from_pretrained(source).save_pretrained(weights)
         AutoTokenizer.from_pretrained(source).save_pretrained(weights)
-    conductor = executor.conductor
+    controller = executor.controller
     lines: list[str] = []
-    found = answer(study, conductor.parts, lines.append)
+    found = answer(study, controller.parts, lines.append)
     assert found.choice is not None and found.champion is not None and found.test is not None
     assert found.test.metric == METRIC and found.test.num_items == 6
     assert found.test.gain == 0.0 and math.isnan(found.test.low)  # the same weights: no spread, so no interval
@@ -98,7 +98,7 @@ def test_the_test_split_is_looked_at_once(make_tree, tiny_data, tmp_path):
     assert len(kept) == 2 and Path(found.weights or "") in kept
     for one in kept:  # what was measured stands, even when the weights are gone
         (one / "model.safetensors").unlink()
-    again = answer(study, conductor.parts, lines.append)
+    again = answer(study, controller.parts, lines.append)
     assert json.dumps(as_json(again)) == json.dumps(as_json(found)) and len(lines) == 2
 
 
@@ -108,10 +108,12 @@ SECOND = "kept/probability"
 class WithSecond(Executor):
     """Also measures what the model may have forgotten: the inverse form forgets nearly all."""
 
-    def _walk(self, leg):
-        kept = 0.01 if leg.tree["loss"]["method"] == "bft_inverse" else 0.9
-        for reached in super()._walk(leg):
-            yield replace(reached, metrics=reached.metrics | {SECOND: kept + 1e-3 * (leg.seed % 5)})
+    def _walk(self, segment):
+        kept = 0.01 if segment.tree["loss"]["method"] == "bft_inverse" else 0.9
+        for reached in super()._walk(segment):
+            yield replace(
+                reached, metrics={reached.num_steps: reached.last | {SECOND: kept + 1e-3 * (segment.seed % 5)}}
+            )
 
 
 def test_a_second_objective_through_a_whole_study(make_tree, tiny_data, tmp_path):
@@ -130,13 +132,13 @@ def test_a_second_objective_through_a_whole_study(make_tree, tiny_data, tmp_path
     }
     study, executor = _finished(make_tree, tiny_data, tmp_path, WithSecond, [kept], **more)
     lines: list[str] = []
-    found = answer(study, executor.conductor.parts, lines.append)
+    found = answer(study, executor.controller.parts, lines.append)
     assert found.choice is not None and lines == [f"{SECOND} of the base model"]
     limit = found.choice.plan.second
     assert limit is not None and limit.metric == SECOND and limit.largest_loss == 0.05
     own = with_overrides(study.base, more["confirmation"]["overrides"], "confirmation")
     assert limit.before == pytest.approx(evaluate_model(own, names=["kept"]).metrics[SECOND], abs=1e-6)
-    assert executor.conductor.parts[SEARCH].notes()["before"] == limit.before
+    assert executor.controller.parts[SEARCH].notes()["before"] == limit.before
 
     runs = executor.records("confirmation")
     for arm in found.choice.arms:
@@ -152,7 +154,7 @@ def test_a_second_objective_through_a_whole_study(make_tree, tiny_data, tmp_path
     assert broken and all("bft_inverse" in arm.name for arm in broken)
     assert found.champion is not None and "bft_inverse" not in found.champion.name
     assert found.choice.arms[0].excluded  # the best in the first objective
-    again = answer(study, executor.conductor.parts, lines.append)
+    again = answer(study, executor.controller.parts, lines.append)
     assert json.dumps(as_json(again)) == json.dumps(as_json(found)) and len(lines) == 1
     text = explain(found.choice)
     assert f"Second objective: {SECOND}" in text and f"- `{broken[0].name}`: is not shown to keep the limit" in text

@@ -1,4 +1,4 @@
-"""The driver of a study without Ray: legs are carried out here, in any order, and it may be killed between any two."""
+"""The driver of a study without Ray: segments are carried out here, in any order, and it may be killed between any two."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.study.agenda import PARTS
 from bft_ray.study.confirm.candidates import arms_of, confirmed, plan_of
 from bft_ray.study.confirm.choose import choose
-from bft_ray.study.controller import OVER, Conductor
+from bft_ray.study.controller import OVER, Controller
 from bft_ray.study.definition import Study
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.records.segment import Leg, Reached, Run
+from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
 from tests.damage import damage
 
@@ -71,7 +71,7 @@ def noise(*what: Any) -> float:
 
 
 class Executor:
-    """Carries out legs, `slots` at a time, in an order that is drawn; every measurement is a turn of its own."""
+    """Carries out segments, `slots` at a time, in an order that is drawn; every measurement is a turn of its own."""
 
     def __init__(self, study: Study, url: str, *, slots: int = 3, seed: int = 0, ahead: int = 0):
         self.study, self.url, self.slots, self.ahead = study, url, slots, ahead
@@ -84,7 +84,7 @@ class Executor:
         """Drive the study for so many turns, then be killed; whether it came to its end."""
         with Database(self.url) as database:
             store = Store.create(database, self.study.space, self.study.base, {"train": "f1"})
-            self.conductor = Conductor(
+            self.controller = Controller(
                 self.study,
                 store,
                 lambda: self.slots,
@@ -97,68 +97,68 @@ class Executor:
                 store.lease.drop()  # as if the process were gone
 
     def _drive(self, turns: float) -> bool:
-        running: dict[Leg, Any] = {}
+        running: dict[Segment, Any] = {}
         waited = 0
         while turns > 0:
             turns -= 1
-            leg = self.conductor.next()
-            if leg == OVER:
+            segment = self.controller.next()
+            if segment == OVER:
                 assert not running
                 return True
-            if leg is not None:
+            if segment is not None:
                 waited = 0
-                self.conductor.begun(leg)
-                running[_Same(leg)] = self._walk(leg)
+                self.controller.begun(segment)
+                running[_Same(segment)] = self._walk(segment)
             elif not running:
                 waited += 1
                 assert waited < 3, "nothing runs, and nothing comes"
-            if running and (leg is None or self.draw.random() < 0.5):
+            if running and (segment is None or self.draw.random() < 0.5):
                 self._turn(running)
         return False
 
     def _turn(self, running: dict) -> None:
         same = self.draw.choice(list(running))
-        if self.broken.get(same.leg.trial, 0) > 0:
-            self.broken[same.leg.trial] -= 1
+        if self.broken.get(same.segment.trial, 0) > 0:
+            self.broken[same.segment.trial] -= 1
             del running[same]
-            return self.conductor.broke(same.leg, "killed")
+            return self.controller.broke(same.segment, "killed")
         reached = next(running[same])
-        if reached.status != "running" or not self.conductor.goes_on(same.leg, reached):
+        if reached.status != "running" or not self.controller.goes_on(same.segment, reached):
             del running[same]
-            self.conductor.ended(same.leg, reached)
+            self.controller.ended(same.segment, reached)
 
-    def _walk(self, leg: Leg):
-        run = Run.read(leg)
+    def _walk(self, segment: Segment):
+        run = Run.read(segment.files, segment.key)
         if run is None or run.status == "running":
-            run = Run(leg.key)
-        elif run.status == "complete" or (leg.until and run.num_steps >= leg.until):
-            yield run.reached  # an earlier driver was killed before it heard of it
+            run = Run(segment.key)
+        elif run.status == "complete" or (segment.until and run.num_steps >= segment.until):
+            yield run.report  # an earlier driver was killed before it heard of it
             return
-        for step in [*leg.rungs, STEPS]:
-            self.trained.append((leg.trial, leg.seed, run.num_steps, step))
+        for step in [*segment.rungs, STEPS]:
+            self.trained.append((segment.trial, segment.seed, run.num_steps, step))
             run.num_steps = step
-            run.status = "paused" if step == leg.until else "complete" if step == STEPS else "running"
-            run.records = self._records(leg, step)
+            run.status = "paused" if step == segment.until else "complete" if step == STEPS else "running"
+            run.records = self._records(segment, step)
             value = sum(record["probability"] for record in run.records) / len(run.records)
             run.metrics[step] = {METRIC: value}
-            run.write(leg)
-            if leg.keep and step == STEPS:
-                Path(leg.weights).mkdir(parents=True, exist_ok=True)
-            yield run.reached
+            run.write(segment.files)
+            if segment.keep and step == STEPS:
+                Path(segment.files.weights).mkdir(parents=True, exist_ok=True)
+            yield run.report
             if run.status != "running":
                 return
 
-    def _records(self, leg: Leg, step: int) -> list[dict[str, Any]]:
-        where = leg.tree["evaluation"]["tasks"][0]["path"]
-        loss = leg.tree["loss"] | {"window": min(leg.tree["loss"]["window"], 400)}  # as on data of that length
+    def _records(self, segment: Segment, step: int) -> list[dict[str, Any]]:
+        where = segment.tree["evaluation"]["tasks"][0]["path"]
+        loss = segment.tree["loss"] | {"window": min(segment.tree["loss"]["window"], 400)}  # as on data of that length
         return [
             {
                 "set": "choices",
                 "id": str(item),
                 "group": f"patient {item // 2}" if item < 10 else None,
-                "probability": quality(leg.tree | {"loss": loss}, step)
+                "probability": quality(segment.tree | {"loss": loss}, step)
                 + 0.02 * noise(where, item)
-                + 0.01 * noise(loss, leg.seed, where, item),
+                + 0.01 * noise(loss, segment.seed, where, item),
             }
             for item in range(30)
         ]
@@ -170,10 +170,10 @@ class Executor:
 
 
 class _Same:
-    """A leg as a key: its tree cannot be hashed."""
+    """A segment as a key: its tree cannot be hashed."""
 
-    def __init__(self, leg: Leg):
-        self.leg = leg
+    def __init__(self, segment: Segment):
+        self.segment = segment
 
 
 @pytest.fixture
@@ -248,8 +248,8 @@ def test_killed_at_any_moment(tmp_path, kind):
     for record in [*killed.records(BASELINES), *killed.records(SEARCH)]:
         for seed, metrics in record.by_seed.items():
             config = killed.study.config(record, seed, {})
-            leg = Leg("an-id", record.id, seed, config.model_dump(mode="json"), "")
-            alone = killed._records(leg, STEPS)
+            segment = Segment("an-id", record.id, seed, config.model_dump(mode="json"), "")
+            alone = killed._records(segment, STEPS)
             assert metrics[METRIC] == sum(one["probability"] for one in alone) / 30
     ends = [trial for event, trial in killed.events if event == "ended"]
     assert len(set(ends)) == len(ends)
@@ -282,11 +282,21 @@ def test_what_may_pass_is_tried_again(tmp_path, url):
     executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
     plain, failed = executor._walk, []
 
-    def walk(leg):
-        if leg.trial == "search/1" and len(failed) < 2:
-            failed.append(leg)
-            return iter([Reached(0, {}, "failed", "OSError: the hub is away", is_lasting=False)])
-        return plain(leg)
+    def walk(segment):
+        if segment.trial == "search/1" and len(failed) < 2:
+            failed.append(segment)
+            return iter(
+                [
+                    Run(
+                        status="failed",
+                        num_steps=0,
+                        metrics={0: {}},
+                        reason="OSError: the hub is away",
+                        is_lasting=False,
+                    )
+                ]
+            )
+        return plain(segment)
 
     executor._walk = walk
     assert executor.run()
@@ -299,11 +309,11 @@ def test_a_damaged_result_of_a_confirmation_is_made_again(tmp_path):
     executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
     plain, hurt = executor._walk, []
 
-    def walk(leg):
-        for reached in plain(leg):
-            if leg.trial.startswith("confirmation") and reached.status == "complete" and not hurt:
-                hurt.append(leg)
-                damage(Path(leg.file), "half")
+    def walk(segment):
+        for reached in plain(segment):
+            if segment.trial.startswith("confirmation") and reached.status == "complete" and not hurt:
+                hurt.append(segment)
+                damage(Path(segment.files.result), "half")
             yield reached
 
     executor._walk = walk
@@ -324,12 +334,17 @@ def test_a_full_disk_ends_the_study_and_fails_no_trial(tmp_path, url, seeds):
     for number in range(10):
         left = [number % 5]
 
-        def walk(leg, left=left):
-            for reached in plain(leg):
+        def walk(segment, left=left):
+            for reached in plain(segment):
                 left[0] -= 1
                 if left[0] < 0:
-                    Path(leg.folder, f"run-{leg.seed}.json").unlink(missing_ok=True)  # what it was to write
-                    yield Reached(reached.step, {}, "stopped", "the disk that holds /x is full")
+                    Path(segment.folder, f"run-{segment.seed}.json").unlink(missing_ok=True)  # what it was to write
+                    yield Run(
+                        status="stopped",
+                        num_steps=reached.num_steps,
+                        metrics={reached.num_steps: {}},
+                        reason="the disk that holds /x is full",
+                    )
                     return
                 yield reached
 
@@ -373,22 +388,26 @@ def test_damaged_files_of_trials_that_go_on_are_told(tmp_path):
     """By the driver, for a worker's log is far from the user; and the study comes to its end."""
     executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
     turns = 0
-    while not (files := [Path(leg.file) for leg in unfinished(executor) if Path(leg.file).is_file()]):
+    while not (
+        files := [
+            Path(segment.files.result) for segment in unfinished(executor) if Path(segment.files.result).is_file()
+        ]
+    ):
         turns += 5
         assert not executor.run(turns=5) and turns < 100
     for file in files:
         damage(file, "half")
     assert executor.run()
-    assert [line for line in executor.conductor.told if line == f"{files[0]} is damaged: that run begins anew"]
+    assert [line for line in executor.controller.told if line == f"{files[0]} is damaged: that run begins anew"]
     assert not [record for record in executor.records(SEARCH) if record.state == "failed"]
 
 
-def unfinished(executor: Executor) -> list[Leg]:
+def unfinished(executor: Executor) -> list[Segment]:
     """Of the baselines and the search."""
-    if not hasattr(executor, "conductor"):
+    if not hasattr(executor, "controller"):
         return []
     return [
-        Leg(executor.study.id, record.id, seed, {}, executor.study.folder_of(record))
+        Segment(executor.study.id, record.id, seed, {}, executor.study.folder_of(record))
         for part in (BASELINES, SEARCH)
         for record in executor.records(part)
         if not record.is_finished
@@ -399,7 +418,9 @@ def unfinished(executor: Executor) -> list[Leg]:
 def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):
     study = make_study(tmp_path, confirmation=None, baselines=[])
     executor = Executor(study, url)
-    executor._walk = lambda leg: iter([Reached(3, {}, "failed", "a loss is not finite")])
+    executor._walk = lambda segment: iter(
+        [Run(status="failed", num_steps=3, metrics={3: {}}, reason="a loss is not finite")]
+    )
     with pytest.raises(BftError, match="all of the first 3 trials failed: a loss is not finite"):
         executor.run()
     assert {record.state for record in executor.records(SEARCH)} >= {"failed"}
@@ -409,10 +430,15 @@ def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):
 def test_a_value_that_is_not_finite_fails_at_its_rung(tmp_path, url):
     executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
     plain = executor._walk
-    executor._walk = lambda leg: (
-        iter([Reached(4, {METRIC: math.nan}, "running"), Reached(4, {METRIC: math.nan}, "running")])
-        if leg.trial == "search/2"
-        else plain(leg)
+    executor._walk = lambda segment: (
+        iter(
+            [
+                Run(status="running", num_steps=4, metrics={4: {METRIC: math.nan}}),
+                Run(status="running", num_steps=4, metrics={4: {METRIC: math.nan}}),
+            ]
+        )
+        if segment.trial == "search/2"
+        else plain(segment)
     )
     assert executor.run()
     record = executor.records(SEARCH)[2]

@@ -19,10 +19,10 @@ from bft_ray.operate.studies import status_of
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study import driver as drive
 from bft_ray.study.conclude import StudyResult, Unrecorded, mostly_failed
-from bft_ray.study.execute import tuning
+from bft_ray.study.execute import ray_tune
 from bft_ray.study.records.database import DEFAULT_DATABASE, Database
 from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.records.segment import Reached
+from bft_ray.study.records.segment import Run
 from bft_ray.study.records.store import Store
 from bft_ray.study.report.live import Live
 from bft_ray.tracking.registry import find_champion
@@ -32,7 +32,7 @@ from tests.study.test_controller import METRIC, Executor, make_study
 
 
 class Driver:
-    """`bft-ray search` on a folder, without Ray: legs are carried out in this process, as `Executor` does."""
+    """`bft-ray search` on a folder, without Ray: segments are carried out in this process, as `Executor` does."""
 
     def __init__(self, folder: Path, base: dict[str, Any], monkeypatch):
         self.folder, self.base = folder, make_config(base)
@@ -41,12 +41,12 @@ class Driver:
         monkeypatch.setattr(drive, "connect", lambda cluster: contextlib.nullcontext())
         monkeypatch.setattr(drive, "require_resources", lambda cluster: None)
         monkeypatch.setattr(drive, "require_shared", lambda cluster: None)
-        monkeypatch.setattr(tuning, "num_slots", lambda cluster: lambda: 2)
-        monkeypatch.setattr(tuning, "run", self._run)
+        monkeypatch.setattr(ray_tune, "num_slots", lambda cluster: lambda: 2)
+        monkeypatch.setattr(ray_tune, "run", self._run)
 
-    def _run(self, conductor, config, look, **more) -> None:
-        executor = Executor(conductor.study, self.url)
-        executor.conductor = conductor
+    def _run(self, controller, config, look, **more) -> None:
+        executor = Executor(controller.study, self.url)
+        executor.controller = controller
         executor._drive(float("inf"))
 
     def space(self, **more: Any) -> SearchSpace:
@@ -119,10 +119,10 @@ def test_a_study_that_goes_on_is_not_shown_as_finished(driver, monkeypatch):
     driver.search(**COMPARES)
     shown = []
 
-    def look(conductor, config, look, **more):
+    def look(controller, config, look, **more):
         shown.append(status_of("small/test", None, [], driver.url))
 
-    monkeypatch.setattr(tuning, "run", look)
+    monkeypatch.setattr(ray_tune, "run", look)
     driver.search(**COMPARES, budget={"trials": 9})
     assert "driven by process" in shown[0] and "finished\n" not in shown[0].splitlines()[0]
     assert "small/test, finished" in status_of("small/test", None, [], driver.url)
@@ -140,10 +140,10 @@ def test_another_budget_after_the_confirmation_is_refused(driver):
 def test_a_study_of_which_most_failed_says_so(driver, monkeypatch, capsys):
     plain = Executor._walk
 
-    def walk(self, leg):
-        if leg.trial in ("search/0", "search/1"):
-            return plain(self, leg)
-        return iter([Reached(3, {}, "failed", "OutOfMemoryError: CUDA out of memory")])
+    def walk(self, segment):
+        if segment.trial in ("search/0", "search/1"):
+            return plain(self, segment)
+        return iter([Run(status="failed", num_steps=3, metrics={3: {}}, reason="OutOfMemoryError: CUDA out of memory")])
 
     monkeypatch.setattr(Executor, "_walk", walk)
     result = driver.search(**COMPARES)
@@ -165,9 +165,13 @@ def test_a_study_of_which_most_failed_says_so(driver, monkeypatch, capsys):
 def test_a_full_disk_is_no_end_of_a_study(driver, monkeypatch):
     plain, room = Executor._walk, [4]
 
-    def walk(self, leg):
+    def walk(self, segment):
         room[0] -= 1
-        return plain(self, leg) if room[0] >= 0 else iter([Reached(0, {}, "stopped", "the disk is full")])
+        return (
+            plain(self, segment)
+            if room[0] >= 0
+            else iter([Run(status="stopped", num_steps=0, metrics={0: {}}, reason="the disk is full")])
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(Executor, "_walk", walk)

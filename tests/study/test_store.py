@@ -27,7 +27,6 @@ from bft_ray.errors import BadConfig, BadInput
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study.propose.duplicates import key_of, twin_of, why_equal
 from bft_ray.study.records.database import Database, DatabaseAway
-from bft_ray.study.records.lease import Lease, Owner, Replaced
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, Store, studies
 from jobs.bench.store import DoNothing
@@ -389,64 +388,6 @@ def test_a_merged_trial_waits_for_its_twin_and_takes_its_result(tmp_path, state)
 # ---- who drives ------------------------------------------------------------------------------------------------------
 
 
-def test_one_driver_at_a_time(url):
-    store = new(url)
-    rival = Lease(store.database, store.study)
-    with pytest.raises(BadInput, match=f"but process {os.getpid()} on .* drives it"):
-        rival.take()
-    found = rival.holder()
-    assert found is not None and found[0] == store.lease.owner
-    rival._replace(found)  # as one that took this driver for dead
-    store.lease._last -= 100
-    with pytest.raises(Replaced, match="another process drives the study small/test now"):
-        add(store, 0)
-    assert rival._replace(found) is False  # compare and set: an old look takes nothing
-    rival.drop()
-    assert rival.holder() is None
-    store.reconcile()
-    store.lease.drop()
-
-
-def test_who_counts_as_alive():
-    own = Owner.of_this_process()
-    assert own.is_alive(0.0)  # however long ago it gave a sign: its process is there
-    assert own.is_here and not replace(own, born="1").is_alive(time.time())  # its number was given to another process
-    for away in (
-        replace(own, host="elsewhere"),
-        replace(own, boot="another machine of this name, or this one before it was restarted", born="1"),
-        replace(own, boot="", born=""),  # no Linux
-    ):
-        assert not away.is_here
-        assert away.is_alive(time.time() - 50) and not away.is_alive(time.time() - 70)
-    child = subprocess.Popen(["sleep", "60"])
-    born = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
-    other = replace(own, pid=child.pid, born=born)
-    assert other.is_alive(0.0)
-    child.kill()
-    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
-    assert not other.is_alive(time.time())  # dead, if not buried
-    child.wait()
-
-
-def test_a_silent_driver_elsewhere_is_waited_for(tmp_path, caplog, monkeypatch):
-    """Another machine of this name, say, or this one before it was restarted: how long it takes is told."""
-    store = new(f"sqlite:///{tmp_path}/study.db")
-    other = Lease(store.database, store.study)
-    other.owner = replace(other.owner, boot="before")
-    other._text = json.dumps(vars(other.owner))
-    assert other._replace(store.lease.holder())
-    with pytest.raises(BadInput, match=r"drives it \(last sign of life 0 s ago\).*counts as dead in (60|59) s"):
-        store.lease.take()
-    monkeypatch.setattr("bft_ray.study.records.lease._BEAT_S", 0.2)
-    monkeypatch.setattr("bft_ray.study.records.lease.LEASE_S", 2.0)
-    time.sleep(0.5)
-    store.lease.take()
-    assert "is silent (this host may have been restarted since); it counts as dead in" in caplog.text
-    found = store.lease.holder()
-    assert found is not None and found[0] == store.lease.owner
-
-
 # ---- what a killed driver leaves -------------------------------------------------------------------------------------
 
 
@@ -527,8 +468,10 @@ def drive(url: str, deterministic: str, seed: int, num_moves: Any) -> None:
 @pytest.mark.parametrize(
     ("url", "deterministic"), [("sqlite", "yes"), ("sqlite", "no"), DETERMINISTIC], indirect=["url"]
 )
-def test_sigkill_at_random_moments(url, deterministic, tmp_path):
+def test_sigkill_at_random_moments(url, deterministic, tmp_path, monkeypatch):
     """Ten drivers of a study of 24 trials are killed by SIGKILL, each while it makes one of its moves; then one ends it."""
+    monkeypatch.setattr("bft_ray.study.records.lease.LEASE_S", 0.5)  # the drivers are forks of this process
+    monkeypatch.setattr("bft_ray.study.records.lease.RENEW_S", 0.1)
     draw = random.Random(f"{url[:5]} {deterministic}")
     log: list[dict[int, TrialRecord]] = []
     kills = 0

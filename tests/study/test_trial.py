@@ -107,7 +107,7 @@ def several_ends(tree: dict) -> list[Any]:
 def test_how_trials_end(make_tree):
     tree = make_tree(evaluation={"tasks": [CHOICES]}, lora={"rank": 2})
     ((whole, told), (pruned, _), (late, _), (failed, wild)) = run_ranks(several_ends, 1, tree)[0]
-    assert (whole.status, whole.reason, whole.num_steps, list(whole.metrics)) == ("complete", None, 6, [0, 2, 4, 6])
+    assert (whole.status, whole.reason, whole.num_steps, list(whole.metrics)) == ("complete", "", 6, [0, 2, 4, 6])
     assert told == list(whole.metrics.items())
     assert "validation/nll" not in whole.metrics[4] and "choices/probability" in whole.metrics[4]
     assert "validation/nll" in whole.metrics[6] and len(whole.records) == 12 + 6

@@ -94,7 +94,7 @@ def test_the_failure_that_explains_the_others():
 
 def test_tune_is_asked_how_a_process_ended(tmp_path):
     """It hands the words of Ray on in a file alone."""
-    from bft_ray.study.execute.tuning import _Bridge, _Rungs
+    from bft_ray.study.execute.ray_tune import _Bridge, _Rungs
 
     bridge = _Bridge(None, [])
     said = tmp_path / "error.txt"

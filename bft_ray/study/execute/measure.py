@@ -116,10 +116,11 @@ def _main(folder: Path) -> None:
 def _tried(config: Config, folder: Path) -> dict[str, float | int | str]:
     import torch
 
-    from bft_ray.study.execute.trial import TrialResult, trial
+    from bft_ray.study.execute.trial import trial
     from bft_ray.study.execute.warm import Warm
+    from bft_ray.study.records.segment import Run
 
-    warm, whole, paused = Warm(), TrialResult(), TrialResult()
+    warm, whole, paused = Warm(), Run(), Run()
     first: dict[str, float] = {}
     with closing(trial(config, [1], warm, whole, keep=folder / "weights", at_rungs=())) as stops:
         for _ in stops:

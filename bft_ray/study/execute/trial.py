@@ -8,9 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.model.export import export_model
 from bft_ray.places import storage
 from bft_ray.study.execute.warm import Tasks, Warm
+from bft_ray.study.records.segment import Run
 from bft_ray.train.checkpoint import verify_manifest, write_manifest
 from bft_ray.train.engine import Engine, join_alone, pin_threads
 from bft_ray.train.loop import Data, make_plan, train_steps
@@ -34,36 +34,11 @@ log = logging.getLogger(__name__)
 _STEP = "step.json"  # beside a paused trial's state
 
 
-@dataclass
-class TrialResult:
-    """What has become of a trial so far; plain values, which travel and can be stored.
-
-    Args:
-        status: paused: its state lies in a folder; pruned: it was stopped; failed: a loss or an answer was not finite.
-            Only a complete trial has a score.
-        reason: why it failed.
-        num_steps: steps that moved the weights, those before a pause among them.
-        train: metrics of each step (`train/...`), since the pause where there was one.
-        metrics: steps done -> what was measured then.
-        records: one an item of the last measurement of a complete trial: `set`, `id`, numbers, never text.
-        seconds: by part: `start` (from the call to the first step), `train`, `measure`, `report` (while the caller had
-            the word), `end`.
-    """
-
-    status: Literal["running", "paused", "complete", "pruned", "failed"] = "running"
-    reason: str | None = None
-    num_steps: int = 0
-    train: list[dict[str, float]] = field(default_factory=list)
-    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
 def trial(
     config: Config,
     rungs: Collection[int],
     warm: Warm,
-    result: TrialResult,
+    run: Run,
     *,
     start: int = 0,
     until: int | None = None,
@@ -76,13 +51,13 @@ def trial(
     On CPU the result is a function of the config and the data, bit for bit: whatever the process has run before, and
     as `bft_ray.train.loop.fit` would train. Nothing is written but the state and the weights, where asked.
 
-    Yields the number of steps done at each measurement, when `result` tells it all; at the last, its status is no
+    Yields the number of steps done at each measurement, when `run` has it all; at the last, its status is no
     longer `running`. Closing the generator stops the trial, and gives back all that it held.
 
     Args:
         rungs: steps after which the model is measured, as it is at the end; 0 is the base model.
         warm: what stays loaded in this process.
-        result: is told what becomes of the trial.
+        run: what is known of the run; what follows is added to it.
         start: steps that the state in `pause` has behind it (see `paused_at`): the trial goes on from it, as if it had
             not been paused.
         until: one of `rungs`: leave weights and optimizer in `pause` there, and end.
@@ -94,7 +69,7 @@ def trial(
         DiskFull: there is no room for the state or the weights.
         BftError: a loss or an answer was not finite.
     """
-    laps = _Laps(result.seconds)
+    laps = _Laps(run.seconds)
     _require_one_worker(config)
     pin_threads(config)
     join_alone()
@@ -107,22 +82,22 @@ def trial(
             if start:
                 assert pause is not None
                 engine.load(pause)
-            with closing(_training(engine, config, data, start, {*rungs, num_steps}, result)) as stops:
+            with closing(_training(engine, config, data, start, {*rungs, num_steps}, run)) as stops:
                 laps.end("start")
                 for step in stops:
                     laps.end("train")
                     is_last = step == num_steps
                     measured = measure(engine, tasks, None if is_last else at_rungs)
-                    result.metrics[step] = measured.metrics
+                    run.metrics[step] = measured.metrics
                     laps.end("measure")
                     if is_last:
                         if keep is not None:
                             _keep_weights(engine, config, tasks, keep)
-                        result.status, result.records = "complete", measured.records
+                        run.status, run.records = "complete", measured.records
                     elif step == until:
                         assert pause is not None
                         _leave(engine, step, pause)
-                        result.status = "paused"
+                        run.status = "paused"
                     laps.end("end")
                     yield step
                     laps.end("report")
@@ -136,7 +111,7 @@ def trial(
 
 def run_trial(
     config: Config, rungs: Collection[int], report: Report, warm: Warm, *, pause: Path | None = None, **options: Any
-) -> TrialResult:
+) -> Run:
     """Run a `trial` that is told to the caller as it goes; from the state in `pause`, where there is one.
 
     Args:
@@ -146,19 +121,19 @@ def run_trial(
     Raises:
         BadInput: see `trial`. What was not finite is a result.
     """
-    result = TrialResult()
+    run = Run()
     start = (paused_at(pause) if pause else None) or 0
     try:
-        with closing(trial(config, rungs, warm, result, start=start, pause=pause, **options)) as stops:
+        with closing(trial(config, rungs, warm, run, start=start, pause=pause, **options)) as stops:
             for step in stops:
-                if not report(step, result.metrics[step]) and result.status == "running":
-                    result.status = "pruned"
+                if not report(step, run.metrics[step]) and run.status == "running":
+                    run.status = "pruned"
                     break
     except BadInput:
         raise
     except BftError as error:
-        result.status, result.reason = "failed", str(error)
-    return result
+        run.status, run.reason = "failed", str(error)
+    return run
 
 
 def paused_at(folder: Path) -> int | None:
@@ -174,18 +149,18 @@ def paused_at(folder: Path) -> int | None:
 
 
 def _training(
-    engine: Engine, config: Config, data: Data, start: int, stops: Collection[int], result: TrialResult
+    engine: Engine, config: Config, data: Data, start: int, stops: Collection[int], run: Run
 ) -> Generator[int, None, None]:
-    """Train to the last step, and tell `result`; yields each of `stops` when so many steps are done."""
+    """Train to the last step, and add to `run`; yields each of `stops` when so many steps are done."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
-    result.num_steps = start
+    run.num_steps = start
     if start in stops and not start:  # where it was paused, it has been measured
         yield start
     with closing(train_steps(engine, config, data, start, make_plan(config, data.train)[1])) as steps:
         for done, metrics, _ in steps:
-            result.train.append(metrics)
-            result.num_steps = done
+            run.train.append(metrics)
+            run.num_steps = done
             if done in stops:
                 yield done
 

@@ -1,23 +1,51 @@
-"""What a worker is given, and what it leaves: one run of a trial, or the stretch of it up to a rung."""
+"""A segment is what a worker is given: the part of a run between two rungs. A run is what it leaves, and what it reports."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from bft_ray.places import storage
 from bft_ray.places.kept import read_kept, write_kept
 
-#: running: measured at a rung, and going on; paused: its state lies in the trial's folder; stopped: a disk is full, and
-#: nothing is wrong with the run
-RunStatus = Literal["running", "paused", "complete", "failed", "stopped"]
+#: running: measured at a rung, and going on; paused: its state lies in the trial's folder; pruned: it was not let go on;
+#: stopped: a disk is full, and nothing is wrong with the run
+RunStatus = Literal["running", "paused", "complete", "pruned", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
-class Leg:
-    """One run (a trial with one seed), from where it was left to `until`.
+class RunFiles:
+    """Where the files of a run lie.
+
+    Args:
+        folder: of its trial, shared by all nodes.
+        seed: of the run.
+    """
+
+    folder: str
+    seed: int
+
+    @property
+    def result(self) -> str:
+        """The file of the run (`Run`)."""
+        return storage.join(self.folder, f"run-{self.seed}.json")
+
+    @property
+    def weights(self) -> str:
+        """Folder of the final weights, as transformers or peft load them."""
+        return storage.join(self.folder, f"weights-{self.seed}")
+
+    @property
+    def state(self) -> str:
+        """Folder of the state at a rung."""
+        return storage.join(self.folder, f"state-{self.seed}")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a worker is given: one run (a trial with one seed), from where it was left to `until`.
 
     Args:
         study: unique id of the study: results of another one under the same name are not taken for its own.
@@ -50,60 +78,34 @@ class Leg:
         return f"{self.study}.{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     @property
-    def file(self) -> str:
-        """The file of the run, in the trial's folder."""
-        return _path(self.folder, self.seed)
+    def files(self) -> RunFiles:
+        """Where its files lie."""
+        return RunFiles(self.folder, self.seed)
 
     @property
     def cache_dir(self) -> str | None:
         """Of the config, which may be one that cannot be read."""
         return self.tree.get("data", {}).get("cache_dir")
 
-    @property
-    def weights(self) -> str:
-        """Folder of the final weights, as transformers or peft load them."""
-        return storage.join(self.folder, f"weights-{self.seed}")
-
-    @property
-    def pause(self) -> str:
-        """Folder of the state at a rung."""
-        return storage.join(self.folder, f"state-{self.seed}")
-
-
-@dataclass(frozen=True)
-class Reached:
-    """Where a leg has come to: small, for it travels with every report.
-
-    Args:
-        step: optimizer steps done.
-        metrics: measured there.
-        status: of the run.
-        reason: why it failed or was stopped.
-        is_lasting: whether it would fail again, as far as can be told.
-    """
-
-    step: int
-    metrics: dict[str, float]
-    status: RunStatus
-    reason: str = ""
-    is_lasting: bool = True
-
 
 @dataclass
 class Run:
-    """All that is known of a run so far; the file `run-SEED.json` of its trial's folder.
+    """All that is known of a run so far; also the file `run-SEED.json` of its trial's folder.
 
     Args:
-        key: of its leg.
-        status, reason: see `Reached`.
-        num_steps: optimizer steps done.
+        key: of its segment.
+        status: only a complete run has a score.
+        reason: why it failed or was stopped.
+        num_steps: optimizer steps that moved the weights.
         train: metrics of each step (`train/...`), from the first on.
         metrics: steps done -> what was measured then.
         records: one an item of the last measurement of a complete run: `set`, `id`, numbers, never text.
-        seconds: by part, over all legs.
+        seconds: by part, over all segments: `start` (from the call to the first step), `train`, `measure`, `report`
+            (while the caller had the word), `end`.
+        is_lasting: whether a failed one would fail again, as far as can be told.
     """
 
-    key: str
+    key: str = ""
     status: RunStatus = "running"
     reason: str = ""
     num_steps: int = 0
@@ -111,37 +113,42 @@ class Run:
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    is_lasting: bool = True
 
     @property
-    def reached(self) -> Reached:
-        """Its last measurement."""
-        last = max(self.metrics, default=0)
-        return Reached(self.num_steps, self.metrics.get(last, {}), self.status, self.reason)
+    def last(self) -> dict[str, float]:
+        """Metrics of its last measurement."""
+        return self.metrics.get(max(self.metrics, default=0), {})
 
-    def write(self, leg: Leg) -> None:
+    @property
+    def report(self) -> Run:
+        """Its status and last measurement alone: small, for it travels at each measurement."""
+        return replace(self, train=[], records=[], seconds={}, metrics={self.num_steps: self.last})
+
+    def at(self, step: int) -> Run:
+        """The report of an earlier measurement."""
+        return replace(self.report, num_steps=step, metrics={step: self.metrics[step]})
+
+    def write(self, files: RunFiles) -> None:
         """Leave it in the trial's folder, whole or not at all."""
-        write_kept(leg.file, asdict(self))
+        write_kept(files.result, asdict(self))
 
     @classmethod
-    def read(cls, leg: Leg) -> Run | None:
-        """What an earlier leg has left; None where there is nothing, or something damaged, or of another run."""
-        run = cls._at(leg.folder, leg.seed)
-        return run if run is not None and run.key == leg.key else None
+    def read(cls, files: RunFiles, key: str) -> Run | None:
+        """What an earlier segment has left; None where there is nothing, or something damaged, or of another run."""
+        run = cls._at(files)
+        return run if run is not None and run.key == key else None
 
     @classmethod
-    def of(cls, study: str, folder: str, seed: int) -> Run | None:
+    def of(cls, study: str, files: RunFiles) -> Run | None:
         """What lies in a trial's folder, if it is of this study."""
-        run = cls._at(folder, seed)
+        run = cls._at(files)
         return run if run is not None and run.key.startswith(f"{study}.") else None
 
     @classmethod
-    def _at(cls, folder: str, seed: int) -> Run | None:
-        tree = read_kept(_path(folder, seed), needs=("key", "status", "num_steps", "train", "metrics"))
+    def _at(cls, files: RunFiles) -> Run | None:
+        tree = read_kept(files.result, needs=("key", "status", "num_steps", "train", "metrics"))
         if tree is None:
             return None
         known = {each.name: tree[each.name] for each in fields(cls) if each.name in tree}
         return cls(**known | {"metrics": {int(step): values for step, values in tree["metrics"].items()}})
-
-
-def _path(folder: str, seed: int) -> str:
-    return storage.join(folder, f"run-{seed}.json")

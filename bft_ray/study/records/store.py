@@ -243,7 +243,7 @@ class Store:
             if twin.is_finished:
                 record = _with_result(record, twin)
         trial, tries = freeze(record, space), 0
-        self.lease.beat(always=True)  # two drivers at once would both add this number
+        self.lease.renew()  # two drivers at once would both add this number
 
         def write() -> None:
             nonlocal tries
@@ -355,7 +355,7 @@ class Store:
     def _driving(self) -> dict[int, TrialRecord]:
         if self._mine is None:
             raise BadInput("study", self.study, "reconciled before it is written to", "Call `reconcile`.")
-        self.lease.beat()
+        self.lease.hold()
         return self._mine
 
     def _as_before(self, record: TrialRecord, key: str, assignment: Mapping[str, Any]) -> TrialRecord:
@@ -414,6 +414,7 @@ class Store:
             with contextlib.suppress(UpdateFinishedTrialError):
                 call(trial_id)
 
+        self.lease.hold()
         self._patiently("writing to a trial", write)
 
     def _trials(self) -> list[FrozenTrial]:

@@ -30,7 +30,7 @@ _STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
 
 
 class Recorder:
-    """Writes a study to MLflow; a `Listener` of the conductor."""
+    """Writes a study to MLflow; a `Listener` of the controller."""
 
     def __init__(self, study: Study, tracker: Tracker, children: Children):
         self._study, self._tracker, self._children = study, tracker, children
@@ -97,7 +97,7 @@ class Recorder:
             if record.metrics:
                 yield record.num_steps // len(record.seeds), dict(record.metrics)
             return
-        run = Run.of(self._study.id, self._study.folder_of(record), record.seeds[0])
+        run = Run.of(self._study.id, self._study.files_of(record, record.seeds[0]))
         if run is None:
             return
         every = math.ceil(len(run.train) / _POINTS)

@@ -1,4 +1,4 @@
-"""What a worker does with a leg: go on where the run was left, leave its file at each measurement, tell where it is."""
+"""What a worker does with a segment: go on where the run was left, leave its file at each measurement, tell where it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from bft_ray.config import Config, make_config
@@ -15,12 +14,12 @@ from bft_ray.errors import BadConfig, BadInput, BftError, NonFinite, NoRoom
 from bft_ray.places import storage
 from bft_ray.places.disk import full_disk
 from bft_ray.places.scratch import scratch
-from bft_ray.study.execute.trial import TrialResult, paused_at, trial
+from bft_ray.study.execute.trial import paused_at, trial
 from bft_ray.study.execute.warm import Warm
-from bft_ray.study.records.segment import Leg, Reached, Run
+from bft_ray.study.records.segment import Run, Segment
 from bft_ray.tracking.server import redact
 from bft_ray.train.failure import advice_on, is_memory
-from bft_ray.train.segment import measure_weights, stretch
+from bft_ray.train.segment import measure_weights, train_segment
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +27,11 @@ _LASTING = (BadInput, BadConfig, NonFinite)  # what would be the same the next t
 _TELLING = (BftError, RuntimeError, OSError, MemoryError, ImportError)  # whose texts hold no rows of the data
 
 
-def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
-    """Run a leg; yields where it is at each measurement, at last with the status `paused`, `complete`, `failed` or
+def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
+    """Run a segment; yields where it is at each measurement, at last with the status `paused`, `complete`, `failed` or
     `stopped`.
 
-    What an earlier leg has done is not done again: a run that is complete, has failed, or waits at `leg.until` or
+    What an earlier segment has done is not done again: a run that is complete, has failed, or waits at `segment.until` or
     after it is told as it stands. Otherwise the run goes on from the state that was left last, or begins anew where
     there is none that fits. The file of the run is written before each yield, and the weights before it says
     `complete`. A run that waits goes on as if it had not been stopped: on CPU and one worker bit for bit.
@@ -42,52 +41,57 @@ def walk(leg: Leg, warm: Warm) -> Generator[Reached, None, None]:
 
     Closing the generator stops the run where it is, and gives back all that it held.
     """
-    run = Run.read(leg)
-    if run is not None and (reached := _reached_before(run, leg)):
-        yield reached
+    run = Run.read(segment.files, segment.key)
+    if run is not None and (before := _reported_before(run, segment)):
+        yield before
         return
-    run, reason, is_lasting, is_broken, full = run or Run(leg.key), "", False, False, None
+    run, reason, is_lasting, is_broken, full = run or Run(segment.key), "", False, False, None
     try:
-        config = make_config(leg.tree)
-        measuring = _alone(leg, config, run, warm) if config.is_one_process else _together(leg, config, run)
+        config = make_config(segment.tree)
+        measuring = _alone(segment, config, run, warm) if config.is_one_process else _together(segment, config, run)
         with closing(measuring) as stops:
             for _ in stops:
-                run.write(leg)
+                run.write(segment.files)
                 if run.status == "complete":
-                    storage.remove_folder(leg.pause)
-                yield run.reached
+                    storage.remove_folder(segment.files.state)
+                yield run.report
     except Exception as error:
         # the generator must not yield in here: the error's traceback holds the model
-        full = full_disk(error, storage.places(leg.folder, leg.cache_dir))
+        full = full_disk(error, storage.places(segment.folder, segment.cache_dir))
         reason, is_broken = _reason(error), not isinstance(error, BftError)
         is_lasting = isinstance(error, _LASTING) and not isinstance(error, NoRoom)
         if is_memory(error):
-            is_lasting, reason = not _shares_gpu(leg), f"{reason.rstrip('.')}. {advice_on(reason)}"
+            is_lasting, reason = not _shares_gpu(segment), f"{reason.rstrip('.')}. {advice_on(reason)}"
         if is_broken:
-            log.error("trial %s: %s\n%s", leg.trial, reason, "".join(traceback.format_tb(error.__traceback__)))
+            log.error("trial %s: %s\n%s", segment.trial, reason, "".join(traceback.format_tb(error.__traceback__)))
     if is_broken:
         warm.forget()
     if full is not None:
-        yield Reached(run.num_steps, {}, "stopped", str(full))
+        yield Run(segment.key, "stopped", str(full), run.num_steps)
     elif reason:
-        run.status, run.reason = "failed", reason
+        run.status, run.reason, run.is_lasting = "failed", reason, is_lasting
         if is_lasting:
             with suppress(OSError):  # no room for it: the driver is told in any case
-                run.write(leg)
-        yield replace(run.reached, is_lasting=is_lasting)
+                run.write(segment.files)
+        yield run.report
 
 
-def _shares_gpu(leg: Leg) -> bool:
+def _shares_gpu(segment: Segment) -> bool:
     """Whether others may have filled the memory of a trial's GPU; then it is tried again."""
-    return 0 < (leg.tree.get("cluster", {}).get("gpus_per_worker") or 0) < 1
+    return 0 < (segment.tree.get("cluster", {}).get("gpus_per_worker") or 0) < 1
 
 
-def _reached_before(run: Run, leg: Leg) -> Reached | None:
-    """What there is to tell without any work."""
+def _reported_before(run: Run, segment: Segment) -> Run | None:
+    """What there is to report without any work."""
     if run.status in ("complete", "failed"):
-        return run.reached
-    if run.status == "paused" and leg.until is not None and run.num_steps >= leg.until and leg.until in run.metrics:
-        return Reached(leg.until, run.metrics[leg.until], "paused")
+        return run.report
+    if (
+        run.status == "paused"
+        and segment.until is not None
+        and run.num_steps >= segment.until
+        and segment.until in run.metrics
+    ):
+        return run.at(segment.until)
     return None
 
 
@@ -104,67 +108,53 @@ def _reason(error: Exception) -> str:
 # --- by one worker, in this process ---------------------------------------------------------------------------
 
 
-def _alone(leg: Leg, config: Config, run: Run, warm: Warm) -> Generator[None, None, None]:
+def _alone(segment: Segment, config: Config, run: Run, warm: Warm) -> Generator[None, None, None]:
     """Train and measure here; yields when `run` tells of a measurement."""
-    with _places(leg) as (state, weights):
+    with _places(segment) as (state, weights):
         start = paused_at(state) or 0
-        if start not in run.metrics or start > len(run.train) or (leg.until is not None and start >= leg.until):
+        if start not in run.metrics or start > len(run.train) or (segment.until is not None and start >= segment.until):
             start = 0  # killed between the two writes, say: the state comes first, and then the file
         _go_back(run, start)
         if not start:
-            storage.remove_folder(leg.pause)
-        before = Run(**vars(run))  # what follows is added to
-        result = TrialResult(num_steps=start)
-
-        def tell() -> None:
-            run.num_steps = result.num_steps
-            run.train = before.train + result.train
-            run.metrics = before.metrics | result.metrics
-            run.seconds = _sum(before.seconds, result.seconds)
-
+            storage.remove_folder(segment.files.state)
         steps = trial(
             config,
-            leg.rungs,
+            segment.rungs,
             warm,
-            result,
+            run,
             start=start,
-            until=leg.until,
+            until=segment.until,
             pause=state,
-            keep=weights if leg.keep else None,
-            at_rungs=leg.at_rungs,
+            keep=weights if segment.keep else None,
+            at_rungs=segment.at_rungs,
         )
-        try:
-            with closing(steps):
-                for _ in steps:
-                    if result.status == "running":
-                        tell()
-                        yield
-        finally:
-            tell()
-        if storage.is_remote(leg.folder):
-            _put(leg, state, weights, result)
-        run.status, run.records = result.status, result.records  # type: ignore[assignment]  # paused or complete
+        with closing(steps):
+            for _ in steps:
+                if run.status == "running":
+                    yield
+        if storage.is_remote(segment.folder):
+            _put(segment, state, weights, run)
     yield
 
 
 @contextmanager
-def _places(leg: Leg) -> Iterator[tuple[Path, Path]]:
+def _places(segment: Segment) -> Iterator[tuple[Path, Path]]:
     """Folders for state and final weights: the trial's own, or for an object store temporary ones, the state fetched."""
-    if not storage.is_remote(leg.folder):
-        yield Path(leg.pause), Path(leg.weights)
+    if not storage.is_remote(segment.folder):
+        yield Path(segment.files.state), Path(segment.files.weights)
         return
-    with scratch("leg") as folder:
+    with scratch("segment") as folder:
         with suppress(FileNotFoundError):
-            storage.fetch_folder(leg.pause, folder / "state")
+            storage.fetch_folder(segment.files.state, folder / "state")
         yield folder / "state", folder / "weights"
 
 
-def _put(leg: Leg, state: Path, weights: Path, result: TrialResult) -> None:
-    if result.status == "paused":
-        storage.remove_folder(leg.pause)
-        storage.put_folder(state, leg.pause)
-    elif leg.keep:
-        storage.put_folder(weights, leg.weights)
+def _put(segment: Segment, state: Path, weights: Path, run: Run) -> None:
+    if run.status == "paused":
+        storage.remove_folder(segment.files.state)
+        storage.put_folder(state, segment.files.state)
+    elif segment.keep:
+        storage.put_folder(weights, segment.files.weights)
 
 
 def _go_back(run: Run, step: int) -> None:
@@ -180,25 +170,29 @@ def _sum(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
 # --- by several workers ---------------------------------------------------------------------------------------
 
 
-def _together(leg: Leg, config: Config, run: Run) -> Generator[None, None, None]:
+def _together(segment: Segment, config: Config, run: Run) -> Generator[None, None, None]:
     """Train through Ray Train up to each rung, and measure the weights after it; yields as `_alone` does."""
-    if Run.read(leg) is None:  # what lies there is not of this run; else it is the checkpoint of a lost driver
-        storage.remove_folder(leg.pause)
+    if (
+        Run.read(segment.files, segment.key) is None
+    ):  # what lies there is not of this run; else it is the checkpoint of a lost driver
+        storage.remove_folder(segment.files.state)
     run.status = "running"
-    run.write(leg)
-    ahead = [rung for rung in sorted(leg.rungs) if rung not in run.metrics]
-    for stop in [*ahead, None] if leg.until is None else [rung for rung in ahead if rung <= leg.until]:
+    run.write(segment.files)
+    ahead = [rung for rung in sorted(segment.rungs) if rung not in run.metrics]
+    for stop in [*ahead, None] if segment.until is None else [rung for rung in ahead if rung <= segment.until]:
         began, weights = time.perf_counter(), None
         if stop != 0:
-            weights = leg.weights if stop is None and leg.keep else storage.join(leg.pause, "export")
-            run.num_steps, run.train = stretch(config, leg.pause, stop, weights)
+            weights = (
+                segment.files.weights if stop is None and segment.keep else storage.join(segment.files.state, "export")
+            )
+            run.num_steps, run.train = train_segment(config, segment.files.state, stop, weights)
         trained = time.perf_counter()
-        measured = measure_weights(config, weights, None if stop is None else leg.at_rungs)
+        measured = measure_weights(config, weights, None if stop is None else segment.at_rungs)
         run.metrics[run.num_steps] = measured.metrics
         run.seconds = _sum(run.seconds, {"train": trained - began, "measure": time.perf_counter() - trained})
         if stop is None:
             run.status, run.records = "complete", measured.records
-        elif stop == leg.until:
+        elif stop == segment.until:
             run.status = "paused"
         yield
     if run.status == "running":  # killed after it was measured there, and before that was told

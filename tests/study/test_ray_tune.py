@@ -6,8 +6,8 @@ import pytest
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BftError
-from bft_ray.study.execute import tuning
-from bft_ray.study.execute.tuning import num_runs
+from bft_ray.study.execute import ray_tune
+from bft_ray.study.execute.ray_tune import num_runs
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_parts_of_a_gpu():
 def test_nodes_that_are_gone_are_told_and_waited_for_no_longer_than_said(monkeypatch, caplog):
     now, slots = [0.0], [2]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr(tuning, "num_slots", lambda cluster: lambda: slots[0])
-    look = tuning._room(ClusterConfig(start_timeout_s=30))
+    monkeypatch.setattr(ray_tune, "num_slots", lambda cluster: lambda: slots[0])
+    look = ray_tune._room(ClusterConfig(start_timeout_s=30))
     for at, there in [(100, 2), (101, 0), (125, 0), (128, 1), (129, 0), (157, 0)]:
         now[0], slots[0] = at, there
         look()

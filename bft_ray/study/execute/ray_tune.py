@@ -1,7 +1,7 @@
-"""The study on Ray Tune: it places legs on the cluster and keeps their processes warm; the conductor decides.
+"""The study on Ray Tune: it places segments on the cluster and keeps their processes warm; the controller decides.
 
-A leg is one Tune trial. What Tune itself records goes to a folder that is thrown away: a study goes on from its
-database. Tune takes a worker down when no leg is there for it, hence the conductor's `ahead`.
+A segment is one Tune trial. What Tune itself records goes to a folder that is thrown away: a study goes on from its
+database. Tune takes a worker down when no segment is there for it, hence the controller's `ahead`.
 """
 
 from __future__ import annotations
@@ -11,47 +11,45 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-#: read by Tune when it is imported, or when it begins
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from bft_ray.config import ClusterConfig, Config
+from bft_ray.errors import BftError
+from bft_ray.places import storage
+from bft_ray.places.disk import full_disk
+from bft_ray.places.scratch import scratch
+from bft_ray.study.controller import OVER, Controller
+from bft_ray.study.execute.actor import TrialActor
+from bft_ray.study.records.segment import Segment
+from bft_ray.train.failure import advice_on, how_it_died
+from bft_ray.workers.orphans import free_orphans
+from bft_ray.workers.spread import num_places, worker_resources
+
+log = logging.getLogger(__name__)
+
+#: what Tune takes by environment alone; it reads them when a study begins
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files of its own for each trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study here, with every status set
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # snapshots that nobody reads
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the conductor limits them
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the controller limits them
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-os.environ |= {name: value for name, value in _SETTINGS.items() if name not in os.environ}
-
-import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.experiment import Trial  # noqa: E402
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
-
-from bft_ray.config import ClusterConfig, Config  # noqa: E402
-from bft_ray.errors import BftError  # noqa: E402
-from bft_ray.places import storage  # noqa: E402
-from bft_ray.places.disk import full_disk  # noqa: E402
-from bft_ray.places.scratch import scratch  # noqa: E402
-from bft_ray.study.controller import OVER, Conductor  # noqa: E402
-from bft_ray.study.execute.trainable import TrialActor  # noqa: E402
-from bft_ray.study.records.segment import Leg  # noqa: E402
-from bft_ray.train.failure import advice_on, how_it_died  # noqa: E402
-from bft_ray.train.workers import free_orphans  # noqa: E402
-from bft_ray.workers.spread import num_places, worker_resources  # noqa: E402
-
-log = logging.getLogger(__name__)
-
 _COUNT_S = 5.0  # between two looks at the cluster
 _LOOK_S = 0.25  # between two calls of `look`
 
 
 def run(
-    conductor: Conductor,
+    controller: Controller,
     config: Config,
     look: Callable[[], None] = lambda: None,
     actor: type[tune.Trainable] = TrialActor,
@@ -61,19 +59,19 @@ def run(
     Args:
         config: of the trials, as far as it says what a worker needs.
         look: called a few times a second; what it raises ends the study.
-        actor: what carries out legs.
+        actor: what carries out segments.
 
     Raises:
-        Exception: what the conductor or `look` has raised, as it was.
+        Exception: what the controller or `look` has raised, as it was.
     """
     looks = [_room(config.cluster), look]
     if not config.is_one_process:
         looks.append(_now_and_then(free_orphans))
-    bridge = _Bridge(conductor, looks)
+    bridge = _Bridge(controller, looks)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would tell every error with pages of its own
-    with scratch("tune") as folder, warnings.catch_warnings():
+    with scratch("tune") as folder, _settings(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's, about its own settings
-        no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a leg leaves its state itself
+        no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a segment leaves its state itself
         tuner = tune.Tuner(
             tune.with_resources(actor, _resources(config)),
             tune_config=tune.TuneConfig(
@@ -94,6 +92,18 @@ def run(
                 raise full_disk(error, storage.places(config.cluster.storage_path)) or error from None
     if bridge.error is not None:
         raise bridge.error
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """_SETTINGS in the environment, for as long as the context lasts; what stands there already counts."""
+    mine = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            os.environ.pop(name, None)
 
 
 def num_slots(cluster: ClusterConfig) -> Callable[[], int]:
@@ -167,12 +177,12 @@ def _resources(config: Config) -> tune.PlacementGroupFactory:
 
 
 class _Bridge:
-    """What Tune's three hooks share. What the conductor raises is kept, for Tune would wrap it or swallow it."""
+    """What Tune's three hooks share. What the controller raises is kept, for Tune would wrap it or swallow it."""
 
-    def __init__(self, conductor: Conductor, looks: Sequence[Callable[[], None]]):
-        self.conductor, self._looks = conductor, looks
-        self.legs: dict[str, Leg] = {}  # by the id that Tune gave
-        self.why: dict[str, str] = {}  # by that id: how the process of a leg ended
+    def __init__(self, controller: Controller, looks: Sequence[Callable[[], None]]):
+        self.controller, self._looks = controller, looks
+        self.segments: dict[str, Segment] = {}  # by the id that Tune gave
+        self.why: dict[str, str] = {}  # by that id: how the process of a segment ended
         self.error: BaseException | None = None
         self._looked = 0.0
 
@@ -196,7 +206,7 @@ class _Bridge:
 
 
 class _Suggestions(Searcher):
-    """Hands the conductor's legs to Tune, and ends of legs back to it."""
+    """Hands the controller's segments to Tune, and ends of segments back to it."""
 
     def __init__(self, bridge: _Bridge):
         super().__init__()
@@ -206,21 +216,21 @@ class _Suggestions(Searcher):
         return self
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
-        leg = self._bridge.call(self._bridge.conductor.next)
-        if leg is None or leg == OVER:
-            return None if leg is None else Searcher.FINISHED
-        self._bridge.legs[trial_id] = leg
-        return {"leg": leg}
+        segment = self._bridge.call(self._bridge.controller.next)
+        if segment is None or segment == OVER:
+            return None if segment is None else Searcher.FINISHED
+        self._bridge.segments[trial_id] = segment
+        return {"segment": segment}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        leg = self._bridge.legs.pop(trial_id, None)
-        if leg is None:  # told before, and then that it failed while being stopped
+        segment = self._bridge.segments.pop(trial_id, None)
+        if segment is None:  # told before, and then that it failed while being stopped
             return
-        if error or not result or "reached" not in result:
+        if error or not result or "run" not in result:
             why = self._bridge.why.pop(trial_id, how_it_died(""))
-            self._bridge.call(self._bridge.conductor.broke, leg, why)
+            self._bridge.call(self._bridge.controller.broke, segment, why)
         else:
-            self._bridge.call(self._bridge.conductor.ended, leg, result["reached"])
+            self._bridge.call(self._bridge.controller.ended, segment, result["run"])
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study's database has it all."""
@@ -230,15 +240,15 @@ class _Suggestions(Searcher):
 
 
 class _Rungs(FIFOScheduler):
-    """Stops trials that the conductor does not let go on."""
+    """Stops trials that the controller does not let go on."""
 
     def __init__(self, bridge: _Bridge):
         super().__init__()
         self._bridge = bridge
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        leg = self._bridge.legs[trial.trial_id]
-        on = self._bridge.call(self._bridge.conductor.goes_on, leg, result["reached"])
+        segment = self._bridge.segments[trial.trial_id]
+        on = self._bridge.call(self._bridge.controller.goes_on, segment, result["run"])
         return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -255,13 +265,13 @@ def _said(trial: Trial) -> str:
 
 
 class _Events(tune.Callback):
-    """Tells when a worker has taken a leg, and lets the driver look around."""
+    """Tells when a worker has taken a segment, and lets the driver look around."""
 
     def __init__(self, bridge: _Bridge):
         self._bridge = bridge
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._bridge.call(self._bridge.conductor.begun, self._bridge.legs[trial.trial_id])
+        self._bridge.call(self._bridge.controller.begun, self._bridge.segments[trial.trial_id])
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._bridge.look()

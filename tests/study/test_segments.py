@@ -1,4 +1,4 @@
-"""Legs of a search: what a worker leaves and tells, in this process, on Ray Tune, and through Ray Train."""
+"""Segments of a search: what a worker leaves and tells, in this process, on Ray Tune, and through Ray Train."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import pytest
 
 from bft_ray.errors import NoRoom
 from bft_ray.places import kept, storage
-from bft_ray.study.records.segment import Leg, Reached, Run
+from bft_ray.study.records.segment import Run, Segment
 from tests.damage import damage
 from tests.ranks import run_ranks
 from tests.study.test_trial import CHOICES, MEMORY
 
 
-def make_leg(tree: dict, folder: Path | str, **changes: Any) -> Leg:
+def make_segment(tree: dict, folder: Path | str, **changes: Any) -> Segment:
     settings: dict[str, Any] = {"rungs": (2, 4), "at_rungs": ("choices",)} | changes
-    return Leg("study", "search/0", 42, tree, str(folder), **settings)
+    return Segment("study", "search/0", 42, tree, str(folder), **settings)
 
 
 def content(run: Run | None) -> tuple[Any, ...]:
@@ -33,8 +33,8 @@ def content(run: Run | None) -> tuple[Any, ...]:
     return run.key, run.status, run.num_steps, train, run.metrics, run.records
 
 
-def stages(reached: list[Reached]) -> list[tuple[int, str]]:
-    return [(one.step, one.status) for one in reached]
+def stages(reached: list[Run]) -> list[tuple[int, str]]:
+    return [(one.num_steps, one.status) for one in reached]
 
 
 # --- in this process ------------------------------------------------------------------------------
@@ -44,61 +44,61 @@ def walks(tree: dict, folder: str) -> dict[str, Any]:
     """Runs of one process: whole, in parts, after several kinds of end. All are to leave the same file."""
     import torch
 
+    from bft_ray.study.execute.segments import run_segment
     from bft_ray.study.execute.warm import Warm
-    from bft_ray.study.execute.work import walk
 
     warm, told = Warm(torch.device("cpu")), {}
 
-    def take(leg: Leg, own: Warm | None = None) -> list[Reached]:
-        return list(walk(leg, own or warm))
+    def take(segment: Segment, own: Warm | None = None) -> list[Run]:
+        return list(run_segment(segment, own or warm))
 
-    def stop(leg: Leg, after: int) -> None:
+    def stop(segment: Segment, after: int) -> None:
         """As Tune would stop it."""
-        steps = walk(leg, warm)
+        steps = run_segment(segment, warm)
         for reached in steps:
-            if reached.step == after:
+            if reached.num_steps == after:
                 break
         steps.close()
 
-    whole = make_leg(tree, f"{folder}/whole", keep=True)
-    told["whole"] = take(whole), content(Run.read(whole))
-    told["again"] = list(walk(whole, None))  # type: ignore[arg-type]  # nothing is asked of it
+    whole = make_segment(tree, f"{folder}/whole", keep=True)
+    told["whole"] = take(whole), content(Run.read(whole.files, whole.key))
+    told["again"] = list(run_segment(whole, None))  # type: ignore[arg-type]  # nothing is asked of it
     told["files"] = sorted(path.name for path in Path(whole.folder).iterdir())
 
-    parts = make_leg(tree, f"{folder}/parts")
+    parts = make_segment(tree, f"{folder}/parts")
     two, four = replace(parts, until=2), replace(parts, until=4)
-    told["stages"] = [stages(take(leg)) for leg in (two, four, two, parts)]
-    told["parts"] = content(Run.read(parts))
+    told["stages"] = [stages(take(segment)) for segment in (two, four, two, parts)]
+    told["parts"] = content(Run.read(parts.files, parts.key))
     told["left"] = sorted(path.name for path in Path(parts.folder).iterdir())
 
-    torn = make_leg(tree, f"{folder}/torn")  # killed after the state was written, and before the file was
+    torn = make_segment(tree, f"{folder}/torn")  # killed after the state was written, and before the file was
     take(replace(torn, until=2))
     before = Path(f"{torn.folder}/run-42.json").read_text()
     take(replace(torn, until=4))
     Path(f"{torn.folder}/run-42.json").write_text(before)
-    told["torn"] = stages(take(torn)), content(Run.read(torn))
+    told["torn"] = stages(take(torn)), content(Run.read(torn.files, torn.key))
 
     for kind in ("half", "empty", "flip"):  # its file is damaged
-        hurt = make_leg(tree, f"{folder}/hurt-{kind}")
+        hurt = make_segment(tree, f"{folder}/hurt-{kind}")
         take(replace(hurt, until=2))
-        damage(Path(hurt.file), kind)
-        told[kind] = stages(take(hurt)), content(Run.read(hurt))
+        damage(Path(hurt.files.result), kind)
+        told[kind] = stages(take(hurt)), content(Run.read(hurt.files, hurt.key))
 
-    gone = make_leg(tree, f"{folder}/gone")  # the state is lost
+    gone = make_segment(tree, f"{folder}/gone")  # the state is lost
     take(replace(gone, until=4))
-    shutil.rmtree(gone.pause)
-    told["gone"] = stages(take(gone)), content(Run.read(gone))
+    shutil.rmtree(gone.files.state)
+    told["gone"] = stages(take(gone)), content(Run.read(gone.files, gone.key))
 
-    cut = make_leg(tree, f"{folder}/cut")  # stopped at 4, with the state of 2
+    cut = make_segment(tree, f"{folder}/cut")  # stopped at 4, with the state of 2
     take(replace(cut, until=2))
     stop(cut, after=4)
-    stopped = Run.read(cut)
+    stopped = Run.read(cut.files, cut.key)
     assert stopped is not None
     told["stopped"] = stopped.status, stopped.num_steps, len(warm._models._things)
     loss, stopped.train[1]["train/loss"] = stopped.train[1]["train/loss"], -1.0
     stopped.write(cut)
     told["cut"] = stages(take(cut))
-    ended = Run.read(cut)
+    ended = Run.read(cut.files, cut.key)
     assert ended is not None
     told["mark"], ended.train[1]["train/loss"] = ended.train[1]["train/loss"], loss
     told["mended"] = content(ended)
@@ -106,9 +106,9 @@ def walks(tree: dict, folder: str) -> dict[str, Any]:
     before_store = storage.is_remote, storage._at
     storage.is_remote, storage._at = is_store, at_store
     kept.is_remote, kept.filesystem_at = is_store, at_store
-    far = make_leg(tree, "store://far", keep=True)
+    far = make_segment(tree, "store://far", keep=True)
     told["far stages"] = stages(take(replace(far, until=2))) + stages(take(far))
-    told["far"] = content(Run.read(far))
+    told["far"] = content(Run.read(far.files, far.key))
     storage.is_remote, storage._at = kept.is_remote, kept.filesystem_at = before_store
     told["far files"] = sorted(Path(each).name for each in at_store("")[0].handler.fs.ls("/far", detail=False))
     return told
@@ -154,8 +154,8 @@ def test_a_run_is_the_same_however_it_is_walked(make_tree, tmp_path):
 def failures(tree: dict, folder: str) -> list[tuple[Any, ...]]:
     import torch
 
+    from bft_ray.study.execute.segments import run_segment
     from bft_ray.study.execute.warm import Warm
-    from bft_ray.study.execute.work import walk
 
     class Odd(Warm):
         def tasks(self, config: Any) -> Any:
@@ -186,9 +186,9 @@ def failures(tree: dict, folder: str) -> list[tuple[Any, ...]]:
         (shared, large),
     ]
     for number, (own, broken) in enumerate(runs):
-        leg = make_leg(own, f"{folder}/{number}", rungs=(), at_rungs=None)
-        *_, last = walk(leg, broken)
-        run = Run.read(leg)
+        segment = make_segment(own, f"{folder}/{number}", rungs=(), at_rungs=None)
+        *_, last = run_segment(segment, broken)
+        run = Run.read(segment.files, segment.key)
         found.append((last, run and (run.status, run.reason), len(broken._data._things)))
     return found
 
@@ -205,13 +205,13 @@ def test_a_failure_is_a_record(make_tree, tmp_path):
     assert crowded.status == "failed" and not crowded.is_lasting and crowded_run is None  # there may be room later
     (wild, wild_run, _), (lost, lost_run, _), (typo, typo_run, _), (odd, odd_run, odd_kept), (good, good_run, _) = found
     assert lost.is_lasting
-    assert (wild.status, wild_run) == ("failed", ("failed", wild.reason)) and wild.step < 6
+    assert (wild.status, wild_run) == ("failed", ("failed", wild.reason)) and wild.num_steps < 6
     assert wild.reason.startswith("NonFinite: the ") and "is not finite" in wild.reason
     assert lost_run == ("failed", lost.reason) and lost.reason.startswith("BadInput: `data.train.0.path`")
     assert typo_run == ("failed", typo.reason) and typo.reason.startswith("BadConfig: ")
     assert odd.status == "failed" and odd_run is None and odd_kept == 0
-    assert odd.reason.startswith("KeyError in test_work.py, line ") and "w1" not in odd.reason
-    assert (good.step, good.status, good_run) == (6, "complete", ("complete", ""))
+    assert odd.reason.startswith("KeyError in test_segments.py, line ") and "w1" not in odd.reason
+    assert (good.num_steps, good.status, good_run) == (6, "complete", ("complete", ""))
     assert not any("\n" in one[0].reason for one in found)
 
 
@@ -227,22 +227,22 @@ def ray_of_two_cpus():
     ray.shutdown()
 
 
-def alone(legs: list[Leg]) -> list[tuple[Any, ...]]:
-    """What each leg leaves in a process that no Ray has started."""
+def alone(segments: list[Segment]) -> list[tuple[Any, ...]]:
+    """What each segment leaves in a process that no Ray has started."""
+    from bft_ray.study.execute.segments import run_segment
     from bft_ray.study.execute.warm import Warm
-    from bft_ray.study.execute.work import walk
 
     left = []
-    for leg in legs:
-        list(walk(leg, Warm()))
-        left.append(content(Run.read(leg)))
+    for segment in segments:
+        list(run_segment(segment, Warm()))
+        left.append(content(Run.read(segment.files, segment.key)))
     return left
 
 
 def on_tune(
-    legs: list[Leg], need: dict[str, float], folder: Path, stopped: str = ""
+    segments: list[Segment], need: dict[str, float], folder: Path, stopped: str = ""
 ) -> list[tuple[str, int, str, int]]:
-    """Run legs one after the other: of which trial, step, status and process of each report.
+    """Run segments one after the other: of which trial, step, status and process of each report.
 
     Args:
         stopped: id of the trial that the scheduler stops at its first report.
@@ -250,46 +250,46 @@ def on_tune(
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from bft_ray.study.execute.trainable import TrialActor
+    from bft_ray.study.execute.actor import TrialActor
 
     told: list[tuple[str, int, str, int]] = []
 
     class Told(tune.Callback):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict, **info: Any) -> None:
-            told.append((trial.config["leg"].trial, result["reached"].step, result["reached"].status, result["pid"]))
+            told.append((trial.config["segment"].trial, result["run"].num_steps, result["run"].status, result["pid"]))
 
     class Stops(FIFOScheduler):
         def on_trial_result(self, controller: Any, trial: Any, result: dict) -> str:
-            return self.STOP if trial.config["leg"].trial == stopped else self.CONTINUE
+            return self.STOP if trial.config["segment"].trial == stopped else self.CONTINUE
 
     checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)
     tune.Tuner(
         tune.with_resources(TrialActor, tune.PlacementGroupFactory([need])),
-        param_space={"leg": tune.grid_search(legs)},
+        param_space={"segment": tune.grid_search(segments)},
         tune_config=tune.TuneConfig(scheduler=Stops(), reuse_actors=True, max_concurrent_trials=1),
         run_config=tune.RunConfig(
-            name="legs", storage_path=str(folder), verbose=0, callbacks=[Told()], checkpoint_config=checkpoints
+            name="segments", storage_path=str(folder), verbose=0, callbacks=[Told()], checkpoint_config=checkpoints
         ),
     ).fit()
     return told
 
 
 @pytest.mark.slow
-def test_legs_on_one_actor(ray_of_two_cpus, make_tree, tmp_path):
+def test_segments_on_one_actor(ray_of_two_cpus, make_tree, tmp_path):
     """One that a scheduler stops, and two after it in the same process: these leave what a process of their own does."""
     tree = make_tree(lora={"rank": 2}, evaluation={"tasks": [CHOICES]})
     full = make_tree(loss={"method": "sft"}, evaluation={"tasks": [CHOICES]})
-    stopped = replace(make_leg(full, tmp_path / "stopped"), trial="stopped")
-    legs = [make_leg(tree, tmp_path / "one"), make_leg(full, tmp_path / "two", until=4)]
-    first, *others = on_tune([stopped, *legs], {"CPU": 2}, tmp_path / "tune", "stopped")
+    stopped = replace(make_segment(full, tmp_path / "stopped"), trial="stopped")
+    segments = [make_segment(tree, tmp_path / "one"), make_segment(full, tmp_path / "two", until=4)]
+    first, *others = on_tune([stopped, *segments], {"CPU": 2}, tmp_path / "tune", "stopped")
     pid = first[3]
     assert first == ("stopped", 2, "running", pid) and pid != os.getpid()
     ends = [(2, "running"), (4, "running"), (6, "complete"), (2, "running"), (4, "paused")]
     assert others == [("search/0", step, status, pid) for step, status in ends]
-    own = [replace(leg, folder=leg.folder + "-alone") for leg in legs]
-    for leg, run in zip(legs, run_ranks(alone, 1, own)[0], strict=True):
-        assert content(Run.read(leg)) == run
-        assert Path(leg.pause).is_dir() == (leg.until is not None)
+    own = [replace(segment, folder=segment.folder + "-alone") for segment in segments]
+    for segment, run in zip(segments, run_ranks(alone, 1, own)[0], strict=True):
+        assert content(Run.read(segment.files, segment.key)) == run
+        assert Path(segment.files.state).is_dir() == (segment.until is not None)
 
 
 class Holder:
@@ -305,7 +305,7 @@ class Holder:
 @pytest.mark.slow
 def test_places_of_a_killed_controller_are_given_back(ray_of_two_cpus):
     """Those of a living one, and of this driver, stay."""
-    from bft_ray.train.workers import free_orphans
+    from bft_ray.workers.orphans import free_orphans
 
     ray = ray_of_two_cpus
     lives, dies = (ray.remote(num_cpus=0)(Holder).remote() for _ in range(2))
@@ -322,7 +322,7 @@ def test_places_of_a_killed_controller_are_given_back(ray_of_two_cpus):
 
 
 def free_until(ray: Any, number: int) -> None:
-    from bft_ray.train.workers import free_orphans
+    from bft_ray.workers.orphans import free_orphans
 
     deadline = time.monotonic() + 60
     while held(ray) > number and time.monotonic() < deadline:
@@ -339,14 +339,14 @@ def held(ray: Any) -> int:
 def test_several_workers_agree_with_one(ray_of_two_cpus, make_tree, tmp_path):
     """Through Ray Train, paused at a rung and gone on: losses and metrics are those of one worker."""
     sections = {"evaluation": {"tasks": [CHOICES]}, "loss": {"method": "bft_inverse", "window": 8}}
-    one = make_leg(make_tree(**sections), tmp_path / "one", rungs=(4,))
+    one = make_segment(make_tree(**sections), tmp_path / "one", rungs=(4,))
     tree = make_tree(cluster={"num_workers": 2, "gpus_per_worker": 0}, **sections)
     two = replace(one, tree=tree, folder=str(tmp_path / "two"), keep=True)
     told = on_tune([one, replace(two, until=4), two], {"memory": 2**20}, tmp_path / "tune")
     assert [each[1:3] for each in told] == [(4, "running"), (6, "complete"), (4, "paused"), (6, "complete")]
 
-    _, _, _, train, metrics, records = content(Run.read(one))
-    run = Run.read(two)
+    _, _, _, train, metrics, records = content(Run.read(one.files, one.key))
+    run = Run.read(two.files, two.key)
     assert run is not None and len(run.train) == 6 and run.seconds["train"] > 0 and run.seconds["measure"] > 0
     for own, other in zip(run.train, train, strict=True):
         for name in ("train/loss", "train/nll", "train/grad_norm", "train/learning_rate"):
@@ -356,4 +356,4 @@ def test_several_workers_agree_with_one(ray_of_two_cpus, make_tree, tmp_path):
         assert run.metrics[step] == pytest.approx(metrics[step], rel=1e-4), step
     assert [(record["set"], record["id"]) for record in run.records] == [(each["set"], each["id"]) for each in records]
     assert sorted(path.name for path in Path(two.folder).iterdir()) == ["run-42.json", "weights-42"]
-    assert (Path(two.weights) / "model.safetensors").is_file()
+    assert (Path(two.files.weights) / "model.safetensors").is_file()
