@@ -21,7 +21,7 @@ from bft_ray.config.load import parse_yaml, read_yaml, recipes, validate
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.load import spaces
 from jobs import docs, docs_fields
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 PAGES = docs.pages()
 FENCE = re.compile(r"^( *)(`{3,}|~{3,})(\w*)\n(.*?)^\1\2\s*$", re.M | re.S)

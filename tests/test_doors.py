@@ -25,11 +25,11 @@ from cluster.local import postgres
 from cluster.local.postgres import start_postgres
 from cluster.local.service import free_port, stop_all
 from cluster.local.state import ADMIN, USER, State, held, make_secret
-from tests.cluster.test_local import call, fresh_folder, living
-from tests.conftest import ROOT
-from tests.ports import answer_of, listening, named_ports, rows_of
-from tests.tracking.test_mlflow_page import POSTGRES
-from tests.unprivileged import as_nobody, only_root
+from tests.support.cluster_command import call, fresh_folder, living
+from tests.support.paths import ROOT
+from tests.support.ports import answer_of, listening, named_ports, rows_of
+from tests.support.servers import POSTGRES
+from tests.support.unprivileged import as_nobody, only_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")]
 CHAMPION = "bft-test"

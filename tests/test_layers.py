@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 ROOMS = [
     "errors", "waits", "metrics", "domains", "config", "space", "stats", "places", "data", "model", "loss", "workers", "evaluate",
     "tracking", "train", "profile", "study", "operate", "cli",
@@ -111,6 +112,14 @@ def test_the_step_needs_no_ray(name):
             place = ROOT / Path(*module.split("."))
             queue += [found for found in (place.with_suffix(".py"), place / "__init__.py") if found.is_file()]
     assert not {module for module in seen if module.split(".")[0] in {"ray", "mlflow", "optuna"}}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_test_imports_another(path):
+    """What tests share lies in `tests/support/`; neither is it a test, nor does it import one."""
+    others = {name for name in imports(path) if name.split(".")[0] == "tests"}
+    assert all(name.startswith("tests.support.") for name in others), others
+    assert path.parent.name != "support" or not path.name.startswith("test_")
 
 
 def test_no_file_is_thrown_together():

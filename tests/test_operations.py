@@ -33,8 +33,8 @@ from bft_ray.train.checkpoint import last_complete, verify_manifest, write_manif
 from bft_ray.train.record import is_lost, read_record, write_record
 from bft_ray.train.snapshot import FILE, SCORE, delete_unfit
 from bft_ray.train.worker import RememberingHost, with_packing
-from tests.conftest import ROOT
-from tests.damage import KINDS, damage
+from tests.support.damage import KINDS, damage
+from tests.support.paths import ROOT
 
 ROWS = re.findall(r"^\| (?!file |---)(.+?) \| ", (ROOT / "docs" / "operations.md").read_text(), re.M)
 CASES: dict[str, Callable[..., None]] = {}

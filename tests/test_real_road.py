@@ -12,8 +12,9 @@ import pytest
 from bft_ray.config import make_config
 from bft_ray.data.dataset import prepare
 from bft_ray.model.causal_lm import load_tokenizer
-from tests.local_cluster import local_cluster
-from tests.own_file import ROOT, environment, typed, write_questions
+from tests.support.local_cluster import local_cluster
+from tests.support.own_file import environment, typed, write_questions
+from tests.support.paths import ROOT
 
 pytestmark = [
     pytest.mark.real,
@@ -105,7 +106,7 @@ def tree_of(path: Path, folder: Path) -> dict:
 
 
 def test_every_form_is_taught_as_it_should_be_and_learned_in_one_warm_process(tmp_path):
-    from tests.ranks import run_ranks
+    from tests.support.ranks import run_ranks
 
     tokenizer, paths = None, []
     for form, (row, taught) in FORMS.items():

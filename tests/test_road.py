@@ -16,7 +16,8 @@ import optuna
 import pytest
 
 from bft_ray.tracking.server import connect
-from tests.own_file import LIMIT_S, ROOT, environment, typed, write_questions
+from tests.support.own_file import LIMIT_S, environment, typed, write_questions
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import yaml
 from bft_ray.cli import make_parser
 from bft_ray.operate.studies import database_url
 from bft_ray.space.load import load_study
-from tests.conftest import ROOT, SHARED
+from tests.support.paths import ROOT, SHARED
 
 FOLDER = ROOT / "cluster" / "kuberay"
 SCHEMA = SHARED / "schemas" / "kuberay" / "ray.io_rayjobs.yaml"

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -28,31 +25,13 @@ from cluster.local.postgres import start_postgres
 from cluster.local.processes import Process, boot_id, family, find, stop
 from cluster.local.service import free_port, is_free, stop_all
 from cluster.local.state import ADMIN, State, held
-from tests.conftest import ROOT
-from tests.small_study import write_space
-from tests.tracking.test_mlflow_page import POSTGRES
+from tests.support.cluster_command import LIMIT_S, call, fresh_folder, living
+from tests.support.paths import ROOT
+from tests.support.servers import POSTGRES
+from tests.support.small_study import write_space
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")]
-LIMIT_S = 300
 SECRETS = ("postgres_password", "postgres_admin_password", "mlflow_password", "ray_token")
-
-
-def call(folder: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """`python -m cluster.local COMMAND` from the repository."""
-    words = [sys.executable, "-m", "cluster.local", command, "--folder", str(folder), *options]
-    return subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, cwd=ROOT)
-
-
-@contextmanager
-def fresh_folder() -> Iterator[Path]:
-    """One that PostgreSQL's own user gets to, where root runs the tests; pytest's are closed to it."""
-    folder = Path(tempfile.mkdtemp(prefix="bft_cluster_"))
-    try:
-        yield folder
-    finally:
-        stopped = call(folder, "down")
-        shutil.rmtree(folder, ignore_errors=True)
-        assert stopped.returncode == 0, stopped.stderr
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +50,6 @@ def env(folder) -> dict[str, str]:
     shell = f"{printed}\nexec {shlex.quote(sys.executable)} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
     found = json.loads(subprocess.check_output(["bash", "-c", shell], text=True))
     return found | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{found['PATH']}"}
-
-
-def living(folder: Path) -> set[Process]:
-    return family(State.load(folder).processes.values())
 
 
 def num_sleeping(processes: set[Process]) -> int:

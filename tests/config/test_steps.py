@@ -26,8 +26,8 @@ from bft_ray.study.records.database import Database
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH, Store
 from bft_ray.train.loop import make_plan
-from tests.ranks import run_ranks
-from tests.tiny_tokenizer import tiny_tokenizer
+from tests.support.ranks import run_ranks
+from tests.support.tiny_tokenizer import tiny_tokenizer
 
 EPOCHS = [0.01, 0.1, 0.5, 1.0, 1.7, 3.0, 7.0]
 SPACE = {

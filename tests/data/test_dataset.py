@@ -16,9 +16,8 @@ from bft_ray.config import DataConfig, SourceConfig
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.report import DataReport, describe_lengths
 from bft_ray.errors import BadInput
-from tests.tiny_tokenizer import CHATML, tiny_tokenizer
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+from tests.support.paths import SHARED
+from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 
 
 def write_rows(path: Path, rows: list[dict]) -> SourceConfig:

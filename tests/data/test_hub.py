@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.loopback_hub import loopback_hub
+from tests.support.loopback_hub import loopback_hub
+from tests.support.paths import ROOT
 
 READ = """
 import json, sys

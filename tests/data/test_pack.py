@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bft_ray.config import DataConfig, SourceConfig
 from bft_ray.data.dataset import prepare
 from bft_ray.data.pack import collate
-from tests.tiny_tokenizer import tiny_tokenizer
+from tests.support.tiny_tokenizer import tiny_tokenizer
 
 PAD = 0
 

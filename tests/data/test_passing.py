@@ -15,8 +15,8 @@ from bft_ray.data.dataset import prepare
 from bft_ray.data.passing import passing_folder, tokens_pass
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.train.launch import pin_paths
-from tests.ranks import run_ranks
-from tests.small_study import write_space
+from tests.support.ranks import run_ranks
+from tests.support.small_study import write_space
 
 
 @pytest.fixture

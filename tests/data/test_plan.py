@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,9 +11,9 @@ from bft_ray.config import DataConfig, SourceConfig
 from bft_ray.data.dataset import prepare
 from bft_ray.data.plan import BatchPlan, layout
 from bft_ray.errors import BadInput
-from tests.tiny_tokenizer import tiny_tokenizer
+from tests.support.paths import SHARED
+from tests.support.tiny_tokenizer import tiny_tokenizer
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 TINY = settings(max_examples=150, deadline=None)
 
 

@@ -11,8 +11,8 @@ import pytest
 from bft_ray.config import SourceConfig
 from bft_ray.data.rows import BadRow, Row, read_rows, read_table, resolve_path
 from bft_ray.errors import BadInput
+from tests.support.paths import SHARED
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 ROWS = [
     {"id": "a", "prompt": "What binds?", "completion": "A receptor,\nmostly."},
     {"id": "b", "prompt": 'Quote "this"', "completion": "µ-opioid é"},

@@ -22,7 +22,7 @@ from bft_ray.data.tokenise import (
     with_date,
 )
 from bft_ray.errors import BadConfig, BadInput
-from tests.tiny_tokenizer import CHATML, COUNTING, MARKED, REASONER, STRICT, THINKER, tiny_tokenizer
+from tests.support.tiny_tokenizer import CHATML, COUNTING, MARKED, REASONER, STRICT, THINKER, tiny_tokenizer
 
 SOURCES = [SourceConfig(path="unused.jsonl")]
 AUTO = DataConfig(train=SOURCES)

@@ -19,7 +19,7 @@ from bft_ray.evaluate.engine.embed import run_embed
 from bft_ray.evaluate.engine.request import Context
 from bft_ray.evaluate.tasks.cells import integration, measure, prepare, read_cells
 from bft_ray.model.causal_lm import load_model, load_tokenizer
-from tests.conftest import SHARED
+from tests.support.paths import SHARED
 
 PBMC = SHARED / "data" / "cell_type" / "pbmc68k_cells.jsonl"
 

@@ -37,7 +37,7 @@ from bft_ray.evaluate.engine.embed import cut_texts, run_embed
 from bft_ray.evaluate.engine.request import Context, Embed, Generate
 from bft_ray.evaluate.tasks.embedding_pairs import prepare
 from bft_ray.model.causal_lm import load_model, load_tokenizer
-from tests.conftest import SHARED
+from tests.support.paths import SHARED
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 from typing import Any
 
 import numpy as np
@@ -93,21 +92,6 @@ def test_batches_hold_every_sequence_once_within_the_budget(packing):
 
 
 # --- a transformers model -------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tiny_model, tmp_path_factory):
-    """The tiny model with a tokenizer that keeps a line end apart from a word, as real ones do."""
-    from tokenizers import pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    shutil.copytree(tiny_model, folder)
-    tokenizer = load_tokenizer(ModelConfig(path=str(folder)))
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n", "isolated")]
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from bft_ray.evaluate.tasks.generation import parse_answer, prepare
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.ends import end_tokens
 from bft_ray.stats.power import detectable
-from tests.tiny_tokenizer import CHATML, tiny_tokenizer
+from tests.support.tiny_tokenizer import CHATML, tiny_tokenizer
 
 GREEDY = Decoding(max_new_tokens=12)
 SAMPLED = Decoding(max_new_tokens=12, temperature=0.8, top_p=0.9, num_samples=2)

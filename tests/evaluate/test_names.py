@@ -18,8 +18,8 @@ from bft_ray.evaluate.engine.generate import run_generate
 from bft_ray.evaluate.engine.request import Context, Scores
 from bft_ray.evaluate.tasks.names import draw_names, first_line, prepare
 from bft_ray.model.causal_lm import load_model, load_tokenizer
-from tests.conftest import SHARED
-from tests.tiny_tokenizer import tiny_tokenizer
+from tests.support.paths import SHARED
+from tests.support.tiny_tokenizer import tiny_tokenizer
 
 NAMES = ["w1 w2", "w3", "w4 w5 w6", "w7", "w8 w9"]
 

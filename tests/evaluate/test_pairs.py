@@ -16,9 +16,7 @@ from bft_ray.evaluate.engine.request import Context, Scores
 from bft_ray.evaluate.engine.score import run_score
 from bft_ray.evaluate.tasks.pairs import fill, prepare, read_pairs
 from bft_ray.model.causal_lm import load_model, load_tokenizer
-from tests.evaluate import test_evaluate
 
-tiny_model = test_evaluate.tiny_model
 QUESTION = "w1 {gene_a} w2 {gene_b}"
 
 

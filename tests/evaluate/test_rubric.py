@@ -22,7 +22,7 @@ from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.clients.judge import Budget, check_judge, is_loopback, judge_all, parse_reply
 from bft_ray.evaluate.engine.request import Context
 from bft_ray.evaluate.tasks.rubric import RubricItem, agreement, item_columns, prepare, question, read_rubrics
-from tests.tiny_tokenizer import tiny_tokenizer
+from tests.support.tiny_tokenizer import tiny_tokenizer
 
 NONSENSE = "I would say that it does."
 YES, NO = '{"criteria_met": true, "explanation": "it does"}', 'Well: ```json\n{"criteria_met": false}\n```'

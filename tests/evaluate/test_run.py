@@ -16,11 +16,9 @@ from bft_ray.errors import BadInput
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.evaluate.run import evaluate_model
 from bft_ray.model.causal_lm import load_model
-from tests.evaluate import test_evaluate
+from tests.support.paths import ROOT, SHARED
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
-STARTER = Path(__file__).resolve().parents[2] / "bft_ray" / "model" / "starter"
-tiny_model = test_evaluate.tiny_model
+STARTER = ROOT / "bft_ray" / "model" / "starter"
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,6 @@ from bft_ray.evaluate.engine.request import Context
 from bft_ray.evaluate.engine.score import run_score
 from bft_ray.evaluate.tasks.text import Text, prepare, prepare_dataset, windows
 from bft_ray.model.causal_lm import load_model, load_tokenizer
-from tests.evaluate import test_evaluate
-
-tiny_model = test_evaluate.tiny_model
 
 
 @pytest.fixture(scope="module")

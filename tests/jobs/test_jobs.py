@@ -10,7 +10,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.local_cluster import ROOT, Cluster, local_cluster
+from tests.support.local_cluster import Cluster, local_cluster
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 420

@@ -17,7 +17,7 @@ from bft_ray.config import METHODS
 from bft_ray.loss import LossConfig, loss_sums
 from bft_ray.loss.fused import fused_loss_sums, fused_row_sums
 from bft_ray.loss.reference import LossSums, Supervised
-from tests.loss.test_loss import CONFIGS
+from tests.support.losses import CONFIGS
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 NAMES = ["hidden", "weight", "bias"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bft_ray.config import METHODS
 from bft_ray.errors import BadInput
 from bft_ray.loss import LossConfig, bft_loss, combine, loss_sums, window_confidence
 from bft_ray.loss.weights import Weights, group_weights, weigh
+from tests.support.losses import CONFIGS
 
 # ---- the naive twin: float64, one sample and one token at a time ---------------------------------------
 
@@ -105,19 +104,6 @@ def batch(seed: int, num_samples: int, num_positions: int, vocabulary: int = 13,
     logits[:, :-1].scatter_add_(2, labels[:, 1:, None], sure)
     masked = torch.rand(labels.shape, generator=generator) > keep
     return logits, labels.masked_fill(masked, -100)
-
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    **{method: {"method": method} for method in METHODS},
-    "prob": {"method": "bft", "token_weight": "prob"},
-    "arithmetic": {"method": "bft", "confidence": "arithmetic", "gamma": 2.0},
-    "complement capped, normalised": {"method": "bft", "weight_cap": 0.9, "normalise": True},
-    "inverse, low cap": {"method": "bft_inverse", "weight_cap": 2.0, "epsilon": 0.2, "gamma": 0.5},
-    "inverse, not normalised": {"method": "bft_inverse", "weight_cap": None, "normalise": False},
-    "inverse, token aggregate": {"method": "bft_inverse", "aggregate": "token", "confidence": "arithmetic"},
-    "group, centered": {"method": "bft_group", "window_alignment": "centered"},
-    "group, wide cap": {"method": "bft_group", "token_cap": 3.0, "token_epsilon": 0.1, "aggregate": "token"},
-}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from bft_ray.loss import LossConfig, bft_loss
+from tests.support.paths import SHARED
 
-REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "bft_official.npz"
+REFERENCE = SHARED / "reference" / "bft_official.npz"
 TOLERANCE = 1e-5
 
 pytestmark = pytest.mark.skipif(not REFERENCE.exists(), reason=f"needs {REFERENCE.name} of the shared folder")

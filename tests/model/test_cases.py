@@ -26,11 +26,11 @@ from bft_ray.model.export import export_model
 from bft_ray.model.halves import check_halves
 from bft_ray.model.unreadable import unreadable
 from bft_ray.operate import doctor
-from tests.conftest import ROOT
-from tests.loopback_hub import loopback_hub
-from tests.ranks import run_ranks
-from tests.tiny_tokenizer import CHATML
-from tests.train.test_loop import run_alone
+from tests.support.alone import run_alone
+from tests.support.loopback_hub import loopback_hub
+from tests.support.paths import ROOT
+from tests.support.ranks import run_ranks
+from tests.support.tiny_tokenizer import CHATML
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}

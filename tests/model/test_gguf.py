@@ -17,7 +17,7 @@ from bft_ray.config import ModelConfig, make_config
 from bft_ray.errors import BadInput
 from bft_ray.model import causal_lm, gguf, named
 from bft_ray.model.causal_lm import adapter_of, load_base, load_model, load_tokenizer, resolve_model
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(find_spec("gguf") is None, reason="the package gguf is not installed")
 HIDDEN, LAYERS, HEADS, INNER = 32, 2, 4, 64

@@ -11,7 +11,7 @@ import torch
 
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 RATE = 1000.0
 SIZES = dict(

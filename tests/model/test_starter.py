@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 SHARED = ROOT.parent / "shared" / "data"
 DATA = ROOT / "bft_ray" / "data" / "starter"
 MODEL = ROOT / "bft_ray" / "model" / "starter"

@@ -16,6 +16,7 @@ from bft_ray.config import make_config
 from bft_ray.errors import BadInput
 from bft_ray.operate import doctor, machine, nodes
 from bft_ray.operate.doctor import Finding, diagnose, exit_code, render
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +252,7 @@ def test_an_address_where_nobody_listens():
 
 @pytest.mark.slow
 def test_the_nodes_of_a_cluster(tree, tmp_path, monkeypatch):
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(ROOT)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
     import ray
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import unicodedata
@@ -21,26 +20,12 @@ from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.space_text import SPACE
 from bft_ray.operate.init.study import domain_of, write_study
 from bft_ray.space.load import load_study
-from tests.conftest import SHARED
+from tests.support.paths import SHARED
+from tests.support.rows import questions, write_csv, write_jsonl
 
 CPU = Device(is_gpu=False, has_bf16=True, num_cores=2)
 GPU = Device(is_gpu=True, has_bf16=True, num_cores=16)
 CASES = SHARED / "cases" / "rows"
-
-
-def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> Path:
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    return path
-
-
-def write_jsonl(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def questions(num: int) -> list[list[str]]:
-    return [[f"Is gene {n} a kinase?", f"Answer number {n} " + "word " * (n % 30)] for n in range(num)]
 
 
 def records_of(path: str | Path) -> list[dict]:

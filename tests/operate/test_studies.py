@@ -15,7 +15,7 @@ from bft_ray.errors import BadInput
 from bft_ray.operate import studies
 from bft_ray.operate.studies import cancel_study, database_url, dry_run, run_study, status_of
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, Store
-from tests.study.test_store import METRIC, A, B, add, new
+from tests.support.records import METRIC, A, B, add, new
 
 CONFIRM = {
     "top_k": 2,

@@ -15,8 +15,8 @@ from bft_ray.errors import BftError, DiskFull
 from bft_ray.places import disk, storage
 from bft_ray.places.disk import free_bytes, full_disk, full_place, is_full
 from bft_ray.train.failure import explain, retry_of
-from tests.ranks import run_ranks
-from tests.study.test_segments import make_segment
+from tests.support.ranks import run_ranks
+from tests.support.segments import make_segment
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from bft_ray.places.modes import kept_for, own_file, settle
-from tests.conftest import ROOT
-from tests.ports import UNKNOWN, answer_of, listening, rows_of
-from tests.small_study import write_space
-from tests.unprivileged import only_root
+from tests.support.paths import ROOT
+from tests.support.ports import UNKNOWN, answer_of, listening, rows_of
+from tests.support.small_study import write_space
+from tests.support.unprivileged import only_root
 
 LIMIT_S = 280
 #: with a log of Ray's own, and what is not of this product

@@ -25,8 +25,8 @@ from bft_ray.train.host import SCORE_FILE, drop_superseded
 from bft_ray.train.progress import describe_event
 from bft_ray.train.segment import measure_weights
 from bft_ray.train.worker import RayHost
-from tests.damage import damage
-from tests.ranks import run_ranks
+from tests.support.damage import damage
+from tests.support.ranks import run_ranks
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from bft_ray.places import scratch as module
 from bft_ray.places.scratch import remove_dead, scratch
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 HOLD = """
 import sys, time

@@ -22,7 +22,7 @@ from bft_ray.study import driver as drive
 from bft_ray.study.definition import Study
 from bft_ray.tracking.run import Tracker
 from bft_ray.train.launch import pin_paths
-from tests.study.test_work import at_store, is_store
+from tests.support.segments import at_store, is_store
 
 SMALL = ["data.train.0.limit=6", "data.validation.0.limit=4", "data.max_length=128", "cluster.num_workers=1"]
 LOOKED = {"windows": [2, 8, 64], "epsilons": [0.05], "caps": [4.0]}

@@ -14,7 +14,7 @@ from bft_ray.operate.init.config_text import Device
 from bft_ray.operate.init.study import Request, write_study
 from bft_ray.profile.rewrite import replaced, rewrite, space_beside
 from bft_ray.space.load import load_study
-from tests.operate.test_init import questions, write_csv
+from tests.support.rows import questions, write_csv
 
 PARAMETERS = {
     "loss.window": {"kind": "categorical", "values": [4, 8]},

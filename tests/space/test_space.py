@@ -28,8 +28,8 @@ from bft_ray.space.cost import cost_of, describe
 from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.space.grid import baseline_assignments, grid, num_combinations, representatives
 from bft_ray.space.load import check_space, load_base, load_space, load_study, spaces
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MINIMAL: dict[str, Any] = {
     "name": "x",
     "parameters": {"loss.window": {"kind": "categorical", "values": [64, 128]}},

@@ -20,7 +20,7 @@ from bft_ray.study.definition import Study, trial_name
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report.explain import explain
-from tests.study.test_controller import METRIC, Executor, make_study
+from tests.support.executor import METRIC, Executor, make_study
 
 
 def record(part: str, number: int, value: float | None, *, key: str = "", name: str = "", **extra) -> TrialRecord:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,50 +11,14 @@ import pytest
 from bft_ray.space.definition import SearchSpace
 from bft_ray.stats.power import detectable
 from bft_ray.study.confirm.choose import Choice, Plan, Record, choose
-from bft_ray.study.records.record import TrialRecord, mean
+from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.report.compare import evidence, reach, verdict
 from bft_ray.study.report.describe import LIMIT, TestResult, conclusion, describe
 from bft_ray.study.report.explain import explain
 from bft_ray.tracking.server import absolute_uri
+from tests.support.noted import METRIC, baseline, space, trial
 
-METRIC = "choices/probability"
 PLAN = Plan(METRIC, ("w128 lr0.001", "w64 lr0.001"), ("sft", "bft"), "bft", (1, 2, 3, 4, 5))
-
-
-def space(**more: Any) -> SearchSpace:
-    tree: dict[str, Any] = {
-        "name": "long_answers",
-        "parameters": {
-            "loss.window": {"kind": "categorical", "values": [64, 128, 512, 1024]},
-            "optimizer.learning_rate": {"kind": "categorical", "values": [1e-4, 1e-3]},
-            "loss.weight_cap": {"kind": "float", "low": 1.5, "high": 20, "log": True},
-        },
-        "fixed": {"loss.method": "bft_inverse", "data.max_length": 512},
-        "objective": {"metric": METRIC},
-        "budget": {"trials": 20},
-        "scheduler": {"kind": "asha", "grace_steps": 9},
-        "confirmation": {"top_k": 2, "overrides": {"data.validation.0.path": "x"}},
-    }
-    return SearchSpace.model_validate(tree | more)
-
-
-def trial(number, value=None, window=64, state="complete", part="search", **more) -> TrialRecord:
-    runs = value if isinstance(value, list) else [] if value is None else [value]
-    by_seed = {seed: {METRIC: run} for seed, run in enumerate(runs)}
-    assignment = {"loss.window": window, "optimizer.learning_rate": 1e-3}
-    own: dict[str, Any] = {
-        "assignment": assignment, "name": f"w{window} lr0.001", "seeds": tuple(range(len(runs) or 1)), "by_seed": by_seed,
-        "metrics": {METRIC: mean(runs)} if runs else {}, "value": mean(runs) if runs else None, "planned_steps": 81,
-        "num_steps": 81 * len(runs), "started": 100.0 * number, "finished": 100.0 * number + 60,
-    }  # fmt: skip
-    return TrialRecord(part, number, state=state, **own | more)
-
-
-def baseline(number, name, value, rate) -> TrialRecord:
-    assignment = {"optimizer.learning_rate": rate}
-    return trial(
-        number, value, part="baselines", assignment=assignment, name=f"{name} lr{rate}", extra={"baseline": name}
-    )
 
 
 RECORDS = {

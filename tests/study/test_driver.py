@@ -28,7 +28,8 @@ from bft_ray.study.report.live import Live
 from bft_ray.tracking.registry import find_champion
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import artifact_root, sqlite_path
-from tests.study.test_controller import METRIC, Executor, make_study
+from tests.support.executor import METRIC, Executor, make_study
+from tests.support.paths import ROOT
 
 
 class Driver:
@@ -191,7 +192,7 @@ def test_a_full_disk_is_no_end_of_a_study(driver, monkeypatch):
 
 def test_make_clean_removes_what_a_quickstart_writes(tmp_path):
     """Records without the runs and files that they name would be worse than none."""
-    shutil.copy(Path(__file__).resolve().parents[2] / "Makefile", tmp_path)
+    shutil.copy(ROOT / "Makefile", tmp_path)
     databases = [sqlite_path(url) for url in (DEFAULT_DATABASE, TrackingConfig().uri)]
     written = [path.name for path in databases if path] + ["bft_studies.db-journal", "mlflow.db-wal", "keep.txt"]
     for name in written:

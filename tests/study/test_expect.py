@@ -13,7 +13,7 @@ from bft_ray.study.checks import expect
 from bft_ray.study.checks.expect import takes, untold
 from bft_ray.study.checks.ready import Facts, _require_items
 from bft_ray.study.execute.measure import Measured, measure
-from tests.study.test_describe import METRIC, space
+from tests.support.noted import METRIC, space
 
 MEASURED = Measured(2.0, 10.0, 1.0, 3_500_000_000, 0, 20_000_000, 60_000_000, "1 CPU thread(s)", 14.2)
 CONFIRMED = {"top_k": 2, "overrides": {"data.validation.0.path": "x"}, "seeds": [11, 12, 13, 14, 15]}

@@ -15,7 +15,6 @@ from bft_ray.errors import BadInput
 from bft_ray.study.records import lease as module
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.lease import Lease, Owner, Replaced
-from tests.study.test_mlflow_postgres import POSTGRES_URLS
 
 pytestmark = pytest.mark.usefixtures("short")
 

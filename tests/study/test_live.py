@@ -19,7 +19,7 @@ import pytest
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.report.live import Live
 from bft_ray.waits import describe
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 METRIC = "choices/probability"
 LATER = time.time() + 3600  # records of these tests finish while the display is open

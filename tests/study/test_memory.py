@@ -19,7 +19,7 @@ import yaml
 
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store
-from tests.small_study import write_space
+from tests.support.small_study import write_space
 
 pytestmark = pytest.mark.slow
 

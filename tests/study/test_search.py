@@ -21,8 +21,8 @@ from bft_ray.study.records.database import Database
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.segment import Run
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
-from tests.ranks import run_ranks
-from tests.study.test_trial import steps_of
+from tests.support.ranks import run_ranks
+from tests.support.trials import steps_of
 
 STUDY_S = 400  # bound of a study
 STEPS = 6

@@ -16,14 +16,10 @@ import pytest
 from bft_ray.errors import NoRoom
 from bft_ray.places import kept, storage
 from bft_ray.study.records.segment import Run, Segment
-from tests.damage import damage
-from tests.ranks import run_ranks
-from tests.study.test_trial import CHOICES, MEMORY
-
-
-def make_segment(tree: dict, folder: Path | str, **changes: Any) -> Segment:
-    settings: dict[str, Any] = {"rungs": (2, 4), "at_rungs": ("choices",)} | changes
-    return Segment("study", "search/0", 42, tree, str(folder), **settings)
+from tests.support.damage import damage
+from tests.support.ranks import run_ranks
+from tests.support.segments import at_store, is_store, make_segment
+from tests.support.trials import CHOICES, MEMORY
 
 
 def content(run: Run | None) -> tuple[Any, ...]:
@@ -112,18 +108,6 @@ def walks(tree: dict, folder: str) -> dict[str, Any]:
     storage.is_remote, storage._at = kept.is_remote, kept.filesystem_at = before_store
     told["far files"] = sorted(Path(each).name for each in at_store("")[0].handler.fs.ls("/far", detail=False))
     return told
-
-
-def is_store(path: str) -> bool:
-    return path.startswith("store://")
-
-
-def at_store(path: str) -> Any:
-    """An object store in memory, where `storage` would reach for one over the network."""
-    from fsspec.implementations.memory import MemoryFileSystem
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    return PyFileSystem(FSSpecHandler(MemoryFileSystem())), "/" + path.removeprefix("store://")
 
 
 def test_a_run_is_the_same_however_it_is_walked(make_tree, tmp_path):

@@ -18,7 +18,8 @@ from bft_ray.config import ClusterConfig
 from cluster.local.raylets import start_ray
 from cluster.local.service import stop_all
 from cluster.local.state import State, held
-from tests.local_cluster import ROOT, START_S, free_ports
+from tests.support.local_cluster import START_S, free_ports
+from tests.support.paths import ROOT
 
 SCRIPT = """
 import json, sys

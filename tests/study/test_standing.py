@@ -18,7 +18,7 @@ from bft_ray.stats.alone import compare_alone
 from bft_ray.study.confirm.standing import compared, in_words, leader, standing_of, training_command
 from bft_ray.study.report.compare import verdict
 from bft_ray.study.report.describe import conclusion, describe
-from tests.study.test_describe import METRIC, baseline, space, trial
+from tests.support.noted import METRIC, baseline, space, trial
 
 ALONE = space(confirmation=None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import multiprocessing
@@ -22,84 +21,20 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from bft_ray.config import make_config
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.space.definition import SearchSpace
 from bft_ray.study.propose.duplicates import key_of, twin_of, why_equal
 from bft_ray.study.records.database import Database, DatabaseAway
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, Store, studies
 from jobs.bench.store import DoNothing
-from tests.tracking.test_mlflow_page import POSTGRES, postgres
+from tests.support.records import BASE, METRIC, SPACE, A, B, add, make_base, make_space, new
+from tests.support.servers import POSTGRES, postgres
 
-METRIC = "choices/probability"
 #: a process that has this one's modules loaded: it begins at once
 FORK = multiprocessing.get_context("fork")
 
 
-def make_space(**more) -> SearchSpace:
-    tree = {
-        "name": "small",
-        "parameters": {
-            "loss.method": {"kind": "categorical", "values": ["bft", "bft_inverse"]},
-            "loss.window": {"kind": "categorical", "values": [64, 128, 256, 512]},
-            "loss.epsilon": {"kind": "categorical", "values": [0.05, 0.1], "when": {"loss.method": ["bft_inverse"]}},
-            "loss.gamma": {"kind": "float", "low": 0.5, "high": 2.0, "step": 0.5},
-        },
-        "objective": {"metric": METRIC},
-        "budget": {"trials": 24, "steps": 24},
-        "sampler": {"kind": "tpe", "startup_trials": 6},
-        "scheduler": {"kind": "asha", "grace_steps": 8, "reduction": 3},
-        "baselines": [],
-    }
-    return SearchSpace.model_validate(tree | more)
-
-
-def make_base(**more):
-    return make_config(
-        {"domain": "test", "data": {"train": [{"path": "rows.jsonl"}]}, "checkpoint": {"export": "last"}} | more
-    )
-
-
-SPACE, BASE = make_space(), make_base()
-A = {"loss.method": "bft", "loss.window": 64, "loss.gamma": 1.0}
-B = {"loss.method": "bft_inverse", "loss.window": 128, "loss.epsilon": 0.1, "loss.gamma": 0.5}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with postgres(tmp_path_factory.mktemp("postgres")) as url:
-        yield url
-        gc.collect()  # it waits for the connections of databases that a test has left open
-
-
-HAS_POSTGRES = pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")
 DETERMINISTIC = pytest.param("postgresql", "yes", marks=HAS_POSTGRES)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=HAS_POSTGRES)])
-def url(request, tmp_path):
-    """An empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/study.db"
-    server = request.getfixturevalue("server")
-    name = f"db{time.time_ns()}"
-    binary = POSTGRES[-1].parent / "createdb"
-    port = server.rpartition(":")[2].partition("/")[0]
-    subprocess.run([binary, "-h", "127.0.0.1", "-p", port, "-U", "bft", name], check=True)
-    return server.rpartition("/")[0] + f"/{name}"
-
-
-def new(url: str, **more) -> Store:
-    """A store that drives."""
-    store = Store.create(Database(url), make_space(**more), BASE, {"train": "f1"})
-    store.reconcile()
-    return store
-
-
-def add(store: Store, number: int, assignment=None, *, key: str | None = None, **more: Any) -> TrialRecord:
-    options: dict[str, Any] = {"seeds": [0], "planned_steps": 24, "space": SPACE} | more
-    return store.add(number, assignment or A, key=key or f"key {number}", **options)
 
 
 def native(url: str, study: str = "small/test/search") -> list[optuna.trial.FrozenTrial]:

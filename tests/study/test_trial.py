@@ -9,11 +9,9 @@ import pytest
 
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
-from tests.ranks import run_ranks
-from tests.train.test_loop import run_alone
-
-CHOICES = {"kind": "choice", "path": "starter:gene_interaction/choices_validation", "limit": 6}
-MEMORY = "train/peak_memory_bytes"  # the only figure of a step that is not the trial's alone
+from tests.support.alone import run_alone
+from tests.support.ranks import run_ranks
+from tests.support.trials import CHOICES, steps_of
 
 
 def trial(tree: dict, rungs: list[int], stop_at: int | None = None, **options: Any) -> tuple[Any, list[Any]]:
@@ -34,10 +32,6 @@ def trial(tree: dict, rungs: list[int], stop_at: int | None = None, **options: A
 
 def trial_and_run(tree: dict, folder: str) -> tuple[Any, dict]:
     return trial(tree, [2, 4], keep=Path(folder) / "kept")[0], run_alone(tree, f"{folder}/run")
-
-
-def steps_of(result: Any) -> list[dict[str, float]]:
-    return [{name: value for name, value in step.items() if name != MEMORY} for step in result.train]
 
 
 def test_a_trial_is_a_run_of_the_loop(make_tree, tmp_path):

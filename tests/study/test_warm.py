@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import make_config
-from tests.ranks import run_ranks
-from tests.study.test_trial import CHOICES, steps_of
+from tests.support.ranks import run_ranks
+from tests.support.trials import CHOICES, steps_of
 
 LORA = {"rank": 4, "alpha": 8.0}
 #: preset, dtype, LoRA, gradient checkpointing

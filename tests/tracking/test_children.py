@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,8 @@ from bft_ray.tracking import children
 from bft_ray.tracking.children import PARENT, TRIAL, Children, find_children
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import connect
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PARAMS = {"loss.window": 128, "loss.epsilon": 0.05, "loss.weight_cap": None}
 SERIES = [(step, {"train/nll": 3.0 / step, "train/grad_norm": float(step)}) for step in range(1, 21)]
 BEGAN, ENDED_AT = 1_700_000_000.25, 1_700_000_060.5

@@ -19,8 +19,8 @@ from bft_ray.tracking.begin import MAY_CHANGE, RUN_KEY, new_params
 from bft_ray.tracking.journal import Journal
 from bft_ray.tracking.run import Tracker, outcome, shorten
 from bft_ray.tracking.server import absolute_uri, artifact_root, bounded, check_server, connect, redact
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SECRET = "s3cr3t-pw"
 
 

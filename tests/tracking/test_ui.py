@@ -26,7 +26,7 @@ from bft_ray.errors import BadInput
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import connect, page_of
 from bft_ray.tracking.ui import show
-from tests.tracking.test_mlflow_page import CHROMIUM, page_text
+from tests.support.servers import CHROMIUM, page_text
 
 LINK = re.compile(r"http://127\.0\.0\.1:(\d+)/\?token=\S+")
 
@@ -137,7 +137,7 @@ def test_a_port_that_is_taken_is_refused_before_a_link_is_printed(tmp_path, caps
 
 
 def test_no_text_names_the_server_without_a_login():
-    from tests.conftest import ROOT
+    from tests.support.paths import ROOT
 
     for path in [*ROOT.glob("bft_ray/**/*.py"), *ROOT.glob("jobs/*.py"), *ROOT.glob("docs/*.md")]:
         assert "mlflow ui" not in path.read_text() and "mlflow'} ui" not in path.read_text(), path

@@ -12,8 +12,8 @@ from bft_ray.config import make_config
 from bft_ray.errors import BadInput
 from bft_ray.train.launch import train
 from bft_ray.train.snapshot import FILE
-from tests.damage import damage
-from tests.train.test_train import Recorder
+from tests.support.damage import damage
+from tests.support.recorder import Recorder
 
 pytestmark = pytest.mark.slow
 

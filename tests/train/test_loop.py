@@ -15,50 +15,13 @@ from hypothesis import strategies as st
 from bft_ray.config import ScheduleConfig, make_config
 from bft_ray.errors import BadInput
 from bft_ray.places.kept import read_kept, write_kept
-from bft_ray.train.checkpoint import LoopState, improves, last_complete, to_delete, verify_manifest, write_manifest
+from bft_ray.train.checkpoint import improves, last_complete, to_delete, verify_manifest, write_manifest
 from bft_ray.train.host import SCORE_FILE, drop_superseded, saved_in
 from bft_ray.train.profiling import PHASES
 from bft_ray.train.schedule import learning_rate
 from bft_ray.train.settings import deepspeed_settings
-from tests.ranks import run_ranks
-
-
-def run_alone(tree: dict, folder: str, stop_after: int | None = None, device: str = "cpu") -> dict:
-    """Train without Ray; stop as a crash would after `stop_after` steps; returns weights and events."""
-    from bft_ray.data.dataset import prepare
-    from bft_ray.model.causal_lm import load_tokenizer
-    from bft_ray.train.engine import Engine
-    from bft_ray.train.host import LocalHost
-    from bft_ray.train.loop import Data, fit
-
-    config = make_config(tree)
-    tokenizer = load_tokenizer(config.model)
-    data = Data(
-        prepare(config.data.train, tokenizer, config.data),
-        prepare(config.data.validation, tokenizer, config.data, "data.validation"),
-        tokenizer.pad_token_id,
-    )
-    events = []
-
-    def listen(event, values):
-        events.append((event, values))
-        if event == "step" and values["step"] == stop_after:
-            raise KeyboardInterrupt
-
-    engine = Engine(config, torch.device(device))
-    own = Path(folder) if engine.rank == 0 else Path(f"{folder}-{engine.rank}")  # a LocalHost is one process's
-    host = LocalHost(own, engine.device, config.checkpoint.keep, listen if engine.rank == 0 else None)
-    try:
-        state = fit(engine, config, data, host)
-    except KeyboardInterrupt:
-        state = LoopState()
-    weights = {name: value.float().numpy() for name, value in (engine.weights() or {}).items()}
-    return {
-        "weights": weights,
-        "events": events,
-        "best": state.best_step,
-        "kept": sorted(p.name for p in Path(folder).iterdir()),
-    }
+from tests.support.alone import run_alone
+from tests.support.ranks import run_ranks
 
 
 def alone_in_turn(tree: dict, runs: list[tuple[str, int | None]], device: str = "cpu") -> list[dict]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bft_ray.config import make_config
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 LOSSES = {
     "sft": {"method": "sft"},

@@ -22,7 +22,7 @@ from bft_ray.config import make_config
 from bft_ray.errors import BadConfig, BadInput, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.train.launch import train
-from bft_ray.train.progress import Display
+from tests.support.recorder import Recorder
 
 pytestmark = pytest.mark.slow
 
@@ -34,20 +34,6 @@ def ray_of_two():
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-class Recorder(Display):
-    """Keeps events, and calls a hook on each step."""
-
-    def __init__(self, on_step=lambda step: None):
-        super().__init__(every=1)
-        self.events: list[tuple[str, dict]] = []
-        self._on_step = on_step
-
-    def show(self, event, values):
-        self.events.append((event, values))
-        if event == "step":
-            self._on_step(values["step"])
 
 
 def two_workers(make_tree, tmp_path, **sections) -> dict:

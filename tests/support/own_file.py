@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 600  # of a command that takes a minute on a quiet machine
 GENES = [
     "BRCA1",

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from cluster.local.state import State
-from tests.cluster.test_local import living
+from tests.support.cluster_command import living
 
 #: a method of each service of Ray; the one that a port has refuses, for the others it is unknown
 UNKNOWN = "nothing that is known"  # as of a server whose services are not there yet

@@ -16,7 +16,6 @@ from cluster.local.raylets import start_ray
 from cluster.local.service import Failed, free_port, stop_all
 from cluster.local.state import State, held
 
-ROOT = Path(__file__).resolve().parents[1]
 START_S = 120
 
 
