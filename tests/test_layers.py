@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 
 ROOMS = [
     "errors", "waits", "metrics", "domains", "config", "space", "stats", "places", "data", "model", "loss", "workers", "evaluate",
-    "tracking", "train", "profile", "study", "operate", "cli",
+    "tracking", "train", "profile", "study", "operate", "commands", "cli",
 ]  # fmt: skip
 #: library -> the rooms that may import it
 ALLOWED = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from bft_ray.config import ClusterConfig, Config
 from bft_ray.operate.finding import Finding
 from bft_ray.places.cache import cache_folder
-from bft_ray.workers.spread import session_option
+from bft_ray.workers.connect import session_option
 
 GIB = 1 << 30
 

@@ -19,7 +19,8 @@ NODE_S = 60.0  # longest wait for a cluster's nodes
 
 def check_cluster(cluster: ClusterConfig, has_config: bool) -> Iterable[Finding]:
     """Address and token; with a config also the resources, and every node: its versions and the storage path."""
-    from bft_ray.workers.spread import connect, require_resources
+    from bft_ray.workers.connect import connect
+    from bft_ray.workers.room import require_resources
 
     yield from check_token()
     with connect(cluster):

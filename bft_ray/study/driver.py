@@ -42,7 +42,8 @@ from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import redact
 from bft_ray.train.launch import pin_paths
 from bft_ray.waits import waiting
-from bft_ray.workers.spread import connect, require_resources
+from bft_ray.workers.connect import connect
+from bft_ray.workers.room import require_resources
 
 _PATIENCE_S = 120.0  # for a tracking server that is away at the end
 _LOOK_S = 2.0  # between two looks whether the study is cancelled

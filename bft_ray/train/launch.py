@@ -43,7 +43,8 @@ from bft_ray.train.record import (
 )
 from bft_ray.train.workers import run_workers
 from bft_ray.waits import waiting
-from bft_ray.workers.spread import connect, require_resources
+from bft_ray.workers.connect import connect
+from bft_ray.workers.room import require_resources
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bft_ray.train.checkpoint import remove_cut_off
 from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
 from bft_ray.train.host import drop_superseded
 from bft_ray.train.snapshot import SCORE, delete_unfit
-from bft_ray.workers.spread import num_gpus_per_worker
+from bft_ray.workers.room import num_gpus_per_worker
 
 log = logging.getLogger(__name__)
 

@@ -84,7 +84,7 @@ def records_of(folder: Path, name: str, domain: str, part: str = SEARCH) -> list
 def fresh_trainers(trees: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Each run by a fresh TorchTrainer with DeepSpeed, one after the other in one Ray; seconds, losses, metrics."""
     from bft_ray.train.segment import measure_weights, train_segment
-    from bft_ray.workers.spread import connect
+    from bft_ray.workers.connect import connect
 
     done = []
     with connect(make_config(trees[0]).cluster):
@@ -101,7 +101,7 @@ def fresh_trainers(trees: Sequence[dict[str, Any]], folder: Path) -> list[dict[s
 def study_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Trials an hour of a study on all cores, against a fresh TorchTrainer for each; the same losses?"""
     from bft_ray.study.records.segment import Run
-    from bft_ray.workers.spread import connect
+    from bft_ray.workers.connect import connect
 
     base = make_config({key: value for key, value in trees[0].items() if key != "loss"})
     losses = [tree["loss"] for tree in trees]
@@ -223,7 +223,7 @@ def grid_table(found: dict[str, Any]) -> str:
 
 def merge_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Windows 64 to 1024 on data with short samples, with and without merging: steps saved, and the same winner?"""
-    from bft_ray.workers.spread import connect
+    from bft_ray.workers.connect import connect
 
     windows = [64, 128, 256, 512, 1024]
     found = {}
@@ -333,7 +333,7 @@ def bookkeeping_part(args: argparse.Namespace, folder: Path, trees: Sequence[dic
     from bft_ray.study.report.recorder import Recorder, params_of
     from bft_ray.tracking.children import Children
     from bft_ray.tracking.run import Tracker
-    from bft_ray.workers.spread import connect
+    from bft_ray.workers.connect import connect
     from jobs.bench.nothing import NothingActor
 
     overrides = [f"budget.trials={args.nothing}", f"name=bench-{time.time_ns()}", "config=starter", "budget.steps=81"]

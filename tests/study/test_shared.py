@@ -27,7 +27,7 @@ import ray
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput
 from bft_ray.study.checks import shared
-from bft_ray.workers.spread import connect
+from bft_ray.workers.connect import connect
 
 cluster = ClusterConfig(address="auto", storage_path=sys.argv[1])
 found = {}

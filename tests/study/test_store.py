@@ -28,7 +28,7 @@ from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, Store, studies
 from jobs.bench.store import DoNothing
 from tests.support.records import BASE, METRIC, SPACE, A, B, add, make_base, make_space, new
-from tests.support.servers import POSTGRES, postgres
+from tests.support.servers import HAS_POSTGRES, POSTGRES, postgres
 
 #: a process that has this one's modules loaded: it begins at once
 FORK = multiprocessing.get_context("fork")

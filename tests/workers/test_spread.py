@@ -16,7 +16,9 @@ import pytest
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput, BftError, NoRoom
 from bft_ray.workers import spread as spread_module
-from bft_ray.workers.spread import connect, num_places, require_resources, session_option, spread, worker_resources
+from bft_ray.workers.connect import connect, session_option
+from bft_ray.workers.room import num_places, require_resources, worker_resources
+from bft_ray.workers.spread import spread
 
 
 def square(state, shard):
@@ -138,7 +140,8 @@ def test_a_ray_of_our_own_is_locked_and_stopped():
 import os
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput
-from bft_ray.workers.spread import connect, spread
+from bft_ray.workers.connect import connect
+from bft_ray.workers.spread import spread
 cluster = ClusterConfig(num_workers=1000, gpus_per_worker=0.0)
 with connect(cluster):
     import ray

@@ -11,7 +11,7 @@ from typing import Any
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput
 from bft_ray.places import storage
-from bft_ray.workers.spread import num_places, worker_resources
+from bft_ray.workers.room import num_places, worker_resources
 
 _ANSWER_S = 60.0  # of all nodes together, each of which starts a process for it
 

@@ -31,7 +31,7 @@ from bft_ray.study.execute.actor import TrialActor
 from bft_ray.study.records.segment import Segment
 from bft_ray.train.failure import advice_on, how_it_died
 from bft_ray.workers.orphans import free_orphans
-from bft_ray.workers.spread import num_places, worker_resources
+from bft_ray.workers.room import num_places, worker_resources
 
 log = logging.getLogger(__name__)
 

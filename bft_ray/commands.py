@@ -1,0 +1,267 @@
+"""What each command does with its options; heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from bft_ray.errors import BadInput
+
+#: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
+_SAME_SPACE = {"profile", "cluster", "tracking"}
+
+
+def train_command(options: argparse.Namespace) -> int:
+    config = _train_config(options)
+    from bft_ray.operate.lasting import require_outlasting
+    from bft_ray.operate.road import after_train
+    from bft_ray.tracking.server import page_of
+    from bft_ray.train.launch import train  # after the config: a typo is told at once
+
+    require_outlasting(config)
+    result = train(config)
+    print(f"run       {result.name} (MLflow run {result.run_id})")
+    print(f"exported  {result.export} (weights of step {result.step})")
+    print_metrics(result.before, result.after)
+    print(f"look      {page_of(config.tracking.uri)}")
+    source = None if options.champion else options.config
+    print(after_train(source, options.overrides, result.export))
+    if result.missing:
+        lacks = ", ".join(f"{what} ({why})" for what, why in sorted(result.missing.items()))
+        print(f"error: all is trained and exported, but MLflow lacks what it was to hold: {lacks}", file=sys.stderr)
+    return int(bool(result.missing))
+
+
+def _train_config(options: argparse.Namespace) -> Any:
+    """Of the file or recipe, or that of a champion."""
+    from bft_ray.config import TrackingConfig, load_config
+
+    overrides = [*(["tracking.profile_steps=5"] if options.profile else []), *options.overrides]
+    source = options.config
+    if options.champion and source and "=" in source:  # an override stands where else the config does
+        source, overrides = None, [source, *overrides]
+    if bool(source) == bool(options.champion):
+        remedy = "One of the two: `bft-ray train CONFIG`, or `bft-ray train --champion DOMAIN`."
+        raise BadInput("CONFIG", source, "left out with --champion" if source else "given, or --champion", remedy)
+    if source:
+        if options.uri:
+            raise BadInput("--uri", options.uri, "left out without --champion", "Give tracking.uri=URI.")
+        return load_config(source, overrides)
+    from bft_ray.study.report.best import champion_config
+    from bft_ray.tracking.registry import find_champion
+
+    uri = options.uri or TrackingConfig().uri
+    return champion_config(find_champion(TrackingConfig(uri=uri), options.champion), uri, overrides)
+
+
+def best_command(options: argparse.Namespace) -> int:
+    from bft_ray.config import TrackingConfig
+    from bft_ray.study.report.best import describe_champion
+    from bft_ray.tracking.registry import find_champion
+
+    uri = options.uri or TrackingConfig().uri
+    champion = find_champion(TrackingConfig(uri=uri), options.domain, options.version)
+    print(champion.config_yaml.rstrip() if options.yaml else describe_champion(champion, uri))
+    return 0
+
+
+def ui_command(options: argparse.Namespace) -> int:
+    from bft_ray.config import TrackingConfig
+    from bft_ray.tracking.ui import show
+
+    show(options.uri or TrackingConfig().uri, options.port)
+    return 0
+
+
+def evaluate_command(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+
+    if options.question and not options.against:
+        remedy = "Give --against the folder of an earlier evaluation, or leave --question out."
+        raise BadInput("--question", options.question, "left out without --against", remedy)
+    config = load_config(options.config, options.overrides, for_training=False)
+    if options.model:
+        model = config.model.model_copy(update={"path": options.model, "adapter": None})
+        config = config.model_copy(update={"model": model})
+    if options.harness:
+        config = _with_harness(config, options.harness.split(","))
+    from bft_ray.evaluate.result import EvaluationResult
+    from bft_ray.evaluate.run import evaluate_model
+
+    before = EvaluationResult.read(Path(options.against)) if options.against else None
+    names = options.task and [*options.task, *(["harness"] if options.harness else [])]
+    if before is not None and options.question:
+        from bft_ray.config.measured import measured_names
+        from bft_ray.evaluate.compare import check_question
+
+        measured = [name for name in measured_names(config) if not names or name.partition("/")[0] in names]
+        check_question(options.question, measured, before)
+    result = evaluate_model(config, Path(options.out) if options.out else None, names=names)
+    if before is None:
+        print_metrics({}, result.metrics)
+    else:
+        from bft_ray.domains import domain
+        from bft_ray.evaluate.compare import compare, render
+
+        print(render(compare(before, result), options.question or domain(config.domain).headline))
+    from bft_ray.operate.road import after_evaluate
+
+    text = after_evaluate(options.config, options.overrides, options.model, options.out, options.against)
+    print(*filter(None, [text]), sep="\n", end="\n" if text else "")
+    return 0
+
+
+def profile_command(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    if options.model:
+        model = config.model.model_copy(update={"path": options.model, "adapter": None})
+        config = config.model_copy(update={"model": model})
+    from bft_ray.profile.page import next_steps, to_text
+    from bft_ray.profile.rewrite import space_beside
+    from bft_ray.profile.run import model_label, profile_data
+
+    if not options.out and "://" in config.cluster.storage_path:
+        raise BadInput("--out", None, "given where cluster.storage_path is an object store", "Name a local folder.")
+    name = f"{config.domain}-{model_label(options.model)}" if options.model else config.domain
+    out = Path(options.out) if options.out else Path(config.cluster.storage_path) / "profiles" / name
+    against = Path(options.against) if options.against else None
+    beside = space_beside(options.config)
+    space = None if options.model or not set(map(_section, options.overrides)) <= _SAME_SPACE else beside
+    profile = profile_data(
+        config, out, against, options.config, track=not options.no_mlflow, progress=_shards, space=space
+    )
+    print(to_text(profile))
+    print(f"\npage      {out / 'profile.html'}")
+    print(next_steps(profile, out, beside))
+    return 0
+
+
+def _section(override: str) -> str:
+    return override.partition("=")[0].partition(".")[0]
+
+
+def search_command(options: argparse.Namespace) -> int:
+    if options.list:
+        from bft_ray.space.load import load_space, spaces
+
+        for name in spaces():
+            print(f"{name:<20}{load_space(name).description}")
+        return 0
+    from bft_ray.operate.studies import cancel_study, database_url, dry_run, run_study, status_of
+
+    database = database_url(options.database)
+    if options.status:
+        print(status_of(options.space, options.config, options.overrides, database))
+        return 0
+    if not options.space:
+        raise BadInput("SPACE", None, "a YAML file or the name of a search space", "`bft-ray search --list` has them.")
+    if options.cancel:
+        print(cancel_study(options.space, options.config, options.overrides, database))
+        return 0
+    if options.dry_run:
+        print(
+            dry_run(
+                options.space,
+                options.config,
+                options.overrides,
+                measure=not options.no_measure,
+                line=lambda text: print(text, file=sys.stderr, flush=True),
+            )
+        )
+        return 0
+    chosen = {"profile": not options.no_profile, "measure": not options.no_measure}
+    result = run_study(options.space, options.config, options.overrides, database, **chosen)
+    print(result.text)
+    if result.failed:
+        print(f"error: {result.failed}", file=sys.stderr)
+    return int(bool(result.failed))
+
+
+def _shards(done: int, total: int) -> None:
+    print(f"forward pass: {done} of {total} shards", file=sys.stderr, flush=True)
+
+
+def _with_harness(config: Any, names: list[str]) -> Any:
+    """The config with one more task, named `harness`."""
+    from bft_ray.config import make_config
+
+    tree = config.model_dump()
+    tree["evaluation"]["tasks"].append({"kind": "harness", "tasks": [name.strip() for name in names if name.strip()]})
+    return make_config(tree, "--harness", for_training=False)
+
+
+def config_command(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config, schema, to_yaml
+    from bft_ray.config.load import recipes
+
+    if options.schema:
+        print(schema())
+    elif options.recipes:
+        for name, path in recipes().items():
+            first = path.read_text().splitlines()[0].lstrip("# ")
+            print(f"{name:<28}{first}")
+    elif not options.config:
+        raise BadInput("config", None, "a YAML file or a recipe", "Or ask for --schema or --recipes.")
+    else:
+        print(to_yaml(load_config(options.config, options.overrides)), end="")
+    return 0
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+    from bft_ray.operate.doctor import diagnose, exit_code, render
+
+    if not options.config:
+        findings = diagnose()
+        print(render(findings))
+        return exit_code(findings)
+    from bft_ray.operate.road import after_doctor, space_of
+
+    config = load_config(options.config, options.overrides, for_training=False)
+    trains = bool(config.data.train)
+    if trains:  # then all of its rules are asked for
+        config = load_config(options.config, options.overrides)
+    findings = diagnose(config, space=space_of(options.config) if trains else None)
+    print(render(findings))
+    print(after_doctor(options.config, options.overrides, is_fine=not exit_code(findings), trains=trains))
+    return exit_code(findings)
+
+
+def init_command(options: argparse.Namespace) -> int:
+    from bft_ray.operate.init.request import Request
+    from bft_ray.operate.init.study import write_study
+
+    request = Request(
+        data=options.data,
+        out=Path(options.out),
+        prompt=options.prompt,
+        completion=options.completion,
+        group=options.group,
+        split=options.split,
+        config_name=options.config_name,
+        limit=options.limit,
+        domain=options.domain,
+        model=options.model,
+        force=options.force,
+    )
+    print(write_study(request))
+    return 0
+
+
+def print_metrics(before: dict[str, float], after: dict[str, float]) -> None:
+    """A small table: metric, before (where measured), after."""
+    from bft_ray.config.metrics import format_value, is_judged
+
+    names = [name for name in after if is_judged(name)]
+    if not names:
+        return
+    width = max(map(len, names))
+    if before:
+        print(f"{'metric':<{width}}  {'before':>10}  {'after':>10}")
+    for name in names:
+        old = f"  {format_value(name, before[name]) if name in before else '':>10}" if before else ""
+        print(f"{name:<{width}}{old}  {format_value(name, after[name]):>10}")
