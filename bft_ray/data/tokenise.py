@@ -30,6 +30,9 @@ from bft_ray.errors import BadInput
 
 _NEWLINE = "\n"
 
+#: fields of `data` that decide, with tokenizer and rows, which tokens a row becomes
+TOKENISING = ("template", "max_length", "too_long", "date")
+
 
 @dataclass(frozen=True)
 class Encoded:

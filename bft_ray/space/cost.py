@@ -80,8 +80,6 @@ def cost_of(
         for baseline in space.baselines
         for assignment in baseline_assignments(space)
     ]
-    confirmation = space.confirmation
-    num_confirmed = 0 if confirmation is None else (confirmation.top_k + len(space.baselines)) * len(confirmation.seeds)
     run_trials = trials if num_distinct is None else min(trials, num_distinct)
     search_runs = run_trials * len(space.seeds)
     return Cost(
@@ -93,12 +91,12 @@ def cost_of(
         rungs=tuple(rungs),
         search_runs=search_runs,
         tuning_runs=len(tuned) * len(space.seeds),
-        confirmation_runs=num_confirmed,
-        test_looks=2 if confirmation and confirmation.test else 0,
+        confirmation_runs=space.most_confirmation_runs,
+        test_looks=2 if space.confirmation and space.confirmation.test else 0,
         search_steps=_times(search_runs, steps),
         search_steps_stopped=_stopped(space, run_trials, steps, rungs),
         tuning_steps=_times(len(tuned) * len(space.seeds), steps),
-        confirmation_steps=_times(num_confirmed, steps),
+        confirmation_steps=_times(space.most_confirmation_runs, steps),
     )
 
 

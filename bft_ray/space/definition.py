@@ -218,6 +218,13 @@ class SearchSpace(Section):
     def _none_is_none(cls, value: Any) -> Any:
         return NoScheduler() if value is None else value
 
+    @property
+    def most_confirmation_runs(self) -> int:
+        """Runs of a whole confirmation: candidates and baselines with all seeds; less where the search has fewer candidates."""
+        if self.confirmation is None:
+            return 0
+        return (self.confirmation.top_k + len(self.baselines)) * len(self.confirmation.seeds)
+
     @model_validator(mode="before")
     @classmethod
     def _owned_fields_are_left_out(cls, tree: Any) -> Any:

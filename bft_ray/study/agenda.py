@@ -79,11 +79,9 @@ def part_of(space: SearchSpace, records: Records) -> str:
 
 def totals(space: SearchSpace, records: Records) -> dict[str, int]:
     """Part -> trials that it has or will have, at most."""
-    search, confirmed = records[SEARCH], 0
-    if space.confirmation is not None:
-        confirmed = (space.confirmation.top_k + len(space.baselines)) * len(space.confirmation.seeds)
-        if is_searched(space, records):
-            confirmed = len(_confirmation(space, records))
+    search, confirmed = records[SEARCH], space.most_confirmation_runs
+    if is_searched(space, records):
+        confirmed = len(_confirmation(space, records))
     proposed = num_trials(space) if _proposes(space, records) else len(search)
     return {BASELINES: len(_baselines(space)), SEARCH: proposed, CONFIRMATION: confirmed}
 

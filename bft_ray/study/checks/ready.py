@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from bft_ray.config import Config
 from bft_ray.config.measured import VALIDATION
 from bft_ray.data.dataset import TokenDataset, prepare
+from bft_ray.data.tokenise import TOKENISING
 from bft_ray.errors import BadInput
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
@@ -24,7 +25,7 @@ from bft_ray.train.overlay import check_overlay
 from bft_ray.train.record import files_fingerprint
 
 #: parameters of these sections make other tokens of the same rows
-_TOKENISING = ("data.train", "data.template", "data.max_length", "data.too_long", "model.")
+_TOKENISING = ("data.train", "model.", *(f"data.{name}" for name in TOKENISING))
 
 
 @dataclass(frozen=True)

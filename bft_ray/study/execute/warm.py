@@ -19,6 +19,7 @@ from bft_ray.config.base import Section, inputs_of
 from bft_ray.config.tasks import HarnessTask
 from bft_ray.data.dataset import prepare
 from bft_ray.data.tables import resolve_path
+from bft_ray.data.tokenise import TOKENISING
 from bft_ray.evaluate.engine.request import Context, Prepared
 from bft_ray.evaluate.run import prepare_all
 from bft_ray.model.causal_lm import adapter_of, attach, load_base, load_tokenizer, resolve_model
@@ -30,8 +31,6 @@ T = TypeVar("T")
 
 _MODELS = 1  # kept: trials of a study share one, and two large ones may not fit
 _OTHERS = 8  # kept of everything else
-#: what decides how rows become tokens
-_TOKENISING = {"template", "max_length", "too_long", "cache_dir", "keep_tokens"}
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def _tokenizer_key(config: ModelConfig) -> str:
 
 
 def _tokenising(config: Config) -> dict[str, Any]:
-    return config.data.model_dump(include=_TOKENISING)
+    return config.data.model_dump(include={*TOKENISING, "cache_dir", "keep_tokens"})
 
 
 def _files_in(sections: Iterable[Section]) -> Iterator[str]:
