@@ -25,7 +25,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import heapq
-import math
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
@@ -44,6 +43,7 @@ from bft_ray.space.assign import active
 from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.space.grid import grid, num_combinations, num_trials
 from bft_ray.study.records.distributions import distributions_of, draw, encode
+from bft_ray.study.records.leaderboard import ranked
 from bft_ray.study.records.record import TrialRecord
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of every study in memory
@@ -227,19 +227,8 @@ def _window(records: Sequence[TrialRecord], order: dict[int, float]) -> list[Tri
 
 
 def _best_first(space: SearchSpace, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Finished records: complete by value, then stopped by how far they came and by value, then failed."""
-    sign = -1 if higher_is_better(space.objective.metric) else 1
-    rung_sign = -1 if higher_is_better(rung_metric(space)) else 1
-
-    def place(record: TrialRecord) -> tuple:
-        if record.value is not None:
-            return (0, 0, sign * record.value, record.number)
-        if record.state == "pruned" and record.last_rung is not None:
-            step, value = record.last_rung
-            return (1, -step, rung_sign * value if math.isfinite(value) else math.inf, record.number)
-        return (2, 0, 0.0, record.number)
-
-    return sorted((record for record in records if record.is_finished), key=place)
+    """Finished records, as the leaderboard ranks them."""
+    return ranked((record for record in records if record.is_finished), space.objective.metric, rung_metric(space))
 
 
 def rung_metric(space: SearchSpace) -> str:
