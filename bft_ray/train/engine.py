@@ -102,7 +102,7 @@ class Engine:
 
     def sums(self, micro: MicroBatch, loss: LossConfig) -> LossSums:
         """Loss sums of a micro-batch that lies on the device: the forward pass."""
-        return self._engine(micro, loss)
+        return self._engine(micro, loss)  # `LossModel.forward`, within DeepSpeed's hooks
 
     def peak_memory_bytes(self) -> int:
         """Most memory so far: of this process's tensors on its GPU, or of the whole process on CPU."""

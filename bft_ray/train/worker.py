@@ -11,7 +11,7 @@ import ray.train
 import ray.train.torch
 import torch.distributed as dist
 
-from bft_ray.config import Config, make_config
+from bft_ray.config import Config
 from bft_ray.data.dataset import prepare
 from bft_ray.errors import BadInput, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
@@ -147,11 +147,11 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     may have is raised, so that the others do not wait for it; `StopAtFinal` tells whether the workers start again.
 
     Args:
-        payload: `config` (plain tree), `folder` (of the run), `export` (folder of its weights), `run_id` of MLflow and
+        payload: `config`, `folder` (of the run), `export` (folder of its weights), `run_id` of MLflow and
             `board` (actor that shows progress) where there are any; for a trial `until` (see `fit`): then the metrics
             of all steps come back too.
     """
-    config = make_config(payload["config"])
+    config: Config = payload["config"]  # as the driver has validated it
     keep_for(config.cluster.file_mode)
     pin_threads(config)
     context = ray.train.get_context()

@@ -48,7 +48,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_s)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # a value that it returns is rank 0's `return_value`
-        train_loop_config=payload | {"config": config.model_dump()},
+        train_loop_config=payload | {"config": config},
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
             use_gpu=gpus > 0,

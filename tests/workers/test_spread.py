@@ -15,7 +15,7 @@ import pytest
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput, BftError, NoRoom
-from bft_ray.workers import spread as spread_module
+from bft_ray.workers import connect as reach
 from bft_ray.workers.connect import connect, session_option
 from bft_ray.workers.room import num_places, require_resources, worker_resources
 from bft_ray.workers.spread import spread
@@ -43,10 +43,10 @@ def ray_of_two_cpus():
 
 def test_a_head_that_is_gone_is_told_again_and_again(monkeypatch, caplog):
     for name, seconds in (("_WATCH_S", 0.05), ("_SILENT_S", 0.2), ("_AGAIN_S", 0.3)):
-        monkeypatch.setattr(spread_module, name, seconds)
+        monkeypatch.setattr(reach, name, seconds)
     head = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{head.getsockname()[1]}"
-    with spread_module._watched(address):
+    with reach._watched(address):
         time.sleep(0.6)
         assert not caplog.records
         head.close()
@@ -59,7 +59,7 @@ def test_a_head_that_is_gone_is_told_again_and_again(monkeypatch, caplog):
     told = len(caplog.records)
     time.sleep(0.5)
     assert len(caplog.records) <= told + 1  # the watch has ended
-    with spread_module._watched(None):
+    with reach._watched(None):
         pass
 
 
@@ -118,7 +118,7 @@ def test_an_address_where_nobody_listens_is_told_in_seconds():
     ],
 )
 def test_why_a_cluster_does_not_answer_is_told_in_one_line(error, reason):
-    text = str(spread_module._unreachable("127.0.0.1:6379", error))
+    text = str(reach._unreachable("127.0.0.1:6379", error))
     assert f"{reason}. Check the address" in text and "\n" not in text and "Traceback" not in text and ".." not in text
 
 
