@@ -235,7 +235,7 @@ def test_every_trial_is_the_run_of_its_config_alone(twins):
             tree.setdefault(section, {})[name] = value
         trees.append(tree)
     for tree, run in zip(trees, runs, strict=True):
-        ((alone),) = run_ranks(solo, 1, tree)
+        ((alone),) = run_ranks(solo, 1, tree, fresh=True)
         assert run is not None and run.num_steps == STEPS
         trained = [{name: value for name, value in step.items() if name in alone["train"][0]} for step in run.train]
         assert trained == alone["train"] and run.metrics[STEPS] == alone["metrics"], f"seed {twins.seed}"
