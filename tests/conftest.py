@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that processes that share the files end at about the same time."""
     import torch
 
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")}
     items.sort(key=lambda item: item.path not in slow)
     if not torch.cuda.is_available():
         for item in items:
