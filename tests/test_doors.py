@@ -31,7 +31,7 @@ from tests.support.ports import answer_of, listening, named_ports, rows_of
 from tests.support.servers import POSTGRES
 from tests.support.unprivileged import as_nobody, only_root
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")]
 CHAMPION = "bft-test"
 
 

@@ -30,7 +30,7 @@ from tests.support.paths import ROOT
 from tests.support.servers import POSTGRES
 from tests.support.small_study import write_space
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")]
 SECRETS = ("postgres_password", "postgres_admin_password", "mlflow_password", "ray_token")
 
 

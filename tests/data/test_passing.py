@@ -62,7 +62,7 @@ def test_processes_of_a_machine_share_them_and_others_make_their_own(make_tree, 
     assert not list(temporary.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["train", "profile", "search"])
 def test_a_command_leaves_nothing_of_the_rows(command, make_tree, tmp_path):
     """Neither in the home nor among temporary files; results have the ids of rows, and no tokens."""

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from tests.support.local_cluster import Cluster, local_cluster
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 LIMIT_S = 420
 
 

@@ -94,7 +94,7 @@ def config(make_tree, tmp_path: Path, **sections) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("umask", "file_mode", "folders", "files"),
     [(0o000, "owner", "d 700", "f 600"), (0o077, "group", "d 770", "f 660")],
@@ -142,7 +142,7 @@ def kind_of(process: str) -> str:
     return next((name.rpartition("/")[2] for name in named if name in process), "any other worker")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_is_its_owner_s(make_tree, tiny_data, tmp_path):
     """Trials in warm workers, their weights, the profile, and the database of the study."""
     config(make_tree, tmp_path, cluster={"num_workers": 1})

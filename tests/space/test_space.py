@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bft_ray.config import LossConfig, load_config, make_config
+from bft_ray.config import Config, LossConfig, load_config, make_config
 from bft_ray.config.load import validate
 from bft_ray.config.measured import is_measured, measured_names, source_of
 from bft_ray.config.metrics import is_judged
@@ -355,19 +355,32 @@ def test_an_assignment_becomes_a_config():
     assert config.model_dump(exclude=unchanged) == base.model_dump(exclude=unchanged)
 
 
-def test_a_method_brings_its_whole_form():
-    """A dumped config names every field of the loss; the fields of the old form must not stay behind."""
-    space = make_space(parameters={"loss.method": {"kind": "categorical", "values": ["bft", "sft", "bft_inverse"]}})
-    odd = make_config(
-        load_config("starter").model_dump()
-        | {"loss": {"method": "bft_inverse", "weight_cap": 3.0, "token_weight": "none", "window": 99}}
+METHODS = {"loss.method": {"kind": "categorical", "values": ["bft", "sft", "bft_inverse"]}}
+
+
+@pytest.fixture(scope="module")
+def odd() -> Config:
+    """The loss of a config that differs from every method; dumped, it names every field."""
+    loss = {"method": "bft_inverse", "weight_cap": 3.0, "token_weight": "none", "window": 99}
+    return make_config(load_config("starter").model_dump() | {"loss": loss})
+
+
+@pytest.mark.parametrize("method", ["bft", "sft", "bft_inverse"])
+def test_a_method_brings_its_whole_form(odd, method):
+    """The fields of the old form must not stay behind; the window is of no form, and stays."""
+    assert config_of(odd, make_space(parameters=METHODS), {"loss.method": method}).loss == LossConfig(
+        method=method, window=99
     )
-    for method in ("bft", "sft", "bft_inverse"):
-        assert config_of(odd, space, {"loss.method": method}).loss == LossConfig(method=method, window=99)
-    kept = make_space(**{**MINIMAL, "fixed": {}})
-    assert config_of(odd, kept, {"loss.window": 64}).loss == odd.loss.model_copy(update={"window": 64})
-    capped = space.model_copy(update={"fixed": {"loss.weight_cap": 0.5}})
-    assert config_of(odd, capped, {"loss.method": "bft"}).loss.weight_cap == 0.5
+
+
+def test_where_no_method_is_searched_the_form_of_the_config_stays(odd):
+    space = make_space(**{**MINIMAL, "fixed": {}})
+    assert config_of(odd, space, {"loss.window": 64}).loss == odd.loss.model_copy(update={"window": 64})
+
+
+def test_what_is_fixed_lies_over_the_form_of_a_method(odd):
+    space = make_space(parameters=METHODS).model_copy(update={"fixed": {"loss.weight_cap": 0.5}})
+    assert config_of(odd, space, {"loss.method": "bft"}).loss == LossConfig(method="bft", window=99, weight_cap=0.5)
 
 
 def test_the_form_of_the_weight_brings_its_defaults():
@@ -437,8 +450,19 @@ def test_what_is_called_bft_is_the_published_method(overrides, message):
         make_space(baselines=[{"name": "bft", "overrides": overrides}])
     assert message in str(caught.value) and "Give a baseline with other settings another name." in str(caught.value)
     make_space(baselines=[{"name": "bft", "overrides": {"loss.method": "bft"}}, {"name": "b", "overrides": overrides}])
-    for same in ({"loss.window": 256, "lora.dropout": 0.1}, {"optimizer.weight_decay": 0.1}, {"loss.epsilon": 0.2}):
-        make_space(baselines=[{"name": "bft", "overrides": same}])  # epsilon has no effect here
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"loss.window": 256, "lora.dropout": 0.1},
+        {"optimizer.weight_decay": 0.1},
+        {"loss.epsilon": 0.2},  # without effect on bft
+    ],
+)
+def test_what_leaves_the_published_method_may_be_called_bft(overrides):
+    (baseline,) = make_space(baselines=[{"name": "bft", "overrides": overrides}]).baselines
+    assert (baseline.name, baseline.overrides) == ("bft", overrides)
 
 
 def test_learning_rates_of_baselines_come_from_a_range_or_a_list():

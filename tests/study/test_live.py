@@ -171,7 +171,15 @@ def wide(monkeypatch):
     monkeypatch.setenv("LINES", "40")
 
 
-def test_the_table_of_a_search(wide):
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The rows of the last table that was drawn, by trial or arm: the words of each, in order."""
+    table = text[text.rindex("at a time\n") :].splitlines()[1:]
+    return {words[0]: words for line in table if (words := line.split())}
+
+
+@pytest.fixture
+def table(wide) -> str:
+    """What a terminal shows of a search of 8: one trial complete and best, one complete, failed, running, pruned."""
     stream = Terminal()
     tuned = [
         trial(0, value=0.39, part="baselines", name="sft lr0.001", extra={"baseline": "sft"}),
@@ -189,25 +197,39 @@ def test_the_table_of_a_search(wide):
         live.part("baselines", 2)
         live.part("search", 8)
         live.show({"baselines": tuned, "search": search}, 2, LATER)
-    text = plain(stream.getvalue())
-    assert "note [one]\n" in text
-    assert "[search 2/8] w128 e0.05 c8: failed: out of memory\n" in text and "pruned at step 9 with" not in text
-    last = text[text.rindex("medical_qa   search   0 s") :].splitlines()
-    # 10 s a trial, all run: three to come and 6 s of the running one, two at a time
-    assert last[0].rstrip() == "medical_qa   search   0 s, search ends in about 18 s"
-    assert last[1].rstrip() == (
-        "━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌  4 of 8 finished (1 pruned, 1 failed), 1 running, 3 to come, 2 at a time"
-    )
-    assert [line.split("  ")[0] for line in last[4:9]] == ["baseline", "baseline", "best so far", "2", ""]
-    assert [line.split() for line in last[4:10]] == [
-        ["baseline", "baselines/1", "bft", "lr0.001", "0.400", "complete"],
-        ["baseline", "baselines/0", "sft", "lr0.001", "0.390", "complete"],
-        ["best", "so", "far", "search/2", "w256", "0.412", "complete"],
-        ["2", "search/0", "w64", "0.350", "complete"],
-        ["search/4", "w32", "pruned", "at", "step", "9:", "0.210"],
-        ["search/3", "w512", "running", "at", "step", "27:", "0.381"],
-    ]
-    assert stream.getvalue().rindex("\x1b[?25h") > stream.getvalue().rindex("\x1b[?25l")  # the cursor is back
+    return stream.getvalue()
+
+
+def test_above_the_table_stand_notes_and_failures_alone(table):
+    text = plain(table)
+    assert "note [one]\n" in text and "[search 2/8] w128 e0.05 c8: failed: out of memory\n" in text
+    assert "pruned at step 9 with" not in text
+
+
+def test_the_table_says_how_far_the_search_is(table):
+    """10 s a trial, all run: three to come and 6 s of the running one, two at a time."""
+    text = plain(table)
+    assert "search ends in about 18 s" in text[text.rindex("medical_qa") :]
+    assert "4 of 8 finished (1 pruned, 1 failed), 1 running, 3 to come, 2 at a time" in text
+    bar = next(line for line in reversed(text.splitlines()) if "4 of 8 finished" in line).partition("  ")[0]
+    assert bar.count(bar[0]) == bar.count(bar[-1]) == len(bar) // 2  # half of the trials
+
+
+def test_the_table_ranks_trials_below_the_baselines(table):
+    text = plain(table)
+    last = text[text.rindex("at a time\n") :].splitlines()
+    ranked = [line.split() for line in last if re.search(r"(baselines|search)/\d", line)]
+    trials = [next(word for word in words if "/" in word) for words in ranked]
+    assert trials == ["baselines/1", "baselines/0", "search/2", "search/0", "search/4", "search/3"]
+    said = dict(zip(trials, ranked, strict=True))
+    assert said["baselines/1"][0] == "baseline" and said["search/2"][:3] == ["best", "so", "far"]
+    assert said["search/0"][-2:] == ["0.350", "complete"]
+    assert said["search/4"][-5:] == ["pruned", "at", "step", "9:", "0.210"]
+    assert said["search/3"][-5:] == ["running", "at", "step", "27:", "0.381"]
+
+
+def test_the_cursor_is_back_after_the_table(table):
+    assert table.rindex("\x1b[?25h") > table.rindex("\x1b[?25l")
 
 
 def test_the_table_of_a_confirmation_has_a_row_an_arm(wide):
@@ -220,12 +242,13 @@ def test_the_table_of_a_confirmation_has_a_row_an_arm(wide):
     with Live("medical_qa", METRIC, stream=stream) as live:
         live.part("confirmation", 13)
         live.show({"search": [trial(0, value=0.9)], "confirmation": runs}, 16, LATER)
-    last = plain(stream.getvalue()).rpartition("2 of 13 finished")[2].splitlines()
-    assert last[3].split() == ["w64", "0.450", "2", "of", "2", "seeds"]
-    assert last[4].split() == ["bft", "0", "of", "11", "seeds"]
-    assert last[5].split() == ["confirmation/2", "bft", "seed", "2", "running"]
-    assert last[13].split() == ["and", "3", "more", "that", "run"]
-    assert "0.900" not in "".join(last)
+    text = plain(stream.getvalue())
+    rows = rows_of(text)
+    assert rows["w64"] == ["w64", "0.450", "2", "of", "2", "seeds"]
+    assert rows["bft"] == ["bft", "0", "of", "11", "seeds"]
+    assert rows["confirmation/2"] == ["confirmation/2", "bft", "seed", "2", "running"]
+    assert rows["and"] == ["and", "3", "more", "that", "run"]  # no more lines than a terminal has
+    assert "0.900" not in text  # of the search
 
 
 STUDY = """

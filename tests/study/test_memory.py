@@ -21,7 +21,7 @@ from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store
 from tests.support.small_study import write_space
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 LIMIT_BYTES = 3_500_000_000  # of a process, or of all of them: the most that the machine has to give
 CGROUPS = Path("/sys/fs/cgroup/memory")

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from bft_ray.cli import main
 from bft_ray.config import make_config
@@ -28,18 +30,22 @@ STUDY_S = 400  # bound of a study
 STEPS = 6
 
 
-@pytest.fixture
-def files(make_tree, tiny_data, tmp_path) -> dict[str, Any]:
+def write_files(tree_in, tiny_data: Path, folder: Path) -> dict[str, Any]:
     """A config of the tiny model, and data to confirm and to test on."""
     rows = [json.loads(line) for line in tiny_data.read_text().splitlines()]
     for name, part in (("confirmation", rows[12:28]), ("test", rows[28:44])):
         part = [row | {"prompt": f"{row['prompt']} w{len(name)}"} for row in part]  # not those of the training
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
-    tree = make_tree(deepspeed={"preset": "zero1"})
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    tree = tree_in(folder, deepspeed={"preset": "zero1"})
     tree["data"]["validation"] = [{"path": str(tiny_data), "limit": 12}]
     del tree["name"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     return tree
+
+
+@pytest.fixture
+def files(tree_in, tiny_data, tmp_path) -> dict[str, Any]:
+    return write_files(tree_in, tiny_data, tmp_path)
 
 
 def write_space(folder: Path, name: str, **more: Any) -> Path:
@@ -143,86 +149,137 @@ def children_of(client: Any, experiment: str, name: str) -> tuple[Any, dict[str,
     return study, {run.data.tags["bft.trial"]: run for run in nested}
 
 
-@pytest.mark.slow
-def test_a_study_and_its_twin_that_is_killed_and_cancelled(files, tmp_path, capfd):
-    """Two studies on one database at once; what happens to the second changes nothing of what it finds."""
-    from mlflow import MlflowClient
+@dataclass(frozen=True)
+class Twins:
+    """Two studies of one definition on one database, both finished; `killed` was killed and cancelled on its way."""
 
-    draw = random.Random(time.time_ns())
-    spaces = {name: write_space(tmp_path, name) for name in ("calm", "killed")}
-    own = ["cluster.storage_path=" + str(tmp_path / "other")]  # files of its own
-    running = {"calm": start(spaces["calm"], tmp_path), "killed": start(spaces["killed"], tmp_path, *own)}
-    for number in range(2):
-        wait_until(tmp_path, "killed", running["killed"], draw.randint(4 * number + 1, 5 * number + 4))
+    folder: Path
+    tree: dict[str, Any]
+    spaces: dict[str, Path]
+    logs: dict[str, str]
+    seed: int
+    statuses: tuple[str, set[str]]  # of its MLflow runs when it had been cancelled: the study's, the trials'
+
+    def records(self, name: str) -> dict[str, list[TrialRecord]]:
+        return records_of(self.folder, name)
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def twins(tree_in, tiny_data, tmp_path_factory) -> Twins:
+    """Run side by side; the second is killed at a random moment of its search, cancelled, and started again."""
+    folder = tmp_path_factory.mktemp("twins")
+    tree = write_files(tree_in, tiny_data, folder)
+    seed = time.time_ns()
+    draw = random.Random(seed)
+    spaces = {name: write_space(folder, name) for name in ("calm", "killed")}
+    own = ["cluster.storage_path=" + str(folder / "other")]  # files of its own
+    calm, killed = start(spaces["calm"], folder), start(spaces["killed"], folder, *own)
+    try:
+        wait_until(folder, "killed", killed, draw.randint(1, 9))
         time.sleep(draw.random())
-        running["killed"].send_signal(signal.SIGKILL)
-        running["killed"].wait(30)
-        running["killed"] = start(spaces["killed"], tmp_path, *own)
-    wait_until(tmp_path, "killed", running["killed"], 12)
-    assert main(["search", "killed/test", "--database", url_of(tmp_path), "--cancel"]) == 0
-    cancelled = running["killed"].wait(60)
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    if cancelled:
-        assert "error: cancelled; the same command goes on" in (tmp_path / "killed.log").read_text()
-        study, nested = children_of(client, "bft/test", "killed")
-        assert study.info.status == "KILLED" and {run.info.status for run in nested.values()} <= {"FINISHED", "KILLED"}
-    running["killed"] = start(spaces["killed"], tmp_path, *own)
-    logs = {name: finish(running[name], spaces[name], tmp_path) for name in spaces}
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(30)
+        killed = start(spaces["killed"], folder, *own)
+        wait_until(folder, "killed", killed, 12)
+        assert main(["search", "killed/test", "--database", url_of(folder), "--cancel"]) == 0
+        assert killed.wait(60) != 0, f"it finished before it was cancelled, seed {seed}"
+        study, nested = children_of(MlflowClient(f"sqlite:///{folder}/mlflow.db"), "bft/test", "killed")
+        statuses = study.info.status, {run.info.status for run in nested.values()}
+        killed = start(spaces["killed"], folder, *own)
+        logs = {name: finish(each, spaces[name], folder) for name, each in (("calm", calm), ("killed", killed))}
+    finally:
+        for process in (calm, killed):
+            process.kill()
+    return Twins(folder, tree, spaces, logs, seed, statuses)
 
-    calm, killed = (records_of(tmp_path, name) for name in spaces)
+
+@pytest.mark.long
+def test_a_study_that_is_killed_and_cancelled_finds_what_another_finds(twins):
+    """Two at once, and what happens to one changes nothing of what it finds."""
+    calm, killed = twins.records("calm"), twins.records("killed")
     for part in calm:
-        assert plain(calm[part]) == plain(killed[part]), part
-    assert len(calm[SEARCH]) == 10 and len(calm[BASELINES]) == 6
-    assert {record.status for record in calm[SEARCH]} >= {"complete", "pruned", "merged"}
-    assert "bft" in logs["calm"].splitlines()[-1]
+        assert plain(calm[part]) == plain(killed[part]), f"{part}, seed {twins.seed}"
 
-    # every trial is the run of its config alone, bit for bit
-    tree = next(iter(calm[SEARCH]))
-    done = [record for record in killed[SEARCH] if record.status == "complete"][:2]
+
+@pytest.mark.long
+def test_a_study_has_baselines_a_search_and_a_conclusion(twins):
+    records = twins.records("calm")
+    assert len(records[SEARCH]) == 10 and len(records[BASELINES]) == 6
+    assert {record.status for record in records[SEARCH]} >= {"complete", "pruned", "merged"}
+    assert "bft" in twins.logs["calm"].splitlines()[-1]
+
+
+@pytest.mark.long
+def test_a_cancelled_study_says_so_and_leaves_no_run_that_seems_to_go_on(twins):
+    study, nested = twins.statuses
+    assert "error: cancelled; the same command goes on" in twins.logs["killed"]
+    assert study == "KILLED" and nested <= {"FINISHED", "KILLED"}, f"seed {twins.seed}"
+
+
+@pytest.mark.long
+def test_every_trial_is_the_run_of_its_config_alone(twins):
+    """Bit for bit, though it ran in a warm worker after others."""
+    done = [record for record in twins.records("killed")[SEARCH] if record.status == "complete"][:2]
+    trees, runs = [], []
     for record in done:
-        own_id = _id(tmp_path, "killed")
-        folder = tmp_path / "other" / "studies" / "test" / f"killed-{own_id[:8]}" / "search" / f"{record.number:04d}"
-        run = Run.of(own_id, str(folder), 0)
-        assert run is not None and run.num_steps == STEPS
-        tree = json.loads(json.dumps(files)) | {"seed": 0}
-        tree["schedule"] = {"steps": STEPS}
+        own_id = _id(twins.folder, "killed")
+        trials = twins.folder / "other" / "studies" / "test" / f"killed-{own_id[:8]}" / "search"
+        runs.append(Run.of(own_id, str(trials / f"{record.number:04d}"), 0))
+        tree = json.loads(json.dumps(twins.tree)) | {"seed": 0, "schedule": {"steps": STEPS}}
         for field, value in record.assignment.items():
             section, name = field.split(".")
             tree.setdefault(section, {})[name] = value
-        ((alone),) = run_ranks(solo, 1, tree)
-        trained = [{k: v for k, v in step.items() if k in alone["train"][0]} for step in run.train]
-        assert trained == alone["train"] and run.metrics[STEPS] == alone["metrics"]
+        trees.append(tree)
+    for tree, run in zip(trees, runs, strict=True):
+        ((alone),) = run_ranks(solo, 1, tree, fresh=True)
+        assert run is not None and run.num_steps == STEPS
+        trained = [{name: value for name, value in step.items() if name in alone["train"][0]} for step in run.train]
+        assert trained == alone["train"] and run.metrics[STEPS] == alone["metrics"], f"seed {twins.seed}"
 
-    # MLflow: one tree each, true statuses, nothing twice
-    for name, records in (("calm", calm), ("killed", killed)):
-        study, nested = children_of(client, "bft/test", name)
-        assert study.info.status == "FINISHED"
-        assert set(nested) == {record.id for part in records.values() for record in part}
-        assert {run.info.status for run in nested.values()} == {"FINISHED"}
-        for record in records[SEARCH]:
-            run = nested[record.id]
-            assert run.info.run_name == record.name and run.data.tags["bft.status"] == record.status
-            if record.status == "complete":
-                steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
-                assert sorted(steps) == list(range(1, STEPS + 1))
-                assert run.data.metrics["validation/token_accuracy"] == pytest.approx(record.value)
-        files_there = {item.path for item in client.list_artifacts(study.info.run_id)}
-        assert files_there >= {
-            "leaderboard.md",
-            "study.md",
-            "pictures",
-            "profile",
-            "search_space.yaml",
-            "champion.yaml",
-        }
-        assert "token_accuracy" in study.data.tags["mlflow.note.content"]
-    versions = client.search_model_versions("name = 'bft-test'")
-    assert len(versions) == 2 and client.get_model_version_by_alias("bft-test", "champion")
 
-    # what is finished stays so, and can be looked at
-    capfd.readouterr()
-    words = ["--database", url_of(tmp_path)]
-    assert main(["search", str(spaces["calm"]), *words]) == 0
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["calm", "killed"])
+def test_mlflow_has_one_run_a_trial_below_that_of_the_study(twins, name):
+    """With true statuses, and no point twice."""
+    records = twins.records(name)
+    study, nested = children_of(twins.client, "bft/test", name)
+    assert study.info.status == "FINISHED"
+    assert set(nested) == {record.id for part in records.values() for record in part}
+    assert {run.info.status for run in nested.values()} == {"FINISHED"}
+    for record in records[SEARCH]:
+        run = nested[record.id]
+        assert run.info.run_name == record.name and run.data.tags["bft.status"] == record.status
+        if record.status == "complete":
+            steps = [point.step for point in twins.client.get_metric_history(run.info.run_id, "train/loss")]
+            assert sorted(steps) == list(range(1, STEPS + 1))
+            assert run.data.metrics["validation/token_accuracy"] == pytest.approx(record.value)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["calm", "killed"])
+def test_the_run_of_a_study_holds_its_answer(twins, name):
+    study, _ = children_of(twins.client, "bft/test", name)
+    files = {item.path for item in twins.client.list_artifacts(study.info.run_id)}
+    assert files >= {"leaderboard.md", "study.md", "pictures", "profile", "search_space.yaml", "champion.yaml"}
+    assert "token_accuracy" in study.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.long
+def test_each_study_registers_its_champion_once(twins, capsys):
+    assert len(twins.client.search_model_versions("name = 'bft-test'")) == 2
+    assert twins.client.get_model_version_by_alias("bft-test", "champion")
+    assert main(["best", "test", "--uri", f"sqlite:///{twins.folder}/mlflow.db"]) == 0
+    assert "validation/token_accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_a_finished_study_stays_so_and_can_be_looked_at(twins, capfd):
+    words = ["--database", url_of(twins.folder)]
+    assert main(["search", str(twins.spaces["calm"]), *words]) == 0
     assert "is finished" in capfd.readouterr().err
     assert main(["search", "calm/test", "--status", *words]) == 0
     shown = capfd.readouterr().out
@@ -232,9 +289,7 @@ def test_a_study_and_its_twin_that_is_killed_and_cancelled(files, tmp_path, capf
         ["calm/test", "finished"],
         ["killed/test", "finished"],
     ]
-    assert main(["search", str(spaces["calm"]), "budget.trials=20", *words]) == 2
-    assert main(["best", "test", "--uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
-    assert "validation/token_accuracy" in capfd.readouterr().out
+    assert main(["search", str(twins.spaces["calm"]), "budget.trials=20", *words]) == 2
 
 
 def _id(folder: Path, name: str) -> str:
@@ -242,7 +297,7 @@ def _id(folder: Path, name: str) -> str:
         return Store.find(database, f"{name}/test").notes()["id"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_of_several_workers(files, tmp_path):
     """Ray Train and ZeRO-3 within the trial. (How such a one is stopped at a rung: tests/study/test_work.py.)"""
     space = write_space(

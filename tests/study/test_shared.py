@@ -60,7 +60,7 @@ def env() -> Iterator[dict[str, str]]:
         assert not left
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nodes_that_see_another_folder(env, tmp_path):
     own = env | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]

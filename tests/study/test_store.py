@@ -283,41 +283,71 @@ def test_equal_trials_are_found():
     assert twin_of(records, "k", before=1) is None and twin_of(records, "other") is None
 
 
-@pytest.mark.parametrize("state", ["complete", "pruned", "failed"])
-def test_a_merged_trial_waits_for_its_twin_and_takes_its_result(tmp_path, state):
+def end(store: Store, number: int, state: str) -> None:
+    """Trial `number`, after a rung."""
+    store.report(number, 8, {0: 0.25})
+    if state == "complete":
+        store.complete(number, {0: {METRIC: 0.5}}, 24)
+    elif state == "pruned":
+        store.prune(number, 8, "stopped")
+    else:
+        store.fail(number, "not finite", 3)
+
+
+@pytest.fixture(scope="module", params=["complete", "pruned", "failed"])
+def merged(tmp_path_factory, request) -> Store:
+    """Trial 0, which ended so, and two duplicates of it: 1 was there before it ended, 2 came after. To be read alone."""
+    store = new(f"sqlite:///{tmp_path_factory.mktemp('merged')}/study.db")
+    add(store, 0, key="k")
+    store.start(0)
+    add(store, 1, key="k", twin=store.record(0), because="the same settings")
+    end(store, 0, request.param)
+    add(store, 2, key="k", twin=store.record(0), because="the same settings")
+    assert [record.number for record in store.settle()] == [1]  # the other has its result already
+    return store
+
+
+def test_a_duplicate_waits_while_its_trial_runs(tmp_path):
     store = new(f"sqlite:///{tmp_path}/study.db")
     add(store, 0, key="k")
     store.start(0)
     add(store, 1, key="k", twin=store.record(0), because="the same settings")
-    assert store.record(1).status == "waiting" and store.settle() == []
-    with pytest.raises(
-        BadInput, match=r"`search/1` is 'waiting', but must be waiting, to be started\. Merged trials are"
-    ):
+    assert store.settle() == [] and store.record(1).status == "waiting"
+
+
+def test_a_duplicate_is_never_started(tmp_path):
+    store = new(f"sqlite:///{tmp_path}/study.db")
+    add(store, 0, key="k")
+    add(store, 1, key="k", twin=store.record(0), because="the same settings")
+    with pytest.raises(BadInput, match=r"`search/1` is 'waiting'.* Merged trials are"):
         store.start(1)
-    store.report(0, 8, {0: 0.25})
-    if state == "complete":
-        store.complete(0, {0: {METRIC: 0.5}}, 24)
-    elif state == "pruned":
-        store.prune(0, 8, "stopped")
-    else:
-        store.fail(0, "not finite", 3)
-    add(store, 2, key="k", twin=store.record(0), because="the same settings")  # the twin is there already
-    assert [record.number for record in store.settle()] == [1]
-    twin = store.record(0)
-    for number in (1, 2):
-        record = store.record(number)
-        assert (record.status, record.state, record.merged_with) == ("merged", state, "search/0")
-        assert record.merged_because == "the same settings"
-        assert (record.value, record.metrics, record.rung_values) == (twin.value, twin.metrics, twin.rung_values)
-        assert (record.reason, record.num_steps, record.paid_steps, record.attempts) == (
-            twin.reason,
-            twin.num_steps,
-            0,
-            0,
-        )
-    assert timeless(Store.find(Database(store.database.url), "small/test").records()) == timeless(store.records())
-    trials = native(store.database.url)
-    assert len({(trial.state, trial.value, str(trial.intermediate_values)) for trial in trials}) == 1
+    assert store.record(1).attempts == 0
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_duplicate_takes_the_result_of_its_trial_and_costs_nothing(merged, number):
+    record, trial = merged.record(number), merged.record(0)
+    assert record.status == "merged" and record.state == trial.state
+    assert (record.value, record.metrics, record.rung_values) == (trial.value, trial.metrics, trial.rung_values)
+    assert (record.reason, record.num_steps) == (trial.reason, trial.num_steps)
+    assert (record.paid_steps, record.attempts) == (0, 0)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_duplicate_says_of_which_trial_and_why(merged, number):
+    record = merged.record(number)
+    assert (record.merged_with, record.merged_because) == ("search/0", "the same settings")
+
+
+def test_others_read_the_same_of_duplicates(merged):
+    assert timeless(Store.find(Database(merged.database.url), "small/test").records()) == timeless(merged.records())
+
+
+def test_optuna_shows_a_duplicate_as_its_trial(merged):
+    original, *duplicates = native(merged.database.url)
+    for trial in duplicates:
+        assert (trial.state, trial.value) == (original.state, original.value)
+        assert trial.intermediate_values == original.intermediate_values
 
 
 # ---- who drives ------------------------------------------------------------------------------------------------------

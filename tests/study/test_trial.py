@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_a_trial_is_a_run_of_the_loop(make_tree, tmp_path):
     from bft_ray.evaluate.run import evaluate_model
 
     tree = make_tree(evaluation={"every_steps": 2, "tasks": [CHOICES]}, loss={"method": "bft_inverse", "window": 8})
-    ((result, run),) = run_ranks(trial_and_run, 1, tree, str(tmp_path))
+    [(result, run)] = run_ranks(trial_and_run, 1, tree, str(tmp_path))
     looped = [values for event, values in run["events"] if event == "step"]
     assert len(looped) == 6 == result.num_steps
     for mine, own in zip(steps_of(result), looped, strict=True):
@@ -61,59 +62,109 @@ def test_a_trial_is_a_run_of_the_loop(make_tree, tmp_path):
     assert [(r["set"], r["id"]) for r in result.records] == [(r["set"], r["id"]) for r in evaluated.records]
 
 
-def paused_and_resumed(trees: list[dict], folder: str) -> list[Any]:
-    found = []
-    for number, tree in enumerate(trees):
-        pause = Path(folder) / str(number)
-        parts = [trial(tree, [0, 2, 4], until=stop, pause=pause)[0] for stop in (2, 4, None)]
-        (state,) = (pause / "engine").glob("*model_states.pt")
-        state.write_bytes(state.read_bytes()[:-1] + b"!")
-        damaged = trial(tree, [4], until=4, pause=pause)[0]
-        found.append((parts, trial(tree, [0, 2, 4])[0], [path.name for path in pause.parent.iterdir()], damaged))
-    return found
+@dataclass(frozen=True)
+class Paused:
+    """A trial in three parts, beside the same one in one."""
+
+    parts: list[Any]
+    whole: Any
+    left: list[str]  # folders beside the state
+    damaged: Any  # up to step 4, from a state that was damaged
 
 
-def test_a_paused_trial_goes_on_as_if_nothing_had_been(make_tree, tmp_path):
-    trees = [
-        make_tree(deepspeed={"preset": preset}, lora=lora) for preset, lora in (("zero1", {"rank": 2}), ("zero0", None))
-    ]
-    for (parts, whole, folders, damaged), name in zip(
-        run_ranks(paused_and_resumed, 1, trees, str(tmp_path))[0], "01", strict=True
-    ):
-        assert [(part.status, part.num_steps) for part in parts] == [("paused", 2), ("paused", 4), ("complete", 6)]
-        assert [list(part.metrics) for part in parts] == [[0, 2], [4], [6]]
-        assert [step for part in parts for step in steps_of(part)] == steps_of(whole)
-        assert parts[0].metrics | parts[1].metrics | parts[2].metrics == whole.metrics
-        assert parts[2].records == whole.records and name in folders and f"{name}.part" not in folders
-        assert (steps_of(damaged), damaged.status) == (steps_of(whole)[:4], "paused")  # it began anew
+def paused_and_resumed(tree: dict, folder: str) -> Paused:
+    pause = Path(folder) / "state"
+    parts = [trial(tree, [0, 2, 4], until=stop, pause=pause)[0] for stop in (2, 4, None)]
+    (state,) = (pause / "engine").glob("*model_states.pt")
+    state.write_bytes(state.read_bytes()[:-1] + b"!")
+    damaged = trial(tree, [4], until=4, pause=pause)[0]
+    return Paused(parts, trial(tree, [0, 2, 4])[0], [path.name for path in pause.parent.iterdir()], damaged)
 
 
-def several_ends(tree: dict) -> list[Any]:
+@pytest.fixture(scope="module", params=[("zero1", {"rank": 2}), ("zero0", None)], ids=["zero1-lora", "zero0"])
+def paused(request, tree_in, tmp_path_factory) -> Paused:
+    folder = tmp_path_factory.mktemp("paused")
+    preset, lora = request.param
+    tree = tree_in(folder, deepspeed={"preset": preset}, lora=lora)
+    (folder / "pause").mkdir()
+    return run_ranks(paused_and_resumed, 1, tree, str(folder / "pause"))[0]
+
+
+def test_a_trial_pauses_where_it_is_told_to(paused):
+    assert [(part.status, part.num_steps) for part in paused.parts] == [("paused", 2), ("paused", 4), ("complete", 6)]
+    assert [list(part.metrics) for part in paused.parts] == [[0, 2], [4], [6]]
+
+
+def test_a_paused_trial_goes_on_as_if_nothing_had_been(paused):
+    assert [step for part in paused.parts for step in steps_of(part)] == steps_of(paused.whole)
+    first, second, third = paused.parts
+    assert first.metrics | second.metrics | third.metrics == paused.whole.metrics
+    assert third.records == paused.whole.records
+
+
+def test_the_state_of_a_paused_trial_lies_in_one_folder(paused):
+    assert "state" in paused.left and "state.part" not in paused.left
+
+
+def test_a_trial_whose_state_is_damaged_begins_anew(paused):
+    assert paused.damaged.status == "paused" and steps_of(paused.damaged) == steps_of(paused.whole)[:4]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Trials of one config that end in four ways; `told` is what the whole one reported."""
+
+    whole: Any
+    told: list[Any]
+    pruned: Any  # stopped at step 4
+    late: Any  # stopped at its end
+    failed: Any  # its learning rate is absurd
+    reported: list[Any]  # by the failed one
+
+
+def several_ends(tree: dict) -> Ends:
     wild = tree | {"optimizer": {"learning_rate": 1e30, "max_grad_norm": None}}
-    return [
-        trial(tree, [0, 2, 4], at_rungs=["choices"]),
-        trial(tree, [2, 4], stop_at=4),
-        trial(tree, [2], stop_at=6),
-        trial(wild, [1]),
-    ]
+    whole, told = trial(tree, [0, 2, 4], at_rungs=["choices"])
+    pruned, _ = trial(tree, [2, 4], stop_at=4)
+    late, _ = trial(tree, [2], stop_at=6)
+    failed, reported = trial(wild, [1])
+    return Ends(whole, told, pruned, late, failed, reported)
 
 
-def test_how_trials_end(make_tree):
-    tree = make_tree(evaluation={"tasks": [CHOICES]}, lora={"rank": 2})
-    ((whole, told), (pruned, _), (late, _), (failed, wild)) = run_ranks(several_ends, 1, tree)[0]
+@pytest.fixture(scope="module")
+def ends(tree_in, tmp_path_factory) -> Ends:
+    tree = tree_in(tmp_path_factory.mktemp("ends"), evaluation={"tasks": [CHOICES]}, lora={"rank": 2})
+    return run_ranks(several_ends, 1, tree)[0]
+
+
+def test_a_trial_that_nobody_stops_is_complete(ends):
+    whole = ends.whole
     assert (whole.status, whole.reason, whole.num_steps, list(whole.metrics)) == ("complete", "", 6, [0, 2, 4, 6])
-    assert told == list(whole.metrics.items())
-    assert "validation/nll" not in whole.metrics[4] and "choices/probability" in whole.metrics[4]
-    assert "validation/nll" in whole.metrics[6] and len(whole.records) == 12 + 6
+    assert ends.told == list(whole.metrics.items()) and len(whole.records) == 12 + 6
     assert set(whole.seconds) == {"start", "train", "measure", "report", "end"} and min(whole.seconds.values()) >= 0
 
-    assert (pruned.status, pruned.num_steps, pruned.records) == ("pruned", 4, [])
-    assert steps_of(pruned) == steps_of(whole)[:4]
-    assert pruned.metrics[4]["choices/probability"] == whole.metrics[4]["choices/probability"]
-    assert late.status == "complete" and late.metrics[6] == whole.metrics[6]  # at the end there is nothing to stop
 
+def test_only_what_rungs_ask_for_is_measured_at_them(ends):
+    at_rung, at_end = ends.whole.metrics[4], ends.whole.metrics[6]
+    assert "validation/nll" not in at_rung and "choices/probability" in at_rung and "validation/nll" in at_end
+
+
+def test_a_pruned_trial_is_the_beginning_of_the_whole_one(ends):
+    pruned = ends.pruned
+    assert (pruned.status, pruned.num_steps, pruned.records) == ("pruned", 4, [])
+    assert steps_of(pruned) == steps_of(ends.whole)[:4]
+    assert pruned.metrics[4]["choices/probability"] == ends.whole.metrics[4]["choices/probability"]
+
+
+def test_at_its_end_there_is_nothing_to_stop(ends):
+    assert ends.late.status == "complete" and ends.late.metrics[6] == ends.whole.metrics[6]
+
+
+def test_a_loss_that_is_not_finite_fails_the_trial(ends):
+    failed = ends.failed
     assert failed.status == "failed" and "not finite" in failed.reason and not failed.records
-    assert failed.num_steps < 6 and 6 not in failed.metrics and [step for step, _ in wild] in ([], [1])
+    assert failed.num_steps < 6 and 6 not in failed.metrics
+    assert [step for step, _ in ends.reported] in ([], [1])
 
 
 @pytest.mark.parametrize(

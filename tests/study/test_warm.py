@@ -59,7 +59,7 @@ def test_a_warm_trial_is_the_fresh_one(make_tree, tiny_data, tmp_path):
     (warm,) = run_ranks(in_turn, 1, [*others, *kinds], str(tmp_path))
     assert [one["result"].status for one in warm[:3]] == ["complete", "failed", "pruned"]
     for kind, settings, own in zip(KINDS, kinds, warm[3:], strict=True):
-        ((fresh,),) = run_ranks(in_turn, 1, [settings], str(tmp_path))
+        ((fresh,),) = run_ranks(in_turn, 1, [settings], str(tmp_path), fresh=True)
         a, b = own["result"], fresh["result"]
         assert steps_of(a) == steps_of(b) and len(a.train) == 6, kind
         assert (a.metrics, a.records) == (b.metrics, b.records) and "drawn/token_f1" in a.metrics[6], kind
@@ -147,7 +147,7 @@ def test_base_weights_are_shared_and_given_back_as_they_were(make_tree, tiny_mod
     tree = make_tree(lora={"rank": 2, "targets": ["q_proj", "embed_tokens"]})
     tree["model"] |= {"path": str(model), "gradient_checkpointing": True}
     tree["data"]["train"] = [{"path": str(rows)}]
-    (told,) = run_ranks(facts, 1, tree, str(rows))
+    (told,) = run_ranks(facts, 1, tree, str(rows), fresh=True)
     resident, written = told.pop("private")
     assert resident > 0 and written == 0  # still mapped from the file, of which all processes have one copy in memory
     assert told == {

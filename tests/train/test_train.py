@@ -148,6 +148,7 @@ def test_a_batch_with_nan_stops_the_run_and_names_its_samples(ray_of_two, make_t
     assert "not finite" in run.data.tags["bft.reason"]
 
 
+@pytest.mark.long
 def test_an_interrupted_command_goes_on(make_tree, tmp_path):
     """A true status whatever ended the driver, nothing left running, and the same command finishes the run."""
     tree = make_tree(
