@@ -13,12 +13,13 @@ import sys
 
 #: shapes that are kept; one micro-batch has about 40, forward and backward
 NUM_SHAPES = 128
-_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+#: variables by which oneDNN and ideep are told how many shapes to keep; 1,024 each if nobody says
+SHAPE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def bound_shape_caches() -> None:
     """Let each library keep NUM_SHAPES shapes, unless the environment says how many. They read it at their first product."""
-    for variable in _VARIABLES:
+    for variable in SHAPE_CACHES:
         os.environ.setdefault(variable, str(NUM_SHAPES))
 
 
