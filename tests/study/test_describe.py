@@ -69,6 +69,14 @@ def test_the_note_tells_how_far_the_rungs_agree_with_the_end():
     assert "Kendall" not in describe({"search": done[:4]}, space(), None, None, domain="math")
 
 
+def test_the_note_warns_of_rungs_at_which_all_trials_were_equal():
+    alike = [trial(n, 0.25, window=2**n, rungs={9: {0: 0.25}}) for n in range(3)]
+    note = describe({"search": alike}, space(), None, None, domain="medical_qa")
+    assert f"at step 9 (3 trials) all values of {METRIC} were the same, so the first trial was promoted" in note
+    moved = [*alike[:2], trial(2, 0.25, rungs={9: {0: 0.26}})]
+    assert "nothing to choose by" not in describe({"search": moved}, space(), None, None, domain="medical_qa")
+
+
 def test_the_note_begins_with_what_won_and_holds_all_of_it():
     note = describe(RECORDS, space(), WON, TEST, domain="medical_qa", sizes={"train": 2400, "validation": 229})
     lines = note.splitlines()

@@ -65,6 +65,18 @@ def by_rung(records: Iterable[TrialRecord], at_rungs: str, at_end: str) -> dict[
     return found
 
 
+def blind_rungs(records: Iterable[TrialRecord]) -> dict[int, int]:
+    """Rung -> its trials, of the rungs at which at least two trials were judged and all had the same value: there the number of
+    a trial decided, not its merit.
+    """
+    values: dict[int, list[float]] = {}
+    for record in records:
+        if not record.merged_with:
+            for step, value in record.rung_values.items():
+                values.setdefault(step, []).append(value)
+    return {step: len(at) for step, at in sorted(values.items()) if len(at) > 1 and len(set(at)) == 1}
+
+
 def in_words(found: dict[int, Agreement]) -> str:
     """One line; "" where nothing can be said."""
     if not found:

@@ -97,7 +97,7 @@ def describe(
     else:
         first, evidence = compare.verdict(records, space, items), compare.evidence(search, space)
     settings, commands = _chosen(records, space, choice), _commands(records, space, domain, choice, uri, items)
-    before = [first, _few(space, choice), test and _test(test), _unconfirmed(space)]
+    before = [first, _few(space, choice), _blind(space, search), test and _test(test), _unconfirmed(space)]
     if settings:
         before += ["#### Chosen settings", as_markdown([["field", "value"], *map(list, settings.items())])]
     before += ["#### Evidence" if evidence else "", evidence.strip()]
@@ -196,6 +196,19 @@ def _few(space: SearchSpace, choice: Choice | None) -> str:
     return (
         f"**Confirmed: {count or 'none'} of the {asked} candidates** that confirmation.top_k asks for. Of the trials that ran to "
         "their end, no more differ from each other and from the baselines."
+    )
+
+
+def _blind(space: SearchSpace, search: Sequence[TrialRecord]) -> str:
+    """Of rungs that could not tell trials apart; "" where all could."""
+    blind = agreement.blind_rungs(search) if isinstance(space.scheduler, Asha) else {}
+    if not blind:
+        return ""
+    steps = ", ".join(f"step {step} ({count} trials)" for step, count in blind.items())
+    return (
+        f"**Early stopping had nothing to choose by**: at {steps} all values of {rung_metric(space)} were the same, so the first trial "
+        "was promoted and others were stopped. Take a scheduler.metric that moves, such as validation/token_accuracy, or a "
+        "later scheduler.grace_steps."
     )
 
 
