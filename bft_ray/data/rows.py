@@ -21,7 +21,7 @@ from typing import Any
 from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import NamesTask, RowsTask
 from bft_ray.data.forms import FIELDS, MissingCell, Use, apply, recognise
-from bft_ray.data.tables import STARTER, read_table, resolve_path
+from bft_ray.data.tables import STARTER, Ids, read_table, resolve_path
 from bft_ray.errors import BadInput
 
 __all__ = [
@@ -114,7 +114,7 @@ def canonical_rows(
 ) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     """(place, canonical record) of each row; `check(use, source, where, field)` may refuse a form."""
     use, rows = _looked_at(source, field)
-    seen: dict[str, str] = {}
+    ids = Ids(remedy="Make the ids unique, or leave the column out: the place then serves as id.")
     is_first = True
     for where, raw in rows:
         assert use is not None
@@ -127,10 +127,7 @@ def canonical_rows(
             yield where, BadRow(where, missing.reason)
             continue
         own = record.get("id") or _short(where)
-        if own in seen:
-            remedy = "Make the ids unique, or leave the column out: the place then serves as id."
-            raise BadInput(f"{where} id", own, f"but stands at {seen[own]} too", remedy)
-        seen[own] = where
+        ids.add(own, where)
         yield where, record
 
 

@@ -292,3 +292,21 @@ def is_missing(value: Any) -> bool:
 def kind_of(value: Any) -> str:
     """What a value is, in words: errors name it in place of the value."""
     return "missing" if is_missing(value) else _KINDS.get(type(value), type(value).__name__)
+
+
+class Ids:
+    """The ids of a table's rows, each with its place, so that the second one of a name is refused."""
+
+    def __init__(self, column: str = "id", remedy: str = "Make the ids unique."):
+        self._column, self._remedy = column, remedy
+        self._places: dict[str, str] = {}
+
+    def add(self, name: str, where: str) -> None:
+        """Note the id of the row at `where`.
+
+        Raises:
+            BadInput: another row has it.
+        """
+        if name in self._places:
+            raise BadInput(f"{where} {self._column}", name, f"but stands at {self._places[name]} too", self._remedy)
+        self._places[name] = where

@@ -20,7 +20,7 @@ import numpy as np
 
 from bft_ray.config.tasks import CellsTask
 from bft_ray.data.rows import read_table
-from bft_ray.data.tables import is_missing, kind_of
+from bft_ray.data.tables import Ids, is_missing, kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import (
     batch_silhouette,
@@ -80,12 +80,10 @@ def read_cells(task: CellsTask, field: str) -> list[Cell]:
         BadInput: see `prepare`.
     """
     cells: list[Cell] = []
-    seen: dict[str, str] = {}
+    ids = Ids("cell")
     for where, record in read_table(task.path, limit=task.limit, field=field):
         cell = _cell(where, record, task)
-        if cell.id in seen:
-            raise BadInput(f"{where} cell", cell.id, f"unique, but stands at {seen[cell.id]} too")
-        seen[cell.id] = where
+        ids.add(cell.id, where)
         cells.append(cell)
     labels, batches = ({getattr(cell, name) for cell in cells} for name in ("label", "batch"))
     if len(labels) < 2:

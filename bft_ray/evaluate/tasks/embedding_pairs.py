@@ -24,7 +24,7 @@ import numpy as np
 
 from bft_ray.config.tasks import EmbeddingPairsTask
 from bft_ray.data.rows import Row, read_table
-from bft_ray.data.tables import kind_of
+from bft_ray.data.tables import Ids, kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import fit_classifiers, keyed_order, pair_features, ranking_metrics
 from bft_ray.evaluate.engine.embed import cut_texts
@@ -101,11 +101,10 @@ def read_descriptions(path: str, field: str) -> dict[str, tuple[str, str]]:
     Raises:
         BadInput: no such file, a malformed row, or a gene that is described twice.
     """
-    described: dict[str, tuple[str, str]] = {}
+    genes, described = Ids("gene", "Describe each gene once."), dict[str, tuple[str, str]]()
     for where, record in read_table(path, field=field):
         gene = _text(where, record, "gene")
-        if gene in described:
-            raise BadInput(f"{where} gene", gene, f"described once, but stands at {described[gene][0]} too")
+        genes.add(gene, where)
         described[gene] = (where, _text(where, record, "description"))
     return described
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from bft_ray.config.tasks import PairsTask
 from bft_ray.data.rows import read_table
-from bft_ray.data.tables import kind_of
+from bft_ray.data.tables import Ids, kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import ranking_metrics
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores
@@ -83,12 +83,10 @@ def read_pairs(path: str, limit: int | None, field: str) -> list[Pair]:
         BadInput: no such file, a malformed row, named by file and line, or not both labels among them.
     """
     pairs = []
-    seen: dict[str, str] = {}
+    ids = Ids()
     for where, record in read_table(path, limit=limit, field=field):
         pair = _pair(where, record)
-        if pair.id in seen:
-            raise BadInput(f"{where} id", pair.id, f"unique, but stands at {seen[pair.id]} too")
-        seen[pair.id] = where
+        ids.add(pair.id, where)
         pairs.append(pair)
     if len({pair.label for pair in pairs}) < 2:
         raise BadInput(f"{field}.path", path, "pairs of both labels, 0 and 1; a ranking cannot be judged without")

@@ -28,7 +28,7 @@ import numpy as np
 
 from bft_ray.config.tasks import RubricTask
 from bft_ray.data.rows import Row, read_table
-from bft_ray.data.tables import kind_of
+from bft_ray.data.tables import Ids, kind_of
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.clients.judge import Budget, Messages, check_judge, judge_all
 from bft_ray.evaluate.engine.generate import check_engine
@@ -89,13 +89,11 @@ def read_rubrics(task: RubricTask, field: str) -> list[RubricItem]:
         BadInput: no such file, no rows, or a malformed row, named by file and line.
     """
     items: list[RubricItem] = []
-    seen: dict[str, str] = {}
+    ids = Ids()
     for where, record in read_table(task.path, limit=task.limit, field=field):
         given = record.get("id", record.get("prompt_id"))
         name = where.rsplit("/", 1)[-1] if given in (None, "") else str(given)
-        if name in seen:
-            raise BadInput(f"{where} id", name, f"unique, but stands at {seen[name]} too")
-        seen[name] = where
+        ids.add(name, where)
         prompt, group = _prompt(where, record.get("prompt")), record.get("group")
         row = Row(
             name, where, prompt=prompt, completion="!", group=None if group is None else str(group)
