@@ -82,7 +82,7 @@ OTHERWISE = {
     "data/dataset.py": "covered by its sha256.json",
     "places/remote.py": "checksums of a copy: no circle of imports",
     "data/tables.py": "the user's rows",
-    "evaluate/run.py": "compared with its sha256.json",
+    "evaluate/result.py": "compared with its sha256.json",
     "model/check.py": "the user's model",
     "model/causal_lm.py": "the user's model",
     "model/export.py": "written a moment before",

@@ -184,4 +184,4 @@ def test_a_leg_without_room_is_stopped_and_goes_on(make_tree, small):
     assert [files for _, files in stages][2:] == [paused, paused, paused, complete]
     for last, _ in (stages[0], stages[1], stages[3], stages[4]):
         assert f"holds {small}/0" in last.reason and "(cluster.storage_path)" in last.reason, last.reason
-    assert stages[-1][0].metrics == calm.metrics and calm.step == 6
+    assert stages[-1][0].metrics == calm.metrics and calm.num_steps == 6

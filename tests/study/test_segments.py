@@ -92,7 +92,7 @@ def walks(tree: dict, folder: str) -> dict[str, Any]:
     assert stopped is not None
     told["stopped"] = stopped.status, stopped.num_steps, len(warm._models._things)
     loss, stopped.train[1]["train/loss"] = stopped.train[1]["train/loss"], -1.0
-    stopped.write(cut)
+    stopped.write(cut.files)
     told["cut"] = stages(take(cut))
     ended = Run.read(cut.files, cut.key)
     assert ended is not None

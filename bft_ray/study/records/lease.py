@@ -131,6 +131,7 @@ class Lease:
         """
         engine = self._database.engine
         self._database.patiently("opening it", lambda: _TABLE.create(engine, checkfirst=True), opening=True)
+        self.holder()  # names a row that is damaged
         first: Holder | None = None
         while not self._try():
             now = self.holder()
