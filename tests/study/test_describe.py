@@ -112,6 +112,15 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
     assert explain(WON).split("\n\n", 1)[1].strip() in note
 
 
+def test_the_winner_s_values_stand_side_by_side():
+    """So that a choice that fits the search alone shows."""
+    said = "`w128 lr0.001` has choices/probability 0.400 in the search, {} in the confirmation"
+    mean = f"{next(arm.mean for arm in WON.arms if arm.name == WON.champion):.3f}"
+    tested = describe(RECORDS, space(), WON, TEST, domain="d").splitlines()
+    assert said.format(mean) + ", 0.391 in the test." in tested
+    assert said.format(mean) + "." in describe(RECORDS, space(), WON, None, domain="d").splitlines()
+
+
 def test_settings_of_a_baseline_that_won():
     found = chosen({"sft": 0.2})
     note = describe(RECORDS, space(), found, None, domain="d")

@@ -299,7 +299,7 @@ def _id(folder: Path, name: str) -> str:
 
 @pytest.mark.long
 def test_a_trial_of_several_workers(files, tmp_path):
-    """Ray Train and ZeRO-3 within the trial. (How such a one is stopped at a rung: tests/study/test_work.py.)"""
+    """Ray Train and ZeRO-3 within the trial. (How such a one is stopped at a rung: tests/study/test_segments.py.)"""
     space = write_space(
         tmp_path,
         "wide",

@@ -97,7 +97,14 @@ def describe(
     else:
         first, evidence = compare.verdict(records, space, items), compare.evidence(search, space)
     settings, commands = _chosen(records, space, choice), _commands(records, space, domain, choice, uri, items)
-    before = [first, _few(space, choice), _blind(space, search), test and _test(test), _unconfirmed(space)]
+    before = [
+        first,
+        _few(space, choice),
+        _blind(space, search),
+        test and _test(test),
+        _along(records, choice, test),
+        _unconfirmed(space),
+    ]
     if settings:
         before += ["#### Chosen settings", as_markdown([["field", "value"], *map(list, settings.items())])]
     before += ["#### Evidence" if evidence else "", evidence.strip()]
