@@ -548,3 +548,15 @@ def test_a_folder_takes_the_study(tmp_path, monkeypatch, place):
     write_study(Request(str(tmp_path / "rows.csv"), Path(place)))
     written = Path(place) if place.endswith("yml") else Path(place) / "bft.yaml"
     assert load_study(written.with_name("search_space.yaml"), written)
+
+
+def test_rows_without_a_question_are_named(tmp_path):
+    """They are learned as they stand, and an export of a table leaves such cells where nobody meant them."""
+    rows = questions(40)
+    for row in rows[:3]:
+        row[0] = " "
+    text = init(write_csv(tmp_path / "rows.csv", ["question", "answer"], rows), tmp_path / "bft.yaml")
+    assert "note         3 rows have an empty question: the answer is learned without one." in text
+    rows[0][0], rows[1][0] = "Which gene is it?", "Which one is that?"
+    text = init(write_csv(tmp_path / "rows.csv", ["question", "answer"], rows), tmp_path / "bft.yaml", force=True)
+    assert "note         1 row has an empty question" in text and "remove it, and" in text

@@ -26,6 +26,11 @@ def told(look: Look) -> list[str]:
     if look.kind == "choice":
         lines.append(f"{'taught':<13}the text of the right option, after the question with its options by letter")
         lines.append(f"{'measured':<13}how likely each option is after the same question: the task `choices`")
+    if blank := sum(not str(row.record.get("prompt", "?")).strip() for row in look.rows):
+        lines.append(
+            f"{'note':<13}{blank:,} row{'s have an' if blank > 1 else ' has an'} empty question: the answer is learned without one. "
+            f"If that is not meant, remove {'them' if blank > 1 else 'it'}, and init again with --force"
+        )
     lines += [f"{'left out':<13}{count:,} rows: {reason}" for reason, count in look.left_out.items()]
     return lines
 
