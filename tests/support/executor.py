@@ -15,7 +15,7 @@ from bft_ray.study.controller import OVER, Conductor
 from bft_ray.study.definition import Study
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.records.segment import Leg, Run
+from bft_ray.study.records.segment import Leg, Reached, Run
 from bft_ray.study.records.store import SEARCH, Store
 
 METRIC = "choices/probability"
@@ -118,13 +118,17 @@ class Executor:
             self.conductor.ended(same.leg, reached)
 
     def _walk(self, leg: Leg):
+        """In the place of a worker: what `bft_ray.study.execute.work.walk` tells of a leg, without training."""
         run = Run.read(leg)
         if run is None or run.status == "running":
             run = Run(leg.key)
-        elif run.status == "complete" or (leg.until and run.num_steps >= leg.until):
+        elif run.status == "complete":
             yield run.reached  # an earlier driver was killed before it heard of it
             return
-        for step in [*leg.rungs, STEPS]:
+        elif leg.until is not None and leg.until in run.metrics:
+            yield Reached(leg.until, run.metrics[leg.until], "paused")
+            return
+        for step in [step for step in [*leg.rungs, STEPS] if step > run.num_steps]:
             self.trained.append((leg.trial, leg.seed, run.num_steps, step))
             run.num_steps = step
             run.status = "paused" if step == leg.until else "complete" if step == STEPS else "running"
