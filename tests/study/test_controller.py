@@ -32,6 +32,22 @@ def timeless(records: list[TrialRecord]) -> list[TrialRecord]:
     return [replace(one, **where) for one in records]
 
 
+def test_the_workers_of_these_tests_tell_what_workers_tell(tmp_path, url):
+    """At the same places as the real ones in test_segments.py, with other rungs."""
+    executor = Executor(make_study(tmp_path), url)
+    tree = executor.study.base.model_dump(mode="json")
+
+    def stages(name: str, *until: int | None) -> list[list[tuple[int, str]]]:
+        segments = [
+            Segment("study", "search/0", 42, tree, str(tmp_path / name), rungs=(4, 12), until=step) for step in until
+        ]
+        return [[(reached.num_steps, reached.status) for reached in executor._walk(segment)] for segment in segments]
+
+    assert stages("whole", None, None) == [[(4, "running"), (12, "running"), (24, "complete")], [(24, "complete")]]
+    paused = [[(4, "paused")], [(12, "paused")], [(4, "paused")], [(24, "complete")]]
+    assert stages("parts", 4, 12, 4, None) == paused
+
+
 def test_a_whole_study(tmp_path, url):
     executor = Executor(make_study(tmp_path), url, ahead=1)
     assert executor.run()

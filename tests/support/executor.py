@@ -118,13 +118,17 @@ class Executor:
             self.controller.ended(same.segment, reached)
 
     def _walk(self, segment: Segment):
+        """In the place of a worker: what `bft_ray.study.execute.segments.run_segment` tells of a segment, without training."""
         run = Run.read(segment.files, segment.key)
         if run is None or run.status == "running":
             run = Run(segment.key)
-        elif run.status == "complete" or (segment.until and run.num_steps >= segment.until):
+        elif run.status == "complete":
             yield run.report  # an earlier driver was killed before it heard of it
             return
-        for step in [*segment.rungs, STEPS]:
+        elif segment.until is not None and segment.until in run.metrics:
+            yield run.at(segment.until)
+            return
+        for step in [step for step in [*segment.rungs, STEPS] if step > run.num_steps]:
             self.trained.append((segment.trial, segment.seed, run.num_steps, step))
             run.num_steps = step
             run.status = "paused" if step == segment.until else "complete" if step == STEPS else "running"
