@@ -28,7 +28,7 @@ from bft_ray.study import driver as drive
 from bft_ray.study.execute.measure import measure
 from bft_ray.study.execute.trial import paused_at
 from bft_ray.study.records.segment import Run, Segment
-from bft_ray.tracking.journal import Journal
+from bft_ray.tracking.outbox import Outbox
 from bft_ray.train.checkpoint import last_complete, verify_manifest, write_manifest
 from bft_ray.train.record import is_lost, read_record, write_record
 from bft_ray.train.snapshot import FILE, SCORE, delete_unfit
@@ -416,16 +416,20 @@ def _(here: Here) -> None:
         here.kind = kind
 
 
+def _away(records: list) -> None:
+    raise ConnectionError
+
+
 @case("`RUN_ID.*.jsonl`")
 def _(here: Here) -> None:
-    dead = Journal(here.folder, "r")
-    dead.append(*({"metrics": {"train/nll": number / 8}, "step": number} for number in range(4)))
-    dead.close()
+    dead = Outbox(here.folder, "r", _away, "%s %s")
+    dead.queue(*({"metrics": {"train/nll": number / 8}, "step": number} for number in range(4)))
+    dead.end()
     here.damage(dead.path)
-    heir = Journal(here.folder, "r")
-    heir.adopt()
-    steps = [record["step"] for record in heir.next()]
-    heir.close()
+    steps: list[int] = []
+    heir = Outbox(here.folder, "r", lambda records: steps.extend(record["step"] for record in records), "%s %s")
+    assert heir.wait(20)
+    heir.end()
     assert steps == {"half": [0, 1], "empty": [], "flip": [0, 1, 3], "gone": []}[here.kind]
     if here.kind == "flip":
         assert here.told(dead.path)

@@ -37,7 +37,6 @@ from bft_ray.study.records.store import Store
 from bft_ray.study.report.live import Live
 from bft_ray.study.report.recorder import Recorder, params_of
 from bft_ray.tracking.begin import RUN_KEY
-from bft_ray.tracking.children import Children
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import redact
 from bft_ray.train.launch import pin_paths
@@ -192,8 +191,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
         store.note("run_id", tracker.run_id)
         shown.note(f"study {study.name}: MLflow run {tracker.run_id} in experiment {first.experiment}")
         _log_inputs(tracker, study, first, notes["settings"]["data.train"])
-        children = Children(study.base.tracking, tracker.run_id)
-        recorder = Recorder(study, tracker, children)
+        recorder = Recorder(study, tracker)
         controller = Controller(
             study,
             store,
@@ -215,8 +213,9 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
                 found = answer(study, controller.parts, shown.note)
             with waiting("recording the answer"):
                 result = conclude(study, store, controller, found, tracker, recorder, shown.note)
-            sent = children.flush(_PATIENCE_S) and tracker.flush(_PATIENCE_S)
-            if sent and tracker.finish(*(("FAILED", result.failed) if result.failed else ("FINISHED",))):
+            if tracker.flush(_PATIENCE_S) and tracker.finish(
+                *(("FAILED", result.failed) if result.failed else ("FINISHED",))
+            ):
                 store.note("result", vars(result))  # last of all: who finds it sends MLflow nothing more
             else:
                 shown.note("MLflow is away: the same command records what it lacks")
@@ -233,7 +232,6 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
         finally:
             with contextlib.suppress(BftError):  # the database is away, or another driver has taken over
                 controller.release(reason)
-            children.close("KILLED", reason)
             settle(study.folder)  # with what libraries have written
 
 

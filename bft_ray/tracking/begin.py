@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
 from bft_ray.tracking.resume import MAY_CHANGE
-from bft_ray.tracking.sender import patiently
+from bft_ray.tracking.retry import patiently
 from bft_ray.tracking.server import absolute_uri, connect, redact, sqlite_path
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bft_ray.config import TrackingConfig
 
-DONE = "done"
+DONE, LATER = "done", "later"  # last words
 
 
 class Keeper:
@@ -37,13 +37,13 @@ class Keeper:
         """Process id of the keeper."""
         return self._process.pid
 
-    def release(self, status: str | None) -> None:
-        """All is done (None), or: the server is away, set this status as soon as it is back."""
-        self._say(DONE if status is None else json.dumps({"status": status}))
+    def release(self, done: bool) -> None:
+        """All is done; or the server is away, and what is left in the outbox is to be sent as soon as it is back."""
+        self._say(DONE if done else LATER)
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        if status is None:
+        if done:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5.0)
 

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 
 from bft_ray.config import TrackingConfig
-from bft_ray.tracking.sender import patiently
+from bft_ray.tracking.retry import patiently
 from bft_ray.tracking.server import absolute_uri, connect
 
 _TAG = "bft.folder_key"

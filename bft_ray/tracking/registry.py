@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
 from bft_ray.places.scratch import scratch
-from bft_ray.tracking.sender import patiently
-from bft_ray.tracking.server import FIELD, absolute_uri, check_server, connect, redact, sqlite_path
+from bft_ray.tracking.retry import patiently
+from bft_ray.tracking.server import FIELD, absolute_uri, check_server, connect, pages, redact, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -177,26 +177,14 @@ def _where(client: MlflowClient, model_id: str) -> str:
 
 def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     """All versions, the latest first."""
-    versions: list[ModelVersion] = []
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        versions += page
-        token = page.token
-        if not token:
-            return sorted(versions, key=lambda version: -int(version.version))
+    versions = pages(client.search_model_versions, f"name = '{name}'")
+    return sorted(versions, key=lambda version: -int(version.version))
 
 
 def _champions(client: MlflowClient) -> dict[str, str]:
     """Domain -> version of its champion."""
-    found: dict[str, str] = {}
-    token = None
-    while True:
-        page = client.search_registered_models(f"name LIKE '{name_of('%')}'", page_token=token)
-        found |= {model.name[len(name_of("")) :]: str(model.aliases[ALIAS]) for model in page if ALIAS in model.aliases}
-        token = page.token
-        if not token:
-            return found
+    models = pages(client.search_registered_models, f"name LIKE '{name_of('%')}'")
+    return {model.name[len(name_of("")) :]: str(model.aliases[ALIAS]) for model in models if ALIAS in model.aliases}
 
 
 def _champion(domain: str, version: ModelVersion, config_yaml: str) -> Champion:

@@ -1,74 +1,138 @@
-"""What a run is to hold, on its way to the tracking server: in order, once, whatever outages there are."""
+"""What is queued for a run and its trials, in two outboxes: artifacts, whose store may be away, hold up nothing else."""
 
 from __future__ import annotations
 
-import errno
+import json
 import logging
-import threading
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
+from bft_ray.config import TrackingConfig
 from bft_ray.errors import first_line
-from bft_ray.tracking.lane import LONGEST_PAUSE_S, Lane, wait_for
-from bft_ray.tracking.server import SENDING, SERVER, connect, redact
+from bft_ray.places.cache import cache_folder
+from bft_ray.tracking.begin import LONGEST_VALUE, REASON
+from bft_ray.tracking.delivery import Delivery, trials_of
+from bft_ray.tracking.outbox import Outbox, Record
+from bft_ray.tracking.retry import is_forbidden, is_refusal, patiently
+from bft_ray.tracking.server import SENDING, absolute_uri, redact
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+LONGEST_REASON = 1000  # characters: a remedy and the paths in it stay whole
 MISSING = "bft.missing"  # tag: artifacts that a run was to hold and does not
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class Sender:
-    """Sends what a run is to hold, in the background: metrics, tags and datasets in one lane, artifacts in another.
+    """Queues what a run is to hold: returns at once, and nothing is lost while the server is away.
 
-    So artifacts, whose store may be away or closed while the server is not, hold up neither metrics nor tags nor the
-    final status. An artifact that the store refuses is left out, and told: in a warning, and as the tag `bft.missing`.
+    Steps must rise, metric by metric: one at or below the last that the run holds is a repetition, and dropped. An
+    artifact that its store refuses is left out, and told: in a warning, and as the tag `bft.missing`.
 
-    A record is stored once, however often it is sent. MLflow's stores ignore a metric that they already hold with
-    the same step, value and time (an answer got lost), and a step at or below the last one that the server knows is
-    not sent at all (a training that resumes from a checkpoint passes such steps again).
+    Args:
+        spool: folder of the outboxes; None: ~/.cache/bft_ray/spool: local, private, outlives a killed process.
+        is_heir: of a dead process, see `Delivery`.
     """
 
-    def __init__(self, uri: str, run_id: str, folder: Path):
-        self.uri, self.run_id = uri, run_id
-        self.missing: dict[str, str] = {}  # what was to be stored and is not -> why
+    def __init__(self, tracking: TrackingConfig, run_id: str, spool: Path | None = None, is_heir: bool = False):
+        self.tracking = tracking.model_copy(update={"uri": absolute_uri(tracking.uri)})
+        self.run_id, self.spool = run_id, spool or cache_folder("spool")
+        self.missing: dict[str, str] = {}  # artifacts that were to be stored and are not -> why
         self._is_told = False  # that artifacts are refused
-        self._client: MlflowClient | None = None
-        self._sent_steps: dict[str, int] = {}  # last step of each metric on the server
-        self._stale = threading.Event()
-        self._stale.set()  # `_sent_steps` has to be asked for
-        told = "the tracking server does not answer (%s); metrics wait in %s until it is back"
-        self._records = Lane(folder, run_id, self._send, told)
+        self._deliver = Delivery(self.tracking.uri, run_id, is_heir)
+        told = "the tracking server does not answer (%s); what it lacks waits in %s until it is back"
+        self._records = Outbox(self.spool, run_id, self._deliver, told)
         told = "artifacts cannot be stored (%s); they wait in %s, and nothing else waits for them"
-        self._artifacts = Lane(folder, f"{run_id}-artifacts", self._store, told)
-        self._records.start()
-        self._artifacts.start()
+        self._artifacts = Outbox(self.spool, f"{run_id}-artifacts", self._store, told)
 
     @property
     def client(self) -> MlflowClient:
-        """The MLflow client; connects on first use, which needs the server."""
-        if self._client is None:
-            self._client = connect(self.uri)
-        return self._client
+        """The MLflow client of the run's server."""
+        return self._deliver.client
 
-    @property
-    def ended(self) -> bool:
-        """Whether `end` was called."""
-        return self._records.ended
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Queue the metrics of a step."""
+        values = {name: float(value) for name, value in metrics.items()}
+        self._queue({"metrics": values, "step": int(step), "time": now_ms()})
 
-    def queue(self, record: dict[str, Any]) -> None:
-        """Add a record; returns at once, whatever the state of the server."""
-        if self.ended:
-            raise RuntimeError(f"run {self.run_id} is closed")
-        (self._artifacts if "text" in record else self._records).queue(record)
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Queue tags; the last value of a name wins."""
+        self._queue({"tags": {name: redact(str(value)) for name, value in tags.items()}})
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Queue a text as an artifact, e.g. `config.yaml`."""
+        self._queue({"text": redact(text), "file": artifact_file})
+
+    def log_dataset(self, name: str, source: str, fingerprint: str, num_rows: int, context: str) -> None:
+        """Queue a dataset input of the run; its digest is the head of the fingerprint (MLflow takes 36 characters).
+
+        Args:
+            context: what it was used for: training, validation, test.
+        """
+        dataset = {
+            "name": name,
+            "digest": fingerprint[:36],
+            "source_type": "uri" if "://" in source else "local",
+            "source": json.dumps({"uri": redact(source)}),
+            "profile": json.dumps({"num_rows": num_rows, "fingerprint": fingerprint}),
+        }
+        self._queue({"dataset": dataset, "context": context})
+
+    def log_trial(
+        self,
+        trial: str,
+        status: Literal["RUNNING"] | Status,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        start_s: float,
+        end_s: float | None = None,
+        series: Iterable[tuple[int, Mapping[str, float]]] = (),
+        reason: str | None = None,
+    ) -> None:
+        """Queue all that is known of a trial, a nested run: made or gone on with where it is RUNNING, ended otherwise.
+
+        One that has ended is not written again, and one that has FINISHED not opened again.
+
+        Args:
+            trial: id, unique in the study.
+            name: as tables show it, such as `w128 e0.05 c8`.
+            start_s, end_s: seconds since 1970.
+            series: step -> metrics; values that are not finite are left out, for not all databases keep them.
+            reason: becomes the tag `bft.reason`.
+        """
+        finite = {
+            step: {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+            for step, metrics in series
+        }
+        record = {
+            "name": redact(name),
+            "params": _texts(params),
+            "tags": _texts(tags) | _reason(reason),
+            "start": int(1000 * start_s),
+            "time": now_ms() if end_s is None else int(1000 * end_s),
+            "series": sorted(finite.items()),
+        }
+        self._queue({"trial": trial, "status": status} | record)
+
+    def log_end(self, status: Status, reason: str | None = None) -> None:
+        """Queue the final status of a run that is RUNNING; trials that are RUNNING become KILLED, for the same reason."""
+        self._queue({"status": status, "tags": _reason(reason), "time": now_ms()})
+
+    def logged_trials(self) -> set[str]:
+        """Trials that have ended as the server knows them, whichever process has said so; asks the server."""
+        run = patiently(self.tracking.timeout_s, self.client.get_run, self.run_id)
+        held = patiently(self.tracking.timeout_s, trials_of, self.client, self.run_id, run.info.experiment_id)
+        return {trial for trial, run in held.items() if run.is_logged}
 
     def lacks(self, what: str, error: BaseException) -> None:
         """Remember, and tag, that the run does not hold something that it was to hold."""
@@ -77,121 +141,59 @@ class Sender:
 
     def adopt(self) -> None:
         """Take over what dead processes left of this run."""
+        self._deliver.is_stale = True  # they may have sent some
         self._artifacts.adopt()
-        if self._records.adopt():
-            self._stale.set()
+        self._records.adopt()
 
     @waiting(SENDING)
-    def flush(self, timeout_s: float) -> bool:
-        """Wait until everything is sent, at most so long; whether it is."""
-        return wait_for((self._records, self._artifacts), timeout_s)
+    def flush(self, timeout_s: float, even_away: bool = True) -> bool:
+        """Wait until all that is queued is on the server, at most so long; whether it is. See `Outbox.wait`."""
+        deadline = time.monotonic() + timeout_s
+        artifacts = self._artifacts.wait(timeout_s, even_away)  # first, for they may leave a tag
+        return self._records.wait(deadline - time.monotonic(), even_away) and artifacts
 
-    @waiting(SENDING)
-    def flush_records(self, timeout_s: float) -> bool:
-        """Wait until all but artifacts is sent, and for artifacts while their store answers; whether all but they is."""
-        wait_for((self._records, self._artifacts), timeout_s, even_away=False)
-        return wait_for((self._records,), timeout_s)
-
-    def end(self) -> None:
-        """Stop; what is not sent stays in the journals for a later process."""
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Let go; whether all was sent within `tracking.timeout_s`. What is not waits for a later process."""
+        if self._records.ended:
+            return True
+        sent = self.flush(self.tracking.timeout_s if timeout_s is None else timeout_s)
         self._artifacts.end()
         self._records.end()
+        return sent
 
-    def _store(self, records: list[dict[str, Any]]) -> None:
+    def _queue(self, record: Record) -> None:
+        if self._records.ended:
+            raise RuntimeError(f"run {self.run_id} is closed")
+        (self._artifacts if "text" in record else self._records).queue(record)
+
+    def _store(self, records: list[Record]) -> None:
         for record in records:
             try:
                 self.client.log_text(self.run_id, record["text"], record["file"])
             except Exception as error:
                 if not (is_refusal(error) or is_forbidden(error)):
                     raise
+                self.lacks(record["file"], error)
                 if not self._is_told:
                     self._is_told = True
-                    text = redact(f"{type(error).__name__}: {first_line(error)}")
-                    _log.warning("artifacts of run %s cannot be stored (%s): it goes on without", self.run_id, text)
-                self.lacks(record["file"], error)
-
-    def _send(self, records: list[dict[str, Any]]) -> None:
-        try:
-            self._send_together(records)
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            if len(records) == 1:
-                _log.warning(
-                    "the tracking server refuses a record of run %s: %s",
-                    self.run_id,
-                    redact(first_line(error)),
-                )
-                return
-            for record in records:  # a bad one must not cost its neighbours
-                self._send([record])
-
-    def _send_together(self, records: list[dict[str, Any]]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
-
-        if self._stale.is_set():
-            self._stale.clear()
-            try:
-                self._sent_steps = last_steps(self.client, self.run_id)
-            except Exception:
-                self._stale.set()
-                raise
-        steps = dict(self._sent_steps)
-        metrics: list[Metric] = []
-        tags: dict[str, str] = {}
-        for record in records:
-            for name, value in record.get("metrics", {}).items():
-                if record["step"] > steps.get(name, -1):
-                    metrics.append(Metric(name, value, record["time"], record["step"]))
-                    steps[name] = record["step"]
-            tags.update(record.get("tags", {}))
-            if "text" in record:  # of an earlier version's journal
-                self._artifacts.queue(record)
-            if "dataset" in record:
-                context = [InputTag("mlflow.data.context", record["context"])]
-                self.client.log_inputs(self.run_id, [DatasetInput(Dataset(**record["dataset"]), context)])
-        for few in chunks(metrics, 1000):
-            self.client.log_batch(self.run_id, metrics=few)
-        for some in chunks([RunTag(name, value) for name, value in tags.items()], 100):
-            self.client.log_batch(self.run_id, tags=some)
-        self._sent_steps = steps
+                    why = self.missing[record["file"]]
+                    _log.warning("artifacts of run %s cannot be stored (%s): it goes on without", self.run_id, why)
 
 
-def last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
-    """The last step of each metric that the server holds."""
-    # `data.metrics` has values only, and a metric's history may have a million entries
-    return {metric.key: metric.step for metric in client.get_run(run_id).data._metric_objs}
+def now_ms() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return time.time_ns() // 1_000_000
 
 
-@waiting(SERVER)
-def patiently(patience_s: float, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call, again and again for so long as the server is away; raises the last error."""
-    deadline, pause = time.monotonic() + patience_s, 0.5
-    while True:
-        try:
-            return call(*args, **kwargs)
-        except Exception as error:
-            if is_refusal(error) or is_forbidden(error) or time.monotonic() + pause > deadline:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_S)
+def shorten(reason: str) -> str:
+    """A reason as a tag: one line, no secrets, of bounded length."""
+    line = redact(" ".join(reason.split()))
+    return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 3] + "..."
 
 
-def is_forbidden(error: BaseException) -> bool:
-    """Whether a store of artifacts will never take what it did not take now: no right, no such bucket, no folder."""
-    if getattr(error, "errno", None) in _FORBIDDEN:
-        return True
-    status = getattr(getattr(error, "response", None), "status_code", None)  # of requests
-    if status in (401, 403, 404, 405):
-        return True
-    return any(word in str(error) for word in ("AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", "NoCredentials"))
+def _reason(reason: str | None) -> dict[str, str]:
+    return {REASON: shorten(reason)} if reason else {}
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether to try again is useless: the server understood, and said no."""
-    return getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
-
-
-def chunks(items: list[T], size: int) -> Iterable[list[T]]:
-    """Consecutive pieces of at most `size` items: MLflow limits what one call may carry."""
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: redact(str(value))[:LONGEST_VALUE] for key, value in values.items()}

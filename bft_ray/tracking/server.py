@@ -128,6 +128,18 @@ def connect(uri: str) -> MlflowClient:
         raise BadInput(FIELD, redact(uri), "a database of the installed version of MLflow", remedy) from None
 
 
+def pages(call: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
+    """All that a search of MLflow finds, page by page."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = call(*args, **named, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
 def bounded(timeout_s: float, function: Callable[..., T], *args: Any) -> T:
     """Call the function in a thread of its own; TimeoutError when it takes longer (the thread is left behind)."""
     outcome: dict[str, Any] = {}

@@ -331,7 +331,6 @@ def bookkeeping_part(args: argparse.Namespace, folder: Path, trees: Sequence[dic
     from bft_ray.space.load import load_study
     from bft_ray.study.execute import ray_tune
     from bft_ray.study.report.recorder import Recorder, params_of
-    from bft_ray.tracking.children import Children
     from bft_ray.tracking.run import Tracker
     from bft_ray.workers.connect import connect
     from jobs.bench.nothing import NothingActor
@@ -349,8 +348,7 @@ def bookkeeping_part(args: argparse.Namespace, folder: Path, trees: Sequence[dic
         connect(base.cluster),
         Tracker.start(base.tracking, "bench", space.name, params_of(study, base), {}) as tracker,
     ):
-        children = Children(base.tracking, tracker.run_id)
-        recorder = Recorder(study, tracker, children)
+        recorder = Recorder(study, tracker)
 
         def listen(event: Any, record: TrialRecord) -> None:
             recorder(event, record)
@@ -362,9 +360,8 @@ def bookkeeping_part(args: argparse.Namespace, folder: Path, trees: Sequence[dic
         cpu, began = time.process_time(), time.perf_counter()
         ray_tune.run(controller, config, actor=NothingActor)
         whole, cpu = time.perf_counter() - began, time.process_time() - cpu
-        flushed = children.flush(600)
+        flushed = tracker.flush(600)
         with_mlflow = time.perf_counter() - began
-        children.close()
     count = len(times)
     around = {
         at: (times[min(at + 20, count)] - times[max(at - 20, 1)]) / (min(at + 20, count) - max(at - 20, 1))

@@ -10,8 +10,9 @@ import pytest
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
 from bft_ray.tracking.artifacts import check_artifacts, location_of
+from bft_ray.tracking.retry import is_forbidden
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.sender import MISSING, is_forbidden
+from bft_ray.tracking.sender import MISSING
 from bft_ray.tracking.server import connect
 
 EXPERIMENT = "bft/test"

@@ -18,7 +18,7 @@ import pytest
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
 from bft_ray.tracking.artifacts import check_artifacts
-from bft_ray.tracking.children import Children
+from bft_ray.tracking.delivery import PARENT, TRIAL, trials_of
 from bft_ray.tracking.registry import find_champion, register_champion
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server, connect, page_of
@@ -126,7 +126,7 @@ def test_nothing_is_lost_or_stored_twice_when_the_server_restarts(server, tmp_pa
     [file] = client.list_logged_model_artifacts(model_id)
     assert (file.path, file.file_size) == ("model.safetensors", 300_000)
     assert not list(spool.iterdir())
-    assert caplog.text.count("does not answer") >= 1 and "is back" in caplog.text
+    assert caplog.text.count("does not answer") >= 1 and "is back; everything is sent" in caplog.text
 
 
 @pytest.mark.slow
@@ -209,38 +209,96 @@ def test_a_server_over_the_local_database_shows_its_artifacts(tmp_path):
         server.stop()
 
 
+STUDY = """
+import json, os, sys, pathlib
+from bft_ray.config import TrackingConfig
+from bft_ray.tracking.run import Tracker
+uri, spool = sys.argv[1:]
+tracker = Tracker.start(TrackingConfig(uri=uri), "bft/test", "study", {}, {}, spool=pathlib.Path(spool))
+what = {"name": "w128", "params": {"loss.window": 128}, "tags": {}, "start_s": 1.0}
+tracker.log_trial("search/0", "RUNNING", **what)
+tracker.log_trial("search/1", "RUNNING", **what)
+tracker.log_metrics({"best/nll": 1.0}, 1)
+assert tracker.flush(60)
+print(tracker.run_id, flush=True)
+sys.stdin.readline()  # the server goes away
+series = [(step, {"train/nll": 1 / step}) for step in range(1, 1301)]
+tracker.log_trial("search/1", "FINISHED", end_s=2.0, series=series, **what)
+tracker.log_trial("search/2", "FINISHED", end_s=2.0, series=series, **what)
+tracker.log_metrics({"best/nll": 0.5}, 2)
+tracker.log_text("a: 1", "config.yaml")
+print("queued", flush=True)
+sys.stdin.readline()
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_killed_during_an_outage_loses_nothing_and_doubles_nothing(server, tmp_path):
+    """Its keeper takes over what waits, also of trials whose run the server has never seen."""
+    uri, spool = server.uri.replace("http://", "http://ann:s3cr3t-pw@"), tmp_path / "spool"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", STUDY, uri, str(spool)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert driver.stdin is not None and driver.stdout is not None
+    run_id = driver.stdout.readline().strip()
+    server.stop()
+    print(file=driver.stdin, flush=True)
+    assert driver.stdout.readline().strip() == "queued"
+    held = {file: file.read_bytes() for file in spool.iterdir()}
+    assert sum(map(len, held.values())) > 10_000 and not any(b"s3cr3t-pw" in text for text in held.values())
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in held)
+    print(file=driver.stdin, flush=True)
+    assert driver.wait(60) == -signal.SIGKILL
+    time.sleep(3.0)  # the keeper meets the outage as well
+    server.start()
+    client = connect(server.uri)
+    deadline = time.monotonic() + 90
+    while list(spool.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED" and run.data.tags["bft.reason"].startswith("the process ended without a word")
+    assert history(server.uri, run_id, "best/nll") == [(1, 1.0), (2, 0.5)]
+    assert [file.path for file in client.list_artifacts(run_id)] == ["config.yaml"]
+    trials = client.search_runs([run.info.experiment_id], f"tags.`{PARENT}` = '{run_id}'")
+    assert {trial.data.tags[TRIAL]: trial.info.status for trial in trials} == {
+        "search/0": "KILLED",
+        "search/1": "FINISHED",
+        "search/2": "FINISHED",
+    }
+    assert len(trials) == 3
+    for trial in trials:
+        steps = [] if trial.info.status == "KILLED" else [(step, 1 / step) for step in range(1, 1301)]
+        assert history(server.uri, trial.info.run_id, "train/nll") == steps
+
+
 @pytest.mark.slow
 def test_a_study_goes_on_while_the_server_is_away_and_registers_its_champion(server, tmp_path, caplog):
-    tracking = TrackingConfig(uri=server.uri, timeout_s=5.0)
+    tracking = TrackingConfig(uri=server.uri, timeout_s=20.0)
     (tmp_path / "model.safetensors").write_bytes(os.urandom(1000))
+    series = [(step, {"train/nll": 1 / step}) for step in range(1, 1301)]
+    what = {"name": "w128", "params": {"loss.window": 128}, "tags": {}, "start_s": 1.0}
     with Tracker.start(tracking, "bft/test", "study", {}, {}, keeper=False, spool=tmp_path / "spool") as tracker:
         model_id = tracker.log_model(tmp_path, "bft-test")
-    series = [(step, {"train/nll": 1 / step}) for step in range(1, 1301)]
-    what = {"name": "w128", "params": {"loss.window": 128}, "tags": {}, "start_s": 1.0, "end_s": 2.0, "series": series}
-    own, other = Children(tracking, tracker.run_id), Children(tracking, tracker.run_id)
-    own.begin("search/0", "w128", {"loss.window": 128}, {}, 1.0)
-    assert own.flush(30)
-    server.stop()
-    begun = time.monotonic()
-    own.end("search/0", "FINISHED", **what)
-    own.begin("search/1", "w128", {}, {}, 1.0)
-    other.end("search/2", "FINISHED", **what)
-    assert time.monotonic() - begun < 0.5  # nobody waits
-    assert not other.close()  # a driver that ends meanwhile
-    assert time.monotonic() - begun < 15 and "lacks 1 trials" in caplog.text
-    server.start()
-    assert own.flush(60)
-    late = Children(tracking, tracker.run_id)
-    assert [late.is_logged(f"search/{n}") for n in range(3)] == [True, False, False]
-    late.end("search/2", "FINISHED", **what)
-    assert late.close() and own.close()
+        tracker.log_trial("search/0", "RUNNING", **what)
+        assert tracker.flush(30)
+        server.stop()
+        begun = time.monotonic()
+        tracker.log_trial("search/0", "FINISHED", end_s=2.0, series=series, **what)
+        tracker.log_trial("search/1", "RUNNING", **what)
+        assert time.monotonic() - begun < 0.5  # nobody waits
+        assert not tracker.flush(3.0)
+        server.start()
+        assert tracker.flush(60) and tracker.logged_trials() == {"search/0"}
     client = connect(server.uri)
-    for n, status in enumerate(["FINISHED", "KILLED", "FINISHED"]):
-        run_id = late.run_id(f"search/{n}")
-        assert client.get_run(run_id).info.status == status
-        steps = [] if n == 1 else [(step, 1 / step) for step in range(1, 1301)]
-        assert history(server.uri, run_id, "train/nll") == steps
-    assert caplog.text.count("trials are recorded later") == 2 and caplog.text.count("is back") == 1
+    trials = trials_of(client, tracker.run_id, client.get_run(tracker.run_id).info.experiment_id)
+    assert {trial: run.status for trial, run in trials.items()} == {"search/0": "FINISHED", "search/1": "KILLED"}
+    assert history(server.uri, trials["search/0"].run_id, "train/nll") == [(step, 1 / step) for step in range(1, 1301)]
+    assert caplog.text.count("does not answer") == caplog.text.count("is back; everything is sent") == 1
 
     for _ in range(2):
         made = register_champion(

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import pytest
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.tracking import outbox
 from bft_ray.tracking.begin import MAY_CHANGE, RUN_KEY, new_params
-from bft_ray.tracking.journal import Journal
-from bft_ray.tracking.run import Tracker, outcome, shorten
+from bft_ray.tracking.outbox import Outbox
+from bft_ray.tracking.run import Tracker, outcome
+from bft_ray.tracking.sender import shorten
 from bft_ray.tracking.server import absolute_uri, artifact_root, bounded, check_server, connect, redact
 from tests.support.paths import ROOT
 
@@ -168,43 +171,91 @@ def test_two_processes_create_the_database_at_once(tmp_path):
     assert all(b"alembic" not in err and b"INFO" not in err for _, err in answers), answers
 
 
-# ---- the journal
+# ---- the outbox
 
 
-def test_journal_keeps_order_and_shrinks_when_sent(tmp_path):
-    journal = Journal(tmp_path, "r")
+class Post:
+    """Where an outbox delivers to; away until it is opened."""
+
+    def __init__(self) -> None:
+        self.records: list[dict] = []
+        self.sizes: list[int] = []
+        self.is_open = threading.Event()
+
+    def __call__(self, records: list[dict]) -> None:
+        if not self.is_open.is_set():
+            raise ConnectionError("away")
+        self.records += records
+        self.sizes.append(len(records))
+
+
+def test_an_outbox_keeps_order_is_private_and_shrinks_when_sent(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox, "_BATCH_BYTES", 4096)
+    post = Post()
+    own = Outbox(tmp_path, "r", post, "%s %s")
     for number in range(1000):
-        journal.append({"n": number, "pad": "x" * 50})
-    seen = []
-    while records := journal.next(limit_bytes=4096):
-        assert len(records) < 100
-        seen += [record["n"] for record in records]
-        journal.done()
-    assert seen == list(range(1000)) and journal.empty and journal.path.stat().st_size == 0
-    journal.append({"n": "x" * 10_000})  # a line longer than the limit
-    assert len(journal.next(limit_bytes=100)) == 1
-    journal.close()
-    assert journal.path.exists()  # not sent: kept
+        own.queue({"n": number, "pad": "x" * 50})
+    assert not own.wait(0.2) and own.path.stat().st_size > 50_000
+    assert own.path.stat().st_mode & 0o777 == 0o600
+    post.is_open.set()
+    assert own.wait(20) and own.path.stat().st_size == 0
+    assert [record["n"] for record in post.records] == list(range(1000)) and max(post.sizes) < 100
+    own.queue({"n": "x" * 10_000})  # a line longer than a batch
+    assert own.wait(20) and post.records[-1] == {"n": "x" * 10_000}
+    own.end()
+    assert not own.path.exists()
 
 
-def test_journal_adopts_the_dead_and_leaves_the_living(tmp_path):
+def test_an_outbox_adopts_the_dead_and_leaves_the_living(tmp_path, caplog):
     code = f"""
 import os, pathlib
-from bft_ray.tracking.journal import Journal
-journal = Journal(pathlib.Path({str(tmp_path)!r}), "r")
-journal.append({{"n": 1}}, {{"n": 2}})
-os.write(journal._handle, b'{{"n": 3')  # killed in the middle of a line
+from bft_ray.tracking import outbox
+outbox.INTERVAL_S = 60.0
+own = outbox.Outbox(pathlib.Path({str(tmp_path)!r}), "r", print, "")
+own.queue({{"n": 1}}, {{"n": 2}})
+os.write(own._handle, b'0badcafe {{"n": 3')  # killed in the middle of a line
 os.kill(os.getpid(), 9)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60)
-    living, other = Journal(tmp_path, "r"), Journal(tmp_path, "other")
-    living.append({"n": 4})
-    heir = Journal(tmp_path, "r")
-    assert heir.adopt() and not heir.adopt()
-    assert heir.next() == [{"n": 1}, {"n": 2}]
-    assert living.next() == [{"n": 4}] and other.empty
-    for journal in (living, other, heir):
-        journal.close()
+    [left] = tmp_path.iterdir()
+    posts = [Post(), Post(), Post()]
+    living, other = (
+        Outbox(tmp_path / "later", "r", posts[0], "%s %s"),
+        Outbox(tmp_path, "other", posts[1], "%s %s"),
+    )
+    living.queue({"n": 4})
+    left.rename(tmp_path / "later" / left.name)
+    heir = Outbox(tmp_path / "later", "r", posts[2], "%s %s")
+    assert f"1 of 3 lines of {tmp_path / 'later' / left.name} are damaged: they are left out" in caplog.text
+    heir.adopt()  # nothing more
+    for post in posts:
+        post.is_open.set()
+    assert living.wait(20) and heir.wait(20) and other.empty
+    assert posts[2].records == [{"n": 1, "inherited": True}, {"n": 2, "inherited": True}]
+    assert posts[0].records == [{"n": 4}] and posts[1].records == []
+    for own in (living, other, heir):
+        own.end()
+    assert not list((tmp_path / "later").iterdir())
+
+
+def test_what_cannot_be_adopted_stays_where_it_is(tmp_path, monkeypatch, caplog):
+    """On a disk that is full."""
+    post = Post()
+    dead = Outbox(tmp_path, "r", post, "%s %s")
+    dead.queue({"n": 1})
+    dead.end()
+    heir = Outbox(tmp_path / "new", "r", post, "%s %s")
+    (tmp_path / "new" / dead.path.name).hardlink_to(dead.path)
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        heir.adopt()
+        heir.queue({"n": 2})
+    assert "records of run r are lost" in caplog.text and heir.empty
+    assert (tmp_path / "new" / dead.path.name).exists()
+    post.is_open.set()
+    heir.adopt()
+    assert heir.wait(20) and post.records == [{"n": 1, "inherited": True}]
+    heir.end()
 
 
 # ---- a run
@@ -222,7 +273,7 @@ def test_a_run_holds_what_was_logged(store, spool, tmp_path):
         tracker.log_text(f"see http://u:{SECRET}@h", "config.yaml")
         tracker.log_dataset("train", "data/train.jsonl", "ab" * 32, 1000, "training")
         assert tracker.log_artifacts(export, "files")
-        model_id = tracker.log_model(export, "bft-test", params={"rank": 16}, metrics={"train/nll": 5.0}, step=5)
+        model_id = tracker.log_model(export, "bft-test", metrics={"train/nll": 5.0}, step=5)
         tracker.set_tags({"source": f"http://u:{SECRET}@h"})
 
     client = connect(store.uri)
@@ -241,7 +292,7 @@ def test_a_run_holds_what_was_logged(store, spool, tmp_path):
     assert [output.model_id for output in run.outputs.model_outputs] == [model_id]
     model = client.get_logged_model(model_id)
     assert str(model.status) == "READY" and model.source_run_id == run.info.run_id and model.name == "bft-test"
-    assert model.params == {"rank": "16"} and [(m.key, m.value) for m in model.metrics] == [("train/nll", 5.0)]
+    assert [(m.key, m.value) for m in model.metrics] == [("train/nll", 5.0)]
     assert {file.path for file in client.list_logged_model_artifacts(model_id)} == {"model.safetensors", "README.md"}
     assert [found.model_id for found in client.search_logged_models([run.info.experiment_id])] == [model_id]
     client.create_registered_model("bft-test")
@@ -329,8 +380,8 @@ def test_what_a_killed_process_left_is_sent_by_the_next_one(store, spool):
     code = """
 import os, sys, pathlib
 from bft_ray.config import TrackingConfig
-from bft_ray.tracking import lane
-lane.INTERVAL_S = 60.0  # the thread never gets to send
+from bft_ray.tracking import outbox
+outbox.INTERVAL_S = 60.0  # the thread never gets to send
 from bft_ray.tracking.run import Tracker
 uri, run_id, spool, begin, end = sys.argv[1:]
 tracker = Tracker.attach(TrackingConfig(uri=uri), run_id, pathlib.Path(spool))
@@ -350,6 +401,38 @@ os.kill(os.getpid(), 9)
     assert not list(spool.iterdir())
 
 
+def test_a_slow_artifact_holds_up_no_metrics(store, spool, monkeypatch):
+    from mlflow import MlflowClient
+
+    real, stored = MlflowClient.log_text, threading.Event()
+    monkeypatch.setattr(MlflowClient, "log_text", lambda *a: stored.wait(60) and real(*a))
+    tracker = start(store, spool)
+    tracker.log_text("a: 1", "config.yaml")
+    assert not tracker.flush(2.0)
+    for step in range(1, 4):
+        tracker.log_metrics({"train/loss": float(step)}, step)
+    assert wait_for(lambda: len(history(store, tracker.run_id, "train/loss")) == 3, 20) and not tracker.flush(0)
+    stored.set()
+    assert tracker.finish("FINISHED")
+    assert [file.path for file in connect(store.uri).list_artifacts(tracker.run_id)] == ["config.yaml"]
+
+
+def test_a_status_that_a_dead_process_left_does_not_end_a_run_that_goes_on(store, spool, monkeypatch):
+    monkeypatch.setattr(outbox, "INTERVAL_S", 60.0)
+    first = start(store, spool, "goes on")
+    first.log_metrics({"train/loss": 1.0}, 1)
+    first.log_end("FAILED", "NonFinite: loss")
+    first.close(timeout_s=0)
+    monkeypatch.setattr(outbox, "INTERVAL_S", 1.0)
+    second = start(store, spool, "goes on", run_id=first.run_id)
+    assert second.flush(20)
+    run = connect(store.uri).get_run(first.run_id)
+    assert run.info.status == "RUNNING" and "bft.reason" not in run.data.tags
+    assert history(store, first.run_id, "train/loss") == [(1, 1.0)]
+    second.finish("FINISHED")
+    assert connect(store.uri).get_run(first.run_id).info.status == "FINISHED"
+
+
 def test_a_bad_metric_name_costs_only_itself(store, spool, caplog):
     tracker = start(store, spool)
     tracker.log_metrics({"good": 1.0}, 1)
@@ -357,7 +440,7 @@ def test_a_bad_metric_name_costs_only_itself(store, spool, caplog):
     tracker.log_metrics({"good": 2.0}, 2)
     assert tracker.finish("FINISHED")
     assert history(store, tracker.run_id, "good") == [(1, 1.0), (2, 2.0)]
-    assert "refuses a record" in caplog.text
+    assert "refuses one of the metrics, 'bad\\nname', of run" in caplog.text
 
 
 def test_log_metrics_is_quick(store, spool):
@@ -422,6 +505,7 @@ def test_a_killed_driver_leaves_a_killed_run(store, spool, sent, reason):
     )
     assert driver.stdout is not None
     run_id, keeper = driver.stdout.readline().split()
+    assert wait_for(lambda: Path(f"/proc/{keeper}/cmdline").read_bytes(), 10)  # it has begun
     arguments = Path(f"/proc/{keeper}/cmdline").read_bytes().split(b"\0")
     assert b"bft_ray.tracking.last_word" in arguments and not any(b"sqlite" in word for word in arguments)
     assert os.getsid(int(keeper)) == int(keeper)

@@ -18,7 +18,6 @@ from bft_ray.study.records.leaderboard import as_markdown, table
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.segment import Run
 from bft_ray.study.records.store import CONFIRMATION, SEARCH
-from bft_ray.tracking.children import Children
 from bft_ray.tracking.run import Tracker
 
 _POINTS = 100  # of a curve: each metric costs the server a row
@@ -32,16 +31,15 @@ _STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
 class Recorder:
     """Writes a study to MLflow; a `Listener` of the controller."""
 
-    def __init__(self, study: Study, tracker: Tracker, children: Children):
-        self._study, self._tracker, self._children = study, tracker, children
+    def __init__(self, study: Study, tracker: Tracker):
+        self._study, self._tracker = study, tracker
         self._best: float | None = None
         self._num_ended = 0  # trials of the search
 
     def __call__(self, event: Literal["begun", "ended"], record: TrialRecord) -> None:
         """A trial begins or ends."""
         if event == "begun":
-            start = record.started or record.created or 0.0
-            self._children.begin(record.id, _name(record), _params(record), self._tags(record), start)
+            self._log(record, "RUNNING")
             return
         self._end(record)
         self._count(record)
@@ -51,10 +49,11 @@ class Recorder:
 
     def catch_up(self, records: Sequence[TrialRecord]) -> None:
         """Record what an earlier driver was killed before it could."""
+        logged = self._tracker.logged_trials()
         for record in records:
             if record.is_finished:
                 self._count(record)
-                if not self._children.is_logged(record.id):
+                if record.id not in logged:
                     self._end(record)
 
     def _count(self, record: TrialRecord) -> None:
@@ -65,16 +64,23 @@ class Recorder:
                 self._best = value
 
     def _end(self, record: TrialRecord) -> None:
-        self._children.end(
-            record.id,
+        self._log(
+            record,
             _STATUS[record.state],
+            end_s=record.finished or record.created or 0.0,
+            series=self._series(record),
+            reason=record.merged_because if record.merged_with else record.reason or None,
+        )
+
+    def _log(self, record: TrialRecord, status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"], **end: Any) -> None:
+        self._tracker.log_trial(
+            record.id,
+            status,
             name=_name(record),
             params=_params(record),
             tags=self._tags(record),
             start_s=record.started or record.created or 0.0,
-            end_s=record.finished or record.created or 0.0,
-            series=list(self._series(record)),
-            reason=record.merged_because if record.merged_with else record.reason or None,
+            **end,
         )
 
     def _tags(self, record: TrialRecord) -> dict[str, str]:
