@@ -120,7 +120,7 @@ def test_every_head_agrees_with_the_definition(make_tree, models, world_size):
     cases = list(itertools.product(MODELS, LORAS, ["zero0"] if world_size == 1 else ["zero2", "zero3"]))
     tree = make_tree(loss={"method": "bft_inverse", "window": 8})
     folders = {name: str(folder) for name, folder in models.items()}
-    results = run_ranks(gradients, world_size, tree, cases, folders)[0]
+    results = run_ranks(gradients, world_size, tree, cases, folders, fresh=True)[0]
     for case, (loss, expected_loss, made, wanted) in zip(cases, results, strict=True):
         assert abs(loss - expected_loss) <= 1e-5 * abs(expected_loss), case
         assert np.abs(wanted).max() > 1e-4, case

@@ -178,11 +178,13 @@ def test_the_commands_work_as_they_are_printed(uri, option):
 
 @pytest.mark.parametrize(("num_arms", "kept"), [(3, range(10, 11)), (46, range(1, 10)), (200, range(1))])
 def test_the_note_stays_below_the_limit_of_mlflow(num_arms, kept):
-    plan = Plan(
-        METRIC, tuple(f"bft_inverse w128 e0.05 c8 lr0.001 {n}" for n in range(num_arms)), ("bft",), "bft", (1, 2)
-    )
+    names = tuple(f"bft_inverse w128 e0.05 c8 lr0.001 {n}" for n in range(num_arms))
+    found = chosen({}, Plan(METRIC, names[:3], ("bft",), "bft", (1, 2)))
+    like = next(arm for arm in found.arms if arm.kind == "candidate")  # the others are as this one
+    found = replace(found, plan=replace(found.plan, candidates=names), not_told=found.not_told + names[3:])
+    found = replace(found, arms=found.arms + tuple(replace(like, name=name) for name in names[3:]))
     search = [trial(n, state="failed", reason=f"a long reason {n} " * 30) for n in range(100)]
-    note = describe({"search": search}, space(), chosen({}, plan), None, domain="d")
+    note = describe({"search": search}, space(), found, None, domain="d")
     assert len(note) <= LIMIT < 8000
     assert note.count("| failed: a long reason") in kept
     assert note.startswith("**The default `bft` stays**")

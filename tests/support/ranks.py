@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_S = 240
+_PLACE = tempfile.gettempdir()  # of these tests, wherever one of them sends its own files
 _waiting: dict[int, _Ranks] = {}  # world size -> ranks without work
 
 
@@ -27,7 +28,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, fr
     """Results of `function(*arguments)` by rank; fails with the traceback of the first rank that failed.
 
     Args:
-        fresh: on processes that have run nothing before, and will run nothing after.
+        fresh: on processes that run nothing else: for a function that changes its process, or what it has loaded.
     """
     ranks = None if fresh else _waiting.pop(world_size, None)
     ranks = ranks or _Ranks(world_size)
@@ -46,7 +47,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, fr
 class _Ranks:
     def __init__(self, world_size: int):
         context = mp.get_context("spawn")
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = tempfile.TemporaryDirectory(dir=_PLACE)
         meeting = str(Path(self._folder.name) / "meeting")
         self._pipes: list[Connection] = []
         self._processes = []

@@ -80,7 +80,7 @@ def test_loss_and_gradient_do_not_depend_on_the_layout(make_tree, world_size, re
             ["bft", "inverse"], ["zero0", "zero1", "zero3"], [(1, True), (4, True), (2, False)]
         )
     ]
-    results = run_ranks(one_steps, world_size, make_tree(), cases)[0]
+    results = run_ranks(one_steps, world_size, make_tree(), cases, fresh=True)[0]
     assert len(results) == len(cases)
     for case, result in zip(cases, results, strict=True):
         loss, gradient = result
