@@ -117,7 +117,7 @@ def test_a_run_is_the_same_however_it_is_walked(make_tree, tmp_path):
     assert stages(reached) == [(2, "running"), (4, "running"), (6, "complete")]
     _, status, num_steps, train, metrics, records = whole
     assert (status, num_steps, len(train), list(metrics)) == ("complete", 6, 6, [2, 4, 6]) and len(records) == 12 + 6
-    assert [one.metrics for one in reached] == [metrics[step] for step in (2, 4, 6)]
+    assert [one.last for one in reached] == [metrics[step] for step in (2, 4, 6)]
     assert "validation/nll" not in metrics[4] and "validation/nll" in metrics[6]
     assert told["again"] == reached[-1:]
     assert told["files"] == ["run-42.json", "weights-42"] and told["left"] == ["run-42.json"]
