@@ -212,7 +212,7 @@ def _read_task(config: Config, name: str) -> str:
 def check_space(path: Path) -> Iterable[Finding]:
     """A search space beside the config: whether the two fit, and its splits, as a study looks at them."""
     from bft_ray.space.load import load_study
-    from bft_ray.study.checks.ready import look_at
+    from bft_ray.study.checks.ready import inspect_study
 
     space, base = load_study(path)
     splits = [name for name in ("overrides", "test") if space.confirmation and getattr(space.confirmation, name)]
@@ -223,7 +223,7 @@ def check_space(path: Path) -> Iterable[Finding]:
         yield Finding("space", "ok", text)
         return
     told: list[str] = []
-    look_at(space, base, told.append)
+    inspect_study(space, base, told.append)
     yield Finding("space", "ok", f"{path.name} fits the config; its splits ({names}) are read, and differ")
     for text in told:
         if text.startswith("note"):

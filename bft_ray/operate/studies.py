@@ -17,8 +17,8 @@ from bft_ray.space.cost import cost_of, describe
 from bft_ray.space.grid import representatives
 from bft_ray.space.load import find_space, load_study
 from bft_ray.study.agenda import PARTS
-from bft_ray.study.checks.expect import local_slots, takes, untold
-from bft_ray.study.checks.ready import look_at
+from bft_ray.study.checks.expect import caveats, local_slots, requirements
+from bft_ray.study.checks.ready import inspect_study
 from bft_ray.study.conclude import StudyResult
 from bft_ray.study.driver import search
 from bft_ray.study.execute.measure import measure as measured_on
@@ -78,12 +78,12 @@ def dry_run(
         BadInput, BadConfig: for everything that can be known before a worker starts.
     """
     space, base = load_study(source, config, overrides)
-    facts = look_at(space, base)
+    facts = inspect_study(space, base)
     cost = cost_of(space, base, facts.longest, facts.samples_per_source)
-    lines = untold(space, cost, facts)
+    lines = caveats(space, cost, facts)
     if measure:
         found = measured_on(facts.first, line)
-        lines += takes(space, facts.first, cost, found, local_slots(facts.first.cluster))
+        lines += requirements(space, facts.first, cost, found, local_slots(facts.first.cluster))
     return "\n".join([describe(space, base, facts.longest, facts.samples_per_source), "", *lines])
 
 
@@ -201,7 +201,7 @@ def _arms(records: Sequence[TrialRecord], metric: str, total: int, now: float) -
     end = expected_s(records, total, now)
     if done < total:
         lines.append(f"left     {total - done}" + (f", the end is expected in {span(end)}" if end is not None else ""))
-    failed = [record for record in records if record.state == "failed" and not record.merged_with]
+    failed = [record for record in records if record.state == "failed" and not record.duplicate_of]
     lines += [f"failed   {record.name}, seed {record.seeds[0]}: {record.reason}" for record in failed[:_NUM_FAILED]]
     if len(failed) > _NUM_FAILED:
         lines.append(f"         and {len(failed) - _NUM_FAILED} more")

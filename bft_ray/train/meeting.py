@@ -15,7 +15,7 @@ from bft_ray.places.scratch import scratch
 
 
 def torch_config(backend: str, timeout_s: int) -> TorchConfig:
-    """For Ray Train; within `bft_ray.workers.spread.connect` only.
+    """For Ray Train; within `bft_ray.workers.connect.connect` only.
 
     Args:
         backend: `gloo` or `nccl`.

@@ -12,7 +12,7 @@ from bft_ray.train.workers import run_workers
 
 
 def train_segment(config: Config, folder: str, until: int | None, weights: str) -> tuple[int, list[dict[str, float]]]:
-    """Train on the workers of `config.cluster` up to a step; within `bft_ray.workers.spread.connect` only. Returns steps done,
+    """Train on the workers of `config.cluster` up to a step; within `bft_ray.workers.connect.connect` only. Returns steps done,
     and the metrics of each of them (`train/...`) from the first on.
 
     Goes on from the last checkpoint in `folder`, and leaves one there; the learning rate is that of the whole run. What

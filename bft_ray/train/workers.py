@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
-    """What rank 0's `train_worker` has returned; within `bft_ray.workers.spread.connect` only.
+    """What rank 0's `train_worker` has returned; within `bft_ray.workers.connect.connect` only.
 
     Args:
         payload: of `train_worker`, to which the config is added.

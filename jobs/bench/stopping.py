@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from bft_ray.study.propose.halving import goes_on
+from bft_ray.study.propose.halving import is_promoted
 from bft_ray.study.report.agreement import Agreement, kendall
 
 METRIC, REDUCTION = "choices/probability", 3
@@ -110,7 +110,7 @@ def asha(curves: Sequence[Curve]) -> tuple[int, int]:
         for rung in RUNGS:
             own.rung_values[rung] = curve[rung]
             taken_here = rung
-            if not goes_on(seen.values(), number, rung, REDUCTION, METRIC):  # type: ignore[arg-type]
+            if not is_promoted(seen.values(), number, rung, REDUCTION, METRIC):  # type: ignore[arg-type]
                 break
         else:
             taken_here, ended[number] = STEPS, curve[STEPS]
@@ -130,7 +130,7 @@ def pasha(curves: Sequence[Curve]) -> tuple[int, int]:
             if place > top:
                 break
             own.rung_values[step], taken_here = curve[step], step
-            if place == top or not goes_on(seen.values(), number, step, REDUCTION, METRIC):  # type: ignore[arg-type]
+            if place == top or not is_promoted(seen.values(), number, step, REDUCTION, METRIC):  # type: ignore[arg-type]
                 break
         taken += taken_here
         both = [one for one in seen.values() if steps[top] in one.rung_values]
@@ -165,7 +165,7 @@ class Seen:
 
     number: int
     rung_values: dict[int, float] = field(default_factory=dict)
-    merged_with: str | None = None
+    duplicate_of: str | None = None
 
 
 def replay(curves: Sequence[Curve], rule: Rule, num_trials: int, orders: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.study.propose.duplicates import key_of, twin_of, why_equal
+from bft_ray.study.propose.duplicates import key_of, original_of, why_duplicate
 from bft_ray.study.records.database import Database, DatabaseAway
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, Store, studies
@@ -60,7 +60,7 @@ def test_a_study_as_optuna_reads_it(url):
     store.prune(1, 8, "not among the best at step 8")
     store.complete(2, {0: {METRIC: math.inf}}, 24)
     store.fail(3, "the loss of step 3 is not finite, at postgresql://me:secret@host/db", 3)
-    add(store, 6, A, key="key 0", twin=store.record(0), because="the same settings")
+    add(store, 6, A, key="key 0", original=store.record(0), duplicate_because="the same settings")
     trials = native(url)
     assert [trial.state for trial in trials] == [
         TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING,
@@ -85,7 +85,7 @@ def test_a_study_as_optuna_reads_it(url):
         "failed",
         "running",
         "waiting",
-        "merged",
+        "duplicate",
     ]
     assert records[0].metrics == {METRIC: 0.5, "validation/nll": 1.5} and records[0].value == 0.5
     assert records[2].reason == "choices/probability is inf (seed 0)" and records[2].by_seed == {0: {METRIC: math.inf}}
@@ -149,7 +149,7 @@ def test_moments_are_read_the_same_in_every_time_zone(tmp_path, monkeypatch):
         store.start(number)
     store.complete(0, {0: {METRIC: 0.5}}, 24)
     store.release(1, "its node is gone")
-    add(store, 3, A, key="key 0", twin=store.record(0), because="the same settings")
+    add(store, 3, A, key="key 0", original=store.record(0), duplicate_because="the same settings")
     zone(monkeypatch, "America/New_York")
     for records in (Store.find(Database(url), "small/test").records(), store.records()):
         done, back, runs, merged = records
@@ -270,17 +270,18 @@ def test_equal_trials_are_found():
     assert key(A) != key(A, base=make_base(optimizer={"learning_rate": 1e-3})) and whole
     configs = [config_of(BASE, SPACE, A | {"loss.window": window}) for window in (256, 512)]
     assert (
-        why_equal(configs[0], configs[1], 200) == "windows 256 and 512 both hold the longest sample (200 tokens) whole"
+        why_duplicate(configs[0], configs[1], 200)
+        == "windows 256 and 512 both hold the longest sample (200 tokens) whole"
     )
-    assert why_equal(configs[0], configs[0], 200) == "the same settings"
+    assert why_duplicate(configs[0], configs[0], 200) == "the same settings"
     records = [
         TrialRecord("search", 2, {}, key="k"),
-        TrialRecord("search", 0, {}, key="k", merged_with="search/9"),
+        TrialRecord("search", 0, {}, key="k", duplicate_of="search/9"),
         TrialRecord("search", 1, {}, key="k", state="failed"),
     ]
-    found = twin_of(records, "k")
+    found = original_of(records, "k")
     assert found is not None and found.number == 1
-    assert twin_of(records, "k", before=1) is None and twin_of(records, "other") is None
+    assert original_of(records, "k", before=1) is None and original_of(records, "other") is None
 
 
 @pytest.mark.parametrize("state", ["complete", "pruned", "failed"])
@@ -288,7 +289,7 @@ def test_a_merged_trial_waits_for_its_twin_and_takes_its_result(tmp_path, state)
     store = new(f"sqlite:///{tmp_path}/study.db")
     add(store, 0, key="k")
     store.start(0)
-    add(store, 1, key="k", twin=store.record(0), because="the same settings")
+    add(store, 1, key="k", original=store.record(0), duplicate_because="the same settings")
     assert store.record(1).status == "waiting" and store.settle() == []
     with pytest.raises(
         BadInput, match=r"`search/1` is 'waiting', but must be waiting, to be started\. Merged trials are"
@@ -301,17 +302,21 @@ def test_a_merged_trial_waits_for_its_twin_and_takes_its_result(tmp_path, state)
         store.prune(0, 8, "stopped")
     else:
         store.fail(0, "not finite", 3)
-    add(store, 2, key="k", twin=store.record(0), because="the same settings")  # the twin is there already
+    add(store, 2, key="k", original=store.record(0), duplicate_because="the same settings")  # the twin is there already
     assert [record.number for record in store.settle()] == [1]
-    twin = store.record(0)
+    original = store.record(0)
     for number in (1, 2):
         record = store.record(number)
-        assert (record.status, record.state, record.merged_with) == ("merged", state, "search/0")
-        assert record.merged_because == "the same settings"
-        assert (record.value, record.metrics, record.rung_values) == (twin.value, twin.metrics, twin.rung_values)
+        assert (record.status, record.state, record.duplicate_of) == ("duplicate", state, "search/0")
+        assert record.duplicate_because == "the same settings"
+        assert (record.value, record.metrics, record.rung_values) == (
+            original.value,
+            original.metrics,
+            original.rung_values,
+        )
         assert (record.reason, record.num_steps, record.paid_steps, record.attempts) == (
-            twin.reason,
-            twin.num_steps,
+            original.reason,
+            original.num_steps,
             0,
             0,
         )
@@ -353,7 +358,7 @@ def four_trials(store: Store) -> None:
     """Complete, pruned, failed, and merged with the first."""
     for number, assignment in enumerate([A, B, A | {"loss.gamma": 2.0}]):
         add(store, number, assignment)
-    add(store, 3, A, key="key 0", twin=store.record(0), because="the same settings")
+    add(store, 3, A, key="key 0", original=store.record(0), duplicate_because="the same settings")
     for number in range(3):
         if not store.record(number).is_finished:
             store.start(number)
@@ -434,9 +439,9 @@ def test_sigkill_at_random_moments(url, deterministic, tmp_path, monkeypatch):
         assert {number: last[number] for number in earlier} == earlier
     assert max(record.attempts for record in last.values()) > 1
     for record in last.values():
-        twin = last[int((record.merged_with or record.id).removeprefix("search/"))]
-        assert (record.value, record.state, record.rungs) == (twin.value, twin.state, twin.rungs)
-        assert record.merged_with or record.key not in {r.key for r in last.values() if r.number < record.number}
+        original = last[int((record.duplicate_of or record.id).removeprefix("search/"))]
+        assert (record.value, record.state, record.rungs) == (original.value, original.state, original.rungs)
+        assert record.duplicate_of or record.key not in {r.key for r in last.values() if r.number < record.number}
     if deterministic == "yes":
         space = make_space(deterministic=True)
         with Database(
@@ -445,7 +450,7 @@ def test_sigkill_at_random_moments(url, deterministic, tmp_path, monkeypatch):
             plain = DoNothing(Store.create(database, space, BASE, {}), space, BASE, slots=2, longest=200).run()
 
         def result(record):
-            return record.assignment, record.status, record.value, record.rungs, record.num_steps, record.merged_with
+            return record.assignment, record.status, record.value, record.rungs, record.num_steps, record.duplicate_of
 
         assert [result(last[number]) for number in range(24)] == [result(record) for record in plain]
 
@@ -522,7 +527,7 @@ def test_bad_addresses(url, text):
 def test_a_look_makes_nothing(tmp_path):
     """Whoever looks at a study may have mistyped its address, and the right to read alone."""
     for name in ("nowhere/study.db", "study.db"):
-        with pytest.raises(BadInput, match="a file that exists, to be looked at"):
+        with pytest.raises(BadInput, match="a file that exists, to be read"):
             Database(f"sqlite:///{tmp_path}/{name}", make=False)
     assert not list(tmp_path.iterdir())
     (tmp_path / "empty.db").touch()
