@@ -57,7 +57,9 @@ class SourceConfig(Section):
     ratio: float = Field(
         1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)"
     )
-    form: str = Field("auto", description="form of the rows, such as alpaca or sharegpt; auto: recognised by the columns")
+    form: str = Field(
+        "auto", description="form of the rows, such as alpaca or sharegpt; auto: recognised by the columns"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="canonical field (id, group, prompt, completion, messages, tools, text, ...) -> column of the file, "
@@ -265,7 +267,10 @@ class TrackingConfig(Section):
     log_model: bool = Field(True, description="log the exported model as an MLflow logged model")
     system_metrics: bool = Field(False, description="log CPU, memory and GPU use")
     profile_steps: int = Field(
-        0, ge=0, le=50, description="profile this many steps after the first two: a trace, and a table of the time by operation"
+        0,
+        ge=0,
+        le=50,
+        description="profile this many steps after the first two: a trace, and a table of the time by operation",
     )
 
 

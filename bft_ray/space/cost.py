@@ -117,7 +117,9 @@ def describe(
         ("a run", _workers(space, base)),
     ]
     if isinstance(space.scheduler, Asha):
-        rows.append(("rungs", f"{', '.join(map(str, cost.rungs)) or '?'}: 1 of {space.scheduler.reduction} is promoted"))
+        rows.append(
+            ("rungs", f"{', '.join(map(str, cost.rungs)) or '?'}: 1 of {space.scheduler.reduction} is promoted")
+        )
     if space.budget.time_s is not None:
         rows.append(("time", f"no trial starts when trials ran for {space.budget.time_s:g} s"))
     rows += [

@@ -71,7 +71,7 @@ def test_the_status_of_a_confirmation(url):
     assert text[4].split() == ["arm", "seeds", METRIC] and text[5].split()[:4] == ["w64", "1", "of", "2"]
     store.lease.drop()
     shown = status_of("small/test", None, [], url)
-    assert "small/test, not running: the same `bft-ray search` goes on with it" in shown
+    assert "small/test, not running: the same `bft-ray search` resumes it" in shown
 
 
 def test_all_studies_in_a_line_each(url):
@@ -170,7 +170,7 @@ def test_the_tracking_server_of_the_environment(space, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["search", "starter"], "interrupted; the same command goes on with the study\n"),
+        (["search", "starter"], "interrupted; the same command resumes the study\n"),
         (
             ["train", "starter"],
             "interrupted; the same command goes on from the last checkpoint if the run has a name\n",

@@ -146,7 +146,10 @@ def floats(**fields: Any) -> dict[str, Any]:
             {"objective": {"metric": "validation/nll", "second": {"metric": "validation/nll", "largest_loss": 0.1}}},
             "`objective.second.metric` is 'validation/nll', but must be another metric",
         ),
-        ({"fixed": {"loss.window": 3}}, "`fixed.loss.window` is 3, but must be left out, because `parameters` varies it"),
+        (
+            {"fixed": {"loss.window": 3}},
+            "`fixed.loss.window` is 3, but must be left out, because `parameters` varies it",
+        ),
         ({"fixed": {"seed": 3}}, "`fixed.seed` is 'given', but must be left out. Use `seeds`"),
         (
             {"fixed": {"schedule.steps": 5}, "budget": {"trials": 8, "steps": 5}},

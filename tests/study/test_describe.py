@@ -74,7 +74,7 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
     lines = note.splitlines()
     assert lines[0] == explain(WON).splitlines()[0] and lines[0].startswith("**`w128 lr0.001` wins**, by +0.1")
     assert lines[2] == (
-        "**Test split, looked at once**: `w128 lr0.001` has choices/probability 0.391 on 200 items, the default `bft` 0.352: "
+        "**Test split, measured once**: `w128 lr0.001` has choices/probability 0.391 on 200 items, the default `bft` 0.352: "
         "gain +0.0391 [+0.0101, +0.0681], paired by item: of these two models, not of their "
         "settings. A true gain of 0.0415 shows in 8 of 10 such tests."
     )

@@ -60,7 +60,9 @@ class RowsTask(TaskBase):
     split: str | None = Field(None, description="split of a hub dataset or saved DatasetDict")
     config_name: str | None = Field(None, description="configuration name of a hub dataset")
     revision: str | None = Field(None, description="hub revision of the dataset")
-    form: str = Field("auto", description="form of the rows, such as medqa or sharegpt; auto: recognised by the columns")
+    form: str = Field(
+        "auto", description="form of the rows, such as medqa or sharegpt; auto: recognised by the columns"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="canonical field -> column of the file, or a template; as in data.train"
     )
