@@ -173,6 +173,6 @@ def test_a_training_whose_record_lacks_something_ends_with_status_1(make_tree, t
     assert "exported  results/run/export (weights of step 6)" in said.out
     assert f"bft-ray evaluate {path} --model results/run/export --against before" in said.out.splitlines()[-1]
     assert said.err == (
-        "error: all is trained and exported, but MLflow lacks what it was to hold: the model bft-test (PermissionError: "
+        "error: the model is trained and exported, but MLflow lacks: the model bft-test (PermissionError: "
         "[Errno 13] Permission denied: '/mlruns')\n"
     )

@@ -1,4 +1,4 @@
-"""Where the ranks of a run meet: on a cluster that is this machine alone in a file, for torch's own server listens on
+"""Where the ranks of a run meet: on a cluster of only this machine in a file, because torch's own server listens on
 every interface, and asks nobody who he is.
 """
 
