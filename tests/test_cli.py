@@ -130,7 +130,7 @@ def test_evaluate_one_task_against_an_earlier_evaluation(make_tree, tmp_path, ca
     assert main(["evaluate", str(config), "--against", out]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:3] == ["metric", "before", "after"] and len(table) == 5
-    assert "at 95 % one of 20 stands out by chance" in table[4]
+    assert "at 95 % one of 20 differs by chance" in table[4]
     assert table[1].split()[-3:] == ["0", "0", "6"]
     assert main(["evaluate", str(config), "--task", "chioces"]) == 2
     assert "one of validation, choices" in capsys.readouterr().err

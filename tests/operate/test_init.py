@@ -69,13 +69,13 @@ OPTIONS = {"question": "Which one?", "options": ["a x", "b y", "c z"]}
             "options.jsonl",
             [OPTIONS | {"answer": "d secret"}],
             "options.jsonl:1 answer` is 'a text that is none of the 3 options', but must be the right option: its letter or "
-            "label, its index from 0, or its text as it stands among the options. Compare the two",
+            "label, its index from 0, or its text, the same as in the options. Compare the two",
         ),
         (
             "stated.jsonl",
             [OPTIONS | {"answer_idx": "A", "answer": "b y"}],
             "stated.jsonl:1 answer` is 'another text than the option that the answer names', but must be the text of that "
-            "option. Mend",
+            "option. Correct",
         ),
         (
             "twice.csv",
@@ -85,7 +85,7 @@ OPTIONS = {"question": "Which one?", "options": ["a x", "b y", "c z"]}
         (
             "inside.json",
             {"version": 1, "cases": [ROW]},
-            "inside.json` is 'an object', but must be a list of objects, or one object a line. Take the list out, for "
+            "inside.json` is 'an object', but must be a list of objects, or one object a line. Extract the list, for "
             "example by `jq '.cases' FILE.json > ROWS.json`.",
         ),
         ("columns.json", {"question": ["q"], "answer": ["a"]}, "It seems to hold columns: write it row by row"),

@@ -105,7 +105,7 @@ def read_descriptions(path: str, field: str) -> dict[str, tuple[str, str]]:
     for where, record in read_table(path, field=field):
         gene = _text(where, record, "gene")
         if gene in described:
-            raise BadInput(f"{where} gene", gene, f"described once, but stands at {described[gene][0]} too")
+            raise BadInput(f"{where} gene", gene, f"described once, but is at {described[gene][0]} too")
         described[gene] = (where, _text(where, record, "description"))
     return described
 

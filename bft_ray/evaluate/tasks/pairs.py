@@ -87,7 +87,7 @@ def read_pairs(path: str, limit: int | None, field: str) -> list[Pair]:
     for where, record in read_table(path, limit=limit, field=field):
         pair = _pair(where, record)
         if pair.id in seen:
-            raise BadInput(f"{where} id", pair.id, f"unique, but stands at {seen[pair.id]} too")
+            raise BadInput(f"{where} id", pair.id, f"unique, but is at {seen[pair.id]} too")
         seen[pair.id] = where
         pairs.append(pair)
     if len({pair.label for pair in pairs}) < 2:

@@ -86,7 +86,7 @@ def _scores(
         metric,
         "no figure of single items",
         "a mean over items, a ratio of their sums, or an AUROC, to be confirmed item by item",
-        "Take such a metric as objective.metric, for example the accuracy or probability of the same set.",
+        "Use such a metric as objective.metric, for example the accuracy or probability of the same set.",
     )
 
 
