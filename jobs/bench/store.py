@@ -3,7 +3,7 @@
     python -m jobs.bench.store [--database URL] [--trials 500] [--slots 8] [--space medical_qa] [--deterministic]
                                [--out bench_store]
 
-No trial is merged: each is proposed from all records before it, put down, started, judged at the rungs and finished;
+There are no duplicates: each trial is proposed from all earlier records, inserted, started, judged at the rungs and finished;
 its values are drawn from its settings. Prints seconds a trial around trial 50 and before the last one (target: at most
 0.1 s, and flat), and where they go; writes OUT.json with the machine. Without --database: SQLite in a new folder.
 """
@@ -153,7 +153,7 @@ class DoNothing:
             return None if on is None else record.number in on
 
     def _settled(self, finish: Callable[..., None]) -> Callable[..., None]:
-        """Finish, and hand the result on to equal trials that wait for it."""
+        """Finish, and give the result to duplicates that wait for it."""
 
         def call(*arguments: Any) -> None:
             finish(*arguments)

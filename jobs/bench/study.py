@@ -218,7 +218,7 @@ def grid_table(found: dict[str, Any]) -> str:
     return text
 
 
-# --- equal trials -------------------------------------------------------------------------------------------
+# --- duplicates ---------------------------------------------------------------------------------------------
 
 
 def merge_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str, Any]]) -> dict[str, Any]:
