@@ -13,8 +13,8 @@ order, lets them come one after the other, and reports for each rule
 
 with Monte Carlo errors over orders. The rules: `asha` as in the product (`bft_ray.study.propose.halving.is_promoted`); `pasha`
 (Bohdal et al. 2023, hard ranking): as asha, but no trial goes beyond the second rung until the order of the two highest rungs
-disagrees, which opens the next one, and the pick is the best at the highest rung; `half`: all run to the rung of `--half`, the better half of
-them to the end; `none`: all to the end.
+disagrees, which opens the next one, and the pick is the best at the highest rung; `half`: all run to the rung of `--half`, the
+better half of them to the end; `none`: all to the end.
 """
 
 from __future__ import annotations
