@@ -18,7 +18,7 @@ from bft_ray.places.cache import ensure_home
 from bft_ray.places.disk import full_disk
 from bft_ray.places.modes import kept_for
 from bft_ray.places.scratch import remove_dead
-from bft_ray.waits import told_waits
+from bft_ray.waits import report_waits
 
 _OVERRIDES = "overrides such as loss.window=64 or data.train.0.limit=100"
 
@@ -71,7 +71,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     is_served = options.run is commands_of.ui_command  # it waits for its user
     try:
         # "owner": all that a command leaves, but where a config says otherwise
-        with kept_for("owner"), contextlib.nullcontext() if is_served else told_waits():
+        with kept_for("owner"), contextlib.nullcontext() if is_served else report_waits():
             return options.run(options)
     except (BadInput, BadConfig) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -94,7 +94,7 @@ def _is_unread(stream: TextIO) -> bool:
 
 
 def _terminate(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt  # a polite end: runs get their true status, workers stop
+    raise KeyboardInterrupt  # an orderly end: runs get their true status, workers stop
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -108,8 +108,8 @@ def make_parser() -> argparse.ArgumentParser:
     train = _command(
         commands, "train", commands_of.train_command, "fine-tune: Ray Train workers, DeepSpeed, one MLflow run"
     )
-    goes_on = "; the same command goes on from the last checkpoint if the run has a name"
-    train.set_defaults(after_interrupt=goes_on)
+    resumes = "; the same command resumes from the last checkpoint if the run has a name"
+    train.set_defaults(after_interrupt=resumes)
     _config_arguments(train, nargs="?")
     train.add_argument("--champion", metavar="DOMAIN", help="the config that a study chose, instead of CONFIG")
     train.add_argument("--uri", help="tracking server or database that has the champion (default: that of a config)")
@@ -121,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     _config_arguments(evaluate)
     evaluate.add_argument("--model", metavar="PATH", help="folder or hub id to measure instead of model.path")
     evaluate.add_argument(
-        "--task", action="append", metavar="NAME", help="measure this task alone (`validation` is one); may be repeated"
+        "--task", action="append", metavar="NAME", help="measure only this task (`validation` is one); may be repeated"
     )
     evaluate.add_argument("--harness", metavar="NAMES", help="also tasks of lm-evaluation-harness, e.g. mmlu,cmmlu")
     evaluate.add_argument("--out", metavar="FOLDER", help="write metrics.json and a record per item (ids, no text)")
@@ -142,7 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
     search = _command(
         commands, "search", commands_of.search_command, "find the settings that suit a dataset, and confirm them"
     )
-    search.set_defaults(after_interrupt="; the same command goes on with the study")
+    search.set_defaults(after_interrupt="; the same command resumes the study")
     search.add_argument("space", metavar="SPACE", help="search space: YAML file or a bundled one (--list)", nargs="?")
     search.add_argument(
         "overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the space (budget.trials=40) or of the config"
@@ -157,11 +157,11 @@ def make_parser() -> argparse.ArgumentParser:
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
     search.add_argument("--no-measure", action="store_true", help="do not measure time and memory on a few steps first")
     how = search.add_mutually_exclusive_group()
-    how.add_argument("--dry-run", action="store_true", help="check everything, say what would run and what it costs")
+    how.add_argument("--dry-run", action="store_true", help="check everything, print what would run and what it costs")
     how.add_argument(
-        "--status", action="store_true", help="how the study stands, from any machine; without SPACE a line for each"
+        "--status", action="store_true", help="the status of the study, from any machine; without SPACE a line for each"
     )
-    how.add_argument("--cancel", action="store_true", help="end the study cleanly; the same command goes on with it")
+    how.add_argument("--cancel", action="store_true", help="end the study cleanly; the same command resumes it")
     how.add_argument("--list", action="store_true", help="the search spaces that come with the package")
 
     best = _command(
@@ -213,13 +213,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     init.add_argument("--split", metavar="NAME", help="split of a hub dataset or saved folder, e.g. train")
     init.add_argument("--config-name", metavar="NAME", help="configuration of a hub dataset")
-    init.add_argument("--limit", type=int, metavar="N", help="read the first N rows alone")
+    init.add_argument("--limit", type=int, metavar="N", help="read only the first N rows")
     init.add_argument("--domain", help="sub-domain name (default: from the name of the data)")
     init.add_argument(
         "--model", default="starter", help="base model: starter (the default), smollm2, a folder or a hub id"
     )
     init.add_argument(
-        "--out", default="bft.yaml", metavar="FILE", help="YAML file, or a folder for bft.yaml; the rest lies beside it"
+        "--out",
+        default="bft.yaml",
+        metavar="FILE",
+        help="YAML file, or a folder for bft.yaml; other files go beside it",
     )
     init.add_argument("--force", action="store_true", help="overwrite what an earlier init wrote there")
     return parser

@@ -18,7 +18,7 @@ def train_command(options: argparse.Namespace) -> int:
     from bft_ray.operate.lasting import require_outlasting
     from bft_ray.operate.road import after_train
     from bft_ray.tracking.server import page_of
-    from bft_ray.train.launch import train  # after the config: a typo is told at once
+    from bft_ray.train.launch import train  # after the config: a typo is reported at once
 
     require_outlasting(config)
     result = train(config)
@@ -30,20 +30,20 @@ def train_command(options: argparse.Namespace) -> int:
     print(after_train(source, options.overrides, result.export))
     if result.missing:
         lacks = ", ".join(f"{what} ({why})" for what, why in sorted(result.missing.items()))
-        print(f"error: all is trained and exported, but MLflow lacks what it was to hold: {lacks}", file=sys.stderr)
+        print(f"error: the model is trained and exported, but MLflow lacks: {lacks}", file=sys.stderr)
     return int(bool(result.missing))
 
 
 def _train_config(options: argparse.Namespace) -> Any:
-    """Of the file or recipe, or that of a champion."""
+    """The config of the file or recipe, or that of a champion."""
     from bft_ray.config import TrackingConfig, load_config
 
     overrides = [*(["tracking.profile_steps=5"] if options.profile else []), *options.overrides]
     source = options.config
-    if options.champion and source and "=" in source:  # an override stands where else the config does
+    if options.champion and source and "=" in source:  # an override is in the place of the config
         source, overrides = None, [source, *overrides]
     if bool(source) == bool(options.champion):
-        remedy = "One of the two: `bft-ray train CONFIG`, or `bft-ray train --champion DOMAIN`."
+        remedy = "Use one of the two: `bft-ray train CONFIG`, or `bft-ray train --champion DOMAIN`."
         raise BadInput("CONFIG", source, "left out with --champion" if source else "given, or --champion", remedy)
     if source:
         if options.uri:

@@ -1,4 +1,4 @@
-"""The errors that a user meets: which field, what was received, the rule, the remedy."""
+"""The errors that a user sees: field, received value, rule, remedy."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class BadInput(BftError, ValueError):
 
 
 class NoRoom(BadInput):
-    """The cluster has no room for the workers at the moment: others have it, or nodes are gone. It may come back."""
+    """The cluster has no room for the workers now: others use it, or nodes are gone. Later there may be room again."""
 
 
 class DiskFull(BftError):
-    """A disk has no room for what was to be written. Nothing is wrong with what ran: with room, it goes on."""
+    """A disk has no room for what was to be written. Nothing is wrong with the run: with more room, it can be resumed."""
 
 
 class BadConfig(BftError, ValueError):
-    """All problems of one configuration at once, so that they can be mended in one go."""
+    """All problems of one configuration at once, so that a user can correct them together."""
 
     def __init__(self, source: str, problems: list[str]):
         self.source, self.problems = source, problems
@@ -60,7 +60,7 @@ class NonFinite(BftError, ArithmeticError):
     Args:
         step: the step, counted from 0.
         what: "loss" or "gradient".
-        sample_ids: ids of the samples of the micro-batches at fault (empty where they cannot be told).
+        sample_ids: ids of the samples of the micro-batches at fault (empty where they are not known).
     """
 
     def __init__(self, step: int, what: str, sample_ids: list[str]):
@@ -69,7 +69,7 @@ class NonFinite(BftError, ArithmeticError):
         where = f" in the micro-batch of samples {shown}" if shown else ""
         super().__init__(
             f"the {what} of step {step} is not finite{where}. No rank has moved its weights. "
-            "Look at these samples, lower optimizer.learning_rate, or use model.dtype=fp32."
+            "Check these samples, lower optimizer.learning_rate, or use model.dtype=fp32."
         )
 
     def __reduce__(self):
@@ -77,9 +77,9 @@ class NonFinite(BftError, ArithmeticError):
 
 
 def first_line(error: BaseException, limit: int = 160) -> str:
-    """What an error says, in one line without its full stop: its type where it says nothing.
+    """The message of an error, in one line without its full stop; its type where it has no message.
 
-    Of a text that holds a traceback (Ray's client hands over the server's), the line that ends it, which is what was raised.
+    Of a text that holds a traceback (Ray's client passes on the server's), the last line, which is the error.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
@@ -89,7 +89,7 @@ def first_line(error: BaseException, limit: int = 160) -> str:
 
 
 def _short(value: Any, limit: int = 80) -> str:
-    """No more of a value than its two ends, so that little is shown of a text; a path is shown whole, to be found again."""
+    """The two ends of a value, so that little of a text is shown; a path is shown whole, so that it can be found."""
     text = repr(str(value) if isinstance(value, Path) else value)
     if isinstance(value, Path) or (isinstance(value, str) and _PATH.fullmatch(value)):
         return text

@@ -51,7 +51,7 @@ class Metric:
     """What a metric means.
 
     Args:
-        name: full name, or a pattern in which `<set>` stands for the name of an evaluation set ([a-z0-9_]+). A kind of task
+        name: full name, or a pattern in which `<set>` is the name of an evaluation set ([a-z0-9_]+). A kind of task
             declares it without its own set's name.
         unit: of the value; "" for a pure number, "share" for a number in [0, 1].
         direction: which way is better; "none" where neither is.

@@ -1,7 +1,7 @@
-"""No long wait without a word: where a command has printed nothing for half a minute, what it waits for, and since when.
+"""No long wait without a line: after 30 s without output a command prints what it waits for, and since when.
 
-Whatever may take long says so by `waiting`; `told_waits`, once around a command, watches when a line was last printed. So
-nothing that waits needs a clock of its own. Elsewhere, as on Ray's workers, `waiting` costs next to nothing.
+Code that may take long runs within `waiting`. `report_waits`, once around a command, watches when a line was last printed.
+So no waiting code needs a clock of its own. Elsewhere, as on Ray's workers, `waiting` costs almost nothing.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any, TextIO
 
 QUIET_S = 30.0  # without a line, after which one is printed
 
-_open: list[Wait] = []  # of all threads, the outermost first: who tells is another thread than who waits
+_open: list[Wait] = []  # of all threads, the outermost first: another thread prints them
 
 
 class Wait:
-    """What a block is at."""
+    """What a block of code waits for."""
 
     def __init__(self, what: str | Callable[[], str]):
         self.now(what)
 
     def now(self, what: str | Callable[[], str]) -> None:
-        """It is at something else from now on.
+        """Set what it waits for from now on.
 
         Args:
-            what: such as `starting Ray`, to follow "still"; a function is asked when it is told.
+            what: such as `starting Ray`, to follow "still"; a function is called when the line is printed.
         """
         self._what, self.since = what, time.time()
 
@@ -38,7 +38,7 @@ class Wait:
 
 @contextlib.contextmanager
 def waiting(what: str | Callable[[], str]) -> Iterator[Wait]:
-    """What the block waits for, see `Wait.now`; within another block, a part of what that one waits for."""
+    """Set what the block waits for, see `Wait.now`; within another such block, it is a part of that one."""
     wait = Wait(what)
     _open.append(wait)
     try:
@@ -48,21 +48,21 @@ def waiting(what: str | Callable[[], str]) -> Iterator[Wait]:
 
 
 @contextlib.contextmanager
-def told_waits(quiet_s: float | None = None) -> Iterator[None]:
-    """For as long as the context lasts, a line on the standard error stream whenever none was printed for a while.
+def report_waits(quiet_s: float | None = None) -> Iterator[None]:
+    """While the context lasts, print a line to the standard error stream after each time without output.
 
     Args:
-        quiet_s: None: `QUIET_S`.
+        quiet_s: that time, in seconds; None: `QUIET_S`.
     """
     out, err = _Heard(sys.stdout), _Heard(sys.stderr)
     before, ended = (sys.stdout, sys.stderr), threading.Event()
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]  # it hands on all that a stream has
+    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]  # it has all methods of a stream
     limit_s = QUIET_S if quiet_s is None else quiet_s
 
     def watch() -> None:
         while not ended.wait(min(1.0, limit_s / 4)):
             if time.monotonic() - max(out.at, err.at) >= limit_s:
-                with contextlib.suppress(OSError, ValueError):  # the terminal has gone
+                with contextlib.suppress(OSError, ValueError):  # the terminal is gone
                     _say(describe(), err)
 
     thread = threading.Thread(target=watch, name="bft-ray-waits", daemon=True)
@@ -76,7 +76,7 @@ def told_waits(quiet_s: float | None = None) -> Iterator[None]:
 
 
 def describe() -> str:
-    """What is waited for now, from the whole to its part, and for how long the innermost is."""
+    """What is waited for now, from the whole to its part, and how long the innermost part takes already."""
     waits = list(_open)
     if not waits:
         return "still at work"

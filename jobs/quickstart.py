@@ -1,7 +1,7 @@
 """The main job in small: which settings suit the starter data? A whole study on CPU, in minutes.
 
 Profile, search, confirmation with three seeds, test and registration, as `bft-ray search starter` does them; given
-again, it goes on where it stopped.
+again, it resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes the study", file=sys.stderr)
         sys.exit(130)
     except BftError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -130,7 +130,7 @@ def test_evaluate_one_task_against_an_earlier_evaluation(make_tree, tmp_path, ca
     assert main(["evaluate", str(config), "--against", out]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:3] == ["metric", "before", "after"] and len(table) == 5
-    assert "at 95 % one of 20 stands out by chance" in table[4]
+    assert "at 95 % one of 20 differs by chance" in table[4]
     assert table[1].split()[-3:] == ["0", "0", "6"]
     assert main(["evaluate", str(config), "--task", "chioces"]) == 2
     assert "one of validation, choices" in capsys.readouterr().err
@@ -173,6 +173,6 @@ def test_a_training_whose_record_lacks_something_ends_with_status_1(make_tree, t
     assert "exported  results/run/export (weights of step 6)" in said.out
     assert f"bft-ray evaluate {path} --model results/run/export --against before" in said.out.splitlines()[-1]
     assert said.err == (
-        "error: all is trained and exported, but MLflow lacks what it was to hold: the model bft-test (PermissionError: "
+        "error: the model is trained and exported, but MLflow lacks: the model bft-test (PermissionError: "
         "[Errno 13] Permission denied: '/mlruns')\n"
     )

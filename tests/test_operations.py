@@ -314,7 +314,9 @@ def _(here: Here) -> None:
 
     here.patch.setattr(module, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start}))
     said = measure(here.config.model_copy(update={"deepspeed": here.config.deepspeed}), lambda text: None)
-    assert said == ("the process ended with status 0" if here.kind == "gone" else "what its process found is damaged")
+    assert said == (
+        "the process ended with status 0" if here.kind == "gone" else "the file with its results is damaged"
+    )
     assert here.told("measured.json")
 
 

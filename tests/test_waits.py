@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from bft_ray.waits import describe, told_waits, waiting
+from bft_ray.waits import describe, report_waits, waiting
 
 QUIET_S = 4.0
 LATE_S = 8.0  # that a line may come later on a loaded machine: libraries are loaded without letting others go on
@@ -32,7 +32,7 @@ def until(condition: Callable[[], object], limit_s: float) -> bool:
 def test_a_silent_command_says_what_it_waits_for(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    with told_waits(quiet_s=0.2):
+    with report_waits(quiet_s=0.2):
         assert until(lambda: "still at work\n" in stream.getvalue(), 10)
         with waiting("evaluating"), waiting("loading") as wait:
             wait.now("with 1 of 4 shards done")
@@ -45,7 +45,7 @@ def test_a_silent_command_says_what_it_waits_for(monkeypatch):
 
 
 def test_a_command_that_speaks_is_left_alone(monkeypatch, capsys):
-    with told_waits(quiet_s=1.0):
+    with report_waits(quiet_s=1.0):
         for number in range(15):  # to either stream
             print(number, file=sys.stdout if number % 2 else sys.stderr)
             time.sleep(0.1)
@@ -110,7 +110,7 @@ def test_a_run_whose_workers_hang_and_die_is_never_silent(make_tree, tmp_path):
                 line for _, line in said
             )
             os.kill(worker.pid, signal.SIGKILL)
-            assert until(lambda: heard("workers end: a worker died", stopped), 60), text()
+            assert until(lambda: heard("workers ended: a worker died", stopped), 60), text()
             assert until(lambda: heard("resumes after step"), 90), text()
             assert driver.wait(120) == 0, text()
         finally:

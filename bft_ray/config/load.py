@@ -1,4 +1,4 @@
-"""YAML file and dotted overrides -> Config, with every problem told as field, value, rule, remedy."""
+"""YAML file and dotted overrides -> Config; every problem is reported as field, value, rule, remedy."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def _construct(text: str) -> Any:
-    """What YAML text says; YAMLError where it says nothing."""
+    """The value of YAML text; YAMLError for invalid text."""
     try:
         return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except RecursionError:
@@ -218,7 +218,7 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         field = section.model_fields.get(loc[-1]) if section else None
         return f"`{name}` is missing: {(field.description if field else None) or 'give it in the config'}."
     if problem["type"] == "union_tag_not_found":
-        return f"`{name}.{problem['ctx']['discriminator'].strip(_QUOTE)}` is missing: it says what this entry is."
+        return f"`{name}.{problem['ctx']['discriminator'].strip(_QUOTE)}` is missing: it decides what this entry is."
     if problem["type"] == "union_tag_invalid":
         context = problem["ctx"]
         field_name = f"{name}.{context['discriminator'].strip(_QUOTE)}"
@@ -231,13 +231,13 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
-    """The place of a problem as users know it, and the section that its last key stands in.
+    """The dotted place of a problem, and the section that holds its last key.
 
     pydantic puts the branch of a union into it: "list[str]" or "literal[...]", and the tag of a tagged one.
     """
     names: list[str] = []
     section: type[BaseModel] | None = model
-    inside: list[type[BaseModel]] = [model]  # sections that the next key may stand in
+    inside: list[type[BaseModel]] = [model]  # sections that may hold the next key
     is_mapping = False  # whether the next key is one of a mapping: any text
     for key in map(str, loc):
         if is_mapping:

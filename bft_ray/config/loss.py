@@ -10,7 +10,7 @@ from bft_ray.config.base import Section, rule
 
 Method = Literal["sft", "dft", "bft_no_sample", "bft_no_token", "bft", "bft_group", "bft_inverse"]
 
-#: What each named method stands for. "bft" equals the official code of arXiv 2511.21075 (weight 1 - c),
+#: The settings of each named method. "bft" equals the official code of arXiv 2511.21075 (weight 1 - c),
 #: "bft_inverse" the paper's text (weights inverse to the confidence), "bft_group" its third version.
 METHODS: dict[str, dict[str, Any]] = {
     "sft": dict(token_weight="none", sample_weight="none", aggregate="token"),
@@ -42,7 +42,7 @@ class LossConfig(Section):
     )
     window: int = Field(256, ge=1, description="tokens in the sliding window of the confidence, and in a group")
     window_alignment: Literal["trailing", "centered"] = Field(
-        "trailing", description="where the group of the `group` token weight lies around its token"
+        "trailing", description="position of the group of the `group` token weight: up to its token, or around it"
     )
     sample_weight: Literal["none", "complement", "inverse"] = Field(
         "complement", description="weight of each sample: 1, 1 - c^gamma, or 1 / (c^gamma + epsilon)"
@@ -85,7 +85,7 @@ class LossConfig(Section):
         return self
 
     def unused_fields(self) -> list[str]:
-        """Names of the fields that have no effect under these settings (for a notice, and to merge equal trials)."""
+        """Names of the fields that have no effect under these settings (for a notice, and to find duplicates)."""
         unused = []
         if self.token_weight != "group":
             unused += ["token_epsilon", "token_cap", "window_alignment"]

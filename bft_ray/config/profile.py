@@ -1,4 +1,4 @@
-"""What a profile looks at."""
+"""What a profile compares."""
 
 from __future__ import annotations
 

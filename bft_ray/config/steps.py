@@ -1,4 +1,4 @@
-"""How many optimizer steps a run has: the one place that tells the loop, the cost, the rungs and the records."""
+"""How many optimizer steps a run has: the one place that loop, cost, rungs and records ask."""
 
 from __future__ import annotations
 

@@ -57,7 +57,9 @@ class SourceConfig(Section):
     ratio: float = Field(
         1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)"
     )
-    form: str = Field("auto", description="form of the rows, such as alpaca or sharegpt; auto: told by the columns")
+    form: str = Field(
+        "auto", description="form of the rows, such as alpaca or sharegpt; auto: recognised by the columns"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="canonical field (id, group, prompt, completion, messages, tools, text, ...) -> column of the file, "
@@ -97,7 +99,7 @@ class DataConfig(Section):
     cache_dir: str | None = Field(None, description="folder of the tokenised data; null: ~/.cache/bft_ray")
     keep_tokens: bool = Field(
         True,
-        description="keep the tokenised data there for later commands; false: nothing of the rows stays, which lie in a "
+        description="keep the tokenised data there for later commands; false: nothing of the rows stays: they are in a "
         "temporary folder (in cache_dir, or else in TMPDIR) until the command ends; each command tokenises them again, and "
         "each process of another machine for itself",
     )
@@ -248,7 +250,7 @@ class EvaluationConfig(Section):
         if len(set(names)) < len(names):
             raise rule("tasks", names, "tasks with different names", "Give each its own `name`.")
         for name in _TAKEN.intersection(names):
-            raise rule("tasks", names, f"tasks of other names: `{name}/` stands before metrics already")
+            raise rule("tasks", names, f"tasks of other names: `{name}/` is already the prefix of metrics")
         return self
 
 
@@ -265,7 +267,10 @@ class TrackingConfig(Section):
     log_model: bool = Field(True, description="log the exported model as an MLflow logged model")
     system_metrics: bool = Field(False, description="log CPU, memory and GPU use")
     profile_steps: int = Field(
-        0, ge=0, le=50, description="profile so many steps after the first two: a trace, and a table of where time went"
+        0,
+        ge=0,
+        le=50,
+        description="profile this many steps after the first two: a trace, and a table of the time by operation",
     )
 
 
@@ -292,7 +297,7 @@ class Config(Section):
 
     @property
     def is_one_process(self) -> bool:
-        """Whether a trial of this config runs within one process, rather than in stretches through Ray Train."""
+        """Whether a trial of this config runs within one process, and not in segments through Ray Train."""
         return self.cluster.num_workers == 1 and self.deepspeed.preset != "zero3"
 
     @model_validator(mode="after")

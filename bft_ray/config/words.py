@@ -1,4 +1,4 @@
-"""Rules of pydantic in the words of the people who write configs."""
+"""The rules of pydantic as text for people who write configs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rule_of(problem: Any) -> str:
 
 
 def shorten(value: Any) -> str:
-    """A value as it is told: its beginning."""
+    """A value for a message: its beginning."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

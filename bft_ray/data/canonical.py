@@ -273,7 +273,7 @@ def _without_missing(value: Any) -> Any:
 
 
 def index_base(value: Any) -> int | None:
-    """Where four options are counted from, as far as one answer tells: 0 by a 0, 1 by a 4; letters are as good as 0."""
+    """The first index of four options, as far as one answer shows it: 0 by a 0, 1 by a 4; letters count as 0."""
     if (number := _number(value)) is None or number <= 0:
         return 0
     return 1 if number >= 4 else None
@@ -284,8 +284,8 @@ def choice_by_columns(values: dict[str, Any], base: int) -> dict[str, Any]:
     options = [_text(values, f"option_{letter}") for letter in "abcd"]
     answer = _number(values["answer"])
     if answer == -1:
-        remedy = "A public test split keeps its answers back: take the validation split."
-        raise Fault("answer", -1, "the right option; -1 says that it is not told", remedy)
+        remedy = "A public test split has no answers: use the validation split."
+        raise Fault("answer", -1, "the right option; -1 means that it is not given", remedy)
     at = answer - base if answer is not None else _letter(values["answer"], 4)
     return _choice(values, options, at)
 
@@ -306,13 +306,13 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
         if by_text and letter is not None and letter not in by_text:
             raise Fault("answer", "a letter and the text of another option", "one of the two", "Give the index.")
     if not found and isinstance(said, str) and said and _number(said) is None and len(said) > 1:
-        rule = "the right option: its letter or label, its index from 0, or its text as it stands among the options"
+        rule = "the right option: its letter or label, its index from 0, or its text, the same as in the options"
         remedy = "Compare the two letter by letter, or give the index."
         raise Fault("answer", f"a text that is none of the {len(options)} options", rule, remedy)
     made = _choice(values, options, found[0] if found else None)
     stated = values.get("stated")
     if isinstance(stated, str) and stated.strip() not in ("", options[made["answer"]].strip(), str(said)):
-        remedy = "Mend the one that is wrong, or take the column out."
+        remedy = "Correct the one that is wrong, or remove the column."
         raise Fault("stated", "another text than the option that the answer names", "the text of that option", remedy)
     return made
 

@@ -1,4 +1,4 @@
-"""A conversation through the tokenizer's chat template: its text, and what of it the assistant says.
+"""A conversation through the tokenizer's chat template: its text, and the parts of the assistant.
 
 The template decides everything, the bos token included. What a row gives it and it does not show (tools, calls,
 thoughts, parts of an answer) is refused, for it would be dropped without a word. Where the template ends no answer, the
@@ -20,7 +20,7 @@ from bft_ray.errors import BadInput
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
-_MARK = "\u2603"  # stands in no template
+_MARK = "\u2603"  # is in no template
 _QUESTION = {"role": "user", "content": "?"}
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names that templates have for thoughts
 _OURS = (*_THOUGHTS, "weight", "tool_calls")  # of a turn: not handed to the template as they are
@@ -77,7 +77,7 @@ class Chat:
 
     @functools.cached_property
     def frame(self) -> tuple[str, str]:
-        """What stands before any answer (where the generation prompt agrees), and behind it."""
+        """The text before each answer (where the generation prompt agrees), and after it."""
         bare, asked = self._render([_QUESTION]), self._render([_QUESTION], asks=True)
         answered = self._render([_QUESTION, {"role": "assistant", "content": _MARK}])
         pairs = zip(asked, answered, strict=False)
@@ -124,7 +124,7 @@ class Chat:
         """The rendered text and its supervised spans.
 
         Raises:
-            BadInput: a conversation that the template refuses, whose answers cannot be told, or of which it shows a
+            BadInput: a conversation that the template refuses, whose answers cannot be found, or of which it shows a
                 part only.
         """
         given = [self._shown(turn) for turn in turns]
@@ -220,7 +220,7 @@ class Chat:
                 # ... and may take the thought out of an answer, or its empty frame, once another turn follows
                 end = start + said + self.frame[1]
             if not start or not text.startswith(start) or not text.startswith(end):
-                raise _unclear(where, f"changes turn {index + 1} or what stands before it as others follow")
+                raise _unclear(where, f"changes turn {index + 1} or earlier text when others follow")
             spans.append((len(start), len(end)))
         return text, spans
 
@@ -281,16 +281,16 @@ def _guarded(render: Callable[[], Any], where: str) -> Any:
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         rule = "a conversation that it accepts"
-        raise BadInput(where, "refused by the chat template", rule, f"It says: {said}") from None
+        raise BadInput(where, "refused by the chat template", rule, f"Its message: {said}") from None
 
 
 def _hidden(where: str, what: str, part: str) -> BadInput:
     rule = f"but the chat template shows nothing of {what}, so it would not be learned"
-    remedy = f"Take a model whose template does, or take {part} out of the row."
+    remedy = f"Use a model whose template does, or remove {part} from the row."
     return BadInput(where, "a conversation", rule, remedy)
 
 
 def _unclear(where: str, why: str) -> BadInput:
     remedy = "Put {% generation %} blocks into the template, or set data.template=plain."
-    rule = f"but the chat template {why}, so its answers cannot be told"
+    rule = f"but the chat template {why}, so its answers cannot be found"
     return BadInput(where, "a conversation", rule, remedy)

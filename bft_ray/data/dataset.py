@@ -128,7 +128,7 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
         BadInput: no such file, a malformed row, a sample longer than `max_length` under `too_long=error`, a
             source that leaves no sample, a cache folder that cannot be written.
     """
-    uses_chat(tokenizer, config)  # a template that is missing is told before anything is read
+    uses_chat(tokenizer, config)  # a missing template is reported before anything is read
     cache = _cache_folder(config)
     with waiting(f"reading {field}"):
         fingerprint = _fingerprint(sources, tokenizer, config, field)

@@ -123,7 +123,7 @@ def _with_system(prompt: str, completion: str) -> Form:
 
 #: The one table of forms; the first that fits a table's columns and its first row decides.
 FORMS: tuple[Form, ...] = (
-    # the hub's copy counts the right option from 0 (a class label a, b, c, d; -1: not told), the authors' files from 1
+    # the hub's copy counts the right option from 0 (a class label a, b, c, d; -1: not given), the authors' files from 1
     _medmcqa("medmcqa", 0),
     _medmcqa("medmcqa_from_1", 1),
     Form(

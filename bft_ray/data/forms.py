@@ -92,7 +92,7 @@ def recognise(
         where: its place, for errors.
         columns: canonical field -> column or template, as the user says.
         form: name of a form, or auto.
-        more: further first rows with their places: what no single row can tell.
+        more: further first rows with their places, for what a single row does not show.
         field: dotted name of the source in the config.
 
     Raises:

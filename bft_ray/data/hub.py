@@ -57,7 +57,7 @@ def _hub_dataset(path: str, split: str | None, name: str | None, revision: str |
 
 
 def _named(error: Exception, path: str, split: str | None, name: str | None, field: str) -> BadInput:
-    """What `datasets` says, told by the field at fault."""
+    """The error of `datasets`, by the field at fault."""
     from huggingface_hub import get_token
 
     text, has_token = str(error), get_token() is not None

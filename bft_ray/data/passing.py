@@ -33,7 +33,7 @@ def tokens_pass() -> Iterator[None]:
 
 
 def passing_folder(cache_dir: str | None) -> Path:
-    """Where tokens lie that are not kept: `cache_dir` where it is such a folder, or one in it that this process makes.
+    """The folder of tokens that are not kept: `cache_dir` where it is such a folder, or one in it that this process makes.
 
     Args:
         cache_dir: of the config; None: in the folder for temporary files.

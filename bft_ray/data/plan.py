@@ -21,8 +21,8 @@ class BatchPlan:
 
     A source of n samples with ratio r gives round(r n) samples (at least one) to an epoch. It goes round and
     round through one drawn order of its own, so a ratio of 0.5 takes the other half in the next epoch. An
-    epoch consists of ceil(largest ratio) *rounds* in which every source has an equal share; a sample stands
-    at most once in a round, and the order within a round is drawn anew. No sample stands twice in a batch,
+    epoch consists of ceil(largest ratio) *rounds* in which every source has an equal share; a sample is
+    at most once in a round, and the order within a round is drawn anew. No sample is twice in a batch,
     unless a round is smaller than a batch (with ratios up to 1, a round is an epoch).
 
     Random numbers are Philox bits, keyed by the seed and the round: the same with every version of numpy.
@@ -86,7 +86,7 @@ class BatchPlan:
         return sum(number * share // self._rounds_an_epoch for share in self._shares)
 
     def _members(self, number: int) -> np.ndarray:
-        """The samples of a round, by source; a source goes on where it stopped, round and round."""
+        """The samples of a round, by source; a source continues where it stopped, and begins again at its end."""
         parts = []
         for share, order in zip(self._shares, self._sources, strict=True):
             first, last = (n * share // self._rounds_an_epoch for n in (number, number + 1))

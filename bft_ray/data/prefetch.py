@@ -13,7 +13,7 @@ _POLL_S = 0.1  # how often a producer that waits for room looks whether it is st
 
 
 def prefetch(make: Callable[[int], T], numbers: range, depth: int = 1) -> Generator[T, None, None]:
-    """`make(n)` for each n, in order, made in a thread up to `depth` ahead of whoever takes them.
+    """`make(n)` for each n, in order, made in a thread up to `depth` ahead of the caller.
 
     An exception of `make` comes out here, at its turn. Close the iterator (or let it end) to end the thread.
     """

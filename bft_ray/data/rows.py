@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 NOT_TAUGHT = "only assistant turns of weight 0"
-NUM_LOOKED_AT = 200  # first rows that tell the form
+NUM_LOOKED_AT = 200  # first rows, which decide the form
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_choices(source: SourceConfig, field: str = "source") -> Iterator[Choice
     """
     for where, record in canonical_rows(source, field, _refuse_all_but_choices):
         if isinstance(record, BadRow):
-            raise BadInput(where, record.reason, "a row with a question, choices and an answer", "Take the row out.")
+            raise BadInput(where, record.reason, "a row with a question, choices and an answer", "Remove the row.")
         made = {**record, "id": record.get("id") or _short(where), "choices": tuple(record["choices"])}
         yield ChoiceRow(where=where, **made)
 
@@ -150,7 +150,7 @@ def question_key(row: Row | ChoiceRow) -> str:
 
 
 def row_key(row: Row | ChoiceRow) -> str:
-    """The same of all that a row holds, answers too, in whichever form it stands; options may stand in any order."""
+    """The same for the whole row, with its answers, in any form; the options may be in any order."""
     if isinstance(row, ChoiceRow):
         return text_key([row.context, row.question, sorted(map(text_key, row.choices))])
     if row.text is not None:
@@ -178,7 +178,7 @@ def _turns(said: str | list[dict] | None, role: str) -> list[dict]:
 
 
 def _asked(turns: list[dict]) -> list[dict]:
-    """The turns of a conversation that others than the assistant say; of a prompt alone these are the question."""
+    """The turns of a conversation that are not the assistant's; for only a prompt these are the question."""
     return [turn for turn in turns if turn["role"] != "assistant"]
 
 

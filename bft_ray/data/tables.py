@@ -151,7 +151,7 @@ def _json(file: Path, label: str) -> Iterator[tuple[str, dict]]:
 
 
 def _unwrapped(label: str, records: Any) -> tuple[str, list]:
-    """(place, list) of the rows: the whole, or what an object holds under a name that says so and nothing else does."""
+    """(place, list) of the rows: the whole, or what an object holds under a name that means rows, if there is one such name."""
     if isinstance(records, list):
         return "", records
     lists = {name: value for name, value in records.items() if isinstance(value, list)} if _is_dict(records) else {}
@@ -161,7 +161,7 @@ def _unwrapped(label: str, records: Any) -> tuple[str, list]:
         return f".{of_rows[0]}", lists[of_rows[0]]
     remedy = ""
     if of_rows:
-        remedy = f"Take the list out, for example by `jq '.{of_rows[0]}' FILE.json > ROWS.json`."
+        remedy = f"Extract the list, for example by `jq '.{of_rows[0]}' FILE.json > ROWS.json`."
     elif lists:
         remedy = 'It seems to hold columns: write it row by row, as pandas does by `to_json(FILE, orient="records")`.'
     raise BadInput(label, kind_of(records), "a list of objects, or one object a line", remedy)
@@ -185,7 +185,7 @@ def _csv(file: Path, label: str) -> Iterator[tuple[str, dict]]:
             reader = csv.reader(stream, strict=True, delimiter=delimiter)
             header = [name.strip() for name in next(reader, [])]
             for name in {name for name in header if name and header.count(name) > 1}:
-                remedy = "Rename all but one of them in the first line, or take them out."
+                remedy = "Rename all but one of them in the first line, or remove them."
                 raise BadInput(f"{label}:1 {name}", f"the name of {header.count(name)} columns", "that of one", remedy)
             start = reader.line_num + 1
             for cells in reader:
@@ -269,7 +269,7 @@ def _check_characters(where: str, value: Any, inner: str = "") -> None:
     if isinstance(value, str):
         if found := re.search(r"[\ud800-\udfff]", value):
             half = f"half a character (U+{ord(found[0]):X})"
-            remedy = "A text was cut within an emoji or the like: cut it elsewhere, or take the escape out."
+            remedy = "A text was cut within an emoji or the like: cut it elsewhere, or remove the escape."
             raise BadInput(f"{where}{inner}", half, "text of whole characters", remedy)
     elif isinstance(value, dict):
         for name, each in value.items():
@@ -308,5 +308,5 @@ class Ids:
             BadInput: another row has it.
         """
         if name in self._places:
-            raise BadInput(f"{where} {self._column}", name, f"but stands at {self._places[name]} too", self._remedy)
+            raise BadInput(f"{where} {self._column}", name, f"but is at {self._places[name]} too", self._remedy)
         self._places[name] = where

@@ -26,7 +26,7 @@ def names_in(template: str) -> list[str]:
 
 
 def column_of(name: str, names: tuple[str, ...], bare: Callable[[str], str]) -> str | None:
-    """The column of this name, or else the only one that differs in case, white space, `-` or `_` alone."""
+    """The column of this name, or else the only one that differs just in case, white space, `-` or `_`."""
     if name in names:
         return name
     alike = [each for each in names if bare(each) == bare(name)]
@@ -49,7 +49,7 @@ def fill(
             continue
         column = column_of(name, names, bare)
         if column is None or is_missing(record[column]):
-            remedy = "Fill it or take the row out." if column else f"The row has {', '.join(names)}."
+            remedy = "Fill it or remove the row." if column else f"The row has {', '.join(names)}."
             raise BadInput(f"{where} {name}", "missing", "given in every row", remedy)
         value = as_text(record[column])
         if value is None:

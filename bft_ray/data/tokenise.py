@@ -2,7 +2,7 @@
 
 A row is rendered into *segments*: runs of text that are either supervised (what an assistant says, with the
 token that ends its turn) or not. Segments are tokenised one by one and laid end to end. So the tokens of the
-prompt are, by construction, the tokens that the model is given at generation, and no token lies half in the
+prompt are, by construction, the tokens that the model is given at generation, and no token is half in the
 prompt, half in the answer.
 
 - `chat`: the tokenizer's chat template renders the conversation and its tools (`bft_ray.data.chat`). The supervised
@@ -11,7 +11,7 @@ prompt, half in the answer.
   row of prompt and completion becomes: prompt, newline, completion, eos.
 - `text` rows: the text and eos, all supervised but the first token.
 
-The bos token stands where the model's own tokenizer puts one: plain and text rows begin as `tokenizer(text)` does, and in
+The bos token is where the model's own tokenizer puts one: plain and text rows begin as `tokenizer(text)` does, and in
 chat the template decides. Training, scoring and generation all come here, so they follow one rule.
 """
 
@@ -159,7 +159,7 @@ def _join(parts: list[tuple[_Segment, list[int]]], tokenizer: Any, head: list[in
     num_bytes = sum(segment.num_bytes for segment, _ in parts)
     if head and input_ids[: len(head)] != head:
         input_ids, supervised = head + input_ids, [False] * len(head) + supervised
-    elif supervised and supervised[0]:  # nothing stands before it that could predict it
+    elif supervised and supervised[0]:  # no earlier token could predict it
         supervised[0] = False
         num_bytes -= len(_decode(input_ids[:1], tokenizer).encode())
     while supervised and not supervised[-1]:  # what comes after the last supervised token teaches nothing
@@ -218,8 +218,8 @@ def _plain_content(row: Row, turn: dict, number: int) -> str:
 
 
 def _not_plain(row: Row, what: str) -> BadInput:
-    remedy = "Take a model that has one and set data.template=chat, or take them out of the row."
-    return BadInput(row.where, what, "left out without a chat template, which alone can show it", remedy)
+    remedy = "Use a model that has one and set data.template=chat, or remove them from the row."
+    return BadInput(row.where, what, "left out without a chat template, which they need", remedy)
 
 
 def _chat_segments(

@@ -46,7 +46,7 @@ class Paired:
         drop: how much worse it became, in the metric's unit; below 0 where it became better.
         low, high: 95 % interval of the drop; not a number where there is none.
         p: two-sided, of no difference.
-        detectable: smallest true drop that 8 of 10 such comparisons show; not a number where nothing can be said.
+        detectable: smallest true drop that 8 of 10 such comparisons show; NaN where it is not known.
         num_lost, num_gained: items that became worse, better (an answer right before and wrong after is lost).
         num_items: items compared.
         num_unpaired: items that only one of the evaluations has; they are left out.
@@ -153,8 +153,8 @@ def compare(before: Evaluation, after: Evaluation) -> list[Change]:
 
 def render(changes: Sequence[Change], question: str | None = None) -> str:
     """A table: before, after, the difference (after - before) with its 95 % interval, its p, items lost and gained, and
-    the smallest difference that 8 of 10 such comparisons show. What stands in it can be read only with the question:
-    one that was asked beforehand stands first and for itself; the p of all others are adjusted for their number (Holm).
+    the smallest difference that 8 of 10 such comparisons show. It can be read only with the question: a metric that was
+    named beforehand is first and needs no adjustment; the p of all others are adjusted for their number (Holm).
 
     Args:
         question: the metric that the comparison is about; None: none was named.
@@ -184,7 +184,7 @@ def _reading(changes: Sequence[Change], question: str | None, num_others: int) -
         first = f"the question is {question}; " if question else "no metric was named as the question; "
         rest = "" if num_others == 1 else f", and their p is adjusted for all {num_others} (Holm)"
         also = "every other one is a lead, no finding" if question else "each is a lead, no finding"
-        lines.append(f"{first}{also}: at 95 % one of 20 stands out by chance{rest}")
+        lines.append(f"{first}{also}: at 95 % one of 20 differs by chance{rest}")
     shared = [
         f"{change.name} {change.paired.num_groups}" for change in changes if change.paired and change.paired.num_groups
     ]
@@ -234,7 +234,7 @@ _RATIOS = {
     "bits_per_byte": ("nll", "num_bytes", 1 / math.log(2)),
     "token_accuracy": ("num_correct", "num_tokens", 1.0),
 }
-#: areas under a curve of the scores in a record: what stands before, which, and which score
+#: areas under a curve of the scores in a record: prefix, kind, and score
 _AREA = re.compile(r"(?:embedding_)?(auroc|auprc)(_mlp)?")
 
 

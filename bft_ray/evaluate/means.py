@@ -14,7 +14,7 @@ from bft_ray.stats.errors import mean_metrics
 def summarise(prefix: str, columns: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """`<prefix>/<name>`, the mean of each column, with its error (see `mean_metrics`).
 
-    NaN stands for an item on which this was not measured; a column of nothing else is left out. Where all values are
+    NaN marks an item on which this was not measured; a column of nothing else is left out. Where all values are
     the same (no answer right, say) the errors are left out: a spread of 0 would promise that any effect is detectable.
     """
     metrics: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """A question and its options -> tokens, by the same rule as training samples.
 
-The option stands where a completion would: prompt and option are tokenised apart, and the token that ends a turn is
+The option is in the place of a completion: prompt and option are tokenised apart, and the token that ends a turn is
 not scored. So the tokens of the prompt are the same for all options of a question, and are computed once.
 """
 

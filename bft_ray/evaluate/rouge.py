@@ -23,7 +23,7 @@ def rouge_tokens(text: str) -> list[str]:
 
 
 def rouge_1(text: str, gold: str) -> float:
-    """F1 of the shared tokens, each as often as it stands in both; 0 where either has no token."""
+    """F1 of the shared tokens, each as often as it is in both; 0 where either has no token."""
     return _bag_f1(rouge_tokens(text), rouge_tokens(gold))
 
 

@@ -79,7 +79,7 @@ def _evaluate_model(
     )
     if out is not None:
         result.write(out)
-    if errors:  # a judge that gave up, say: what the other tasks measured is not lost with it
+    if errors:  # such as a judge that gave up: the results of the other tasks are kept
         kept = f"\nThe other tasks are measured: {out}" if out is not None and result.metrics else ""
         raise BftError("\n".join(f"{name}: {error}" for name, error in errors.items()) + kept)
     return result

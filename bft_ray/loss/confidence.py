@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def spans(sample: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Where each sample lies in the flat list.
+    """The place of each sample in the flat list.
 
     Args:
         sample: [N] sample of each supervised token, sorted, in 0..S-1.

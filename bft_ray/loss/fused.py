@@ -180,7 +180,7 @@ class _Rows:
     @classmethod
     def empty(cls, x: Tensor, learns: bool) -> _Rows:
         return cls(
-            logp=x.new_empty(len(x), dtype=_wide(x.dtype)),
+            logp=x.new_empty(len(x), dtype=_accumulation_dtype(x.dtype)),
             correct=x.new_empty(len(x), dtype=torch.bool),
             gradient=torch.empty_like(x) if learns else None,
         )
@@ -202,9 +202,11 @@ class _FusedLoss(torch.autograd.Function):
             )
             grad_weight = grad_bias = None
             if job.weight_learns:
-                grad_weight = torch.zeros_like(weight, dtype=_wide(x.dtype), memory_format=torch.contiguous_format)
+                grad_weight = torch.zeros_like(
+                    weight, dtype=_accumulation_dtype(x.dtype), memory_format=torch.contiguous_format
+                )
             if bias is not None and job.bias_learns:
-                grad_bias = torch.zeros_like(bias, dtype=_wide(x.dtype))
+                grad_bias = torch.zeros_like(bias, dtype=_accumulation_dtype(x.dtype))
             if grad_weight is None and grad_bias is None:
                 rows = _frozen(x, target, head, job)
             else:
@@ -238,7 +240,7 @@ def _frozen(x: Tensor, target: Tensor, head: Head, job: _Job) -> _Rows:
     room = job.chunk_tokens * num_words if job.chunk_tokens else BLOCK_LOGITS.get(x.device.type, BLOCK_LOGITS_DEVICE)
     rows_at_once = max(1, min(len(x), isqrt(room)))
     words_at_once = min(num_words, room // rows_at_once)
-    buffer = x.new_empty(rows_at_once * words_at_once, dtype=_wide(x.dtype))
+    buffer = x.new_empty(rows_at_once * words_at_once, dtype=_accumulation_dtype(x.dtype))
     for first_row in range(0, len(x), rows_at_once):
         part = slice(first_row, first_row + rows_at_once)
         others = OtherWords(target[part], buffer.dtype)
@@ -279,7 +281,7 @@ def _trainable(
     if lengths is None:
         lengths = torch.bincount(sample, minlength=job.num_samples).tolist()
     longest = min(len(x), rows_at_once)
-    buffer = x.new_empty(longest * len(head.weight), dtype=_wide(x.dtype))
+    buffer = x.new_empty(longest * len(head.weight), dtype=_accumulation_dtype(x.dtype))
     head = replace(head, weight=head.weight.to(x.dtype))
 
     def residual(part: slice) -> Tensor:
@@ -331,7 +333,7 @@ def _weigh(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, d
     return weigh(logp, sample, num_samples, config, prob=logp.exp().to(dtype))
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -5,7 +5,7 @@
 
     BftTrainer(model, args, compute_loss_func=compute_loss_func(LossConfig(method="bft")), ...)
 
-Trainer tells a loss function how many *tokens* the whole step has. A mean over samples, or of their
+Trainer gives a loss function the number of *tokens* of the whole step. A mean over samples, or of their
 weights, is not to be had from that: hence the mixin, which counts samples. Without it the loss function
 computes what it can compute exactly and refuses the rest.
 """
@@ -44,7 +44,7 @@ class TrainerLoss:
     - `aggregate: token`, not normalised: exact under accumulation, and on several ranks with
       `average_tokens_across_devices=True` (the default);
     - everything else: exact where the batch of one process is the whole of the step, refused where it is not;
-    - each row counts as one sample: packed rows, which need to be told apart, need the mixin.
+    - each row counts as one sample: packed rows, whose samples must be separated, need the mixin.
 
     Under mixed precision accelerate hands over fp32 logits, so there `token_weight: prob` equals `exp_nll`.
     """

@@ -85,7 +85,7 @@ def group_weights(logp: Tensor, sample: Tensor, num_samples: int, config: LossCo
 
     The group is the last g supervised tokens up to and with t (`trailing`), or `t - g//2 .. t + (g-1)//2`
     (`centered`); at the ends of a sample it is what is left of that. So an isolated unsure token counts
-    little, while a token within an unsure stretch keeps its signal.
+    little, while a token among other unsure tokens keeps its signal.
 
     This is meant to be the third version of the paper (arXiv 2511.21075, May 2026), **known here only
     from a secondary source**, which reports it as "proportional to c / (C_loc + eps), clipped to [0,1],

@@ -1,4 +1,4 @@
-"""Which weights a run or study starts from, told cheaply: a model that was trained again in its place is another one."""
+"""A cheap fingerprint of the weights that a run or study starts from: a model that was trained again has another one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILES = ("*.safetensors", "*.bin", "*config.json")
 
 
 def weights_fingerprint(model: ModelConfig) -> str:
-    """sha256 of what lies in the folders of model and adapter: names, sizes, and content of configurations and weights;
+    """sha256 of the folders of model and adapter: names, sizes, and content of configurations and weights;
     "" for a model of the hub alone, which `model.revision` names.
 
     Of a file beyond 64 MiB one part in a thousand is read (100 MB of 100 GB: seconds), evenly spread: enough to tell

@@ -40,7 +40,7 @@ def resolve_model(path: str, field: str = "model.path") -> str:
 def adapter_of(config: ModelConfig) -> tuple[str, str | None]:
     """(base model, adapter folder or None): `path` may itself be an adapter folder that names its base.
 
-    What lies in an object store comes as a folder of this machine, fetched where it is not there yet.
+    A model in an object store becomes a folder of this machine; it is fetched if it is not here yet.
 
     Raises:
         BadInput: a URI that cannot be read.
@@ -153,7 +153,7 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
     if missing := sorted(loaded["missing_keys"]):
         kind, more = type(model).__name__, f" and {len(missing) - 1} more" * (len(missing) > 1)
         rule = f"a model with all weights of a causal language model: {missing[0]}{more} of {kind} would be random"
-        raise BadInput("model.path", config.path, rule, "Take a model that was saved with its language-model head.")
+        raise BadInput("model.path", config.path, rule, "Use a model that was saved with its language-model head.")
     name = _names_of(config)[0]
     if is_remote(name):
         model.name_or_path = name  # peft writes it into adapters, and a copy's path means nothing elsewhere

@@ -53,7 +53,7 @@ def export_model(
 
 
 def require_unchanged(folder: Path, field: str) -> None:
-    """That exported weights are those that were written, where their checksums lie beside them; a flipped bit would load
+    """Check that exported weights are unchanged, where there are checksums beside them; a flipped bit would load
     without a word.
 
     Raises:

@@ -122,7 +122,7 @@ def _convert(file: Path, folder: Path, field: str) -> None:
 
 
 def _keeps_packed() -> bool:
-    """Whether this transformers leaves the weights in GGUF's blocks unless told otherwise."""
+    """Whether this transformers keeps the weights in GGUF's blocks by default."""
     import transformers
 
     return hasattr(transformers, "GgufConfig")

@@ -18,7 +18,7 @@ SHAPE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def bound_shape_caches() -> None:
-    """Let each library keep NUM_SHAPES shapes, unless the environment says how many. They read it at their first product."""
+    """Let each library keep NUM_SHAPES shapes, unless the environment sets a number. They read it at their first product."""
     for variable in SHAPE_CACHES:
         os.environ.setdefault(variable, str(NUM_SHAPES))
 

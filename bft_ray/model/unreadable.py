@@ -1,4 +1,4 @@
-"""Why a model, tokenizer or encoder could not be read, and what helps: the libraries' own words say it badly."""
+"""Why a model, tokenizer or encoder could not be read, and advice: the messages of the libraries are hard to understand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bft_ray.places.remote import is_remote
 #: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind
 READING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError)
 
-#: in what transformers says of an attention that it cannot give
+#: part of the message of transformers on an attention that it does not have
 _OF_ATTENTION = re.compile(r"(?i)flash[ _]?attention|attention implementation|scaled_dot_product_attention")
 
 #: words of an error -> packages that were missed, as pip names them
@@ -84,7 +84,7 @@ def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
         or (None if os.path.isdir(source) else _or_folder(source, _hub(source, what, text, kinds)))
         or (
             f"a folder or hub id with a readable {what} (safetensors): {first_line(error)}",
-            f"transformers does not read this {what}: look at its files, or make them again with save_pretrained.",
+            f"transformers does not read this {what}: check its files, or make them again with save_pretrained.",
         )
     )
 
@@ -116,7 +116,7 @@ def _own_code(what: str, text: str) -> tuple[str, str] | None:
 def _read_by(folder: Path) -> str | None:
     """The package that reads the vocabulary in a folder, where it is not installed.
 
-    transformers tries the packages one after the other, and tells of the last one alone.
+    transformers tries the packages one after the other, and names only the last one.
     """
     files = sorted({*folder.glob("*.model"), *folder.glob("*.tiktoken")})
     if not files or not folder.is_dir():
@@ -128,7 +128,7 @@ def _read_by(folder: Path) -> str | None:
 
 
 def _bad_folder(source: str, what: str) -> tuple[str, str] | None:
-    """What the files of a folder say."""
+    """The rule and remedy for a folder, from its files."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if source.startswith(("/", ".", "~")) or source.count("/") > 1:
@@ -186,13 +186,13 @@ def _hub(source: str, what: str, text: str, kinds: set[str]) -> tuple[str, str] 
         return f"a {what} that this account may read: the repository is gated", remedy
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "on", "yes", "true"}
     if offline or "OfflineModeIsEnabled" in kinds:
-        remedy = f"Download it where there is a network (hf download {source}), or take HF_HUB_OFFLINE away."
+        remedy = f"Download it where there is a network (hf download {source}), or unset HF_HUB_OFFLINE."
         return f"a {what} that is on this machine: HF_HUB_OFFLINE is set, and it is not in the cache", remedy
     if unknown:
         remedy = "Check the spelling; where it is private, set HF_TOKEN on every node (or: hf auth login)."
         return f"the hub id of a {what}: the hub knows none of this name, or does not show it without a token", remedy
     if "RevisionNotFoundError" in kinds or "not a valid git identifier" in lowered:
-        return f"a {what} with this model.revision", "Take a branch, tag or commit that its page on the hub lists."
+        return f"a {what} with this model.revision", "Use a branch, tag or commit that its page on the hub lists."
     if "HFValidationError" in kinds or "repo id must" in lowered:
         return f"a folder or the hub id of a {what}", "A hub id reads organisation/name."
     if kinds & {"LocalEntryNotFoundError", "ConnectionError", "ConnectError"} or "connect" in lowered:
@@ -201,12 +201,12 @@ def _hub(source: str, what: str, text: str, kinds: set[str]) -> tuple[str, str] 
         )
         return f"a {what} that can be fetched: the hub does not answer", remedy
     if "safetensors" in lowered:
-        return f"a {what} with *.safetensors weights: {source} has none on the hub", "Take a revision that has them."
+        return f"a {what} with *.safetensors weights: {source} has none on the hub", "Use a revision that has them."
     return None
 
 
 def _or_folder(source: str, found: tuple[str, str] | None) -> tuple[str, str] | None:
-    """What the hub says, of a name that may have been meant as a folder: the one that it would lie in is there."""
+    """The hub's error for a name that may have been meant as a folder, because its parent folder exists."""
     parent, _, name = source.rpartition("/")
     if found is None or not parent or not os.path.isdir(parent):
         return found

@@ -33,7 +33,7 @@ def diagnose(
 ) -> list[Finding]:
     """Run all checks: of this machine, and, with a config, of everything that it names.
 
-    A check that fails, crashes or takes longer than `timeout_s` is a finding, and the others go on.
+    A check that fails, crashes or takes longer than `timeout_s` is a finding, and the others continue.
 
     Args:
         space: a search space over the config, looked at where all else is fine.
@@ -63,7 +63,7 @@ def diagnose(
     elif config is not None:
         checks += [("storage", lambda: check_storage(cluster))]
     findings = [finding for name, check in checks for finding in _guarded(name, check, timeout_s)]
-    if space is not None and not exit_code(findings):  # it would tell the same faults again
+    if space is not None and not exit_code(findings):  # it would report the same faults again
         findings += _guarded("space", lambda: check_space(space), timeout_s)
     return findings
 
@@ -77,7 +77,7 @@ def render(findings: Sequence[Finding]) -> str:
             lines.append(f"{'':<16}-> {finding.remedy}")
     num_fails = sum(finding.status == "fail" for finding in findings)
     num_warnings = sum(finding.status == "warn" for finding in findings)
-    lines.append(f"{num_fails} to mend, {num_warnings} to know, {len(findings) - num_fails - num_warnings} fine")
+    lines.append(f"{num_fails} failed, {num_warnings} warnings, {len(findings) - num_fails - num_warnings} ok")
     return "\n".join(lines)
 
 
@@ -97,7 +97,7 @@ def _guarded(name: str, check: Callable[[], Iterable[Finding]], timeout_s: float
         return [from_error(name, error)]
     except Exception as error:
         text = redact(f"{type(error).__name__}: {first_line(error)}")
-        return [Finding(name, "fail", text, "This check broke down: see the message, or report it.")]
+        return [Finding(name, "fail", text, "This check crashed: see the message, or report it.")]
 
 
 # --- what a config names
@@ -129,7 +129,7 @@ def _weights_bytes(config: Config) -> int:
 
 
 def check_settings(config: Config) -> Iterable[Finding]:
-    """Settings that are allowed and may surprise; BadInput for those that DeepSpeed refuses."""
+    """Settings that are allowed but may be unexpected; BadInput for those that DeepSpeed refuses."""
     from bft_ray.train.overlay import check_overlay
 
     check_overlay(config)
@@ -203,16 +203,16 @@ def _read_task(config: Config, name: str) -> str:
     try:
         context = prepare_context(config)
     except BadInput:
-        return f"evaluation.tasks.{name}: not read, for want of a tokenizer"
+        return f"evaluation.tasks.{name}: not read, because there is no tokenizer"
     [prepared] = prepare_all(config, context, [name]).values()
     items = sum(len(request.ids) for request in getattr(prepared, "requests", []))
     return f"evaluation.tasks.{name}: read, {items} item{'s' if items != 1 else ''} to ask of the model"
 
 
 def check_space(path: Path) -> Iterable[Finding]:
-    """A search space beside the config: whether the two fit, and its splits, as a study looks at them."""
+    """A search space beside the config: whether the two fit, and its splits, checked as a study does."""
     from bft_ray.space.load import load_study
-    from bft_ray.study.checks.ready import look_at
+    from bft_ray.study.checks.ready import inspect_study
 
     space, base = load_study(path)
     splits = [name for name in ("overrides", "test") if space.confirmation and getattr(space.confirmation, name)]
@@ -222,12 +222,12 @@ def check_space(path: Path) -> Iterable[Finding]:
         text = f"{path.name} fits the config; `bft-ray search {path} --dry-run` reads its splits ({names})"
         yield Finding("space", "ok", text)
         return
-    told: list[str] = []
-    look_at(space, base, told.append)
+    lines: list[str] = []
+    inspect_study(space, base, lines.append)
     yield Finding("space", "ok", f"{path.name} fits the config; its splits ({names}) are read, and differ")
-    for text in told:
+    for text in lines:
         if text.startswith("note"):
-            yield Finding("space", "warn", text.removeprefix("note: "), "Take such rows out of one of the two files.")
+            yield Finding("space", "warn", text.removeprefix("note: "), "Remove such rows from one of the two files.")
 
 
 def check_tracking(config: Config) -> Iterable[Finding]:

@@ -1,4 +1,4 @@
-"""What a check of the doctor says."""
+"""The result of a check of the doctor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's answer; a `fail` would stop a run, a `warn` may surprise, and both carry the remedy."""
+    """The result of one check: a `fail` would stop a run, a `warn` may be unexpected; both have a remedy."""
 
     check: str
     status: Status
@@ -23,13 +23,13 @@ class Finding:
 
 
 def from_error(name: str, error: Exception) -> Finding:
-    """A failing finding from an error that says field, value, rule and remedy."""
+    """A failing finding from an error with field, value, rule and remedy."""
     text, remedy = redact(str(error)), getattr(error, "remedy", "")
     return Finding(name, "fail", text.removesuffix(f" {redact(remedy)}") if remedy else text, redact(remedy))
 
 
 def alone(name: str, check: Callable[[], str]) -> Iterable[Finding]:
-    """One check among several of a kind: its error must not hide the next one's."""
+    """Run one of several checks of a kind: its error must not hide those of the others."""
     try:
         yield Finding(name, "ok", check())
     except (BadInput, BadConfig) as error:

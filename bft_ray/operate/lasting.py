@@ -1,4 +1,4 @@
-"""Whether what a job leaves outlasts it: Ray deletes the working directory that it made for a job when that ends."""
+"""Whether the results of a job are kept: Ray deletes a job's working directory when the job ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _JOB = "_ray_pkg_"  # in the name of such a folder
 
 
 def require_outlasting(config: Config, database: str | None = None) -> None:
-    """Within a job: that its working directory holds nothing which is to be there after it. Elsewhere nothing is asked.
+    """Within a job: check that nothing that must be kept goes to its working directory. Elsewhere nothing is checked.
 
     Args:
         database: of a study.

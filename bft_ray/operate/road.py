@@ -1,4 +1,4 @@
-"""What comes next on the road from a user's file to a champion: the last lines of `doctor`, `evaluate` and `train`."""
+"""The next command between a user's file and a champion: the last lines of `doctor`, `evaluate` and `train`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-BEFORE = "before"  # folder of what the base model got
+BEFORE = "before"  # folder of the base model's results
 
 
 def after_doctor(config: str, overrides: Sequence[str], is_fine: bool, trains: bool = True) -> str:
-    """Of a config that was looked at; one that only measures ends at `evaluate`."""
+    """The next command after `doctor`; for a config that only measures, `evaluate` is the last one."""
     if not is_fine:
-        return _next(f"mend what is marked FAIL, then {_command('doctor', config, overrides)}")
+        return _next(f"correct what is marked FAIL, then {_command('doctor', config, overrides)}")
     if not trains or not Path(BEFORE).is_dir():
         return _next(f"{_command('evaluate', config, overrides)} --out {BEFORE}")
     return _next(_command(_settings_or_training(config), config, overrides))
@@ -21,7 +21,7 @@ def after_doctor(config: str, overrides: Sequence[str], is_fine: bool, trains: b
 def after_evaluate(
     config: str, overrides: Sequence[str], model: str | None, out: str | None, against: str | None
 ) -> str:
-    """Of a measured model; "" at the end of the road, which a comparison is."""
+    """The next command after `evaluate`; "" after a comparison, which is the last step."""
     if against or (model and out):
         return ""
     if model:
@@ -32,10 +32,11 @@ def after_evaluate(
 
 
 def after_train(config: str | None, overrides: Sequence[str], export: str) -> str:
-    """Of a trained model.
+    """The next commands after `train`.
 
     Args:
         config: as it was given; None for a champion's.
+        export: folder of the trained model.
     """
     if config is None:
         config, overrides = ("bft.yaml" if Path("bft.yaml").is_file() else "CONFIG"), ()
@@ -45,7 +46,7 @@ def after_train(config: str | None, overrides: Sequence[str], export: str) -> st
 
 
 def space_of(config: str) -> Path | None:
-    """The search space that lies beside a config, as `bft-ray init` writes them."""
+    """The search space beside a config, as `bft-ray init` writes them; None where there is none."""
     space = Path(config).parent / "search_space.yaml"
     return space if Path(config).is_file() and space.is_file() else None
 

@@ -1,4 +1,4 @@
-"""`bft-ray search`: start a study, look at it, end it."""
+"""`bft-ray search`: start a study, show its status, end it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bft_ray.space.cost import cost_of, describe
 from bft_ray.space.grid import representatives
 from bft_ray.space.load import find_space, load_study
 from bft_ray.study.agenda import PARTS
-from bft_ray.study.checks.expect import local_slots, takes, untold
-from bft_ray.study.checks.ready import look_at
+from bft_ray.study.checks.expect import caveats, local_slots, requirements
+from bft_ray.study.checks.ready import inspect_study
 from bft_ray.study.conclude import StudyResult
 from bft_ray.study.driver import search
 from bft_ray.study.execute.measure import measure as measured_on
@@ -29,12 +29,12 @@ from bft_ray.study.records.record import TrialRecord, mean
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store, studies
 
 _NUM_FAILED = 3  # whose reasons are shown
-_GO_ON = ": the same `bft-ray search` goes on with it"
+_RESUME = ": the same `bft-ray search` resumes it"
 
 
 def database_url(given: str | None) -> str:
-    """Of the studies: what is given, else the environment's, where no list of processes and no record of a job shows
-    its password, else a file.
+    """The address of the database of studies: `given`, else STUDY_DATABASE, else a file. In the environment no list of
+    processes and no record of a job shows its password.
     """
     return given or os.environ.get("STUDY_DATABASE") or DEFAULT_DATABASE
 
@@ -48,7 +48,7 @@ def run_study(
     profile: bool = True,
     measure: bool = True,
 ) -> StudyResult:
-    """Run a study to its end, or go on with it; returns what was found.
+    """Run a study to its end, or resume it; returns its result.
 
     Raises:
         BadInput, BadConfig, BftError: see `search`.
@@ -56,7 +56,7 @@ def run_study(
     space, base = load_study(source, config, overrides)
     require_outlasting(config_of(base, space, representatives(space, 1)[0]), database)
     if config is not None:
-        space = space.model_copy(update={"config": str(config)})  # as the commands that it prints name it
+        space = space.model_copy(update={"config": str(config)})  # the commands that it prints name the config so
     return search(space, base, database, profile=profile, measure=measure)
 
 
@@ -68,39 +68,40 @@ def dry_run(
     measure: bool = True,
     line: Callable[[str], None] = lambda text: None,
 ) -> str:
-    """What a study would run and cost; its data are read and tokenised, for the longest sample decides what is merged.
+    """What a study would run and cost. Its data are read and tokenised, because the longest sample decides which trials
+    are duplicates.
 
     Args:
-        measure: time, disk and memory, on a few steps.
-        line: is told that this begins.
+        measure: measure time, disk and memory on a few steps.
+        line: called with a line when the measurement begins.
 
     Raises:
         BadInput, BadConfig: for everything that can be known before a worker starts.
     """
     space, base = load_study(source, config, overrides)
-    facts = look_at(space, base)
+    facts = inspect_study(space, base)
     cost = cost_of(space, base, facts.longest, facts.samples_per_source)
-    lines = untold(space, cost, facts)
+    lines = caveats(space, cost, facts)
     if measure:
         found = measured_on(facts.first, line)
-        lines += takes(space, facts.first, cost, found, local_slots(facts.first.cluster))
+        lines += requirements(space, facts.first, cost, found, local_slots(facts.first.cluster))
     return "\n".join([describe(space, base, facts.longest, facts.samples_per_source), "", *lines])
 
 
 def status_of(source: str | None, config: str | None, overrides: Sequence[str], database: str) -> str:
-    """How a study stands; without a source, a line for each that the database holds. Nothing is written.
+    """The status of a study; without a source, a line for each study in the database. Nothing is written.
 
     Raises:
         BadInput: no such database or study.
     """
     if source is None:
         with Database(database, make=False) as opened:
-            found = [_Look.at(Store.find(opened, name)) for name in studies(opened)]
+            found = [_Status.at(Store.find(opened, name)) for name in studies(opened)]
         return "\n".join(_line(look) for look in found) or "the database holds no study"
     name = _name_of(source, config, overrides)
     with Database(database, make=False) as opened:
-        look = _Look.at(Store.find(opened, name))
-    text = [f"study    {name}, {look.state}" + ("" if look.is_driven or look.is_finished else _GO_ON)]
+        look = _Status.at(Store.find(opened, name))
+    text = [f"study    {name}, {look.state}" + ("" if look.is_driven or look.is_finished else _RESUME)]
     steps = {part: saved(records).trained for part, records in look.parts.items() if records}
     each = ", ".join(f"{part} {count:,}" for part, count in steps.items())
     text.append(f"steps    {sum(steps.values()):,} trained" + (f": {each}" if len(steps) > 1 else ""))
@@ -113,13 +114,13 @@ def status_of(source: str | None, config: str | None, overrides: Sequence[str], 
 
 
 @dataclass(frozen=True)
-class _Look:
-    """A study, as it stood when it was looked at.
+class _Status:
+    """A study at the time of reading.
 
     Args:
         notes: see `Store.notes`.
         parts: part -> its trials.
-        holder: who drives it, or did.
+        holder: the process that drives it, or drove it last.
     """
 
     name: str
@@ -128,7 +129,7 @@ class _Look:
     holder: Holder | None
 
     @classmethod
-    def at(cls, store: Store) -> _Look:
+    def at(cls, store: Store) -> _Status:
         parts = {part: store.open_part(part).records() for part in PARTS}
         return cls(store.study, store.notes(), parts, store.lease.holder())
 
@@ -146,27 +147,27 @@ class _Look:
 
     @property
     def state(self) -> str:
-        """In words."""
+        """The state as text."""
         if self.is_driven:
             assert self.holder is not None
             return f"driven by process {self.holder.owner.pid} on {self.holder.owner.host}"
         return "finished" if self.is_finished else "not running"
 
     def total(self, part: str) -> int:
-        """Trials that the part has or will have, as far as is known."""
+        """Number of trials that the part has or will have, as far as is known."""
         if part == CONFIRMATION and self.parts[part]:
             return self._num_arms() * len(json.loads(self.notes["settings"]["space.confirmation.seeds"]))
         return self.notes["num_trials"] if part == SEARCH else len(self.parts[part])
 
     def _num_arms(self) -> int:
-        """As `bft_ray.study.confirm.candidates.arms_of` would choose them."""
+        """How many arms `bft_ray.study.confirm.candidates.arms_of` would choose."""
         baselines = tuned(self.parts[BASELINES], self.metric)
         complete = {record.key for record in self.parts[SEARCH] if record.state == "complete"}
         candidates = complete - {record.key for record in baselines.values()}
         return len(baselines) + min(len(candidates), self.notes["settings"]["space.confirmation.top_k"])
 
 
-def _line(look: _Look) -> str:
+def _line(look: _Status) -> str:
     """`medical_qa/medical_qa  finished  search 36 of 36, best choices/probability 0.51`."""
     counted = [
         f"{part} {sum(record.is_finished for record in records)} of {look.total(part)}"
@@ -178,7 +179,7 @@ def _line(look: _Look) -> str:
     return f"{look.name}  {look.state}  {', '.join(counted)}{found}"
 
 
-def _part_text(look: _Look, part: str, records: Sequence[TrialRecord]) -> str:
+def _part_text(look: _Status, part: str, records: Sequence[TrialRecord]) -> str:
     settings, now = look.notes["settings"], time.time()
     if part == CONFIRMATION:
         return _arms(records, look.metric, look.total(part), now)
@@ -194,14 +195,14 @@ def _part_text(look: _Look, part: str, records: Sequence[TrialRecord]) -> str:
 
 
 def _arms(records: Sequence[TrialRecord], metric: str, total: int, now: float) -> str:
-    """How far each arm is, what failed, and what is left; what they come to is told when all are done."""
+    """The progress of each arm, failed runs, and what is left; the comparison is shown when all runs have finished."""
     done = sum(record.is_finished for record in records)
     parts = ", ".join(f"{count} {status}" for status, count in counts(records).items() if count)
     lines = [f"runs     {done} of {total} finished: {parts}"]
     end = expected_s(records, total, now)
     if done < total:
         lines.append(f"left     {total - done}" + (f", the end is expected in {span(end)}" if end is not None else ""))
-    failed = [record for record in records if record.state == "failed" and not record.merged_with]
+    failed = [record for record in records if record.state == "failed" and not record.duplicate_of]
     lines += [f"failed   {record.name}, seed {record.seeds[0]}: {record.reason}" for record in failed[:_NUM_FAILED]]
     if len(failed) > _NUM_FAILED:
         lines.append(f"         and {len(failed) - _NUM_FAILED} more")
@@ -215,7 +216,7 @@ def _arms(records: Sequence[TrialRecord], metric: str, total: int, now: float) -
 
 
 def cancel_study(source: str, config: str | None, overrides: Sequence[str], database: str) -> str:
-    """Ask the driver of a study to end: it does so within seconds while trials run. The study can be gone on with.
+    """Ask the driver of a study to end: it does so within seconds while trials run. The study can be resumed.
 
     Raises:
         BadInput: no such database or study.
@@ -227,13 +228,11 @@ def cancel_study(source: str, config: str | None, overrides: Sequence[str], data
         if holder is None or not holder.is_alive:
             return f"no driver of {name} runs"
         store.note("cancel", True)
-    return (
-        f"asked the driver of {name} to end: within seconds while trials run. The same command goes on with the study"
-    )
+    return f"asked the driver of {name} to end: within seconds while trials run. The same command resumes the study"
 
 
 def _name_of(source: str, config: str | None, overrides: Sequence[str]) -> str:
-    """`NAME/DOMAIN`: as it is given, or of a search space."""
+    """`NAME/DOMAIN`, as given or from a search space."""
     try:
         find_space(source)
     except BadInput:

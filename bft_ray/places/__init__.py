@@ -1,1 +1,1 @@
-"""Where things lie: folders, caches and object stores; written whole or not at all, readable by whom they may be."""
+"""Folders, caches and object stores: files are written whole or not at all, and readable only for those who may read them."""

@@ -1,4 +1,4 @@
-"""Folders of this machine for what can be made again, also where there is no home, or none that can be written."""
+"""Folders of this machine for files that can be made again, also without a home, or with one that cannot be written."""
 
 from __future__ import annotations
 

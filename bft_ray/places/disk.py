@@ -1,4 +1,4 @@
-"""Whether a disk is full: told by what a write raised, and, where that does not say it, by a write to the same place."""
+"""Whether a disk is full: from the error of a write, and, where that does not show it, by a write to the same place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAY_BE = re.compile(
 
 
 def full_disk(error: BaseException, places: Mapping[str, str | Path] | None = None) -> DiskFull | None:
-    """That a full disk, or a quota that is used up, is why something was not written; None for any other error.
+    """DiskFull if a full disk, or a used-up quota, is the cause of an error; None for any other error.
 
     Call it before what was half written is removed: the room that this gives would hide why the write failed.
 
@@ -49,14 +49,14 @@ def full_disk(error: BaseException, places: Mapping[str, str | Path] | None = No
 
 
 def full_place(places: Mapping[str, str | Path]) -> DiskFull | None:
-    """That one of these disks takes no more, whatever has failed; see `full_disk`."""
+    """DiskFull if one of these disks is full, whatever has failed; None otherwise; see `full_disk`."""
     asked = {name: str(place) for name, place in places.items() if "://" not in str(place)}
     full = next((name for name, place in asked.items() if is_full(place)), None)
     return None if full is None else DiskFull(_text("", full, asked))
 
 
 def is_full(place: str | Path) -> bool:
-    """Whether the disk of a folder or file takes no MiB more: tried, for free space says nothing of a quota."""
+    """Whether the disk of a folder or file has no room for 1 MiB: by a write, because free space does not show a quota."""
     try:
         try_folder(_folder(place))
     except OSError as error:
@@ -65,7 +65,7 @@ def is_full(place: str | Path) -> bool:
 
 
 def free_bytes(place: str | Path) -> int:
-    """Of the disk of a folder or file, whether it is there yet or not."""
+    """Free bytes on the disk of a folder or file, which need not exist yet."""
     return shutil.disk_usage(_folder(place)).free
 
 
@@ -95,7 +95,7 @@ def _is_certain(error: BaseException) -> bool:
 
 
 def _text(what: str, full: str | None, asked: Mapping[str, str]) -> str:
-    """What is told: of the place that is full, or else that was named by the system, or else has the least room."""
+    """The message: on the place that is full, or else that the system named, or else that has the least room."""
     name, is_sure = full, True
     if full is None and asked:
         name = "" if "" in asked else min(asked, key=lambda name: free_bytes(asked[name]))

@@ -2,8 +2,8 @@
 
     {"sha256": "<of every byte after this value>", "step": 12, ...}
 
-A damaged one is named in a warning and counts as absent, so that whoever reads it goes on as if it had never been there.
-A file of an earlier version has no checksum: it is taken if it is JSON and has what its reader needs.
+A damaged one is named in a warning and counts as absent, so its reader continues as if it had never existed. A file of an
+earlier version has no checksum: it is accepted if it is JSON and has the keys that its reader needs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_kept(path: str | Path, needs: Collection[str] = ()) -> dict[str, Any] |
         needs: keys without which it is of no use. Others than one knows are to be ignored.
 
     Raises:
-        OSError: it is there and cannot be read, as for want of rights.
+        OSError: it exists and cannot be read, such as without the right to do so.
     """
     content = read_bytes(path)
     if content is None:
@@ -58,7 +58,7 @@ def read_kept(path: str | Path, needs: Collection[str] = ()) -> dict[str, Any] |
 
 
 def is_damaged(path: str | Path, needs: Collection[str] = ()) -> bool:
-    """Whether there is such a file, and `read_kept` gives None; says nothing."""
+    """Whether there is such a file, and `read_kept` gives None; without a warning."""
     content = read_bytes(path)
     try:
         return content is not None and _parse(content, needs) is None

@@ -1,4 +1,4 @@
-"""Who may read what is written: its user alone, or a group too (`cluster.file_mode`); whatever the umask of the shell.
+"""Who may read what is written: only its user, or a group too (`cluster.file_mode`), with any umask of the shell.
 
 The umask of the process does most of it. What it does not reach, such as files that a library makes for its user alone,
 `settle` gives the same rights.
@@ -30,7 +30,7 @@ def keep_for(who: str) -> None:
 
 @contextlib.contextmanager
 def kept_for(who: str) -> Iterator[None]:
-    """The same for as long as the context lasts."""
+    """The same while the context lasts."""
     global _who
     before, umask = _who, os.umask(_MASKS[who])
     _who = who
@@ -42,7 +42,7 @@ def kept_for(who: str) -> Iterator[None]:
 
 
 def settle(path: str | Path) -> None:
-    """Give a file, or a folder and all that lies in it, the rights of `kept_for`; what is another user's stays as it is."""
+    """Give a file, or a folder with its contents, the rights of `kept_for`; files of other users stay unchanged."""
     _give(Path(path))
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
@@ -53,7 +53,7 @@ def own_file(path: Path) -> None:
     """A database of SQLite with these rights: an empty file where there is none, for one that SQLite makes no group may
     write to. One that every user of the machine may read, as an earlier version left it, gets them too, and is named.
     """
-    with contextlib.suppress(OSError):  # it is there, or cannot be: who opens it will tell
+    with contextlib.suppress(OSError):  # it exists, or cannot be made: whoever opens it gets the error
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
         _give(path)
     with contextlib.suppress(OSError):
@@ -84,7 +84,7 @@ def _tell_of_another_s(path: Path, uid: int) -> None:
 def _give(path: Path) -> None:
     with contextlib.suppress(OSError):  # gone meanwhile, or another's
         mode = path.lstat().st_mode
-        if stat.S_ISDIR(mode):  # the bit that hands a folder's group on stays
+        if stat.S_ISDIR(mode):  # the bit that passes on a folder's group stays
             path.chmod((0o777 & ~_MASKS[_who]) | (mode & stat.S_ISGID))
         elif stat.S_ISREG(mode):
             path.chmod(0o666 & ~_MASKS[_who])

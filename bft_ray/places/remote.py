@@ -1,4 +1,4 @@
-"""What lies in an object store, as a folder of this machine: fetched once, and shared by its processes.
+"""A folder of an object store as a folder of this machine: fetched once, and shared by its processes.
 
 A copy is known by its URI and by names, sizes and times of the files there: where these change, another one is made. So
 every node that is handed a URI finds the same content, whichever node wrote it. Checksums beside a copy are compared once a
@@ -47,10 +47,10 @@ def filesystem_at(path: str) -> tuple[Any, str]:
 
 @waiting("fetching from the object store")
 def local_copy(uri: str, cache: Path | None = None) -> Path:
-    """A folder of this machine with what lies at a URI now: the files of a folder, or the one file.
+    """A folder of this machine with the present contents of a URI: the files of a folder, or the one file.
 
     Args:
-        cache: where copies lie; None: ~/.cache/bft_ray/fetched. The oldest ones are deleted when another one comes.
+        cache: folder of the copies; None: ~/.cache/bft_ray/fetched. The oldest ones are deleted when a new one is made.
 
     Raises:
         FileNotFoundError: the store holds nothing there.
@@ -72,7 +72,7 @@ def local_copy(uri: str, cache: Path | None = None) -> Path:
             if not _is_whole(copy):  # nobody has fetched it again meanwhile
                 log.warning("%s, the copy of %s, is damaged: fetching it again", copy, uri)
                 shutil.rmtree(copy, ignore_errors=True)
-    raise OSError(f"{cache} does not give back what is written to it")
+    raise OSError(f"{cache} does not return what was written to it")
 
 
 def _fetch(filesystem: Any, place: str, copy: Path) -> None:
@@ -132,7 +132,7 @@ def _forget_old(cache: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder of this machine: other processes that ask for it wait."""
+    """Lock a folder of this machine: other processes that ask for it wait."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks on folders

@@ -1,4 +1,4 @@
-"""Temporary folders that do not outlive their process: what one leaves that was killed, the next one removes.
+"""Temporary folders that are removed with their process: those of a killed process are removed by the next one.
 
 Each is locked for as long as its process lives: a lock ends with the process, whatever ends it. Its name says on which
 start of which machine it was made, for on a folder that machines share a lock of one may not be seen by the others; the
@@ -35,7 +35,7 @@ def scratch(kind: str, within: Path | None = None) -> Iterator[Path]:
     """
     place = within or Path(tempfile.gettempdir())
     remove_dead(place)
-    unlocked = Path(tempfile.mkdtemp(prefix=f".{_NAME}{kind}_", dir=place))  # nobody looks at such a name
+    unlocked = Path(tempfile.mkdtemp(prefix=f".{_NAME}{kind}_", dir=place))  # no process searches for such a name
     folder, handle = unlocked, os.open(unlocked, os.O_RDONLY)
     try:
         if (mark := _mark()) and _lock(handle):
@@ -81,7 +81,7 @@ def _lock(handle: int) -> bool:
 
 
 def _mark() -> str:
-    """What tells one start of this machine from all others; "" where the system does not say."""
+    """An id of this boot of the machine; "" where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "").strip()
     except OSError:

@@ -31,12 +31,12 @@ def join(path: str, *parts: str) -> str:
 
 
 def places(storage_path: str, cache_dir: str | None = None) -> dict[str, str]:
-    """Where a run writes to on this machine: what decides it -> the place."""
+    """The places that a run writes to on this machine: field or variable that sets it -> place."""
     return {FIELD: storage_path, "data.cache_dir": cache_dir or str(cache_folder()), "TMPDIR": tempfile.gettempdir()}
 
 
 def check_writable(path: str) -> None:
-    """Write and delete a small file; leaves nothing, so that a run that is refused later has made no folder.
+    """Write and delete a small file; leave nothing, so that a run that is refused later has made no folder.
 
     Raises:
         BadInput: the place cannot be written.
@@ -58,12 +58,12 @@ def check_writable(path: str) -> None:
             FIELD,
             path,
             f"a folder or URI that can be written: {reason}",
-            "Choose another place, or mend its rights.",
+            "Choose another place, or correct its rights.",
         ) from None
 
 
 def put_folder(folder: Path, path: str) -> None:
-    """Replace what lies at `path` by the content of a local folder."""
+    """Replace the contents of `path` by those of a local folder."""
     if not is_remote(path):
         with whole_folder(Path(path)) as beside:
             shutil.copytree(folder, beside)
@@ -76,10 +76,10 @@ def put_folder(folder: Path, path: str) -> None:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A place of a disk to write to, which becomes `folder` at the end: that is there whole, or not at all.
+    """A folder to write to, which becomes `folder` at the end: the result is whole, or does not exist.
 
     Raises:
-        DiskFull: what the block has raised, where that is why. What is half written is removed after any error.
+        DiskFull: the block has failed because of a full disk. After any error, partial files are removed.
     """
     beside = folder.with_name(folder.name + PART)
     shutil.rmtree(beside, ignore_errors=True)
@@ -97,9 +97,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_parts(path: str) -> None:
-    """Delete what processes that were killed have left half written below a folder of a disk; none may write there."""
+    """Delete the partial files of killed processes below a folder of a disk; no process may write there now."""
     if is_remote(path):
-        return  # a store keeps nothing of what was not sent to its end
+        return  # a store keeps no partial files
     for place, folders, files in os.walk(path, topdown=True):
         for name in filter(_is_part, files):
             Path(place, name).unlink(missing_ok=True)
@@ -113,7 +113,7 @@ def _is_part(name: str) -> bool:
 
 
 def fetch_folder(path: str, into: Path | None = None) -> Path:
-    """A local folder with what lies at `path`: the folder itself, or a copy of what the store holds.
+    """A local folder with the contents of `path`: the folder itself, or a copy from the store.
 
     Args:
         into: where the copy goes; None: where this machine keeps such copies (`bft_ray.places.remote`).
@@ -141,7 +141,7 @@ def exists(path: str) -> bool:
 
 
 def folders_in(path: str, prefix: str) -> list[str]:
-    """Names of the folders at `path` that begin so; none where there is no such place."""
+    """Names of the folders at `path` that begin with the prefix; [] where there is no such place."""
     import pyarrow.fs
 
     filesystem, place = _at(path)
@@ -161,7 +161,7 @@ def sizes_in(path: str) -> dict[str, int]:
 
 
 def remove_folder(path: str) -> None:
-    """Delete a folder and all that lies in it; nothing where there is none."""
+    """Delete a folder with its contents; do nothing where there is none."""
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=True)
         return

@@ -1,4 +1,4 @@
-"""Log-probabilities of the data -> everything that a profile says of them; no model."""
+"""Log-probabilities of the data -> all results of a profile; no model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def analyse(
 def _losses(settings: ProfileConfig, gamma: float) -> list[LossConfig]:
     """Each form of the sample weight that a named method has, over all windows; `inverse` over epsilons and caps too.
 
-    `bft` stands for `bft_no_token`, whose sample weights are the same.
+    `bft` represents `bft_no_token` too, whose sample weights are the same.
     """
     losses = [LossConfig(method="bft", window=window, gamma=gamma) for window in settings.windows]
     losses += [LossConfig(method="bft_group", window=window, gamma=gamma) for window in settings.windows]
@@ -96,29 +96,29 @@ def _findings(
     lengths = tokens.num_tokens
     median, p95 = np.percentile(lengths, [50, 95])
     longest = int(lengths.max())
-    said = [
+    lines = [
         f"{len(lengths):,} samples with {int(lengths.sum()):,} supervised tokens: "
         f"median {median:.0f}, 95 % below {p95:.0f}, longest {longest:,}.",
         f"The mean probability of a token is {np.exp(tokens.logp).mean():.3f}, its mean loss {-tokens.logp.mean():.3f} nats.",
     ]
     if same := [f"{row['window']:g}" for row in windows if row["window"] >= longest]:
-        said.append(f"Windows of {longest:,} and more are one and the same here: {', '.join(same)}.")
+        lines.append(f"Windows of {longest:,} and more are one and the same here: {', '.join(same)}.")
     if mostly := [row for row in windows if row["whole_share"] >= 0.5 and row["window"] < longest]:
         text = ", ".join(f"{row['window']:g} ({row['whole_share']:.0%})" for row in mostly)
-        said.append(f"These cover most samples whole, whose confidence is then a plain mean: {text}.")
+        lines.append(f"These cover most samples whole, whose confidence is then a plain mean: {text}.")
     shares = [row["effective_share"] for row in rows]
     flat, steep = rows[int(np.argmax(shares))], rows[int(np.argmin(shares))]
-    said.append(
+    lines.append(
         f"Weights are most uneven with {steep['name']} (as if {steep['effective_share']:.0%} of the samples counted) "
         f"and most even with {flat['name']} ({flat['effective_share']:.0%})."
     )
-    said.append(f"Of {len(rows)} settings {len(equal)} are different runs; the others repeat one of them exactly.")
+    lines.append(f"Of {len(rows)} settings {len(equal)} are different runs; the others repeat one of them exactly.")
     if near:
-        said.append(
+        lines.append(
             f"{len(near)} pairs of different runs start nearly alike (less than {settings.near:.1%} of the weight "
-            "differs): expect little between them, though nothing is merged."
+            "differs): expect little difference between them, though they are no duplicates."
         )
     if drift:
         name, row = max(drift.items(), key=lambda item: item[1]["moved"])
-        said.append(f"Since the earlier profile up to {row['moved']:.1%} of the weight has moved ({name}).")
-    return said
+        lines.append(f"Since the earlier profile up to {row['moved']:.1%} of the weight has moved ({name}).")
+    return lines

@@ -22,7 +22,7 @@ img { max-width: 100%; } code { background: #f4f6f8; padding: 0 .25rem; } pre { 
 
 
 def to_html(profile: Profile, pictures: dict[str, bytes]) -> str:
-    """One page: what was found, in words, pictures and tables; names of settings alone, no text of the data."""
+    """One page: what was found, in words, pictures and tables; only names of settings, no text of the data."""
     parts = [f"<h1>Window profile of {html.escape(profile.title)}</h1>"]
     parts += [f"<p>{html.escape(sentence)}</p>" for sentence in profile.findings]
     for name, text in (("lengths", "Lengths"), ("windows", "Windows"), ("tokens", "Tokens")):
@@ -32,15 +32,15 @@ def to_html(profile: Profile, pictures: dict[str, bytes]) -> str:
     header = ["setting", "effective share", "largest share", "cut by the cap", "p10", "median", "p90"]
     parts.append(_table(header, _setting_rows(profile)))
     parts += ["<h2>Which settings differ</h2>", _image(pictures["ranks"], "rank correlations")]
-    if merged := [group for group in profile.equal if len(group) > 1]:
-        names = [", ".join(profile.settings[index]["name"] for index in group) for group in merged]
+    if equal := [group for group in profile.equal if len(group) > 1]:
+        names = [", ".join(profile.settings[index]["name"] for index in group) for group in equal]
         parts.append("<p>The same run at every step, so one of each is enough:</p>")
         parts.append("<ul>" + "".join(f"<li>{html.escape(name)}</li>" for name in names) + "</ul>")
     if profile.near:
         shown = profile.near_rows(_NEAREST)
         parts.append(
             f"<p>Different runs that start nearly alike, nearest first ({len(shown)} of {len(profile.near)} pairs); "
-            "nothing is merged for it:</p>"
+            "they are no duplicates for that:</p>"
         )
         parts.append(
             _table(["setting", "setting", "share of the weight that differs", "rank correlation"], _near(shown))

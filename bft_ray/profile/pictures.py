@@ -1,4 +1,4 @@
-"""The pictures of a profile, drawn from its numbers alone."""
+"""The pictures of a profile, drawn only from its numbers."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def _num_trials(parameters: Mapping[str, Any]) -> int:
 
 
 def _only_inverse() -> dict[str, Any]:
-    """A new mapping each time: YAML would write one that stands twice as an alias."""
+    """A new mapping each time: YAML would write one that is used twice as an alias."""
     return {"when": {"loss.method": ["bft_inverse"]}}
 
 

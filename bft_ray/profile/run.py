@@ -51,7 +51,7 @@ def profile_data(
     """Profile `data.train` with `config.model`; write JSON, pictures and a page to `out`, and to MLflow.
 
     Args:
-        against: folder of an earlier profile of the same data (the base model's, say): tells how far weights moved.
+        against: folder of an earlier profile of the same data (such as the base model's): the profile then shows how far weights moved.
         source: recipe or file that the config came from: the proposed space names it, and fixes what differs from it.
         track: also record an MLflow run of kind `profile`.
         progress: called with (shards done, shards in all).
@@ -110,7 +110,7 @@ def _rewriting(profile: Profile, space: Path, config: Config) -> Profile:
     """With the space of `init` as the proposal: the same text, its config named by the absolute path.
 
     Raises:
-        BadConfig: the rewritten space does not fit the config, by what else stands in it.
+        BadConfig: the rewritten space does not fit the config, because of its other fields.
     """
     rewritten = rewrite(space, profile.parameters)
     named = space.with_name(read_yaml(space)["config"]).resolve()

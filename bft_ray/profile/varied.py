@@ -38,7 +38,7 @@ def config_and_fixed(config: Config, source: str, parameters: Collection[str]) -
         source, base = "starter", load_config("starter")
     if Path(source).is_file():
         source = str(Path(source).resolve())
-    # results and records go where the next command says, as with any config
+    # results and records go where the next command sets it, as with any config
     pinned = pin_paths(config).model_copy(update={"cluster": config.cluster, "tracking": config.tracking})
     fixed = {
         name: value
@@ -90,7 +90,7 @@ def path_measured(config: Config, metric: str) -> tuple[str, str]:
 
 
 def sibling(path: str, split: str) -> str | None:
-    """The file of another split that lies beside one of the validation split and is named like it:
+    """The file of another split beside one of the validation split, with the same kind of name:
     `choices_validation.jsonl` -> `choices_test.jsonl`; None where there is none.
     """
     folder, slash, name = path.rpartition("/")

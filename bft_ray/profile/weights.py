@@ -1,4 +1,4 @@
-"""From per-token log-probabilities alone: confidences of every window, starting weights of every setting."""
+"""From only the log-probability of each token: confidences of every window, starting weights of every setting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TokenLogps:
     _confidences: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def confidence(self, window: int, mean: str) -> np.ndarray:
-        """[S] float64: `c_s(g)` as `bft_ray.loss.window_confidence` has it, kept for whoever asks again.
+        """[S] float64: `c_s(g)` as of `bft_ray.loss.window_confidence`; kept for later calls.
 
         That function knows one window; here the sums from the start are shared by all windows of a mean.
         """
@@ -170,7 +170,7 @@ def near_pairs(
 ) -> list[tuple[int, int, float]]:
     """Pairs of settings of different groups whose starting weights differ by less than `below`, nearest first.
 
-    One of each group stands for it. They only *start* alike: nothing is merged for it. Settings with different token
+    One of each group represents it. They only *start* alike: they are no duplicates. Settings with different token
     weights are not compared: their runs differ even under the same sample weights.
     """
     heads = [group[0] for group in groups]

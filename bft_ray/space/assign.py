@@ -22,9 +22,9 @@ Assignment = Mapping[str, Any]
 def config_of(base: Config, space: SearchSpace, assignment: Assignment, seed: int | None = None) -> Config:
     """The config of a trial: `base`, then `fixed`, `domain` and `budget.steps` of the space, then the assignment.
 
-    Where one of these names `loss.method`, the loss takes the whole form of that method: the fields that the method
-    decides (token and sample weight, confidence, aggregate, normalise, weight_cap) keep nothing from `base`. Where
-    `loss.sample_weight` is named, `normalise` and `weight_cap` follow it in the same way.
+    Where one of these sets `loss.method`, the loss gets all fields of that method: those that a method decides (token and
+    sample weight, confidence, aggregate, normalise, weight_cap) keep nothing from `base`. Where `loss.sample_weight` is
+    set, `normalise` and `weight_cap` follow it in the same way.
 
     Args:
         assignment: dotted field -> value, for exactly the parameters that are active.
@@ -41,7 +41,7 @@ def config_of(base: Config, space: SearchSpace, assignment: Assignment, seed: in
 def baseline_config(
     base: Config, space: SearchSpace, baseline: Baseline, assignment: Assignment, seed: int | None = None
 ) -> Config:
-    """The config of a baseline: as `config_of`, but the loss is what the baseline says and defaults, and nothing else.
+    """The config of a baseline: as `config_of`, but the loss has only the baseline's fields and defaults.
 
     Args:
         assignment: values of the parameters outside of the loss: one of `bft_ray.space.grid.baseline_assignments`.
@@ -67,7 +67,7 @@ def with_overrides(config: Config, overrides: Mapping[str, Any], source: str) ->
     return make_config(tree, source)
 
 
-#: what a baseline that names no method is
+#: method of a baseline that names none
 DEFAULT_METHOD = "bft"
 
 
@@ -82,7 +82,7 @@ def _lay(base: Config, space: SearchSpace, values: Assignment, seed: int | None,
     if space.budget.steps is not None:
         tree["schedule"]["steps"] = space.budget.steps
     elif "schedule.epochs" in values:
-        tree["schedule"]["steps"] = None  # else it would hide the epochs
+        tree["schedule"]["steps"] = None  # otherwise the epochs would have no effect
     if seed is not None:
         tree["seed"] = seed
     return make_config(tree, source)

@@ -10,7 +10,7 @@ from bft_ray.config.steps import steps_if_known
 from bft_ray.config.tree import Config
 from bft_ray.space.assign import baseline_config, config_of
 from bft_ray.space.definition import Asha, SearchSpace
-from bft_ray.space.duplicates import distinct, merge_reasons
+from bft_ray.space.duplicates import distinct, duplicate_reasons
 from bft_ray.space.grid import baseline_assignments, num_combinations, num_trials, representatives
 
 _LISTED = 2000  # combinations that are compared with each other
@@ -21,23 +21,23 @@ class Cost:
     """Counts of a study; steps are optimizer steps and None where they depend on the number of training samples.
 
     Args:
-        trials: the search proposes, merged ones included.
+        trials: that the search proposes, duplicates included.
         combinations: of the space; None: endless.
-        distinct: combinations that differ at all, of those that were compared; None: too many to compare.
-        merged: (combinations merged, reason), most first.
+        distinct: combinations without duplicates, of those that were compared; None: too many to compare.
+        duplicates: (number of duplicate combinations, reason), most first.
         steps: of a full trial, the longest.
         rungs: steps after which trials may stop.
         search_runs, tuning_runs, confirmation_runs: runs of trials, of baselines in the search, of the confirmation.
         test_looks: models measured on the test split.
         search_steps: at most, as if no trial stopped early.
-        search_steps_stopped: about, if at each rung only one of `reduction` trials goes on; None without rungs.
+        search_steps_stopped: about, if at each rung only one of `reduction` trials is promoted; None without rungs.
         tuning_steps, confirmation_steps: exactly.
     """
 
     trials: int
     combinations: int | None
     distinct: int | None
-    merged: tuple[tuple[int, str], ...]
+    duplicates: tuple[tuple[int, str], ...]
     steps: int | None
     rungs: tuple[int, ...]
     search_runs: int
@@ -55,15 +55,15 @@ def cost_of(
 ) -> Cost:
     """Count what a study would run.
 
-    Merging is reckoned among the combinations of the space; in an endless one each continuous parameter stands at
-    its ends, so that what is merged there is said, while `distinct` is None.
+    Duplicates are counted among the combinations of the space. In an endless space each continuous parameter has only its
+    two ends, so duplicates among these are counted, while `distinct` is None.
 
     Args:
-        longest: supervised tokens of the longest training sample; None: unknown, nothing is merged for its length.
+        longest: supervised tokens of the longest training sample; None: unknown, so no windows count as duplicates.
         samples_per_source: see `num_steps`; None: unknown, `schedule.epochs` cannot be turned into steps.
 
     Raises:
-        BadConfig, BadInput: a combination that the config refuses; `check_space` tells all of them.
+        BadConfig, BadInput: a combination that the config refuses; `check_space` lists all of them.
     """
     combinations = num_combinations(space)
     configs = [config_of(base, space, assignment) for assignment in representatives(space, _LISTED)]
@@ -86,7 +86,7 @@ def cost_of(
         trials=trials,
         combinations=combinations,
         distinct=num_distinct,
-        merged=_merged(configs, groups, longest),
+        duplicates=_duplicates(configs, groups, longest),
         steps=steps,
         rungs=tuple(rungs),
         search_runs=search_runs,
@@ -108,7 +108,7 @@ def describe(
     rows = [
         ("study", f"{space.name}: {space.objective.metric}, domain {space.domain or base.domain}"),
         ("combinations", _combinations(cost, longest)),
-        *(("  merged", f"{count}: {reason}") for count, reason in cost.merged),
+        *(("  duplicates", f"{count}: {reason}") for count, reason in cost.duplicates),
         (
             "trials",
             f"{cost.trials} by {space.sampler.kind}, seed {space.sampler.seed}; {_seeds(len(space.seeds))} each",
@@ -117,7 +117,9 @@ def describe(
         ("a run", _workers(space, base)),
     ]
     if isinstance(space.scheduler, Asha):
-        rows.append(("rungs", f"{', '.join(map(str, cost.rungs)) or '?'}: 1 of {space.scheduler.reduction} goes on"))
+        rows.append(
+            ("rungs", f"{', '.join(map(str, cost.rungs)) or '?'}: 1 of {space.scheduler.reduction} is promoted")
+        )
     if space.budget.time_s is not None:
         rows.append(("time", f"no trial starts when trials ran for {space.budget.time_s:g} s"))
     rows += [
@@ -143,7 +145,7 @@ def describe(
 
 
 def _stopped(space: SearchSpace, trials: int, steps: int | None, rungs: Sequence[int]) -> int | None:
-    """Steps if of the trials at each rung one in `reduction` goes on, rounded up."""
+    """Steps if one in `reduction` of the trials at each rung is promoted, rounded up."""
     if not isinstance(space.scheduler, Asha) or steps is None:
         return None
     total, left, done = 0, trials, 0
@@ -153,20 +155,20 @@ def _stopped(space: SearchSpace, trials: int, steps: int | None, rungs: Sequence
     return total * len(space.seeds)
 
 
-def _merged(
+def _duplicates(
     configs: Sequence[Config], groups: Sequence[Sequence[int]], longest: int | None
 ) -> tuple[tuple[int, str], ...]:
     counts: dict[str, int] = {}
     for first, *others in groups:
         for other in others:
-            reasons = merge_reasons(configs[first].loss, configs[other].loss, longest)
+            reasons = duplicate_reasons(configs[first].loss, configs[other].loss, longest)
             text = "; ".join(reasons) or "the same settings"
             counts[text] = counts.get(text, 0) + 1
     return tuple(sorted(((count, text) for text, count in counts.items()), key=lambda pair: (-pair[0], pair[1])))
 
 
 def _combinations(cost: Cost, longest: int | None) -> str:
-    unknown = "" if longest is not None else " (the longest sample is not known: no windows are merged)"
+    unknown = "" if longest is not None else " (the longest sample is not known: no windows count as duplicates)"
     if cost.combinations is None:
         return f"endless{unknown}"
     if cost.distinct is None:

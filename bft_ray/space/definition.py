@@ -35,7 +35,7 @@ def _check_metric(field: str, name: str) -> None:
 
 
 class SecondObjective(Section):
-    """What must not suffer: the front of both metrics is told, and the choice is made among what keeps the limit."""
+    """What must not get worse: the choice is made among the arms within the limit; the front of both metrics is shown."""
 
     metric: str = Field(description="for example general/bits_per_byte: what the model forgets")
     largest_loss: float = Field(
@@ -50,7 +50,7 @@ class SecondObjective(Section):
 
 
 class Objective(Section):
-    """What a trial is judged by."""
+    """The metric that ranks trials."""
 
     metric: str = Field(description="name of a metric that the config measures; never the training loss")
     second: SecondObjective | None = Field(None, description="second metric and the limit that it sets; null: none")
@@ -66,15 +66,15 @@ class Objective(Section):
 class Budget(Section):
     """When the search ends: whichever comes first."""
 
-    trials: int | None = Field(None, ge=1, description="trials, merged ones included; null: the whole grid")
-    steps: int | None = Field(None, ge=1, description="optimizer steps of a full trial; null: what the config says")
+    trials: int | None = Field(None, ge=1, description="trials, duplicates included; null: the whole grid")
+    steps: int | None = Field(None, ge=1, description="optimizer steps of a full trial; null: those of the config")
     time_s: float | None = Field(
         None, gt=0, description="no trial starts when trials ran for so many seconds; null: no limit"
     )
 
 
 class Sampler(Section):
-    """What proposes the next trial."""
+    """The sampler, which proposes the next trial."""
 
     kind: Literal["tpe", "random", "grid"] = Field("tpe", description="sampler of Optuna")
     seed: int = Field(0, ge=0, description="of its draws")
@@ -82,14 +82,14 @@ class Sampler(Section):
 
 
 class Asha(Section):
-    """Stops the worse trials early: at rung k, after `grace_steps * reduction^k` steps, the best 1/reduction go on.
+    """Stops the worse trials early: at rung k, after `grace_steps * reduction^k` steps, the best 1/reduction are promoted.
 
     Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020), arXiv 1810.05934.
     """
 
     kind: Literal["asha"] = Field("asha", description="what this is")
     grace_steps: int = Field(ge=1, description="steps of the first rung: no trial stops before")
-    reduction: int = Field(3, ge=2, description="of so many trials at a rung, one goes on")
+    reduction: int = Field(3, ge=2, description="one of this many trials at a rung is promoted")
     metric: str | None = Field(None, description="metric at the rungs; null: the objective's")
 
     @model_validator(mode="after")
@@ -116,8 +116,8 @@ class NoScheduler(Section):
 class Confirmation(Section):
     """Fresh paired runs of the best trials and of the baselines, measured on data that the search has not seen.
 
-    `overrides` and `test` are for measuring a run that has been trained, never for its training: with them in training
-    the best checkpoint would be picked on the very data that confirm it.
+    `overrides` and `test` only set what a trained run is measured on, never its training: otherwise the best checkpoint
+    would be picked on the data that confirm it.
     """
 
     top_k: int = Field(3, ge=1, description="candidates: the best trials of the search")
@@ -130,7 +130,7 @@ class Confirmation(Section):
         min_length=1, description="dotted fields of the confirmation split: what is measured there"
     )
     test: dict[str, Any] = Field(
-        default_factory=dict, description="dotted fields of the test split, looked at once; empty: no such look"
+        default_factory=dict, description="dotted fields of the test split, which is measured once; empty: no test"
     )
 
     @model_validator(mode="after")
@@ -154,12 +154,12 @@ class Baseline(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="in the report")
     overrides: dict[str, Any] = Field(
-        min_length=1, description="dotted fields; its loss is what stands here and defaults, nothing from the config"
+        min_length=1, description="dotted fields; its loss has these and defaults, and nothing from the config"
     )
 
 
 def default_baselines() -> list[Baseline]:
-    """sft, dft, and bft as the official code has it: window 256, which wins all ties."""
+    """sft, dft, and bft as in the official code: window 256, which wins all ties."""
     return [
         Baseline(name="sft", overrides={"loss.method": "sft"}),
         Baseline(name="dft", overrides={"loss.method": "dft"}),
@@ -168,13 +168,13 @@ def default_baselines() -> list[Baseline]:
 
 
 def _refuse_another_default(field: str, overrides: dict[str, Any]) -> None:
-    """What is named as the published method must be it: its results stand under that name."""
+    """Refuse a baseline with the name of the published method and other settings: its results would have that name."""
     whole = overrides.get("loss")
     given = dict(whole) if isinstance(whole, dict) else {}
     given |= {name.removeprefix("loss."): value for name, value in overrides.items() if name.startswith("loss.")}
     try:
         loss = LossConfig(**given)
-    except ValidationError:  # told with the config that it stands in
+    except ValidationError:  # reported with the config that it is in
         return
     published = LossConfig(method="bft", window=256)
     for name in LossConfig.model_fields:
@@ -189,17 +189,17 @@ def _refuse_another_default(field: str, overrides: dict[str, Any]) -> None:
 
 
 class SearchSpace(Section):
-    """One study, whole. `bft_ray.space.load.check_space` holds it against the config that it varies."""
+    """One study. `bft_ray.space.load.check_space` checks it against the config that it varies."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the study")
     domain: str | None = Field(
-        None, pattern=r"^[a-z0-9][a-z0-9_]*$", description="sub-domain that results stand under; null: the config's"
+        None, pattern=r"^[a-z0-9][a-z0-9_]*$", description="sub-domain of the results; null: the config's"
     )
     description: str = Field("", description="what the study answers")
     config: str = Field("starter", description="config that it varies: recipe, or YAML file (beside this one)")
     parameters: dict[str, Parameter] = Field(min_length=1, description="dotted field of the config -> its values")
     fixed: dict[str, Any] = Field(default_factory=dict, description="dotted fields that all runs of the study set")
-    objective: Objective = Field(description="what a trial is judged by")
+    objective: Objective = Field(description="the metric that ranks trials")
     budget: Budget = Field(description="when the search ends")
     sampler: Sampler = Field(Sampler(), description="what proposes the next trial")
     scheduler: Annotated[Asha | NoScheduler, Field(discriminator="kind")] = Field(
@@ -211,7 +211,7 @@ class SearchSpace(Section):
     learning_rates: list[float] | None = Field(
         None, description="values that each baseline is tuned over; null: those of optimizer.learning_rate"
     )
-    deterministic: bool = Field(False, description="the same trials on every repetition, at the price of waiting")
+    deterministic: bool = Field(False, description="the same trials on every repetition; trials wait for each other")
 
     @field_validator("scheduler", mode="before")
     @classmethod
@@ -228,7 +228,7 @@ class SearchSpace(Section):
     @model_validator(mode="before")
     @classmethod
     def _owned_fields_are_left_out(cls, tree: Any) -> Any:
-        """Told before a range is asked for: there is none that would mend it."""
+        """Refuse them first: an error about their range would be misleading."""
         given = tree if isinstance(tree, dict) else {}
         for place, names in (("parameters", given.get("parameters")), ("fixed", given.get("fixed"))):
             for name in names if isinstance(names, dict) else ():
@@ -249,7 +249,7 @@ class SearchSpace(Section):
     def _fields_are_free(self) -> None:
         for name in self.fixed:
             if name in self.parameters:
-                raise rule(f"fixed.{name}", self.fixed[name], "left out, for `parameters` varies it", "Take one out.")
+                raise rule(f"fixed.{name}", self.fixed[name], "left out, because `parameters` varies it", "Remove one.")
 
     def _conditions_hold(self) -> None:
         for name, parameter in self.parameters.items():
@@ -268,9 +268,9 @@ class SearchSpace(Section):
         self.ordered()
 
     def ordered(self) -> list[str]:
-        """Names of the parameters, each behind those that its conditions name.
+        """Names of the parameters, each after those that its conditions name.
 
-        Raises a rule for conditions that go round in a circle.
+        Raises a rule for conditions that form a circle.
         """
         done: list[str] = []
         left = list(self.parameters)
@@ -300,7 +300,7 @@ class SearchSpace(Section):
             raise rule(
                 "budget.trials",
                 trials,
-                f"at least sampler.startup_trials ({self.sampler.startup_trials}): else nothing is learnt from trials",
+                f"at least sampler.startup_trials ({self.sampler.startup_trials}): otherwise the sampler learns nothing",
                 "Raise it, lower sampler.startup_trials, or use the sampler random.",
             )
 
@@ -308,15 +308,15 @@ class SearchSpace(Section):
         steps = self.budget.steps
         varied = [name for name in (*self.parameters, *self.fixed) if name in ("schedule.steps", "schedule.epochs")]
         if steps is not None and varied:
-            raise rule("budget.steps", steps, f"left out where {_list(varied)} is set", "Take one of them out.")
+            raise rule("budget.steps", steps, f"left out where {_list(varied)} is set", "Remove one of them.")
         if isinstance(self.scheduler, Asha):
             for name in self.parameters:
                 if name in _LENGTHS or (name.startswith("data.") and name.rpartition(".")[2] in ("limit", "ratio")):
                     raise rule(
                         f"parameters.{name}",
                         "varied",
-                        "fixed where ASHA compares runs at a rung: they would stand at different points of their decay",
-                        "Take `scheduler: {kind: none}`, or fix it.",
+                        "fixed where ASHA compares runs at a rung: they would be at different points of their decay",
+                        "Use `scheduler: {kind: none}`, or fix it.",
                     )
         if steps is not None and isinstance(self.scheduler, Asha) and self.scheduler.grace_steps >= steps:
             raise rule(
@@ -359,7 +359,7 @@ class SearchSpace(Section):
             self._tuning_is_finite()
 
     def _tuning_is_finite(self) -> None:
-        """Baselines are tuned over the same values outside of the loss as the method, or its gain means nothing."""
+        """Baselines are tuned over the same values outside of the loss as the method; otherwise its gain means nothing."""
         given, rate = self.learning_rates, self.parameters.get(LEARNING_RATE)
         if given is not None:
             if rate is None:

@@ -1,4 +1,4 @@
-"""What a first search space of a dataset takes from the data: which windows differ, and when trials may stop."""
+"""What the data decide about a first search space: which windows differ, and when trials may stop."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ _ENDLESS = 2**40  # a length that no window holds
 
 
 def canonical(loss: LossConfig, longest: int) -> dict[str, Any]:
-    """The fields that act, in one form for all settings that give the same training run.
+    """The fields that have an effect, in one form for all settings that give the same training run.
 
-    Merged are settings that differ only in
+    Settings are duplicates if they differ only in
 
     - fields that the method does not use (`LossConfig.unused_fields`), the method's name among them;
     - windows that hold the longest sample whole: `L_s <= g` has one window, all of it. A *centered* group reaches
@@ -23,13 +23,13 @@ def canonical(loss: LossConfig, longest: int) -> dict[str, Any]:
     - `inverse` weights under a cap >= 1 / epsilon, which `1 / (c^gamma + epsilon)` never reaches;
     - `inverse`, normalised, under a cap <= 1 / (1 + epsilon): `c <= 1`, so every weight is cut, and all are equal.
 
-    Everything else that merely starts alike is not merged.
+    Settings that only start alike are no duplicates.
 
     Args:
         longest: supervised tokens of the longest training sample.
 
     Returns:
-        field -> value; equal for equal runs on this data, and for no others that are known.
+        field -> value; the same for duplicates on this data, and different for all other settings, as far as is known.
     """
     fields = loss.model_dump()
     if _never_cut(loss):
@@ -57,8 +57,8 @@ def distinct(configs: Sequence[Config], longest: int | None) -> list[list[int]]:
 
     Args:
         longest: supervised tokens of the longest training sample of any of them (where they cut samples to different
-            lengths: before the cut, or under the largest `data.max_length`; too large a number only merges less).
-            None: not known, so nothing is merged for its window's length.
+            lengths: before the cut, or under the largest `data.max_length`; with too large a number fewer duplicates are
+            found). None: not known, so windows are never duplicates because of their length.
     """
     groups: dict[str, list[int]] = {}
     for place, config in enumerate(configs):
@@ -67,9 +67,10 @@ def distinct(configs: Sequence[Config], longest: int | None) -> list[list[int]]:
 
 
 def run_key(config: Config, longest: int | None) -> str:
-    """Text that is the same for equal runs on the same data, and for no others that are known; see `distinct`.
+    """Text that is the same for duplicates on the same data, and different for all other runs, as far as is known; see
+    `distinct`.
 
-    Where a run takes place and how its batches are laid out is left out: results do not depend on it.
+    The place of a run and the layout of its batches are left out: results do not depend on them.
     """
     fields = config.model_dump(mode="json")
     fields["loss"] = canonical(config.loss, _ENDLESS if longest is None else longest)
@@ -81,7 +82,7 @@ def run_key(config: Config, longest: int | None) -> str:
     return json.dumps(fields, sort_keys=True)
 
 
-def merge_reasons(a: LossConfig, b: LossConfig, longest: int | None) -> list[str]:
+def duplicate_reasons(a: LossConfig, b: LossConfig, longest: int | None) -> list[str]:
     """Why two settings are the same run: one clause for each of their differences; [] where they are not.
 
     Args:
@@ -104,7 +105,7 @@ def merge_reasons(a: LossConfig, b: LossConfig, longest: int | None) -> list[str
             reasons.append("weight_cap >= 1 / epsilon never binds")
         elif name in a.unused_fields() and name in b.unused_fields():
             reasons.append(f"{name} is not used")
-    return list(dict.fromkeys(reasons)) or ["both methods come to the same fields"] * (a != b)
+    return list(dict.fromkeys(reasons)) or ["both methods give the same fields"] * (a != b)
 
 
 def _never_cut(loss: LossConfig) -> bool:

@@ -16,7 +16,7 @@ _Values = Callable[[Parameter], list[Any]]
 
 
 def grid(space: SearchSpace) -> Iterator[dict[str, Any]]:
-    """Every assignment of a finite space, in the order of its parameters and their values; conditions are heeded.
+    """Every assignment of a finite space, in the order of its parameters and their values; conditions are applied.
 
     Raises:
         BadInput: a parameter with endless values.
@@ -26,7 +26,7 @@ def grid(space: SearchSpace) -> Iterator[dict[str, Any]]:
 
 
 def num_combinations(space: SearchSpace) -> int | None:
-    """How many assignments `grid` has, counted without going through them; None where a parameter is endless."""
+    """How many assignments `grid` has, computed without listing them; None where a parameter is continuous."""
     if any(parameter.finite() is None for parameter in space.parameters.values()):
         return None
     parents = _parents(space)
@@ -38,7 +38,7 @@ def num_combinations(space: SearchSpace) -> int | None:
 
 
 def num_trials(space: SearchSpace) -> int:
-    """How many trials the search proposes, merged ones included: the budget, or the whole grid if that is smaller."""
+    """How many trials the search proposes, duplicates included: the budget, or the whole grid if that is smaller."""
     combinations = num_combinations(space)
     if space.budget.trials is None or (space.sampler.kind == "grid" and combinations is not None):
         return min(space.budget.trials or combinations or 0, combinations or 0)

@@ -16,7 +16,7 @@ from bft_ray.space.assign import baseline_config, config_of, shown, with_overrid
 from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.space.grid import baseline_assignments, representatives
 
-#: of so many combinations every one is held against the config; of more, those that stand for them
+#: up to this number every combination is checked against the config; of more, representatives
 _CHECKED = 2000
 #: places of a space whose keys are dotted fields themselves
 _DOTTED = ("parameters", "fixed", "confirmation.overrides", "confirmation.test")
@@ -79,7 +79,7 @@ def load_base(space: SearchSpace, config: str | Path | None = None) -> Config:
 def load_study(
     source: str | Path, config: str | Path | None = None, overrides: Sequence[str] = ()
 ) -> tuple[SearchSpace, Config]:
-    """A search space and its config, held against each other; arguments as for `load_space` and `load_base`.
+    """A search space and its config, checked against each other; arguments as for `load_space` and `load_base`.
 
     Raises:
         BadInput, BadConfig: see `load_space`, `load_base` and `check_space`.
@@ -91,10 +91,10 @@ def load_study(
 
 
 def check_space(space: SearchSpace, base: Config, source: str = "the search space") -> None:
-    """Raise BadConfig with every problem that a run of the study would meet in its config.
+    """Raise BadConfig with every problem that a run of the study would have with its config.
 
-    Held against the config are all combinations of a space of up to 2,000 and the ends of a larger one, all runs of
-    the baselines, the metrics, the rungs, and the data of confirmation and test.
+    Checked are all combinations of a space (of more than 2,000 only the ends of its ranges), all runs of the baselines,
+    the metrics, the rungs, and the data of confirmation and test.
     """
     problems = list(dict.fromkeys(_problems(space, base)))
     if problems:

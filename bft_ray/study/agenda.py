@@ -1,4 +1,4 @@
-"""Which trial a study puts down next: a function of its records (and, where the time is limited, of the clock)."""
+"""Which trial a study inserts next: a function of its records (and, where the time is limited, of the clock)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Records = Mapping[str, Sequence[TrialRecord]]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial to put down; fields as in `TrialRecord`."""
+    """A trial to insert; fields as in `TrialRecord`."""
 
     part: str
     number: int
@@ -33,15 +33,15 @@ class Proposal:
 
     @property
     def record(self) -> TrialRecord:
-        """As a record, of which no more is known yet."""
+        """As a record of a trial that has not begun."""
         return TrialRecord(self.part, self.number, self.assignment, self.seeds, name=self.name, extra=self.extra)
 
 
 def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
-    """The next trial; None while there is none, until others have ended or for good.
+    """The next trial; None: there is none, either until others have ended or for good.
 
-    The order: the baselines, which are known from the start and run to their end; the search, which begins while the
-    last of them run; and when all of these have ended the confirmation of the best trials and of the baselines.
+    The order: first the baselines, which run to their end; then the search, which begins while the last baselines run;
+    and when all of these have ended, the confirmation of the best trials and of the baselines.
 
     Raises:
         BftError: see `arms_of`.
@@ -65,20 +65,20 @@ def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
 
 
 def is_searched(space: SearchSpace, records: Records) -> bool:
-    """Whether baselines and search have come to their end."""
+    """Whether baselines and search have ended."""
     ended = all(record.is_finished for part in (BASELINES, SEARCH) for record in records[part])
     return ended and not _proposes(space, records) and len(records[BASELINES]) == len(_baselines(space))
 
 
 def part_of(space: SearchSpace, records: Records) -> str:
-    """The part that a study is in."""
+    """The current part of a study."""
     if records[CONFIRMATION]:
         return CONFIRMATION
     return SEARCH if records[SEARCH] or not _baselines(space) else BASELINES
 
 
 def totals(space: SearchSpace, records: Records) -> dict[str, int]:
-    """Part -> trials that it has or will have, at most."""
+    """Part -> trials that it has or will have at most."""
     search, confirmed = records[SEARCH], space.most_confirmation_runs
     if is_searched(space, records):
         confirmed = len(_confirmation(space, records))
@@ -87,8 +87,8 @@ def totals(space: SearchSpace, records: Records) -> dict[str, int]:
 
 
 def _proposes(space: SearchSpace, records: Records) -> bool:
-    """Whether the search puts down more trials: neither their number nor the time for starting them is used up, and
-    the confirmation has not begun. A deterministic batch is put down whole, for it is judged as a whole.
+    """Whether the search inserts more trials: neither their number nor the time for starting them is used up, and the
+    confirmation has not begun. A deterministic batch is always completed, because its trials are compared together.
     """
     search = records[SEARCH]
     if records[CONFIRMATION]:
@@ -101,7 +101,7 @@ def _proposes(space: SearchSpace, records: Records) -> bool:
 
 
 def _baselines(space: SearchSpace) -> list[tuple[str, dict[str, Any]]]:
-    """Every baseline with everything that it is tuned over."""
+    """(name, assignment) of every baseline trial: each baseline with each value that it is tuned over."""
     return [(one.name, assignment) for one in space.baselines for assignment in baseline_assignments(space)]
 
 

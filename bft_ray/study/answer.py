@@ -1,4 +1,4 @@
-"""What a study has found: the choice from the records, and the one look at the test split."""
+"""The result of a study: the choice from the records, and the single measurement on the test split."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from bft_ray.train.launch import pin_paths
 
 @dataclass(frozen=True)
 class Answer:
-    """What a study has found.
+    """The result of a study.
 
     Args:
         choice: by the rules of `bft_ray.study.confirm.choose`; None for a study that compares and chooses nothing.
         champion: the arm that won; None where nothing could be chosen.
-        config: its config, as it was trained for the weights below.
-        weights: its first confirmation run's.
+        config: its config, with which the weights below were trained.
+        weights: path of the weights of its first confirmation run.
         test: of champion and default on the test split; None without one.
         items: of a study that chooses nothing, the scores of the trials that it compares; see `Items`.
     """
@@ -54,7 +54,7 @@ class Answer:
 
 
 def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None] = lambda text: None) -> Answer:
-    """Choose, and look at the test split, once: what was measured is kept with the study.
+    """Choose, and measure on the test split once: the study keeps what was measured.
 
     Args:
         parts: of the study, all trials finished.
@@ -84,14 +84,14 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
 
 
 def _compared_items(study: Study, parts: Mapping[str, Store]) -> dict[str, dict[int, dict[str, float]]]:
-    """Scores of the items of the best trial and of its rival, from the files of their runs; without those of which some
-    are gone, or whose metric has no figure of single items.
+    """Scores of the items of the best trial and of the one that it is compared with, from the files of their runs. A trial
+    is left out if a file is gone or if the metric has no scores of single items.
     """
     records = {part: parts[part].records() for part in (BASELINES, SEARCH)}
     ran, metric = by_id([*records[BASELINES], *records[SEARCH]]), study.space.objective.metric
     found: dict[str, dict[int, dict[str, float]]] = {}
     for record in compared(records, metric):
-        own = ran[record.merged_with or record.id]
+        own = ran[record.duplicate_of or record.id]
         runs = {seed: Run.of(study.id, study.files_of(own, seed)) for seed in record.seeds}
         with contextlib.suppress(BadInput):
             scores = {seed: item_scores(metric, run.records) for seed, run in runs.items() if run is not None}
@@ -101,7 +101,7 @@ def _compared_items(study: Study, parts: Mapping[str, Store]) -> dict[str, dict[
 
 
 def _config(study: Study, arm: Arm, records: Mapping[str, Sequence[TrialRecord]]) -> Config:
-    """Of an arm's first confirmation run, without what is measured only there."""
+    """The config of an arm's first confirmation run, without the overrides of the confirmation."""
     assert study.space.confirmation is not None
     others = by_id([*records[BASELINES], *records[SEARCH]])
     return study.config(arm.trial, study.space.confirmation.seeds[0], others)
@@ -111,7 +111,7 @@ def _weights(study: Study, arm: str, records: Sequence[TrialRecord]) -> str:
     assert study.space.confirmation is not None
     seed = study.space.confirmation.seeds[0]
     record = next(one for one in records if one.extra["arm"] == arm and one.seeds == (seed,))
-    record = by_id(records)[record.merged_with or record.id]
+    record = by_id(records)[record.duplicate_of or record.id]
     return study.files_of(record, seed).weights
 
 
@@ -122,7 +122,7 @@ def _drop_others(study: Study, records: Sequence[TrialRecord], kept: set[str]) -
             storage.remove_folder(weights)
 
 
-# --- measured once, and kept --------------------------------------------------------------------------------
+# --- measured once, and kept ------------------------------------------------------------------------------------
 
 
 def _limit(
@@ -149,7 +149,7 @@ def _tested(
     records: Mapping[str, Sequence[TrialRecord]],
     line: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Metrics, and scores of items, of an arm's model on the test split."""
+    """Metrics and scores of items of an arm's model on the test split."""
     known = store.notes().get(f"test {arm.name}")
     if known is not None:
         return known
@@ -166,16 +166,16 @@ def _tested(
 
 
 def _measure(config: Config, weights: str) -> EvaluationResult:
-    """On the workers of the config, which fetch the weights for themselves where they lie in an object store."""
+    """Measure on the workers of the config. They fetch the weights themselves where these are in an object store."""
     if not storage.exists(weights):
-        raise BftError(f"the weights {weights} are gone, and with them the look at the test split")
+        raise BftError(f"the weights {weights} are gone, so the test split cannot be measured")
     model = config.model.model_copy(update={"path": weights, "adapter": None})
     return evaluate_model(config.model_copy(update={"model": model}))
 
 
 def _compare(metric: str, champion: str, measured: Mapping[str, Mapping[str, Any]]) -> TestResult:
-    """Champion against default, paired by item (`bft_ray.stats.paired`). One model each: what other seeds would have
-    brought is not in it.
+    """Champion against default, paired by item (`bft_ray.stats.paired`). One model each: the interval does not contain
+    the variation between seeds.
     """
     values = {name: one["metrics"][metric] for name, one in measured.items()}
     own, default = (measured[name]["items"] for name in (champion, DEFAULT))
@@ -199,7 +199,7 @@ def _compare(metric: str, champion: str, measured: Mapping[str, Mapping[str, Any
 
 
 def as_json(found: Answer) -> dict[str, Any]:
-    """The choice and everything that it rests on, as plain values."""
+    """The choice and its evidence, as plain values."""
     choice = None if found.choice is None else asdict(found.choice)
     if choice is not None:
         del choice["plan"]["groups"]  # of every item
@@ -209,7 +209,7 @@ def as_json(found: Answer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON knows it: what is not a number is null."""
+    """As JSON values: numbers that are not finite become null."""
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a finished study leaves: words and pictures on its MLflow run, and the champion in the registry."""
+"""The results of a finished study in MLflow: text and pictures on its run, and the champion in the registry."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Unrecorded(BftError):
-    """The study has its answer, but MLflow did not take all of it."""
+    """The study has its answer, but MLflow did not store all of it."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ def conclude(
     recorder: Recorder,
     line: Callable[[str], None] = lambda text: None,
 ) -> StudyResult:
-    """Words, pictures, registry. Each may be repeated, and all are tried.
+    """Write text and pictures, and register the champion. Each may be repeated, and all are tried.
 
     Args:
-        line: is told the answer where MLflow does not take it.
+        line: called with the answer where MLflow does not store it.
 
     Raises:
-        Unrecorded: MLflow did not take the pictures, the model or its version.
+        Unrecorded: MLflow did not store the pictures, the model or its version.
     """
     lacking = [] if describe_study(study, controller, found, recorder) else ["the pictures"]
     tracker.log_text(json.dumps(as_json(found), indent=1), "choice.json")
@@ -102,8 +102,8 @@ def conclude(
 
 
 def mostly_failed(parts: Mapping[str, Sequence[TrialRecord]]) -> str:
-    """That more than half of the trials that ran have failed, with the most frequent reason; "" where they have not."""
-    ran = [record for own in parts.values() for record in own if record.is_finished and not record.merged_with]
+    """A sentence if more than half of the trials that ran have failed, with the most frequent reason; "" otherwise."""
+    ran = [record for own in parts.values() for record in own if record.is_finished and not record.duplicate_of]
     failed = Counter(record.reason for record in ran if record.state == "failed")
     if 2 * failed.total() <= len(ran):
         return ""
@@ -118,7 +118,7 @@ def _why_none(study: Study, found: Answer) -> str:
 
 
 def require_left(result: StudyResult, tracking: TrackingConfig, database: str) -> None:
-    """That what a finished study has left is still there, for its answer leads to it.
+    """Check that the results of a finished study still exist, because its answer names them.
 
     Args:
         database: of the study, as it may be shown.
@@ -133,14 +133,14 @@ def require_left(result: StudyResult, tracking: TrackingConfig, database: str) -
         gone.append(f"its folder {result.folder} is gone")
     if gone:
         remedy = (
-            "Bring them back (another tracking.uri?); or run it anew under another `name` or with another --database. "
+            "Restore them (another tracking.uri?); or run the study again under another `name` or with another --database. "
             f"What was found is still in {database}: `bft-ray search {result.name} --status`."
         )
-        raise BadInput("study", result.name, f"whole, to be told again: {', and '.join(gone)}", remedy)
+        raise BadInput("study", result.name, f"whole, to be shown again: {', and '.join(gone)}", remedy)
 
 
 def describe_study(study: Study, controller: Controller, found: Answer | None, recorder: Recorder) -> bool:
-    """Words and pictures on the run; whether MLflow took the pictures (words are sent by and by)."""
+    """Write text and pictures to the run; whether MLflow stored the pictures (text is sent in the background)."""
     parts: dict[str, list[TrialRecord]] = controller.all_records()
     choice, test = (found.choice, found.test) if found else (None, None)
     sizes = {} if study.num_samples is None else {"train": study.num_samples}
@@ -164,7 +164,7 @@ def _register(study: Study, store: Store, found: Answer, tracker: Tracker) -> st
     """The champion's model and config in MLflow's registry; returns its name and version.
 
     Raises:
-        Unrecorded: MLflow did not take one of them. No version is made without the model that it is to have.
+        Unrecorded: MLflow did not store one of them. No version is made without its model.
     """
     if found.champion is None or found.config is None or found.weights is None or found.choice is None:
         return None
@@ -200,10 +200,9 @@ def _register(study: Study, store: Store, found: Answer, tracker: Tracker) -> st
 
 
 def champion_tags(choice: Choice, config: Config) -> dict[str, str]:
-    """The evidence, as tags of a version: settings of the loss only where they act, and the gain over the default.
+    """The evidence, as tags of a version: the settings of the loss that have an effect, and the gain over the default.
 
-    Where the default itself is the champion, the gain that counts is that of the best candidate, which was not enough;
-    its tags say whose it is.
+    Where the default itself is the champion, the tags hold the gain of the best candidate, under names of their own.
     """
     assert choice.champion is not None
     arm, loss, unused = choice.arm(choice.champion), config.loss, config.loss.unused_fields()

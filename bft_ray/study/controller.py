@@ -1,7 +1,7 @@
-"""Which run comes next, whether it goes on at a rung, and what its end means: the study's driver, without Ray.
+"""The study's driver without Ray: it chooses the next segment, promotes or stops trials at rungs, and records results.
 
-Everything it decides it reads from the records, and everything that happens it writes there first. So it may be killed
-at any moment, and another one goes on.
+It decides from the records alone, and writes each event there first. So it may be killed at any moment, and another
+driver resumes the study.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from bft_ray.space.grid import num_trials
 from bft_ray.study.agenda import PARTS, next_trial
 from bft_ray.study.confirm.items import item_groups, item_scores
 from bft_ray.study.definition import Study
-from bft_ray.study.propose.duplicates import key_of, twin_of, why_equal
-from bft_ray.study.propose.halving import goes_on, survivors
+from bft_ray.study.propose.duplicates import key_of, original_of, why_duplicate
+from bft_ray.study.propose.halving import is_promoted, survivors
 from bft_ray.study.propose.sampler import batch_of, rung_metric
 from bft_ray.study.records.leaderboard import ranked
 from bft_ray.study.records.record import TrialRecord
@@ -31,12 +31,12 @@ from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, BySeed, Store
 from bft_ray.train.launch import pin_paths
 
-#: a study in which so many trials have failed and none has come to anything is ended
+#: a study ends when this many trials have failed and none has another result
 _HOPELESS = 3
 
 Over = Literal["over"]
 OVER: Over = "over"
-#: told of a trial that begins or ends
+#: called when a trial begins or ends
 Listener = Callable[[Literal["begun", "ended"], TrialRecord], None]
 
 
@@ -45,10 +45,13 @@ class Controller:
 
     Args:
         store: of the search part.
-        num_slots: how many segments the cluster runs at a time, asked again and again: it may grow.
-        ahead: segments that are given out beyond that, so that a worker that becomes free has one at once.
-        listen: is told of trials that begin and end.
-        max_failures: how often a trial is run again whose worker died.
+        num_slots: how many segments the cluster runs at a time; called often, because the cluster may grow.
+        listen: called with each trial that begins or ends.
+        ahead: segments given out beyond `num_slots`, so that a worker that becomes free has one at once.
+        max_failures: how often a trial is run again after its worker died.
+
+    Attributes:
+        messages: lines on what an earlier driver left: trials that were changed, damaged files.
     """
 
     def __init__(
@@ -64,16 +67,16 @@ class Controller:
         self.study, self._space = study, study.space
         self._num_slots, self._listen, self._ahead, self._max_failures = num_slots, listen, ahead, max_failures
         self.parts = {BASELINES: store.open_part(BASELINES), SEARCH: store, CONFIRMATION: store.open_part(CONFIRMATION)}
-        self.told = [line for part in PARTS for line in self.parts[part].reconcile()]
-        self._active: dict[tuple[str, int], Segment] = {}  # (trial, seed) -> what was given out
-        self._running: set[tuple[str, int]] = set()  # of these, what a worker has taken
+        self.messages = [line for part in PARTS for line in self.parts[part].reconcile()]
+        self._active: dict[tuple[str, int], Segment] = {}  # (trial, seed) -> segment that was given out
+        self._running: set[tuple[str, int]] = set()  # those of them that a worker has begun
         self._configs: dict[str, Config] = {}
         self._dropped: set[str] = set()  # trials of the search whose weights are deleted
         self._settle()
         self._judge()
-        self.told += self._damaged()
+        self.messages += self._damaged()
 
-    # ---- what there is ----------------------------------------------------------------------------------------------
+    # ---- records ----------------------------------------------------------------------------------------------------
 
     def records(self, part: str) -> list[TrialRecord]:
         """Trials of a part, by number."""
@@ -83,10 +86,10 @@ class Controller:
         """Part -> its trials."""
         return {part: self.records(part) for part in PARTS}
 
-    # ---- the next segment -----------------------------------------------------------------------------------------------
+    # ---- the next segment -------------------------------------------------------------------------------------------
 
     def next(self) -> Segment | Over | None:
-        """The next segment to run; None: later, when something has ended; OVER: there is nothing left to run.
+        """The next segment to run; None: none now, until another segment has ended; OVER: nothing is left to run.
 
         Raises:
             BftError: all trials fail.
@@ -97,15 +100,15 @@ class Controller:
         if len(self._active) >= slots + self._ahead:
             return None
         if 0 < slots - len(self._running) <= len(self._active) - len(self._running):
-            return None  # these first: no free worker waits for a suggestion that it does not need yet
+            return None  # those that no worker has begun come first: a free worker needs no new suggestion
         segment = self._waiting_segment()
         while segment is None and self._add():
-            self._judge()  # a batch may be whole now, and its rungs decided
+            self._judge()  # a batch may be complete now, so its rungs can be decided
             segment = self._waiting_segment()
         if segment is not None:
             self._active[segment.trial, segment.seed] = segment
             return segment
-        if not self._active and (left := self._open()):  # better an end than to wait for ever
+        if not self._active and (left := self._open()):  # an error is better than to wait for ever
             raise BftError(
                 f"{len(left)} trials, {left[0].id} among them, wait for each other: this is a fault of bft-ray"
             )
@@ -116,7 +119,7 @@ class Controller:
 
     def _waiting_segment(self) -> Segment | None:
         for record in self._open():
-            if record.merged_with:
+            if record.duplicate_of:
                 continue
             for seed in record.seeds:
                 if (record.id, seed) in self._active or seed in _runs(record):
@@ -126,7 +129,7 @@ class Controller:
         return None
 
     def _segment(self, record: TrialRecord, seed: int) -> Segment | None:
-        """From where the run stands to its next rung or end; None while others decide whether it goes on."""
+        """From the run's last state to its next rung or end; None while its promotion depends on other trials."""
         config = self._config(record).model_copy(update={"seed": seed})
         rungs = self.study.rungs(record.part, config)
         until = None
@@ -141,7 +144,7 @@ class Controller:
             study=self.study.id,
             trial=record.id,
             seed=seed,
-            # without passwords, which Tune would put into its own files
+            # without passwords, which Tune would write to its own files
             tree=pin_paths(config).model_dump(mode="json", exclude={"tracking"}),
             folder=self.study.folder_of(record),
             rungs=rungs,
@@ -152,7 +155,7 @@ class Controller:
         )
 
     def _keeps_weights(self, record: TrialRecord, seed: int) -> bool:
-        """Of a trial those of the first seed; in the confirmation, those that may become the champion."""
+        """Whether to keep the weights: those of the first seed, of the search and of the confirmation."""
         if record.part == CONFIRMATION:
             assert self._space.confirmation is not None
             return seed == self._space.confirmation.seeds[0]
@@ -167,7 +170,7 @@ class Controller:
     # ---- new trials -------------------------------------------------------------------------------------------------
 
     def _add(self) -> bool:
-        """Put down the next trial, if there is one now; an equal one takes the result of the one that ran."""
+        """Insert the next trial, if there is one now; a duplicate takes the result of its original."""
         new = next_trial(self._space, self.all_records())
         if new is None:
             return False
@@ -176,7 +179,7 @@ class Controller:
         config = self._config(new.record)
         key = key_of(config, new.seeds, self.study.longest)
         elsewhere = self.records(BASELINES) if new.part == SEARCH else []
-        twin = twin_of(elsewhere, key) or twin_of(self.records(new.part), key)
+        original = original_of(elsewhere, key) or original_of(self.records(new.part), key)
         record = self.parts[new.part].add(
             new.number,
             new.assignment,
@@ -185,26 +188,26 @@ class Controller:
             name=new.name,
             planned_steps=self.study.steps(config),
             space=self._space if new.part == SEARCH else None,
-            twin=twin,
-            because=why_equal(config, self._config(twin), self.study.longest) if twin else "",
+            original=original,
+            duplicate_because=why_duplicate(config, self._config(original), self.study.longest) if original else "",
             extra=new.extra,
         )
         if record.is_finished:
             self._listen("ended", record)
         return True
 
-    # ---- what happens to a segment --------------------------------------------------------------------------------------
+    # ---- events of a segment ----------------------------------------------------------------------------------------
 
     def begun(self, segment: Segment) -> None:
-        """A worker has taken it."""
+        """Record that a worker has begun the segment."""
         self._running.add((segment.trial, segment.seed))
         store, number = self._at(segment)
         if store.record(number).state == "waiting":
             store.start(number)
             self._listen("begun", store.record(number))
 
-    def goes_on(self, segment: Segment, run: Run) -> bool:
-        """A segment that is judged in place waits at a rung: whether it goes on. If not, its trial has ended."""
+    def is_promoted(self, segment: Segment, run: Run) -> bool:
+        """Whether a segment that waits at a rung in its process is promoted. If not, its trial has ended."""
         store, number = self._at(segment)
         if store.record(number).is_finished:
             return False
@@ -213,19 +216,19 @@ class Controller:
         record = store.record(number)
         assert isinstance(self._space.scheduler, Asha)
         metric = rung_metric(self._space)
-        if goes_on(self.records(SEARCH), number, run.num_steps, self._space.scheduler.reduction, metric):
+        if is_promoted(self.records(SEARCH), number, run.num_steps, self._space.scheduler.reduction, metric):
             return True
         self._prune(record, run.num_steps)
         return False
 
     def ended(self, segment: Segment, run: Run) -> None:
-        """A worker has done a segment, or was stopped at a rung.
+        """Record that a worker has finished a segment, or was stopped at a rung.
 
         Raises:
-            DiskFull: it had no room. Its trial waits, to be run again by the next driver.
+            DiskFull: the worker had no room. Its trial waits, to be run again by the next driver.
             BftError: all trials fail.
         """
-        self._take_back(segment)
+        self._forget(segment)
         store, number = self._at(segment)
         if store.record(number).is_finished or run.status == "running":
             return  # it was stopped, or another seed of it has failed
@@ -233,7 +236,7 @@ class Controller:
             store.release(number, run.reason)
             raise DiskFull(f"{segment.trial} was stopped, as every other would be: {run.reason}")
         if run.status == "failed" and not run.is_lasting:
-            self._again(store, number, run.reason)
+            self._retry(store, number, run.reason)
         elif run.status == "failed":
             self._fail(store, number, run.reason, run.num_steps)
         elif run.status == "paused":
@@ -243,39 +246,39 @@ class Controller:
         self._judge()
 
     def broke(self, segment: Segment, reason: str) -> None:
-        """The process of a segment ended without a result; the trial is run again, unless that happens too often.
+        """Record that the process of a segment ended without a result. The trial is run again, unless it failed too often.
 
         Raises:
             DiskFull: a disk that workers need has no room.
             BftError: all trials fail.
         """
-        self._take_back(segment)
+        self._forget(segment)
         store, number = self._at(segment)
         if full := full_place(storage.places(segment.folder, segment.cache_dir)):
             store.release(number, str(full))
-            raise DiskFull(f"a worker ended without a word, and {full}")
+            raise DiskFull(f"a worker ended without a message, and {full}")
         if not store.record(number).is_finished:
-            self._again(store, number, reason)
+            self._retry(store, number, reason)
 
-    def _again(self, store: Store, number: int, reason: str) -> None:
-        """Run it again, unless it broke too often."""
+    def _retry(self, store: Store, number: int, reason: str) -> None:
+        """Run the trial again, unless it failed too often."""
         breaks = store.record(number).extra.get("breaks", 0) + 1
         store.keep(number, breaks=breaks)
         if breaks > self._max_failures:
-            why = f"it broke {breaks} time{'s' * (breaks > 1)}, and cluster.max_failures is {self._max_failures}: {reason}"
+            why = f"it failed {breaks} time{'s' * (breaks > 1)}, and cluster.max_failures is {self._max_failures}: {reason}"
             self._fail(store, number, why, 0)
         else:
             store.release(number, reason)
 
     def release(self, reason: str) -> None:
-        """Send back all that runs: the driver ends."""
+        """Release all trials that run: the driver ends."""
         for segment in self._active.values():
             store, number = self._at(segment)
             store.release(number, reason)
         self._active.clear()
         self._running.clear()
 
-    def _take_back(self, segment: Segment) -> None:
+    def _forget(self, segment: Segment) -> None:
         self._active.pop((segment.trial, segment.seed), None)
         self._running.discard((segment.trial, segment.seed))
 
@@ -284,7 +287,7 @@ class Controller:
         return self.parts[part], int(number)
 
     def _at_rung(self, segment: Segment, run: Run) -> bool:
-        """Put down what was measured at a rung; a trial without a finite value has failed."""
+        """Record the value that was measured at a rung; a trial without a finite value has failed."""
         store, number = self._at(segment)
         metric = rung_metric(self._space)
         value = run.last.get(metric)
@@ -296,12 +299,12 @@ class Controller:
         return True
 
     def _judge(self) -> None:
-        """Who has waited at a rung, and now may go on or not."""
+        """Promote or stop the trials that wait at a rung, where that can be decided now."""
         if not isinstance(self._space.scheduler, Asha):
             return
         reduction, metric = self._space.scheduler.reduction, rung_metric(self._space)
         for record in self.records(SEARCH):
-            if record.is_finished or record.merged_with or record.last_rung is None:
+            if record.is_finished or record.duplicate_of or record.last_rung is None:
                 continue
             config, step = self._config(record), record.last_rung[0]
             if self.study.is_judged_in_place(config) or record.extra.get("passed", 0) >= step:
@@ -312,7 +315,7 @@ class Controller:
                 alive = survivors(batch, self.study.rungs(SEARCH, config), step, reduction, metric) if batch else None
                 on = None if alive is None else record.number in alive
             else:
-                on = goes_on(self.records(SEARCH), record.number, step, reduction, metric)
+                on = is_promoted(self.records(SEARCH), record.number, step, reduction, metric)
             if on:
                 self.parts[SEARCH].keep(record.number, passed=step)
             elif on is not None:
@@ -334,20 +337,20 @@ class Controller:
             storage.remove_folder(files.weights)
         self._finished(store, number)
         ran = [
-            record for part in PARTS for record in self.records(part) if record.is_finished and not record.merged_with
+            record for part in PARTS for record in self.records(part) if record.is_finished and not record.duplicate_of
         ]
         if len(ran) >= _HOPELESS and all(record.state == "failed" for record in ran):
             counted = Counter(record.reason for record in ran)
             raise BftError(f"all of the first {len(ran)} trials failed: {counted.most_common(1)[0][0]}")
 
     def _complete(self, segment: Segment, store: Store, number: int, run: Run) -> None:
-        """The run of one seed is done; with the last of them the trial."""
+        """Record the run of one seed; the trial is complete with the last one."""
         record = store.record(number)
         runs = _runs(record) | {segment.seed: {"metrics": run.last, "num_steps": run.num_steps}}
         if record.part == CONFIRMATION:
             whole = Run.read(segment.files, segment.key)
             if whole is None and is_damaged(segment.files.result):
-                return self._again(store, number, f"{segment.files.result}, the file of its result, is damaged")
+                return self._retry(store, number, f"{segment.files.result}, the file of its result, is damaged")
             if whole is None:
                 raise BftError(
                     f"{segment.folder} has no file of {segment.trial}: all nodes must share cluster.storage_path"
@@ -356,7 +359,7 @@ class Controller:
                 metric = self._space.objective.metric
                 groups = item_groups(metric, whole.records)
                 store.keep(number, items=item_scores(metric, whole.records), **({"groups": groups} if groups else {}))
-            except BadInput as error:  # not finite, say
+            except BadInput as error:  # such as a score that is not finite
                 return self._fail(store, number, str(error), run.num_steps)
         if len(runs) < len(record.seeds):
             store.keep(number, runs={str(seed): one for seed, one in runs.items()})
@@ -372,16 +375,16 @@ class Controller:
             self._drop_weights()
 
     def _settle(self) -> None:
-        """Trials that are equal to one that has ended take its result."""
+        """Give duplicates the results of their originals that have ended."""
         for part in PARTS:
-            if any(record.merged_with and not record.is_finished for record in self.records(part)):
+            if any(record.duplicate_of and not record.is_finished for record in self.records(part)):
                 for record in self.parts[part].settle(self.records(BASELINES)):
                     self._listen("ended", record)
 
     def _drop_weights(self) -> None:
-        """Of the trials of the search, the weights of the best `checkpoint.keep` stay."""
+        """Delete weights of the search, except those of the best `checkpoint.keep` trials."""
         metric = self._space.objective.metric
-        done = [r for r in ranked(self.records(SEARCH), metric) if r.state == "complete" and not r.merged_with]
+        done = [r for r in ranked(self.records(SEARCH), metric) if r.state == "complete" and not r.duplicate_of]
         keep = self._config(done[0]).checkpoint.keep if done else 0
         for record in done[keep:]:
             if record.id not in self._dropped:
@@ -389,17 +392,19 @@ class Controller:
                 self._dropped.add(record.id)
 
     def _damaged(self) -> list[str]:
-        """Files of trials that go on which are damaged: the workers that find them do not talk to the user."""
-        unfinished = [record for record in self._open() if not record.merged_with]
+        """A line for each damaged file of an unfinished trial: the workers that find it print nothing for the user."""
+        unfinished = [record for record in self._open() if not record.duplicate_of]
         files = [self.study.files_of(record, seed).result for record in unfinished for seed in record.seeds]
-        return [f"{file} is damaged: that run begins anew" for file in files if is_damaged(file)]
+        return [f"{file} is damaged: that run starts again" for file in files if is_damaged(file)]
 
 
 def segments_ahead(study: Study, config: Config) -> int:
-    """How many segments to give out beyond the slots: one keeps warm workers busy; several workers only wait for room."""
+    """How many segments to give out beyond the slots: 1 keeps warm workers busy; 0 for trials of several workers, which
+    would only wait for room.
+    """
     return 1 if config.is_one_process else 0
 
 
 def _runs(record: TrialRecord) -> dict[int, Any]:
-    """Seed -> what a run that has ended left, of a trial that still runs with other seeds."""
+    """Seed -> result of its finished run, of a trial that still runs with other seeds."""
     return {int(seed): run for seed, run in record.extra.get("runs", {}).items()}

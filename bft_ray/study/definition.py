@@ -1,4 +1,4 @@
-"""What a study is made of, and the config of each of its trials: pure functions of space, config and records."""
+"""What a study consists of, and the config of each of its trials: pure functions of space, config and records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.segment import RunFiles
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 
-#: fields -> what stands before their value in the name of a trial
+#: field -> prefix of its value in the name of a trial
 _SHORT = {
     "loss.window": "w",
     "loss.epsilon": "e",
@@ -33,7 +33,7 @@ class Study:
         id: unique, and the same for all drivers of it.
         space, base: the search space, and the config that it varies.
         longest: supervised tokens of the longest training sample; None: trials differ in it, or it is not known.
-        samples_per_source: training samples that each source gives; None: trials differ in it.
+        samples_per_source: number of training samples of each source; None: trials differ in it.
         folder: of its files, shared by all nodes.
     """
 
@@ -55,22 +55,22 @@ class Study:
 
     @property
     def name(self) -> str:
-        """As the database knows it."""
+        """NAME/DOMAIN, its name in the database."""
         return f"{self.space.name}/{self.domain}"
 
     def folder_of(self, record: TrialRecord) -> str:
-        """Of a trial's files."""
+        """The folder of a trial's files."""
         return storage.join(self.folder, record.part, f"{record.number:04d}")
 
     def files_of(self, record: TrialRecord, seed: int) -> RunFiles:
-        """Of one run of a trial."""
+        """The files of one run of a trial."""
         return RunFiles(self.folder_of(record), seed)
 
     def config(self, record: TrialRecord, seed: int, others: Mapping[str, TrialRecord]) -> Config:
         """The config of one run of a trial, with paths as they were given.
 
         Args:
-            others: id -> record; that of the trial which a confirmation repeats must be there.
+            others: id -> record. For a confirmation, the trial that it repeats must be among them.
         """
         if record.part == CONFIRMATION:
             assert self.space.confirmation is not None
@@ -82,7 +82,7 @@ class Study:
         return config_of(self.base, self.space, record.assignment, seed)
 
     def steps(self, config: Config) -> int | None:
-        """Optimizer steps of a run; None where only the run itself can tell."""
+        """Optimizer steps of a run; None where they are known only when it runs."""
         return steps_if_known(config, self.samples_per_source)
 
     def rungs(self, part: str, config: Config) -> tuple[int, ...]:
@@ -93,15 +93,15 @@ class Study:
         return tuple(self.space.scheduler.rungs(steps))
 
     def is_judged_in_place(self, config: Config) -> bool:
-        """Whether a trial waits in its process for the word of a rung. Otherwise it leaves its state there and ends:
-        a trial of several workers because killing those leaves their reservation behind, one of several seeds because
-        these wait for each other, and a deterministic one because it waits for others that need its place.
+        """Whether a trial waits in its process for the decision at a rung. Otherwise it saves its state there and ends: a
+        trial of several workers, because killing those would not free their reservation; a trial of several seeds, because
+        these wait for each other; and a deterministic one, because it waits for others that need its place.
         """
         return config.is_one_process and len(self.space.seeds) == 1 and not self.space.deterministic
 
 
 def trial_name(assignment: Mapping[str, Any], first: str = "") -> str:
-    """`bft_inverse w128 e0.05 c8 lr0.001`: the method, then what is varied, in tables and in MLflow.
+    """`bft_inverse w128 e0.05 c8 lr0.001`: the method, then the varied settings, for tables and MLflow.
 
     Args:
         first: such as the name of a baseline, instead of the method.

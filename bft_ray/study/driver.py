@@ -1,4 +1,4 @@
-"""`bft-ray search`: a study from its search space to a champion in the registry. The same call goes on after any end."""
+"""`bft-ray search`: a study from its search space to a champion in the registry. The same call resumes it after any end."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from bft_ray.space.definition import LEARNING_RATE, SearchSpace
 from bft_ray.space.grid import num_trials, representatives
 from bft_ray.study.agenda import part_of, totals
 from bft_ray.study.answer import answer
-from bft_ray.study.checks.expect import local_slots, takes, untold
+from bft_ray.study.checks.expect import caveats, local_slots, requirements
 from bft_ray.study.checks.packing import settle_packing
-from bft_ray.study.checks.ready import Facts, look_at
+from bft_ray.study.checks.ready import Facts, inspect_study
 from bft_ray.study.checks.shared import require_shared
 from bft_ray.study.conclude import StudyResult, conclude, describe_study, require_left
 from bft_ray.study.controller import Controller, segments_ahead
@@ -45,11 +45,11 @@ from bft_ray.workers.connect import connect
 from bft_ray.workers.room import require_resources
 
 _PATIENCE_S = 120.0  # for a tracking server that is away at the end
-_LOOK_S = 2.0  # between two looks whether the study is cancelled
+_LOOK_S = 2.0  # between two checks whether the study is cancelled
 
 
 class Cancelled(BftError):
-    """Somebody has cancelled the study."""
+    """The study was cancelled."""
 
 
 def search(
@@ -61,21 +61,21 @@ def search(
     measure: bool = True,
     live: Live | None = None,
 ) -> StudyResult:
-    """Run a study, or go on with it: baselines, search, confirmation, choice, test, registry.
+    """Run a study, or resume it: baselines, search, confirmation, choice, test, registry.
 
     Args:
         space, base: as `load_study` gives them.
         database_url: of the study: `sqlite:///FILE` or the address of a PostgreSQL.
         profile: also draw the window profile of the training data.
-        measure: say first what the study takes, measured on a few steps.
+        measure: first print how much time, disk and memory the study needs, measured on a few steps.
 
     Raises:
-        BadConfig, BadInput: before any worker starts, for everything that can be known by then; also for a study that
-            is there with other settings, or that another driver runs, or that is finished and has lost its files.
+        BadConfig, BadInput: before any worker starts, for every fault that can be found by then; also for a study that
+            exists with other settings, that another driver runs, or that is finished and has lost its files.
         Cancelled: by `cancel`.
-        DiskFull: a disk has no room. No trial has failed by it, and the same call goes on.
-        BftError: all trials failed, or there is nothing to hold a winner against; or MLflow did not take all of the
-            answer, which the same call tries again.
+        DiskFull: a disk has no room. No trial has failed because of it, and the same call resumes the study.
+        BftError: all trials failed, or the default to compare with has no result; or MLflow did not store all of the
+            answer, and the same call tries that again.
     """
     with tokens_pass(), kept_for(base.cluster.file_mode):
         return _search(space, base, database_url, profile, measure, live)
@@ -91,7 +91,7 @@ def _search(
         live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
     ):
         base = _with_date(database, space, base)
-        facts = look_at(space, pin_paths(base), shown.note)
+        facts = inspect_study(space, pin_paths(base), shown.note)
         _require_a_node(facts.first)
         store = Store.create(database, space, base, facts.fingerprints)
         if (done := _finished(store, space)) is not None:
@@ -102,18 +102,18 @@ def _search(
         with store.lease.kept():
             store.note("cancel", False)
             store.note("result", None)  # that of a smaller budget, if any
-            # what was given with the command, such as tracking.uri, stands in the trials' config
+            # fields given with the command, such as tracking.uri, are in the trials' config
             cost = cost_of(space, base, facts.longest, facts.samples_per_source)
-            for text in untold(space, cost, facts):
+            for text in caveats(space, cost, facts):
                 shown.note(text)
             study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
             with connect(facts.first.cluster):
                 require_resources(facts.first.cluster)
                 require_shared(facts.first.cluster)
                 study, facts = settle_packing(study, facts, store, shown.note)
-                if measure and not store.records():  # once, when the study begins
+                if measure and not store.records():  # only when the study begins
                     found, slots = measured_on(facts.first, shown.note), local_slots(facts.first.cluster)
-                    for text in takes(space, facts.first, cost, found, slots):
+                    for text in requirements(space, facts.first, cost, found, slots):
                         shown.note(text)
                 if profile:
                     _profile(study, facts.first, shown.note)
@@ -121,7 +121,7 @@ def _search(
 
 
 def _with_date(database: Database, space: SearchSpace, base: Config) -> Config:
-    """The base config with the date that a chat template gets in all trials: that of the study's first start."""
+    """The base config with the date that all trials give to a chat template: that of the study's first start."""
     first = config_of(base, space, representatives(space, 1)[0])
     began = None
     with contextlib.suppress(BadInput):  # there is no such study yet
@@ -132,7 +132,7 @@ def _with_date(database: Database, space: SearchSpace, base: Config) -> Config:
 
 
 def _require_a_node(first: Config) -> None:
-    """Tune would run the driver elsewhere for a Ray client, away from the study's database."""
+    """Raise BadInput for the address of a Ray client: Tune would run the driver on another machine, without the database."""
     address = first.cluster.address or ""
     if address.startswith("ray://"):
         remedy = "Submit it as a job (ray job submit -- python -m jobs.search ...), or run it on a node of the cluster."
@@ -140,37 +140,37 @@ def _require_a_node(first: Config) -> None:
 
 
 def _study(store: Store, space: SearchSpace, base: Config, facts: Facts) -> Study:
-    """With the id that it was given when it began."""
+    """The study, with the id that it got when it began."""
     found = store.notes().get("id")
     if found is None:
         store.note("id", found := uuid.uuid4().hex)
-    name = f"{space.name}-{found[:8]}"  # another study of this name, in another database, has another one
+    name = f"{space.name}-{found[:8]}"  # a study of the same name in another database has another id
     folder = storage.join(facts.first.cluster.storage_path, "studies", space.domain or base.domain, name)
     return Study(found, space, base, facts.longest, facts.samples_per_source, folder)
 
 
 def _finished(store: Store, space: SearchSpace) -> StudyResult | None:
-    """What the study has come to with this budget; None where it has more to do.
+    """The result of the study with this budget; None where it has more to do.
 
     Raises:
         BadInput: another budget than that with which the confirmation has begun.
     """
     notes = store.notes()
-    # as the last driver had them: one that goes on with another budget takes the result away first
+    # as the last driver had them: a driver that resumes with another budget removes the result first
     before = {"budget.trials": notes["num_trials"], "budget.time_s": notes["settings"].get("space.budget.time_s")}
     asked = {"budget.trials": num_trials(space), "budget.time_s": space.budget.time_s}
     changed = [field for field in asked if asked[field] != before[field]]
     if changed and "confirmed_after" in notes:
         field = changed[0]
-        rule = f"{before[field]} as before: the confirmation has begun, and what it has seen must not steer a search"
-        remedy = "Leave it so, or give the study another `name`, and fresh data to confirm it."
+        rule = f"{before[field]} as before: the confirmation has begun, and its results must not influence a search"
+        remedy = "Keep it, or give the study another `name`, and fresh data for its confirmation."
         raise BadInput(field, asked[field], rule, remedy)
     done = notes.get("result")
     return None if changed or done is None else StudyResult(**done)
 
 
 def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
-    """Everything that needs the cluster and MLflow."""
+    """The steps that need the cluster and MLflow."""
     from bft_ray.study.execute import ray_tune
 
     notes = store.notes()
@@ -181,7 +181,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
         run_id=notes.get("run_id"),
         params=params_of(study, first),
         tags={
-            RUN_KEY: study.id,  # found by it if a driver is killed before it notes the run
+            RUN_KEY: study.id,  # finds the run if a driver is killed before it notes the run's id
             "bft.kind": "study",
             "bft.domain": study.domain,
             "bft.study": study.name,
@@ -203,7 +203,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
         reason = "the driver ended"
         storage.remove_parts(study.folder)  # of a driver or workers that were killed
         try:
-            for line in controller.told:
+            for line in controller.messages:
                 shown.note(line)
             recorder.catch_up([record for own in controller.all_records().values() for record in own])
             look = _looks(store, controller, shown, ray_tune.num_slots(first.cluster))
@@ -236,7 +236,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
 
 
 def _looks(store: Store, controller: Controller, shown: Live, slots: Callable[[], int]) -> Callable[[], None]:
-    """What the driver does beside: the display, and whether anybody has cancelled."""
+    """A function for the driver to call often: it updates the display, and raises Cancelled if the study was cancelled."""
     looked = time.monotonic()
 
     def look() -> None:
@@ -248,7 +248,7 @@ def _looks(store: Store, controller: Controller, shown: Live, slots: Callable[[]
         if time.monotonic() - looked >= _LOOK_S:
             looked = time.monotonic()
             if store.notes().get("cancel"):
-                raise Cancelled("cancelled; the same command goes on with the study")
+                raise Cancelled("cancelled; the same command resumes the study")
 
     return look
 
@@ -270,7 +270,7 @@ def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
         return
     line("profile of the training data")
     config = first
-    if LEARNING_RATE in study.space.parameters:  # the proposed rates lie around the study's, not the first trial's
+    if LEARNING_RATE in study.space.parameters:  # the proposed rates are around the study's, not the first trial's
         config = with_overrides(first, {LEARNING_RATE: study.base.optimizer.learning_rate}, "the profile")
     with scratch("profile") as temporary:
         out = temporary / "profile"  # which `profile_data` makes

@@ -22,7 +22,7 @@ _NEEDS = ("world_size", "files", "num_bytes")  # of a manifest
 
 @dataclass(frozen=True)
 class LoopState:
-    """Where a run stands: steps done, and the best value of the checkpoint metric so far (None: not measured)."""
+    """The progress of a run: steps done, and the best value of the checkpoint metric so far (None: not measured)."""
 
     step: int = 0
     best_value: float | None = None
@@ -64,7 +64,7 @@ def verify_manifest(folder: Path, rank: int, world_size: int, remedy: str = "") 
         BadInput: a missing shard, a changed file, or a checkpoint of another number of workers.
     """
     manifests = {path.name: read_kept(path, _NEEDS) for path in sorted(folder.glob("manifest-*.json"))}
-    remedy = remedy or f"Delete {folder}: the run then goes on from an earlier checkpoint, or from its start."
+    remedy = remedy or f"Delete {folder}: the run then resumes from an earlier checkpoint, or from its start."
     if damaged := [name for name, manifest in manifests.items() if manifest is None]:
         raise BadInput("checkpoint", folder / damaged[0], "unchanged since it was written", remedy)
     if not manifests:
@@ -93,34 +93,34 @@ def check_num_workers(folder: Path, num_workers: int) -> None:
 
 
 def step_name(step: int) -> str:
-    """Name of a checkpoint's folder; sorts as the steps do."""
+    """Name of a checkpoint's folder; names sort as the steps do."""
     return f"{STEP}{step:08d}"
 
 
-def last_complete(folder: Path, tell: Callable[[str], None] = log.warning) -> Path | None:
+def last_complete(folder: Path, line: Callable[[str], None] = log.warning) -> Path | None:
     """The latest checkpoint below `folder` that was written to its end: all manifests, and every file in full length.
 
-    One that was cut off by the end of its writer, or damaged since, is passed over. Whether its content is unchanged,
-    `verify_manifest` tells.
+    One that was cut off by the end of its writer, or damaged since, is passed over. `verify_manifest` checks whether the
+    content is unchanged.
 
     Args:
-        tell: is told of each that is passed over, in a line that names it.
+        line: called with a line on each checkpoint that is passed over.
     """
     for path in sorted(folder.glob(f"{STEP}*"), reverse=True):
         if (flaw := flaw_of(str(path))) is None:
             return path
-        tell(passed_over(path, flaw))
+        line(passed_over(path, flaw))
     return None
 
 
 def passed_over(place: str | Path, flaw: Flaw) -> str:
-    """A line that says so."""
+    """The line on a checkpoint that is passed over."""
     return f"the checkpoint {place} is passed over: {flaw.why}"
 
 
 def remove_cut_off(folder: str) -> None:
-    """Delete the checkpoints below a folder or URI that were cut off by the end of their writer; none may write there. What
-    is damaged stays, to be looked at.
+    """Delete the checkpoints below a folder or URI that were cut off by the end of their writer; no process may write there.
+    Damaged ones stay, to be examined.
     """
     for name in storage.folders_in(folder, STEP):
         place = storage.join(folder, name)
@@ -130,7 +130,7 @@ def remove_cut_off(folder: str) -> None:
 
 
 def flaw_of(place: str) -> Flaw | None:
-    """Why the checkpoint at a folder or URI is not whole; None where it is. Of its files, manifests alone are read."""
+    """Why the checkpoint at a folder or URI is not whole; None where it is. Of its files, only manifests are read."""
     sizes = storage.sizes_in(place)
     manifests: list[dict[str, Any]] = []
     for name in sorted(name for name in sizes if fnmatch(name, "manifest-*.json")):

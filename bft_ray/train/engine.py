@@ -101,7 +101,7 @@ class Engine:
         return self._engine.module.model
 
     def sums(self, micro: MicroBatch, loss: LossConfig) -> LossSums:
-        """Loss sums of a micro-batch that lies on the device: the forward pass."""
+        """Loss sums of a micro-batch on the device: the forward pass."""
         return self._engine(micro, loss)  # `LossModel.forward`, within DeepSpeed's hooks
 
     def peak_memory_bytes(self) -> int:

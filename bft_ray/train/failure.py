@@ -1,4 +1,4 @@
-"""Why workers failed, in their own words, with what helps; and whether it is of use to start them again."""
+"""Why workers failed, with their message and advice; and whether to start them again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bft_ray.errors import BftError
 from bft_ray.places.disk import full_disk
 from bft_ray.tracking.server import redact
 
-#: never: it would fail the same way again; once: unless it does so; always: others have caused it
+#: never: it would fail in the same way again; once: unless it does so; always: another process has caused it
 Retry = Literal["never", "once", "always"]
 
-#: what code and input raise whatever the machine does
+#: errors of code and input, which do not depend on the machine
 _NEVER = (
     *(ImportError, SyntaxError, TypeError, ValueError, LookupError, AttributeError, NameError),
     *(NotImplementedError, AssertionError, ArithmeticError, MemoryError, PermissionError),
@@ -23,7 +23,7 @@ _LONGEST = 500  # characters of a message
 _MEMORY = re.compile(
     r"out of memory|OutOfMemory|MemoryError|can't allocate memory|Cannot allocate memory|running low on memory", re.I
 )
-#: what the message holds -> what helps
+#: pattern of the message -> advice
 _ADVICE = (
     (
         _MEMORY,
@@ -37,7 +37,7 @@ _ADVICE = (
     ),
     (
         re.compile(r"index out of range in self|device-side assert|indexSelectLargeIndex|out of bounds"),
-        "A token or a position may lie outside of the model's embedding: `bft-ray doctor CONFIG` compares the tokenizer, "
+        "A token or a position may be outside of the model's embedding: `bft-ray doctor CONFIG` compares the tokenizer, "
         "data.max_length and the model.",
     ),
     (
@@ -48,7 +48,7 @@ _ADVICE = (
 
 
 def advice_on(what: str) -> str:
-    """What helps against an error, given as its class and message; "" where nothing is known."""
+    """Advice on an error, given as its class and message; "" where there is none."""
     return next((text for pattern, text in _ADVICE if pattern.search(what)), "")
 
 
@@ -72,7 +72,7 @@ class WorkerFailed(BftError):
 
 
 def explain(error: BaseException, rank: int | None, places: Mapping[str, str] | None = None) -> BftError:
-    """An error as a worker hands it on: plain text, for the class of another library may not survive the journey.
+    """An error as a worker passes it on: plain text, because the class of another library may not be picklable.
 
     Args:
         rank: of the worker; None: it is Ray Train's own.
@@ -115,7 +115,7 @@ def root_of(failures: Mapping[int, BaseException]) -> BftError:
 
 
 def first_cause(failures: Mapping[int, BaseException]) -> str:
-    """The same in a clause, without what helps."""
+    """The same as a clause, without advice."""
     root = root_of(failures)
     return f"{root.what} ({root.where})" if isinstance(root, WorkerFailed) else str(root)
 
@@ -153,7 +153,7 @@ def _died(error: BaseException, rank: int) -> WorkerFailed | None:
 
 
 def how_it_died(text: str) -> str:
-    """Of a worker whose process is gone, from what Ray says of it."""
+    """A clause on a worker whose process is gone, from Ray's text."""
     if _MEMORY.search(text):
         return "OutOfMemoryError: Ray ended the worker, for the memory of its node was full"
     return "a worker died, its process is gone: killed, perhaps because memory was full, or its node is lost"

@@ -1,4 +1,4 @@
-"""What the training loop needs from where it runs: a rank, a place for checkpoints, somebody who listens."""
+"""What the training loop needs from its surroundings: a rank, a place for checkpoints, a listener for events."""
 
 from __future__ import annotations
 
@@ -27,22 +27,27 @@ class Host(Protocol):
     device: torch.device
 
     def last_checkpoint(self) -> Path | None:
-        """Folder of the last complete checkpoint of this run, if it goes on."""
+        """Folder of the last complete checkpoint of this run; None where it starts from the beginning."""
 
     def best_checkpoint(self, step: int) -> Path | None:
         """Folder of the checkpoint with the best score, which is that of `step`; None where it is gone."""
 
     def origin(self, checkpoint: Path) -> str:
-        """Where a checkpoint lies for the user, who may have to delete it: its folder, or the URI that it was fetched from."""
+        """The place of a checkpoint for the user, who may have to delete it: its folder, or the URI that it came from."""
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
-        """Take over a checkpoint that every rank wrote into its own `folder`; higher score is better or None."""
+        """Keep a checkpoint that every rank wrote into its own `folder`.
+
+        Args:
+            step: steps done.
+            score: higher is better; None: not measured.
+        """
 
     def publish(self, folder: Path, text: str) -> None:
-        """Keep the profile that lies in `folder`, and show its table; called on rank 0 alone."""
+        """Keep the profile in `folder`, and show its table; called only on rank 0."""
 
-    def tell(self, event: str, values: dict[str, Any]) -> None:
-        """Metrics and events, for people and for tracking; called on rank 0 alone."""
+    def notify(self, event: str, values: dict[str, Any]) -> None:
+        """Report an event with its values, for people and for tracking; called only on rank 0."""
 
 
 def saved_in(folder: str) -> list[tuple[str, float | None]]:
@@ -53,8 +58,8 @@ def saved_in(folder: str) -> list[tuple[str, float | None]]:
 
 
 def drop_superseded(folder: str, keep: int) -> None:
-    """Delete the checkpoints that are neither the last nor among the `keep` best. After a worker's death Ray Train knows
-    those of before no more.
+    """Delete the checkpoints that are neither the last nor among the `keep` best. After the death of a worker, Ray Train no
+    longer knows the earlier ones.
     """
     saved = saved_in(folder)
     for index in to_delete([score for _, score in saved], keep, higher=True):
@@ -89,8 +94,8 @@ class LocalHost:
 
     def publish(self, folder: Path, text: str) -> None:
         shutil.copytree(folder, self.folder / "profile", dirs_exist_ok=True)
-        self.tell("profile", {"table": text, "folder": str(self.folder / "profile")})
+        self.notify("profile", {"table": text, "folder": str(self.folder / "profile")})
 
-    def tell(self, event: str, values: dict[str, Any]) -> None:
+    def notify(self, event: str, values: dict[str, Any]) -> None:
         if self._listen:
             self._listen(event, values)

@@ -58,14 +58,14 @@ class TrainResult:
     step: int  # that the exported weights are of
     before: dict[str, float]
     after: dict[str, float]
-    missing: dict[str, str] = field(default_factory=dict)  # what MLflow does not hold, though it was to -> why
+    missing: dict[str, str] = field(default_factory=dict)  # what MLflow should hold and does not -> why
 
 
 def train(config: Config, display: Display | None = None) -> TrainResult:
-    """Fine-tune as `config` says; the same name and storage path go on with an unfinished run.
+    """Fine-tune with `config`; the same name and storage path resume an unfinished run.
 
     Raises:
-        BadConfig, BadInput: before any worker starts, for everything that can be known by then.
+        BadConfig, BadInput: before any worker starts, for every fault that can be found by then.
         NonFinite: a loss or gradient was not finite.
         BftError: the workers failed more often than `cluster.max_failures`.
     """
@@ -136,18 +136,18 @@ def _train(config: Config, display: Display | None) -> TrainResult:
 
 
 def recalled(config: Config, folder: str, line: Callable[[str], None]) -> Recalled | None:
-    """What MLflow knows of a run whose `run.json` is damaged, so that it goes on in the same MLflow run.
+    """What MLflow has of a run whose `run.json` is damaged, so that it resumes in the same MLflow run; None: nothing.
 
     Args:
-        line: is told what was found, and what cannot be told any more.
+        line: called with notes on what was found, and on what is not known any more.
     """
     found = recall(config.tracking, config.experiment, folder)
     if found is None:
         line(f"note: MLflow has no run of {folder} in experiment {config.experiment}: a new one is begun")
         return None
     line(
-        f"note: MLflow run {found.run_id} is that of {folder}, and goes on; its settings and rows are compared with what "
-        "MLflow holds. Whether model and tasks are those that it began with cannot be told; from now on it can"
+        f"note: MLflow run {found.run_id} is that of {folder}, and is resumed; its settings and rows are compared with what "
+        "MLflow holds. Whether model and tasks are those that it began with is not known; from now on it is checked"
     )
     return found
 
@@ -189,14 +189,14 @@ def check_metric(config: Config) -> None:
 
 
 def check_tasks(config: Config) -> None:
-    """Read and tokenise what is measured at the end, which is late to learn that it is broken."""
+    """Read and tokenise what is measured at the end, so that a fault is found before the training."""
     names = [task.name for task in config.evaluation.tasks]
     if names:
         prepare_all(config, prepare_context(config), names)
 
 
 def load_datasets(config: Config, tokenizer: Any, display: Display) -> dict[str, TokenDataset]:
-    """Tokenise (or find in the cache) what the run reads, and say what was kept and dropped."""
+    """Tokenise (or find in the cache) what the run reads, and print what was kept and dropped."""
     wanted: dict[str, list[SourceConfig]] = {"train": config.data.train, "validation": config.data.validation}
     datasets = {}
     for use, sources in wanted.items():

@@ -59,7 +59,7 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
     Every rank calls it. Evaluates and saves every so many steps and at the end; the best and the last checkpoint stay.
 
     Args:
-        until: end after so many steps, as if the run had been stopped there; the learning rate stays that of the whole.
+        until: end after this many steps, as if the run had been stopped; the learning rate is that of the whole run.
 
     Raises:
         NonFinite: on every rank, for a loss or gradient that is not finite.
@@ -73,15 +73,15 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
     rank0 = engine.rank == 0
     state = _resume(engine, host)
     if rank0:
-        host.tell(
+        host.notify(
             "resume" if state.step else "start", _arithmetic(engine, config, data, num_steps) | {"step": state.step}
         )
     if state.step == 0 and data.validation:
         if rank0:
-            host.tell("validating", {"step": 0})
+            host.notify("validating", {"step": 0})
         measured = validate(engine, data, config)
         if rank0:
-            host.tell("validation", {"step": 0} | measured)
+            host.notify("validation", {"step": 0} | measured)
 
     num_profiled = config.tracking.profile_steps if rank0 else 0
     began = time.perf_counter()
@@ -93,15 +93,15 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
             metrics["train/step_s"] = elapsed
             metrics["train/epoch"] = done / plan.steps_per_epoch
             if rank0:
-                host.tell("step", {"step": done, "num_steps": num_steps} | metrics)
+                host.notify("step", {"step": done, "num_steps": num_steps} | metrics)
 
             measured = {}
             if data.validation and (done % evaluate_every == 0 or done == last):
                 if rank0:
-                    host.tell("validating", {"step": done})
+                    host.notify("validating", {"step": done})
                 measured = validate(engine, data, config)
                 if rank0:
-                    host.tell("validation", {"step": done} | measured)
+                    host.notify("validation", {"step": done} | measured)
             if done % save_every == 0 or done == last or measured:
                 value = measured.get(config.checkpoint.metric)
                 better = improves(value, state.best_value, higher)
@@ -109,7 +109,7 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
                 _save(engine, host, state, None if value is None else (value if higher else -value))
                 began = time.perf_counter()  # validation and saving do not count as a step
     if rank0:
-        host.tell("end", {"step": last})
+        host.notify("end", {"step": last})
     return state
 
 
@@ -119,7 +119,7 @@ def train_steps(
     """The one loop over steps, of runs and of trials: yields (steps done, metrics, this rank's share) after each.
 
     Args:
-        start: steps that the engine has behind it.
+        start: steps that the engine has done.
         last: step to end at; the learning rate is that of the whole run.
 
     Raises:
@@ -155,7 +155,7 @@ def share_of(engine: Engine, config: Config, data: Data, indices: np.ndarray) ->
 
 
 def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
-    """Likelihood of the validation set, shared out over the ranks; the same metrics on every rank."""
+    """Likelihood of the validation set, divided over the ranks; the same metrics on every rank."""
     assert data.validation is not None
     dataset = data.validation
     rows = engine.rows
@@ -180,20 +180,20 @@ def _resume(engine: Engine, host: Host) -> LoopState:
     folder = host.last_checkpoint()
     if folder is None:
         return LoopState()
-    remedy = f"Delete {host.origin(folder)}: the run then goes on from an earlier checkpoint, or from its start."
+    remedy = f"Delete {host.origin(folder)}: the run then resumes from an earlier checkpoint, or from its start."
     verify_manifest(folder, engine.rank, engine.world_size, remedy)
     return LoopState(**engine.load(folder)["loop"])
 
 
 def _save(engine: Engine, host: Host, state: LoopState, score: float | None) -> None:
     if engine.rank == 0:
-        host.tell("saving", {"step": state.step})
+        host.notify("saving", {"step": state.step})
     with scratch("checkpoint") as folder:
         engine.save(folder, {"loop": state.to_dict()})
         write_manifest(folder, engine.rank, engine.world_size)
         host.keep(folder, state.step, score)
     if engine.rank == 0:
-        host.tell("checkpoint", {"step": state.step, "best_step": state.best_step})
+        host.notify("checkpoint", {"step": state.step, "best_step": state.best_step})
 
 
 def _arithmetic(engine: Engine, config: Config, data: Data, num_steps: int) -> dict[str, Any]:

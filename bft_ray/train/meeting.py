@@ -1,4 +1,4 @@
-"""Where the ranks of a run meet: on a cluster that is this machine alone in a file, for torch's own server listens on
+"""Where the ranks of a run meet: on a cluster of only this machine in a file, because torch's own server listens on
 every interface, and asks nobody who he is.
 """
 
@@ -15,7 +15,7 @@ from bft_ray.places.scratch import scratch
 
 
 def torch_config(backend: str, timeout_s: int) -> TorchConfig:
-    """For Ray Train; within `bft_ray.workers.spread.connect` only.
+    """For Ray Train; within `bft_ray.workers.connect.connect` only.
 
     Args:
         backend: `gloo` or `nccl`.

@@ -1,4 +1,4 @@
-"""Whether DeepSpeed takes what `deepspeed.overlay` adds, asked before a worker starts.
+"""Whether DeepSpeed accepts what `deepspeed.overlay` adds, checked before a worker starts.
 
 A section that it does not know at all it leaves out without a word, and so is not found here.
 """
@@ -38,11 +38,11 @@ def check_overlay(config: Config) -> None:
             ".".join(map(str, first["loc"])),
             first["input"],
         )
-        rule = f"what DeepSpeed takes: {first['msg'][0].lower()}{first['msg'][1:]}"
+        rule = f"what DeepSpeed accepts: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise BadInput(f"deepspeed.overlay.{field}", received, rule, _REMEDY) from None
-    except Exception as error:  # what its own code trips over: a text where a number stands, a number for a section
+    except Exception as error:  # errors of its own code: text in place of a number, a number in place of a section
         raise BadInput(
-            "deepspeed.overlay", config.deepspeed.overlay, f"what DeepSpeed takes: {first_line(error)}", _REMEDY
+            "deepspeed.overlay", config.deepspeed.overlay, f"what DeepSpeed accepts: {first_line(error)}", _REMEDY
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a few steps went: a torch profiler trace, and a table."""
+"""The time of a few steps by operation: a torch profiler trace, and a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people see while a run goes on: a bar on a terminal, one line an event elsewhere."""
+"""The display of a running training: a bar on a terminal, one line an event elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Event = tuple[str, dict[str, Any]]
 
 
 class Board:
-    """A Ray actor between rank 0, which posts, and the driver, which reads. Bounded: old steps fall off."""
+    """A Ray actor between rank 0, which posts events, and the driver, which reads them. It drops the oldest events."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=10_000)
@@ -96,12 +96,12 @@ def describe_event(event: str, values: dict[str, Any]) -> str:
     if event == "passed over":
         return "\n".join(values["lines"])
     if event == "failed":
-        return f"workers end: {values['why']}"
+        return f"workers ended: {values['why']}"
     return ""
 
 
 def what_follows(event: str, values: dict[str, Any]) -> str:
-    """What the workers are at after an event; empty for those that say nothing of it."""
+    """What the workers do after an event; "" for events that do not show it."""
     step = values.get("step", 0)
     return {
         "ready": "training: loading data and model on the workers",
@@ -141,7 +141,7 @@ class Watcher:
             try:
                 events = ray.get(self._board.take.remote(), timeout=5)
             except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-                events = []  # a picture of the run, never a reason to end it
+                events = []  # an error of the display must not end the run
             for event, values in events:
                 self._display.show(event, values)
                 if what := what_follows(event, values):

@@ -1,4 +1,4 @@
-"""`run.json` beside the checkpoints: what a run is, so that its name goes on with this run and with no other."""
+"""`run.json` beside the checkpoints: the identity of a run, so that its name resumes this run and no other."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _FILE, _NEEDS = "run.json", ("run_id", "config")
 
 
 def read_record(folder: str) -> dict[str, Any]:
-    """What an earlier start of this run left; {} where there was none, or its file is damaged."""
+    """The record of an earlier start of this run; {} where there was none, or its file is damaged."""
     return read_kept(storage.join(folder, _FILE), _NEEDS) or {}
 
 
 def is_lost(folder: str) -> bool:
-    """Whether there was an earlier start, and what it left is damaged."""
+    """Whether there was an earlier start, and its record is damaged."""
     return is_damaged(storage.join(folder, _FILE), _NEEDS)
 
 
 def with_first_choices(config: Config, record: Mapping[str, Any]) -> Config:
-    """The config with what it leaves open as this run settled it when it began: the date that a chat template got, and
-    packing, which a run of an earlier version always had a value for.
+    """The config with the choices that this run made when it began, where the config leaves them open: the date for a chat
+    template, and packing (a run of an earlier version always had a value for it).
     """
     first = record.get("config", {})
     settled = {name: first.get(f"data.{name}") for name in ("date", "packing") if getattr(config.data, name) is None}
@@ -44,7 +44,7 @@ def with_first_choices(config: Config, record: Mapping[str, Any]) -> Config:
 
 
 def refuse_other_run(record: Mapping[str, Any], config: Config, folder: str) -> None:
-    """Refuse to go on where the result would be of neither this config nor the first.
+    """Refuse to resume a run with a config that would give neither its own result nor that of the first config.
 
     Raises:
         BadConfig: the run began with other settings, of those that decide the result.
@@ -53,14 +53,14 @@ def refuse_other_run(record: Mapping[str, Any], config: Config, folder: str) -> 
     if record:
         _refuse_other_settings(record, config)
     if "after" not in record and not storage.is_remote(folder):
-        last = last_complete(Path(folder), lambda text: None)  # the workers tell which they pass over
+        last = last_complete(Path(folder), lambda text: None)  # the workers report those that they pass over
         if last is not None:
             check_num_workers(last, config.cluster.num_workers)
 
 
 def _refuse_other_settings(record: Mapping[str, Any], config: Config) -> None:
     new = json.loads(redact(json.dumps(flatten(config))))
-    known = {_leaf(field) for field in record["config"]}  # a version that lacked a field did what its default does
+    known = {_leaf(field) for field in record["config"]}  # a version without a field did what its default does
     new = {field: value for field, value in new.items() if field in record["config"] or _leaf(field) in known}
     changed = changed_fields(record["config"], new, MAY_CHANGE)
     if changed:
@@ -69,7 +69,7 @@ def _refuse_other_settings(record: Mapping[str, Any], config: Config) -> None:
 
 
 def identity_of(config: Config, datasets: Mapping[str, TokenDataset]) -> dict[str, str]:
-    """Field -> fingerprint of what lies behind it: tokenised rows, base weights, the files of tasks.
+    """Field -> fingerprint of its content: tokenised rows, base weights, the files of tasks.
 
     A field is left out where nothing can be read here, as for a model that only the hub has.
     """
@@ -85,21 +85,21 @@ def refuse_other_data(
     """Raise BadConfig where rows, base weights or items are not those that the run began with.
 
     Args:
-        line: is told where a run of an earlier version did not keep them; then they are taken as they are now.
+        line: called with a note where a run of an earlier version kept no fingerprints; then the present ones are taken.
     """
     if not record:
         return
     if "identity" not in record:
         line(
             f"note: the run {config.name} began with a version of bft-ray that kept no fingerprints of data and weights: "
-            "whether they are the same cannot be told; from now on it can"
+            "whether they are the same is not known; from now on it is checked"
         )
         return
     changed = changed_fields(record["identity"], identity, ())
     if changed:
         lines = [f"{describe_change(field, record['identity'], identity)}{_of(field, config)}" for field in changed]
         raise BadConfig(
-            f"the run `{config.name}` began with other data or weights than those that lie there now; "
+            f"the run `{config.name}` began with other data or weights than those of now; "
             "restore them, or choose another name. It",
             lines,
         )
@@ -128,13 +128,13 @@ def write_record(folder: str, config: Config, run_id: str, identity: Mapping[str
 
 
 def record_text(config: Config, run_id: str, identity: Mapping[str, str], **more: Any) -> str:
-    """What stays beside the results; passwords in addresses do not."""
+    """The text of `run.json`, without the passwords of addresses."""
     record = {"run_id": run_id, "config": flatten(config), "identity": dict(identity)} | more
     return redact(json.dumps(record, indent=1))
 
 
 def files_fingerprint(task: Section) -> str:
-    """Of the content of a task's local files; "" where it has none."""
+    """Fingerprint of the contents of a task's local files; "" where it has none."""
     named = [str(value) for name in inputs_of(task) if (value := getattr(task, name))]
     files = [path for path in (Path(resolve_path(name)) for name in named) if path.is_file()]
     return hashlib.sha256(" ".join(map(checksum, files)).encode()).hexdigest() if files else ""

@@ -1,4 +1,4 @@
-"""Part of a run by several workers, or by one with ZeRO-3: train up to a step, leave the state, measure the weights."""
+"""A segment by several workers, or by one with ZeRO-3: train up to a step, save the state, measure the weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bft_ray.train.workers import run_workers
 
 
 def train_segment(config: Config, folder: str, until: int | None, weights: str) -> tuple[int, list[dict[str, float]]]:
-    """Train on the workers of `config.cluster` up to a step; within `bft_ray.workers.spread.connect` only. Returns steps done,
+    """Train on the workers of `config.cluster` up to a step; within `bft_ray.workers.connect.connect` only. Returns steps done,
     and the metrics of each of them (`train/...`) from the first on.
 
-    Goes on from the last checkpoint in `folder`, and leaves one there; the learning rate is that of the whole run. What
-    the config says of validation, of the best checkpoint and of tracking is left out.
+    It resumes from the last checkpoint in `folder`, and saves one there; the learning rate is that of the whole run. The
+    config's fields on validation, the best checkpoint and tracking are not used.
 
     Args:
         folder: of the run, shared by all nodes.
         until: steps done at the end; None: all.
-        weights: where the weights come to, an adapter or a whole model.
+        weights: folder or URI for the weights: an adapter or a whole model.
 
     Raises:
         NonFinite: a loss or gradient was not finite.
@@ -38,7 +38,7 @@ def train_segment(config: Config, folder: str, until: int | None, weights: str) 
 
 
 def measure_weights(config: Config, weights: str | None, names: Collection[str] | None = None) -> EvaluationResult:
-    """What weights get in the sets of these names (None: all), on the workers of `config.cluster`.
+    """Measure weights on the sets of these names (None: all), on the workers of `config.cluster`.
 
     Args:
         weights: folder or URI, which each node fetches for itself; None: the base model.

@@ -1,7 +1,7 @@
-"""Ray Train's own list of a run's checkpoints, looked at before Ray reads it.
+"""Ray Train's own list of a run's checkpoints, checked before Ray reads it.
 
-Ray writes it in place and ends where it cannot read it, or where it names a checkpoint that is gone; a changed score in it
-would make Ray delete the wrong checkpoint. Which checkpoint a run goes on from, the folders tell. So a list that does not
+Ray writes it in place. Ray ends where it cannot read it, or where it names a checkpoint that is gone; a changed score in it
+would make Ray delete the wrong checkpoint. The folders decide from which checkpoint a run resumes. So a list that does not
 fit them is deleted, and Ray begins a new one.
 """
 
@@ -25,18 +25,18 @@ NOT_MEASURED = -sys.float_info.max
 
 
 def score_of(score: float | None) -> float:
-    """A checkpoint's score as Ray is told it."""
+    """A checkpoint's score as it is reported to Ray."""
     return NOT_MEASURED if score is None else score
 
 
 def delete_unfit(folder: str) -> None:
-    """Delete the list of the run in this folder where it is damaged or does not fit the checkpoints that lie there."""
+    """Delete the list of the run in this folder where it is damaged or does not fit the checkpoints."""
     path = storage.join(folder, FILE)
     content = read_bytes(path)
     if content is not None and (why := _why_unfit(folder, content)):
         log.warning(
-            "%s, Ray's list of checkpoints, is damaged (%s): it counts as absent. The run goes on from the last whole "
-            "checkpoint; Ray will not delete those that are there now",
+            "%s, Ray's list of checkpoints, is damaged (%s): it counts as absent. The run resumes from the last whole "
+            "checkpoint; Ray will not delete those that exist now",
             *(path, why),
         )
         delete(path)
@@ -57,7 +57,7 @@ def _why_unfit(folder: str, content: bytes) -> str:
     if len(results) != len(state["checkpoint_report_indices"]) or len(named) != len(results):
         return "it contradicts itself"
     if latest is not None and latest["checkpoint_dir_name"] not in named:
-        return f"it names {latest['checkpoint_dir_name']} in one place alone"
+        return f"it names {latest['checkpoint_dir_name']} in only one place"
     return next((why for name, metrics in named.items() if (why := _why_other(folder, name, metrics))), "")
 
 

@@ -37,7 +37,7 @@ _PACKING = "packing.json"  # in the folder of the run
 
 
 class RayHost:
-    """A worker of Ray Train: checkpoints go through `ray.train.report`, news to MLflow and to the driver."""
+    """A worker of Ray Train: checkpoints go through `ray.train.report`, events to MLflow and to the driver."""
 
     def __init__(self, folder: str, tracker: Tracker | None, board: Any):
         self.device = ray.train.torch.get_device()
@@ -45,7 +45,7 @@ class RayHost:
         self._origins: dict[Path, str] = {}  # copy of a checkpoint -> its URI
 
     def last_checkpoint(self) -> Path | None:
-        # The folders tell. Ray's own list of them is not there after every kind of end.
+        # From the folders: Ray's own list of them is missing after some kinds of end.
         found, passed = None, []
         for name in sorted(folders_in(self.folder, STEP), reverse=True):
             place = join(self.folder, name)
@@ -56,7 +56,7 @@ class RayHost:
             passed.append(passed_over(place, flaw))
         if passed:
             log.warning("%s", "\n".join(passed))
-            self.tell("passed over", {"lines": passed})
+            self.notify("passed over", {"lines": passed})
         return found
 
     def best_checkpoint(self, step: int) -> Path | None:
@@ -82,9 +82,9 @@ class RayHost:
         put_folder(folder, target)
         if self._tracker is not None:
             self._tracker.log_artifacts(folder, "profile")
-        self.tell("profile", {"table": text, "folder": target})
+        self.notify("profile", {"table": text, "folder": target})
 
-    def tell(self, event: str, values: dict[str, Any]) -> None:
+    def notify(self, event: str, values: dict[str, Any]) -> None:
         if self._tracker is not None and event in ("step", "validation"):
             metrics = {name: value for name, value in values.items() if "/" in name}
             self._tracker.log_metrics(metrics, step=values["step"])
@@ -95,7 +95,7 @@ class RayHost:
 
 
 class RememberingHost(RayHost):
-    """Keeps the metrics of all steps in each checkpoint: so they are those of the state, whatever has died on the way."""
+    """Keeps the metrics of all steps in each checkpoint, so they always fit the state, whichever worker has died."""
 
     def __init__(self, folder: str, tracker: Tracker | None, board: Any):
         super().__init__(folder, tracker, board)
@@ -106,7 +106,7 @@ class RememberingHost(RayHost):
         kept = None if folder is None else read_kept(folder / _TRAIN, ["train"])
         if kept is None:
             self.train = []
-            return None  # without the metrics before it, a checkpoint is none: the run begins anew
+            return None  # a checkpoint without the metrics of its steps is not used: the run starts again
         self.train = kept["train"]
         return folder
 
@@ -115,15 +115,15 @@ class RememberingHost(RayHost):
             write_kept(folder / _TRAIN, {"train": self.train})
         super().keep(folder, step, score)
 
-    def tell(self, event: str, values: dict[str, Any]) -> None:
+    def notify(self, event: str, values: dict[str, Any]) -> None:
         if event == "step":
             self.train.append({name: value for name, value in values.items() if name.startswith("train/")})
-        super().tell(event, values)
+        super().notify(event, values)
 
 
 class StopAtFinal(ray.train.UserCallback):
-    """In Ray Train's controller: what must fail again ends the run at once; an error raised here does that. Of anything
-    else the board is told.
+    """In Ray Train's controller: end the run at once for an error that would come again, by raising it. Other errors are
+    posted to the board.
     """
 
     def __init__(self, board: Any = None) -> None:
@@ -143,8 +143,8 @@ class StopAtFinal(ray.train.UserCallback):
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train, then export from rank 0.
 
-    A loss that is not finite comes back as a value rather than as an exception: every rank has it. What a rank alone
-    may have is raised, so that the others do not wait for it; `StopAtFinal` tells whether the workers start again.
+    A loss that is not finite is returned as a value and not raised: every rank has it. An error that only one rank may have
+    is raised, so that the others do not wait for it; `StopAtFinal` decides whether the workers start again.
 
     Args:
         payload: `config`, `folder` (of the run), `export` (folder of its weights), `run_id` of MLflow and
@@ -161,7 +161,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     host = kind(payload["folder"], tracker, payload.get("board") if is_first else None)
     engine = None
     try:
-        host.tell("ready", {})
+        host.notify("ready", {})
         tokenizer = load_tokenizer(config.model)
         data = load_data(config, tokenizer, context.get_local_rank())
         config = with_packing(config, payload["folder"])
@@ -183,7 +183,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_packing(config: Config, folder: str) -> Config:
-    """The config with the choice that the run began with, where `data.packing` left it open."""
+    """The config with the packing that the run began with, where `data.packing` is null."""
     kept = None if config.data.packing is not None else read_kept(join(folder, _PACKING), ["packing"])
     if kept is None:
         return config
@@ -191,7 +191,7 @@ def with_packing(config: Config, folder: str) -> Config:
 
 
 def keep_packing(rows: Rows, folder: str, tracker: Tracker | None) -> None:
-    """Write the choice down, for every later start of the run and for MLflow."""
+    """Write the choice of packing, for every later start of the run and for MLflow."""
     if read_kept(join(folder, _PACKING), ["packing"]) is None:
         write_kept(join(folder, _PACKING), {"packing": rows.packing})
     if tracker is not None:
@@ -217,7 +217,7 @@ def export(engine: Engine, config: Config, tokenizer: Any, host: RayHost, state:
     step = state.step
     if config.checkpoint.export == "best" and state.best_step is not None and state.best_step != state.step:
         folder = host.best_checkpoint(state.best_step)
-        anew = f"The best weights are lost. Delete all of {join(host.folder, 'step-*')}: the run then begins anew."
+        anew = f"The best weights are lost. Delete all of {join(host.folder, 'step-*')}: the run then starts again."
         if folder is None:
             raise BadInput("checkpoint", step_name(state.best_step), f"in {host.folder}, and is gone", anew)
         verify_manifest(folder, engine.rank, engine.world_size, anew)

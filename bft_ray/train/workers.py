@@ -24,16 +24,16 @@ log = logging.getLogger(__name__)
 
 
 def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
-    """What rank 0's `train_worker` has returned; within `bft_ray.workers.spread.connect` only.
+    """Run the workers; returns what `train_worker` returned on rank 0. Within `bft_ray.workers.connect.connect` only.
 
     Args:
         payload: of `train_worker`, to which the config is added.
-        storage_path, name: checkpoints go to the folder `name` in `storage_path`; from those that lie there it goes on.
+        storage_path, name: checkpoints go to the folder `name` in `storage_path`; the run resumes from those in it.
 
     Raises:
         NonFinite: a loss or gradient was not finite.
-        BftError: the workers failed more often than `cluster.max_failures`, or in a way that must repeat itself; or what
-            one of them raised on purpose.
+        BftError: the workers failed more often than `cluster.max_failures`, or with an error that would come again; or one
+            of them raised it on purpose.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -75,14 +75,14 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         outcome = _interruptibly(trainer.fit).return_value
     except TrainingFailedError as error:
         with contextlib.suppress(OSError):  # a store that is away is not why the workers ended, or the error says so
-            remove_cut_off(storage.join(storage_path, name))  # what they were writing when they ended
+            remove_cut_off(storage.join(storage_path, name))  # those that they were writing when they ended
             storage.remove_parts(storage.join(storage_path, name))
         raise _cause(error, storage.places(storage_path, config.data.cache_dir)) from error
     if "error" in outcome:
         raise outcome["error"]
     try:
         drop_superseded(storage.join(storage_path, name), config.checkpoint.keep)
-    except OSError as error:  # a store that is away now takes nothing from a run that is done
+    except OSError as error:  # an unreachable store does not harm a run that is done
         log.warning("superseded checkpoints of %s stay: %s", name, first_line(error))
     return outcome
 
@@ -110,5 +110,5 @@ def _cause(error: Exception, places: Mapping[str, str]) -> BftError:
         return inner
     failed = inner if isinstance(inner, WorkerFailed) else explain(inner, None)
     logs = "The workers' logs are in the Ray session's log folder (ray logs, or the dashboard)"
-    goes_on = "" if retry_of(failed) == "never" else "; the same command goes on from the last checkpoint"
-    return BftError(f"{failed}\n{logs}{goes_on}.")
+    resumes = "" if retry_of(failed) == "never" else "; the same command resumes from the last checkpoint"
+    return BftError(f"{failed}\n{logs}{resumes}.")

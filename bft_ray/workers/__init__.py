@@ -1,1 +1,1 @@
-"""Ray workers: where they find room, and a pool of them for a function over shards."""
+"""Ray workers: whether the cluster has room for them, and a pool of them for a function over shards."""

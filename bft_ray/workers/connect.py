@@ -1,4 +1,4 @@
-"""A Ray for as long as a context lasts: that of an address, or one of this machine, behind a token and on loopback."""
+"""A Ray while a context lasts: that of an address, or one of this machine, on loopback and with a token."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 _SESSIONS = f"ray_{os.getuid()}"  # Ray's own folder `ray` is one that all users of a machine may write to
 _LONGEST_FOLDER = 107 - len(f"/{_SESSIONS}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # bytes
 _PROBE_S = 10.0  # longest wait for a TCP connection to a Ray address
-_WATCH_S = 2.0  # between two looks whether the head of the cluster answers
-_SILENT_S, _AGAIN_S = 4.0, 30.0  # after which it is told that it does not, and told again
+_WATCH_S = 2.0  # between two checks whether the head of the cluster answers
+_SILENT_S, _AGAIN_S = 4.0, 30.0  # without an answer, until the first line, and between further lines
 
 
 @contextmanager
 def connect(cluster: ClusterConfig) -> Iterator[None]:
-    """Ray, for as long as the context lasts.
+    """Connect to Ray, or start it, while the context lasts.
 
     A Ray that this process is connected to already is used and left as it is. Otherwise connects to
     `cluster.address`, or to RAY_ADDRESS (as in a submitted job), or starts a Ray of its own on this machine,
@@ -77,7 +77,7 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def _watched(head: str | None) -> Iterator[None]:
-    """Tells while the head of the cluster does not answer: Ray says nothing until it ends the process.
+    """Print lines while the head of the cluster does not answer: Ray prints nothing until it ends the process.
 
     Args:
         head: HOST:PORT of its GCS; None: not known, as to a Ray client.
@@ -167,7 +167,7 @@ def session_option() -> dict[str, str]:
 
 
 def _probe(address: str, timeout_s: float) -> None:
-    """Fail in seconds where nobody listens; Ray itself tries for minutes and then ends the process."""
+    """Fail in seconds where nothing listens; Ray itself tries for minutes and then ends the process."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return  # "auto", or something for Ray to judge

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 
 def free_orphans() -> None:
-    """Give back what workers of this driver hold whose Ray Train controller is dead, its process killed, say.
+    """Free the resources of workers of this driver whose Ray Train controller is dead, such as after a kill.
 
     Ray keeps a placement group for as long as its driver lives, and the cleaner of Ray Train needs the dashboard; new
     workers would wait for ever.

@@ -44,7 +44,7 @@ def require_resources(cluster: ClusterConfig) -> None:
     `cluster.start_timeout_s`.
 
     Raises:
-        NoRoom: says what was asked and what the cluster has.
+        NoRoom: names what was asked and what the cluster has.
     """
     import ray
 
@@ -85,7 +85,7 @@ def num_places(nodes: Sequence[dict[str, float]], need: dict[str, float], placem
 
 
 def too_small(cluster: ClusterConfig, need: dict[str, float], rule: str) -> NoRoom:
-    """The error that says what was asked, and what the cluster has."""
+    """The error that names what was asked, and what the cluster has."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

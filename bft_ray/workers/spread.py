@@ -39,7 +39,7 @@ def spread(
     Raises:
         BadInput: the cluster cannot be reached, or (NoRoom) cannot hold the workers within `cluster.start_timeout_s`.
         BftError: workers kept dying or did not start.
-        Exception: what `fn` or `setup` raised on a worker, as it was.
+        Exception: the error that `fn` or `setup` raised on a worker, unchanged.
     """
     shards = list(shards)
     if cluster is None or (address_of(cluster) is None and min(cluster.num_workers, len(shards)) <= 1):
@@ -149,7 +149,7 @@ class _Hired(NamedTuple):
 
 
 def _wait(running: dict[Any, _Hired], cluster: ClusterConfig) -> list[Any]:
-    """At least one ref that is done. Work may take as long as it takes, starting alone may not."""
+    """At least one ref that is done. Only the start of a worker has a time limit."""
     import ray
 
     is_busy = any(worker.shard is not None for worker in running.values())

@@ -6,7 +6,7 @@
     python -m cluster.local down
 
 `down` stops what `up` started and nothing else, and waits until it is gone. Databases, artifacts and logs stay in the
-folder, and the next `up` goes on with them.
+folder, and the next `up` uses them again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     for run, text in texts.items():
         command = commands.add_parser(run.__name__, help=text, description=text)
         command.set_defaults(run=run)
-        command.add_argument("--folder", type=Path, default=Path(".cluster"), help="where all of it lies (.cluster)")
+        command.add_argument("--folder", type=Path, default=Path(".cluster"), help="folder of all its files (.cluster)")
         if run is up:
             for name, default, text in NUMBERS:
                 command.add_argument(name, type=_number, default=default, help=f"{text} ({default})")

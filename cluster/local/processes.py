@@ -27,7 +27,7 @@ class _Row(NamedTuple):
 
 
 def boot_id() -> str:
-    """What tells this boot of the machine from others: pids and start times of another one mean nothing."""
+    """The id of this boot of the machine: pids and start times of another one mean nothing."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

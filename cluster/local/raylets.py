@@ -88,7 +88,7 @@ def _start_raylet(
     command += [f"--{option}" if value is True else f"--{option}={value}" for option, value in values.items()]
     own = {key: value for key, value in state.ray_client().items() if not key.endswith("_ADDRESS")} | {
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a stop does not wait for jobs: they go on from their records
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a stop does not wait for jobs: they resume from their records
         "DASHBOARD_METRIC_PORT": str(free_port()),  # two clusters on a machine would meet at the defaults
         "AUTOSCALER_METRIC_PORT": str(free_port()),
     }

@@ -57,7 +57,7 @@ def is_free(port: int) -> bool:
 
 
 def start(state: State, name: str, command: list[str], env: Mapping[str, str] | None = None, **options: Any) -> None:
-    """Start a service in a session of its own, and put down who it is.
+    """Start a service in a session of its own, and record its process.
 
     Args:
         env: beside the environment of this process.
@@ -77,7 +77,7 @@ def start(state: State, name: str, command: list[str], env: Mapping[str, str] | 
 
 
 def wait(state: State, names: Collection[str], is_ready: Callable[[], bool], end: float) -> None:
-    """Return once `is_ready` says so.
+    """Return once `is_ready` is true.
 
     Raises:
         Failed: one of the services ended, or it became too late.
@@ -92,7 +92,7 @@ def wait(state: State, names: Collection[str], is_ready: Callable[[], bool], end
 
 
 def get(address: str, headers: Mapping[str, str] | None = None) -> bytes | None:
-    """What stands there; None where nobody answers, or with an error."""
+    """The content at the address; None without an answer, or with an error."""
     request = urllib.request.Request(address, headers=dict(headers or {}))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's loopback
     with suppress(OSError), opener.open(request, timeout=5) as answer:

@@ -23,13 +23,13 @@ USER, ADMIN = "bft", "postgres"  # of the databases; MLflow and studies know the
 
 @dataclass
 class State:
-    """A local cluster. `save` and `load` keep all of it but the secrets, which lie in files of their own.
+    """A local cluster. `save` and `load` keep all of it but the secrets, which are in files of their own.
 
     Args:
         folder: absolute; what outlives a stop: databases, artifacts, secrets, logs.
         ports: by what listens there.
         processes: the first process of each service, in the order of their start.
-        ray_folder: Ray's own, short because sockets lie below it; removed at the stop.
+        ray_folder: Ray's own, short because sockets are below it; removed at the stop.
         is_whole: whether all of it has come up.
     """
 

@@ -336,10 +336,10 @@ def table(results: dict[str, Any]) -> str:
             f"  {'':20} {'time, s':>10} {'/ fused':>8} {'of bound':>9} {'memory, MB':>11} {'/ fused':>8}",
         ]
         for peer, row in peers.items():
-            twin = peers["fused, trainable" if PEERS[peer][1] else "fused"]
+            peer_row = peers["fused, trainable" if PEERS[peer][1] else "fused"]
             lines.append(
-                f"  {peer:20} {row['time_s']:10.4g} {row['time_s'] / twin['time_s']:8.2f} {row['share_of_bound']:9.1%}"
-                f" {row['memory_bytes'] / 1e6:11,.1f} {row['memory_bytes'] / max(twin['memory_bytes'], 1):8.2f}"
+                f"  {peer:20} {row['time_s']:10.4g} {row['time_s'] / peer_row['time_s']:8.2f} {row['share_of_bound']:9.1%}"
+                f" {row['memory_bytes'] / 1e6:11,.1f} {row['memory_bytes'] / max(peer_row['memory_bytes'], 1):8.2f}"
             )
     for dtype, errors in results["gradient_error"].items():
         lines.append(f"gradient error, {dtype}: " + ", ".join(f"{peer} {value:.1e}" for peer, value in errors.items()))

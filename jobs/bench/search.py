@@ -6,7 +6,7 @@
   its own, in one process; the first few again, each in a process of its own. Losses must be the same.
 - study: the same trials in a study on all cores, against a fresh TorchTrainer with DeepSpeed for each.
 - grid: 45 configurations of 60 steps, from the command to the best, against one fresh run after another.
-- merge: windows 64 to 1024 on short samples, with and without the merging of equal trials. Files: --merge-data.
+- merge: windows 64 to 1024 on short samples, with and without duplicates taking results. Files: --merge-data.
 - kills: a deterministic study of 24 trials, its driver killed ten times, against an undisturbed one.
 - bookkeeping: 500 trials that do nothing, through Tune, database and MLflow (--database, --tracking: PostgreSQL).
 

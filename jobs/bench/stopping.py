@@ -5,16 +5,16 @@
 
 Recorded are numbers alone: the objective of each trial at each rung and at the end, a line a trial; those that the file has are
 not trained again, so the run may be cut at any time. A replay draws `--trials` of them in a random
-order, lets them come one after the other, and tells of each rule
+order, lets them come one after the other, and reports for each rule
 
     steps    share of the steps that all would take to their end
     regret   final value of the best trial less that of the one that the rule picks, in the objective's unit
     lost     share of the orders in which the pick is not the best trial
 
-with Monte Carlo errors over orders. The rules: `asha` as the product has it (`bft_ray.study.propose.halving.goes_on`); `pasha` (Bohdal et
-al. 2023, hard ranking): as asha, but no trial goes beyond the second rung until the order of the two highest rungs disagrees,
-which opens the next one, and the pick is the best at the highest rung; `half`: all run to the rung of `--half`, the better half of
-them to the end; `none`: all to the end.
+with Monte Carlo errors over orders. The rules: `asha` as in the product (`bft_ray.study.propose.halving.is_promoted`); `pasha`
+(Bohdal et al. 2023, hard ranking): as asha, but no trial goes beyond the second rung until the order of the two highest rungs
+disagrees, which opens the next one, and the pick is the best at the highest rung; `half`: all run to the rung of `--half`, the
+better half of them to the end; `none`: all to the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from bft_ray.study.propose.halving import goes_on
+from bft_ray.study.propose.halving import is_promoted
 from bft_ray.study.report.agreement import Agreement, kendall
 
 METRIC, REDUCTION = "choices/probability", 3
@@ -102,7 +102,7 @@ def read(path: Path) -> dict[int, Curve]:
 
 
 def asha(curves: Sequence[Curve]) -> tuple[int, int]:
-    """As the product: trials come one after the other, and go on or not on arrival."""
+    """As the product: trials come one after the other, and are promoted or stopped on arrival."""
     seen: dict[int, Seen] = {}
     taken, ended = 0, {}
     for number, curve in enumerate(curves):
@@ -110,7 +110,7 @@ def asha(curves: Sequence[Curve]) -> tuple[int, int]:
         for rung in RUNGS:
             own.rung_values[rung] = curve[rung]
             taken_here = rung
-            if not goes_on(seen.values(), number, rung, REDUCTION, METRIC):  # type: ignore[arg-type]
+            if not is_promoted(seen.values(), number, rung, REDUCTION, METRIC):  # type: ignore[arg-type]
                 break
         else:
             taken_here, ended[number] = STEPS, curve[STEPS]
@@ -130,7 +130,7 @@ def pasha(curves: Sequence[Curve]) -> tuple[int, int]:
             if place > top:
                 break
             own.rung_values[step], taken_here = curve[step], step
-            if place == top or not goes_on(seen.values(), number, step, REDUCTION, METRIC):  # type: ignore[arg-type]
+            if place == top or not is_promoted(seen.values(), number, step, REDUCTION, METRIC):  # type: ignore[arg-type]
                 break
         taken += taken_here
         both = [one for one in seen.values() if steps[top] in one.rung_values]
@@ -165,7 +165,7 @@ class Seen:
 
     number: int
     rung_values: dict[int, float] = field(default_factory=dict)
-    merged_with: str | None = None
+    duplicate_of: str | None = None
 
 
 def replay(curves: Sequence[Curve], rule: Rule, num_trials: int, orders: int) -> dict[str, float]:
@@ -206,7 +206,7 @@ def main() -> None:
     curves = [curve for curve in read(args.curves).values() if curve]
     for rung in RUNGS:
         found = kendall([curve[rung] for curve in curves], [curve[STEPS] for curve in curves])
-        print(f"step {rung} against step {STEPS}: {'' if found is None else told(found)}")
+        print(f"step {rung} against step {STEPS}: {'' if found is None else summary(found)}")
     rules: dict[str, Rule] = {"none": none, "asha": asha, "pasha": pasha}
     rules |= {f"half at step {rung}": partial(half, rung=rung) for rung in RUNGS}
     print("\n| rule | steps | regret | lost the best |\n| --- | --- | --- | --- |")
@@ -218,7 +218,7 @@ def main() -> None:
         )
 
 
-def told(found: Agreement) -> str:
+def summary(found: Agreement) -> str:
     """In words."""
     return f"Kendall's tau {found.tau:.2f} [{found.low:.2f}, {found.high:.2f}], {found.num_trials} trials"
 

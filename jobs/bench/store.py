@@ -3,7 +3,7 @@
     python -m jobs.bench.store [--database URL] [--trials 500] [--slots 8] [--space medical_qa] [--deterministic]
                                [--out bench_store]
 
-No trial is merged: each is proposed from all records before it, put down, started, judged at the rungs and finished;
+There are no duplicates: each trial is proposed from all earlier records, inserted, started, judged at the rungs and finished;
 its values are drawn from its settings. Prints seconds a trial around trial 50 and before the last one (target: at most
 0.1 s, and flat), and where they go; writes OUT.json with the machine. Without --database: SQLite in a new folder.
 """
@@ -27,8 +27,8 @@ from bft_ray.config import Config
 from bft_ray.space.assign import config_of
 from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.space.load import load_study
-from bft_ray.study.propose.duplicates import key_of, twin_of
-from bft_ray.study.propose.halving import goes_on, survivors
+from bft_ray.study.propose.duplicates import key_of, original_of
+from bft_ray.study.propose.halving import is_promoted, survivors
 from bft_ray.study.propose.sampler import batch_of, is_ready, num_trials, propose, rung_metric
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.record import TrialRecord
@@ -81,7 +81,7 @@ class DoNothing:
 
     def _moves(self) -> list[Callable[[], None]]:
         records = self.store.records()
-        open_ones = [record for record in records if not record.is_finished and not record.merged_with]
+        open_ones = [record for record in records if not record.is_finished and not record.duplicate_of]
         moves: list[Callable[[], None]] = []
         active = 0
         for record in open_ones:
@@ -103,7 +103,7 @@ class DoNothing:
         with self._timed("key"):
             config = config_of(self.base, self.space, assignment)
             key = key_of(config, self.space.seeds, self.longest)
-            twin = twin_of(records, key) if self.merge else None
+            original = original_of(records, key) if self.merge else None
         with self._timed("add"):
             self.store.add(
                 number,
@@ -112,8 +112,8 @@ class DoNothing:
                 seeds=self.space.seeds,
                 planned_steps=config.schedule.steps,
                 space=self.space,
-                twin=twin,
-                because="the same run" if twin else "",
+                original=original,
+                duplicate_because="the same run" if original else "",
             )
 
     def _move(self, record: TrialRecord, records: Sequence[TrialRecord]) -> Callable[[], None] | None:
@@ -147,17 +147,17 @@ class DoNothing:
         reduction, metric = self.space.scheduler.reduction, rung_metric(self.space)
         with self._timed("judge"):
             if not self.space.deterministic:
-                return goes_on(records, record.number, step, reduction, metric)
+                return is_promoted(records, record.number, step, reduction, metric)
             batch = batch_of(self.space, record.number, records)
             on = survivors(batch, rungs, step, reduction, metric) if batch else None
             return None if on is None else record.number in on
 
     def _settled(self, finish: Callable[..., None]) -> Callable[..., None]:
-        """Finish, and hand the result on to equal trials that wait for it."""
+        """Finish, and give the result to duplicates that wait for it."""
 
         def call(*arguments: Any) -> None:
             finish(*arguments)
-            if any(record.merged_with and not record.is_finished for record in self.store.records()):
+            if any(record.duplicate_of and not record.is_finished for record in self.store.records()):
                 self.store.settle()
 
         return call

@@ -19,7 +19,7 @@ from bft_ray.config import Config, make_config
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.duplicates import distinct
 from bft_ray.study.agenda import PARTS
-from bft_ray.study.checks.ready import look_at
+from bft_ray.study.checks.ready import inspect_study
 from bft_ray.study.controller import Controller, segments_ahead
 from bft_ray.study.definition import Study
 from bft_ray.study.records.database import Database
@@ -40,7 +40,7 @@ def run_study(space: SearchSpace, base: Config, folder: Path, *, merge: bool = T
     """
     from bft_ray.study.execute import ray_tune
 
-    facts = look_at(space, base)
+    facts = inspect_study(space, base)
     database = Database(f"sqlite:///{folder}/{space.name}.db")
     store = Store.create(database, space, base, facts.fingerprints)
     longest = facts.longest if merge else None
@@ -111,7 +111,7 @@ def study_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
     space = make_space("rate", values, fixed={"loss.method": "bft_inverse"}, budget={"trials": 2 * args.trials})
     with connect(base.cluster):
         controller = run_study(space, base, folder)
-    ran = [record for record in controller.records(SEARCH) if not record.merged_with]
+    ran = [record for record in controller.records(SEARCH) if not record.duplicate_of]
     warm = [record for record in ran[args.trials :] if record.finished and record.started]
     span = max(one.finished or 0 for one in warm) - min(one.started or 0 for one in warm)
     configs = [controller.study.config(record, 0, {}) for record in ran[: args.fresh]]
@@ -218,7 +218,7 @@ def grid_table(found: dict[str, Any]) -> str:
     return text
 
 
-# --- equal trials -------------------------------------------------------------------------------------------
+# --- duplicates ---------------------------------------------------------------------------------------------
 
 
 def merge_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def merge_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
         winner = {merge: top for merge in records if (top := best(records[merge], OBJECTIVE)) is not None}
         found[name] = {
             "longest": facts,
-            "saved_steps": sum(r.num_steps for r in records[True] if r.merged_with),
+            "saved_steps": sum(r.num_steps for r in records[True] if r.duplicate_of),
             "possible_steps": possible,
             "values_identical": by[True] == by[False],
             "winner": winner[True].assignment["loss.window"],
@@ -311,8 +311,8 @@ def kills_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
         "kills": args.kills - max(kills, 0),
         "trials": len(records["killed"]),
         "identical": plain["calm"] == plain["killed"],
-        "attempts": sum(record.attempts for record in records["killed"] if not record.merged_with),
-        "ran": sum(not record.merged_with for record in records["killed"]),
+        "attempts": sum(record.attempts for record in records["killed"] if not record.duplicate_of),
+        "ran": sum(not record.duplicate_of for record in records["killed"]),
     }
 
 

@@ -19,7 +19,7 @@ from bft_ray.data.dataset import prepare
 from bft_ray.data.plan import BatchPlan
 from bft_ray.space.cost import cost_of
 from bft_ray.space.definition import SearchSpace
-from bft_ray.study.checks.ready import look_at
+from bft_ray.study.checks.ready import inspect_study
 from bft_ray.study.controller import OVER, Controller
 from bft_ray.study.definition import Study
 from bft_ray.study.records.database import Database
@@ -125,7 +125,7 @@ def studies(trees: list[dict], folder: str) -> list[list[TrialRecord]]:
     for number, tree in enumerate(trees):
         space, base = SearchSpace.model_validate(SPACE), make_config(tree)
         place = f"{folder}/{number}"
-        facts = look_at(space, base)
+        facts = inspect_study(space, base)
         study = Study("id", space, base, facts.longest, facts.samples_per_source, place)
         with Database(f"sqlite:///{folder}/{number}.db") as database:
             store = Store.create(database, space, base, facts.fingerprints)
@@ -142,7 +142,7 @@ def run_segment(controller: Controller, segment: Any, warm: Any) -> None:
 
     controller.begun(segment)
     for reached in run_segment(segment, warm):
-        if reached.status != "running" or not controller.goes_on(segment, reached):
+        if reached.status != "running" or not controller.is_promoted(segment, reached):
             return controller.ended(segment, reached)
 
 

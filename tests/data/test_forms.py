@@ -171,7 +171,7 @@ def test_where_medmcqa_counts_from(tmp_path):
     path = write(tmp_path, row)
     [only] = read_choices(SourceConfig(path=str(path), form="medmcqa_from_1"))
     assert only.answer == 1
-    assert "A public test split keeps its answers back" in error_of(tmp_path, {**row, "cop": -1}, read=read_choices)
+    assert "A public test split has no answers" in error_of(tmp_path, {**row, "cop": -1}, read=read_choices)
 
 
 def test_a_file_of_choices_is_measured_not_trained_on(tmp_path):

@@ -225,7 +225,7 @@ def test_wrong_type_of_messages(tmp_path):
 def test_duplicate_id(tmp_path):
     path = write_jsonl(tmp_path / "r.jsonl", [{"id": 1, "text": "a"}, {"id": "1", "text": "b"}])
     message = error_of(path)
-    assert message.startswith(f"`{path}:2 id` is '1', but stands at {path}:1 too. Make the ids unique")
+    assert message.startswith(f"`{path}:2 id` is '1', but is at {path}:1 too. Make the ids unique")
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_half_a_character_is_named_by_file_line_and_column(tmp_path):
     message = error_of(path)
     assert message == (
         f"`{path}:2 answer` is 'half a character (U+D83D)', but must be text of whole characters. "
-        "A text was cut within an emoji or the like: cut it elsewhere, or take the escape out."
+        "A text was cut within an emoji or the like: cut it elsewhere, or remove the escape."
     )
     (tmp_path / "r.json").write_text('[{"messages": [{"role": "user", "content": "\\ude00"}]}]')
     assert "r.json[0] messages.0.content` is 'half a character (U+DE00)'" in error_of(tmp_path / "r.json")

@@ -248,7 +248,7 @@ def test_what_the_template_does_not_show_is_refused():
         encode(CALLING, tiny_tokenizer(CHATML), AUTO)
     assert str(caught.value) == (
         "`f:9` is 'a conversation', but the chat template shows nothing of tools, so it would not be learned. "
-        "Take a model whose template does, or take the column `tools` out of the row."
+        "Use a model whose template does, or remove the column `tools` from the row."
     )
     alone = replace(CALLING, tools=None)
     with pytest.raises(BadInput, match=r"shows nothing of the call in turn 2, so .* or take the turn out of the row"):
@@ -257,7 +257,7 @@ def test_what_the_template_does_not_show_is_refused():
         BadInput, match=r"nothing of the thoughts in turn 2, .* take `reasoning_content` out of the row"
     ):
         encode(THINKING, tiny_tokenizer(CHATML), AUTO)
-    rule = "but must be left out without a chat template, which alone can show it. Take a model that has one"
+    rule = "but must be left out without a chat template, which they need. Use a model that has one"
     for row, what in ((alone, "a call in turn 2"), (THINKING, "thoughts in turn 2")):
         with pytest.raises(BadInput, match=rf"`{row.where}` is '{what}', {rule}"):
             encode(row, tiny_tokenizer(), AUTO)

@@ -206,7 +206,7 @@ def test_bad_input_is_named_before_any_model_is_asked(cells, write, tiny_model):
     refused(r"cells.jsonl:3 top_expressed` is 'empty', but must be a list", but(2, top_expressed=[]))
     refused(r"cells.jsonl:3 top_expressed` is 'a number'", but(2, top_expressed=7))
     refused(r"cells.jsonl:3 top_expressed.1` is 'a number', but must be the name", but(2, top_expressed=["w1", 7]))
-    refused(r"cells.jsonl:4 cell` is 'cell-0', but stands at", but(3, cell="cell-0"))
+    refused(r"cells.jsonl:4 cell` is 'cell-0', but is at", but(3, cell="cell-0"))
     refused(r"cells.jsonl:2 label` is 'missing'", but(1, label=None))
     refused(r"path` is '60 cells of 1 labels', but must be cells of at least two", [c | {"label": "A"} for c in cells])
     refused(r"num_neighbours` is 49, but must be at most 48", num_neighbours=49)

@@ -147,7 +147,7 @@ def test_the_question_stands_first_and_the_others_are_adjusted():
     assert [line.split()[0] for line in lines[1:4]] == ["c/accuracy", "a/accuracy", "b/accuracy"]
     assert [line.split()[6] for line in lines[1:4]] == ["0.03", "0.02", "0.03"]  # Holm over two
     assert lines[4] == (
-        "the question is c/accuracy; every other one is a lead, no finding: at 95 % one of 20 stands out by chance, and "
+        "the question is c/accuracy; every other one is a lead, no finding: at 95 % one of 20 differs by chance, and "
         "their p is adjusted for all 2 (Holm)"
     )
     assert render(changes).splitlines()[4].startswith("no metric was named as the question; each is a lead, no finding")

@@ -370,7 +370,7 @@ def test_bad_input_is_named_before_any_model_is_asked(tiny, genes, tmp_path):
     )
     refused(r"bad.jsonl:1 description` is 'empty'", descriptions=write("bad.jsonl", [{"gene": "A", "description": ""}]))
     twice = [genes.rows[0], genes.rows[0]]
-    refused(r"bad.jsonl:2 gene` is 'KIN0', but stands at", descriptions=write("bad.jsonl", twice))
+    refused(r"bad.jsonl:2 gene` is 'KIN0', but is at", descriptions=write("bad.jsonl", twice))
     refused(
         r"descriptions` is .*a description of at least half of the genes.*lacks CHA0, CHA1, CHA10, CHA11, CHA12 \.\.\.",
         descriptions=write("few.jsonl", genes.rows[:5]),

@@ -288,7 +288,7 @@ def test_items_are_read_from_jsonl_and_csv(tmp_path):
             "context` is 'an object', but must be text, a list of text, or an object with a list",
         ),
         ({"subject": 3}, "subject` is 'a number', but must be text, or left out"),
-        ({"id": "first"}, "id` is 'first', but stands at"),
+        ({"id": "first"}, "id` is 'first', but is at"),
     ],
 )
 def test_a_malformed_item_is_named_by_file_and_line(tmp_path, change, message):

@@ -320,7 +320,7 @@ def test_rouge_is_left_out_where_it_sees_nothing(context, tmp_path):
         ),
         ([{"text": "w1"}], "text", r"rows.jsonl:1. is 'a row of text'"),
         ([], "text", r"a file with rows"),
-        ([{"id": 1, "prompt": "w1", "completion": "w2"}] * 2, "text", r"stands at .*rows.jsonl:1 too"),
+        ([{"id": 1, "prompt": "w1", "completion": "w2"}] * 2, "text", r"is at .*rows.jsonl:1 too"),
     ],
 )
 def test_bad_rows_are_named(context, tmp_path, rows, answer, message):

@@ -88,7 +88,7 @@ def test_a_template_keeps_other_braces():
         ({"label": 2}, "label` is 2, but must be 0 or 1"),
         ({"label": "secret"}, "label` is 'text', but must be 0 or 1"),
         ({"label": True}, "label` is True"),
-        ({"id": "first"}, "id` is 'first', but stands at"),
+        ({"id": "first"}, "id` is 'first', but is at"),
     ],
 )
 def test_a_malformed_pair_is_named_by_file_and_line(tmp_path, change, message):

@@ -112,7 +112,7 @@ def test_every_fault_is_found_at_once_with_its_remedy(tree, tmp_path):
     assert "none.jsonl" in train.detail and "validation.jsonl:2" in validation.detail
     text = render(findings)
     assert "s3cr3t-pw" not in text and "FAIL" in text and "->" in text
-    assert text.splitlines()[-1].startswith(f"{sum(f.status == 'fail' for f in findings)} to mend")
+    assert text.splitlines()[-1].startswith(f"{sum(f.status == 'fail' for f in findings)} failed")
 
 
 def test_the_model_is_looked_at_closely(tree, model, tmp_path):

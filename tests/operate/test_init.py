@@ -69,13 +69,13 @@ OPTIONS = {"question": "Which one?", "options": ["a x", "b y", "c z"]}
             "options.jsonl",
             [OPTIONS | {"answer": "d secret"}],
             "options.jsonl:1 answer` is 'a text that is none of the 3 options', but must be the right option: its letter or "
-            "label, its index from 0, or its text as it stands among the options. Compare the two",
+            "label, its index from 0, or its text, the same as in the options. Compare the two",
         ),
         (
             "stated.jsonl",
             [OPTIONS | {"answer_idx": "A", "answer": "b y"}],
             "stated.jsonl:1 answer` is 'another text than the option that the answer names', but must be the text of that "
-            "option. Mend",
+            "option. Correct",
         ),
         (
             "twice.csv",
@@ -85,7 +85,7 @@ OPTIONS = {"question": "Which one?", "options": ["a x", "b y", "c z"]}
         (
             "inside.json",
             {"version": 1, "cases": [ROW]},
-            "inside.json` is 'an object', but must be a list of objects, or one object a line. Take the list out, for "
+            "inside.json` is 'an object', but must be a list of objects, or one object a line. Extract the list, for "
             "example by `jq '.cases' FILE.json > ROWS.json`.",
         ),
         ("columns.json", {"question": ["q"], "answer": ["a"]}, "It seems to hold columns: write it row by row"),
@@ -240,8 +240,8 @@ def test_files_beside_the_data_are_used_and_questions_stand_on_one_side(tmp_path
     parts = split_of(tmp_path)
     assert len(parts["validation"]) == 11
     assert every[0][0] not in [row["prompt"] for row in parts["train"]]
-    assert f"validation   11 rows of {tmp_path / 'val.csv'}, which lies beside the data" in said
-    assert f"left out     1 train rows whose question or group stands in a later split too: {train}:2" in said
+    assert f"validation   11 rows of {tmp_path / 'val.csv'}, found beside the data" in said
+    assert f"left out     1 train rows whose question or group is in a later split too: {train}:2" in said
     assert f"not used     {tmp_path / 'test.csv'}: " in said  # drawn from the training rows instead
     assert sum(len(parts[name]) for name in ("train", "confirmation", "test")) == 49 and len(parts["test"]) == 5
 
@@ -262,8 +262,8 @@ def test_related_rows_stay_together_and_the_group_stays_in_the_rows(tmp_path):
 @pytest.mark.parametrize(
     ("column", "num", "hint"),
     [
-        ("patient_id", 45, "45 values of patient_id stand in 60 rows, .* add --group patient_id"),
-        ("PMID", 20, "20 values of PMID stand in 60 rows, .* add --group PMID"),
+        ("patient_id", 45, "45 values of patient_id are in 60 rows, .* add --group patient_id"),
+        ("PMID", 20, "20 values of PMID are in 60 rows, .* add --group PMID"),
         ("Donor ID", 3, "add --group 'Donor ID'"),
         ("document", 20, "add --group document"),
         ("doc_id", 60, None),  # each its own
@@ -466,7 +466,7 @@ def test_real_file(tmp_path):
     parts = split_of(tmp_path)
     assert space.objective.metric == "validation/token_accuracy"  # no choice rows: the headline cannot be measured
     assert len(parts["test"]) == len(records_of(data.with_name("test.jsonl")))  # a later split is whole
-    assert "which lies beside the data" in said and base.loss.window == 256
+    assert "found beside the data" in said and base.loss.window == 256
 
 
 def test_domain_of_a_name():

@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 def test_from_the_doctor_to_the_comparison(folder):
     assert after_doctor("bft.yaml", [], True) == "next      bft-ray evaluate bft.yaml --out before"
     assert after_doctor("bft.yaml", ["seed=1"], False) == (
-        "next      mend what is marked FAIL, then bft-ray doctor bft.yaml seed=1"
+        "next      correct what is marked FAIL, then bft-ray doctor bft.yaml seed=1"
     )
     assert after_evaluate("bft.yaml", [], None, "before", None) == "next      bft-ray profile bft.yaml"
     assert after_train("bft.yaml", ["name=my run", "seed=1"], "bft_results/my run/export") == (

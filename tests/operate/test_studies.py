@@ -31,8 +31,8 @@ def a_study(url: str, **more: Any) -> Store:
     store = new(url, confirmation=CONFIRM, baselines=[baseline], **more)
     for number, (assignment, value) in enumerate([(A, 0.5), (B, 0.75), (A, 0.5)]):
         key = {0: "key 0", 1: "key 1", 2: "key 0"}[number]
-        twin = {"twin": store.record(0), "because": "the same settings"} if number == 2 else {}
-        add(store, number, assignment, key=key, **twin)
+        original = {"original": store.record(0), "duplicate_because": "the same settings"} if number == 2 else {}
+        add(store, number, assignment, key=key, **original)
         if number < 2:
             store.start(number)
             store.complete(number, {0: {METRIC: value}}, 24)
@@ -71,7 +71,7 @@ def test_the_status_of_a_confirmation(url):
     assert text[4].split() == ["arm", "seeds", METRIC] and text[5].split()[:4] == ["w64", "1", "of", "2"]
     store.lease.drop()
     shown = status_of("small/test", None, [], url)
-    assert "small/test, not running: the same `bft-ray search` goes on with it" in shown
+    assert "small/test, not running: the same `bft-ray search` resumes it" in shown
 
 
 def test_all_studies_in_a_line_each(url):
@@ -94,7 +94,7 @@ def test_a_mistyped_address_makes_nothing(tmp_path):
         lambda: status_of("small/test", None, [], wrong),
         lambda: cancel_study("small/test", None, [], wrong),
     ):
-        with pytest.raises(BadInput, match=r"`database` is .* but must be a file that exists, to be looked at"):
+        with pytest.raises(BadInput, match=r"`database` is .* but must be a file that exists, to be read"):
             look()
     assert not list(tmp_path.iterdir())
 
@@ -170,10 +170,10 @@ def test_the_tracking_server_of_the_environment(space, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["search", "starter"], "interrupted; the same command goes on with the study\n"),
+        (["search", "starter"], "interrupted; the same command resumes the study\n"),
         (
             ["train", "starter"],
-            "interrupted; the same command goes on from the last checkpoint if the run has a name\n",
+            "interrupted; the same command resumes from the last checkpoint if the run has a name\n",
         ),
         (["doctor"], "interrupted\n"),
     ],

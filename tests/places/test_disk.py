@@ -148,11 +148,11 @@ def test_a_database_on_a_full_disk(small):
         study = None
         with pytest.raises(DiskFull, match=r"adding a study failed, for the disk that holds .*studies.db"):
             for number in range(1000):
-                study = database.patiently(
+                study = database.retry(
                     "adding a study", lambda number=number: database.storage.create_new_study([1], f"s{number}")
                 )
         (small / "filler").unlink()
-        assert database.patiently("adding a study", lambda: database.storage.create_new_study([1], "x")) != study
+        assert database.retry("adding a study", lambda: database.storage.create_new_study([1], "x")) != study
 
 
 def stopped_and_gone_on_with(tree: dict, folder: str) -> list:

@@ -12,7 +12,7 @@ from bft_ray.loss import normalisation
 from bft_ray.loss.reference import gather_sums
 from bft_ray.loss.weights import weigh
 from bft_ray.space.assign import with_overrides
-from bft_ray.space.duplicates import canonical, distinct, merge_reasons, same_run
+from bft_ray.space.duplicates import canonical, distinct, duplicate_reasons, same_run
 
 LONGEST = 12
 
@@ -26,7 +26,7 @@ EQUAL = [
     (loss("sft"), loss("sft", window=7, gamma=2.0, epsilon=0.3, confidence="arithmetic"), "window is not used"),
     (loss("dft", token_cap=0.5), loss("bft_no_sample", aggregate="token"), "token_cap is not used"),
     (loss("bft"), loss("bft", epsilon=0.5, token_epsilon=0.1), "epsilon is not used"),
-    (loss("bft"), loss("bft_no_token", token_weight="exp_nll"), "both methods come to the same fields"),
+    (loss("bft"), loss("bft_no_token", token_weight="exp_nll"), "both methods give the same fields"),
     (loss("bft"), loss("bft_group", token_weight="exp_nll", confidence="geometric"), "both methods"),
     (loss("sft", weight_cap=2.0, normalise=True), loss("sft"), "weight_cap is not used"),
     (loss("sft", weight_cap=0.5, normalise=True), loss("sft"), "weight_cap is not used"),
@@ -78,13 +78,13 @@ DIFFERENT = [
 @pytest.mark.parametrize(("a", "b", "reason"), EQUAL)
 def test_equal_by_hand(a, b, reason):
     assert same_run(a, b, LONGEST) and canonical(a, LONGEST) == canonical(b, LONGEST)
-    assert reason in "; ".join(merge_reasons(a, b, LONGEST))
+    assert reason in "; ".join(duplicate_reasons(a, b, LONGEST))
 
 
 @pytest.mark.parametrize(("a", "b"), DIFFERENT)
 def test_different_by_hand(a, b):
     assert not same_run(a, b, LONGEST)
-    assert merge_reasons(a, b, LONGEST) == []
+    assert duplicate_reasons(a, b, LONGEST) == []
 
 
 def test_methods_are_runs_of_their_own():
@@ -95,7 +95,7 @@ def test_methods_are_runs_of_their_own():
 def test_a_setting_is_equal_to_itself_and_the_order_does_not_matter():
     for a, b, _ in EQUAL:
         assert same_run(a, a, LONGEST) and same_run(b, a, LONGEST) == same_run(a, b, LONGEST)
-    assert merge_reasons(loss(), loss(), LONGEST) == []
+    assert duplicate_reasons(loss(), loss(), LONGEST) == []
 
 
 def applied(logp: torch.Tensor, sample: torch.Tensor, num_samples: int, config: LossConfig) -> torch.Tensor:

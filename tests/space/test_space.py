@@ -146,7 +146,10 @@ def floats(**fields: Any) -> dict[str, Any]:
             {"objective": {"metric": "validation/nll", "second": {"metric": "validation/nll", "largest_loss": 0.1}}},
             "`objective.second.metric` is 'validation/nll', but must be another metric",
         ),
-        ({"fixed": {"loss.window": 3}}, "`fixed.loss.window` is 3, but must be left out, for `parameters` varies it"),
+        (
+            {"fixed": {"loss.window": 3}},
+            "`fixed.loss.window` is 3, but must be left out, because `parameters` varies it",
+        ),
         ({"fixed": {"seed": 3}}, "`fixed.seed` is 'given', but must be left out. Use `seeds`"),
         (
             {"fixed": {"schedule.steps": 5}, "budget": {"trials": 8, "steps": 5}},
@@ -171,7 +174,7 @@ def floats(**fields: Any) -> dict[str, Any]:
                 with_parameters(**{name: {"kind": "categorical", "values": values}})
                 | {"scheduler": {"kind": "asha", "grace_steps": 3}},
                 f"`parameters.{name.replace('__', '.')}` is 'varied', but must be fixed where ASHA compares runs at a rung: they "
-                "would stand at different points of their decay. Take `scheduler: {kind: none}`, or fix it.",
+                "would be at different points of their decay. Use `scheduler: {kind: none}`, or fix it.",
             )
             for name, values in (
                 ("schedule__steps", [10, 20]),
@@ -580,7 +583,7 @@ def test_the_cost_of_a_study():
     check_space(space, base)
     cost = cost_of(space, base, longest=100)
     assert (cost.combinations, cost.distinct, cost.trials) == (24, 16, 24)
-    assert cost.merged == ((8, "windows 128 and 256 both hold the longest sample (100 tokens) whole"),)
+    assert cost.duplicates == ((8, "windows 128 and 256 both hold the longest sample (100 tokens) whole"),)
     assert cost.rungs == (10, 30)
     assert (cost.search_runs, cost.search_steps) == (32, 32 * 90)
     assert cost.search_steps_stopped == 2 * (16 * 10 + 6 * 20 + 2 * 60)
@@ -591,7 +594,7 @@ def test_the_cost_of_a_study():
     text = describe(space, base, longest=100)
     for line in (
         "combinations               24, of which 16 differ",
-        "  merged                   8: windows 128 and 256 both hold the longest sample (100 tokens) whole",
+        "  duplicates               8: windows 128 and 256 both hold the longest sample (100 tokens) whole",
         "search, at most                  32         2,880",
         "all, at most                     69         6,210",
     ):

@@ -31,7 +31,7 @@ def trials(rungs, ends, **more):
 def test_which_trials_count_and_which_way_is_better():
     done = trials([1, 2, 3, 4, 5], [1, 2, 3, 5, 4])
     stopped = TrialRecord("search", 9, {}, state="pruned", rungs={4: {0: -9.0}})
-    merged = TrialRecord("search", 8, {}, state="complete", merged_with="search/1", rungs={4: {0: 9.0}}, value=-9.0)
+    merged = TrialRecord("search", 8, {}, state="complete", duplicate_of="search/1", rungs={4: {0: 9.0}}, value=-9.0)
     same = by_rung([*done, stopped, merged], "choices/probability", "choices/accuracy")
     assert set(same) == {4} and same[4].tau == pytest.approx(0.8)
     turned = by_rung(done, "validation/nll", "choices/accuracy")
@@ -44,7 +44,7 @@ def test_a_rung_at_which_all_trials_are_equal_is_blind():
     alike = trials([0.25, 0.25, 0.25], [0.25, 0.3, 0.2])
     assert blind_rungs(alike) == {4: 3}
     assert blind_rungs(alike[:1]) == {} and blind_rungs(trials([0.25, 0.26], [0.25, 0.3])) == {}
-    duplicate = TrialRecord("search", 8, {}, state="complete", merged_with="search/0", rungs={4: {0: 0.25}}, value=0.25)
+    duplicate = TrialRecord("search", 8, {}, state="complete", duplicate_of="search/0", rungs={4: {0: 0.25}}, value=0.25)
     assert blind_rungs([alike[0], duplicate]) == {}  # one run, twice
 
 

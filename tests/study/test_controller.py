@@ -59,8 +59,8 @@ def test_a_whole_study(tmp_path, url):
     assert len(search) == 20 and all(record.is_finished for record in search)
     pruned = [record for record in search if record.status == "pruned"]
     assert pruned and all(record.value is None and record.num_steps in (4, 12) for record in pruned)
-    merged = [record for record in search if record.merged_with]
-    assert any(record.merged_with.startswith("baselines/") for record in merged)  # bft at 256
+    merged = [record for record in search if record.duplicate_of]
+    assert any(record.duplicate_of.startswith("baselines/") for record in merged)  # bft at 256
     assert not {one.id for one in merged} & {trial for trial, *_ in executor.trained}
     # each (trial, seed) was trained once, without a gap
     spans: dict[tuple[str, int], list[tuple[int, int]]] = {}
@@ -77,7 +77,7 @@ def test_a_whole_study(tmp_path, url):
     assert choice.verdict == "candidate" and "bft_inverse" in choice.champion and choice.num_items == 30
     # weights: of the best two trials, and of the first seed of each arm
     kept = sorted(str(path.relative_to(tmp_path / "study")) for path in (tmp_path / "study").glob("*/*/weights-*"))
-    best = sorted((one for one in search if one.value and not one.merged_with), key=lambda one: -one.value)[:2]
+    best = sorted((one for one in search if one.value and not one.duplicate_of), key=lambda one: -one.value)[:2]
     assert [name for name in kept if name.startswith("search")] == sorted(
         f"search/{record.number:04d}/weights-0" for record in best
     )
@@ -86,7 +86,7 @@ def test_a_whole_study(tmp_path, url):
     ended = [trial for event, trial in executor.events if event == "ended"]
     assert len(set(begun)) == len(begun) and sorted(ended) == sorted(r.id for r in [*baselines, *search, *runs])
     groups = {str(item): [f"patient {item // 2}"] for item in range(10)}  # of which the statistics must know
-    assert all(record.extra["groups"] == groups for record in runs if not record.merged_with)
+    assert all(record.extra["groups"] == groups for record in runs if not record.duplicate_of)
     assert not any("groups" in record.extra for record in (*baselines, *search))
 
 
@@ -259,7 +259,7 @@ def test_damaged_files_of_trials_that_go_on_are_told(tmp_path):
     for file in files:
         damage(file, "half")
     assert executor.run()
-    assert [line for line in executor.controller.told if line == f"{files[0]} is damaged: that run begins anew"]
+    assert [line for line in executor.controller.messages if line == f"{files[0]} is damaged: that run starts again"]
     assert not [record for record in executor.records(SEARCH) if record.state == "failed"]
 
 
@@ -352,7 +352,7 @@ def test_baselines_that_are_one_run_share_their_scores(tmp_path, url):
     executor = Executor(replace(make_study(tmp_path, baselines=bft), longest=200), url)
     assert executor.run()
     runs, parts = executor.records(CONFIRMATION), [executor.records(part) for part in PARTS[:2]]
-    assert {record.merged_with is None for record in runs if record.extra["arm"] == "bft"} == {False}
+    assert {record.duplicate_of is None for record in runs if record.extra["arm"] == "bft"} == {False}
     plan = plan_of(executor.study.space, arms_of(executor.study.space, *parts), None)
     choice = choose(confirmed(executor.study.space, runs), plan)
     assert choice.champion is not None and choice.arm("wide").gain.gain == 0

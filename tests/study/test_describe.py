@@ -27,7 +27,7 @@ RECORDS = {
         trial(0, 0.37),
         trial(1, 0.4, window=128),
         trial(2, state="pruned", window=512, num_steps=9, rungs={9: {0: 0.2}}),
-        trial(3, window=1024, state="pruned", num_steps=9, rungs={9: {0: 0.2}}, merged_with="search/2"),
+        trial(3, window=1024, state="pruned", num_steps=9, rungs={9: {0: 0.2}}, duplicate_of="search/2"),
         trial(4, state="failed", reason="out of memory"),
     ],
 }
@@ -82,7 +82,7 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
     lines = note.splitlines()
     assert lines[0] == explain(WON).splitlines()[0] and lines[0].startswith("**`w128 lr0.001` wins**, by +0.1")
     assert lines[2] == (
-        "**Test split, looked at once**: `w128 lr0.001` has choices/probability 0.391 on 200 items, the default `bft` 0.352: "
+        "**Test split, measured once**: `w128 lr0.001` has choices/probability 0.391 on 200 items, the default `bft` 0.352: "
         "gain +0.0391 [+0.0101, +0.0681], paired by item: of these two models, not of their "
         "settings. A true gain of 0.0415 shows in 8 of 10 such tests."
     )
@@ -92,17 +92,17 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
         "| optimizer.learning_rate | 0.001 |",
         "#### Leaderboard, 5 of 5 trials",
         "| 1 | 1 | 128 | 0.001 | 0.400 | 81 | complete |",
-        "|  | 3 | 1024 | 0.001 |  | 9 | merged with 2 at 9: 0.200 |",
+        "|  | 3 | 1024 | 0.001 |  | 9 | duplicate of 2 at 9: 0.200 |",
         "| bft | 0.0001 | 0.350 |",
         "| sft | 0.001 | 0.330 |",
         "- study `long_answers`, domain `medical_qa`, config `starter`, objective choices/probability",
         "- varied: `loss.window` {64, 128, 512, 1024}, `optimizer.learning_rate` {0.0001, 0.001}, "
         "`loss.weight_cap` 1.5 to 20 (log)",
         "- samples: train 2,400, validation 229",
-        "- budget: 5 trials (2 complete, 1 pruned, 1 failed, 1 merged), 81 steps each, seeds 0",
+        "- budget: 5 trials (2 complete, 1 pruned, 1 failed, 1 duplicate), 81 steps each, seeds 0",
         "- sampler tpe, seed 0; early stops: ASHA from step 9, 1 of 3 goes on",
         # baselines 3 x 81, search 81 + 81 + 9, merged 9, stopped 81 - 9: 81 of 495
-        "- 414 steps trained, 9 saved by merging 1 trial with equal ones, 72 by stopping 1 trial early: 16% less than all",
+        "- 414 steps trained, 9 saved by 1 duplicate, 72 by stopping 1 trial early: 16% less than all",
         "- from the first start to the last end: 7 min 40 s",
         "- `bft-ray best medical_qa`: the chosen configuration",
         "- `bft-ray train --champion medical_qa`: trains with it",
@@ -200,7 +200,7 @@ def window_study(runs=WINDOWS) -> tuple[SearchSpace, list[TrialRecord]]:
     one = {"loss.window": {"kind": "categorical", "values": [64, 128, 512, 1024]}}
     kind = {"sampler": {"kind": "grid"}, "confirmation": None, "baselines": [], "scheduler": {"kind": "none"}}
     search = [
-        trial(n, own, window=window, assignment={"loss.window": window}, merged_with="search/2" if n == 3 else None)
+        trial(n, own, window=window, assignment={"loss.window": window}, duplicate_of="search/2" if n == 3 else None)
         for n, (window, own) in enumerate(zip((64, 128, 512, 1024), runs, strict=True))
     ]
     return space(parameters=one, name="window", **kind), search
@@ -236,7 +236,7 @@ def test_what_cannot_be_told():
     noisy = [[0.30, 0.42, 0.34], [0.30, 0.41, 0.42], [0.35, 0.26, 0.47], [0.35, 0.26, 0.47]]
     own, search = window_study(noisy)
     assert ": a difference within noise (of two means, " in verdict({"search": search}, own)
-    shared = [replace(record, merged_with="baselines/0") for record in search[:2]] + search[2:]
+    shared = [replace(record, duplicate_of="baselines/0") for record in search[:2]] + search[2:]
     assert reach(shared, METRIC, "loss.window") == reach(search[:1] + search[2:], METRIC, "loss.window")
     own, search = window_study([runs[:1] for runs in WINDOWS])
     assert reach(search, METRIC, "loss.window") is None
@@ -246,7 +246,7 @@ def test_what_cannot_be_told():
     several = space(confirmation=None)
     assert verdict({"search": RECORDS["search"]}, several) == (
         "**No winner is named**: the best trial is `w128 lr0.001` (choices/probability 0.400), the next trial, `w64 lr0.001` "
-        "(0.370). How far noise reaches is not known: there are no scores of single items."
+        "(0.370). The noise is not known: there are no scores of single items."
     )
     assert evidence(RECORDS["search"], several).endswith("in the other settings as well: a lead, not a test.")
     assert verdict(RECORDS, space()).startswith("**Not confirmed**: `w128 lr0.001` has the best")

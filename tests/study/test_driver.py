@@ -148,7 +148,7 @@ def test_a_study_of_which_most_failed_says_so(driver, monkeypatch, capsys):
 
     monkeypatch.setattr(Executor, "_walk", walk)
     result = driver.search(**COMPARES)
-    failed = [record for record in driver.records() if record.state == "failed" and not record.merged_with]
+    failed = [record for record in driver.records() if record.state == "failed" and not record.duplicate_of]
     ran = len(failed) + 2
     assert result.failed.startswith(f"{len(failed)} of {ran} trials failed, so the answer says little; ")
     assert result.failed.endswith(f"{len(failed)} of them: OutOfMemoryError: CUDA out of memory")

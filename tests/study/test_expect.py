@@ -10,7 +10,7 @@ from bft_ray.config import load_config, make_config
 from bft_ray.errors import BadInput
 from bft_ray.space.cost import cost_of
 from bft_ray.study.checks import expect
-from bft_ray.study.checks.expect import takes, untold
+from bft_ray.study.checks.expect import caveats, requirements
 from bft_ray.study.checks.ready import Facts, _require_items
 from bft_ray.study.execute.measure import Measured, measure
 from tests.support.noted import METRIC, space
@@ -30,19 +30,19 @@ def a_study(samples: tuple[int, ...] = (200,), epochs: float = 3.0, **more: Any)
 
 def test_what_stands_beside_the_trials_and_what_cannot_be_told():
     own, cost, facts = a_study()
-    assert untold(own, cost, facts) == [
+    assert caveats(own, cost, facts) == [
         "baseline runs (sft, dft, bft, each with its rates and seeds) beside the trials asked for: 6 beside 20",
         "note: no confirmation.test: no look at data on which nothing was chosen",
         "note: the confirmation data have 40 items: of a share such as an accuracy, a true difference below about 0.2 is "
         "missed more often than in 2 of 10 studies",
     ]
-    told = untold(*a_study(confirmation=None))
+    told = caveats(*a_study(confirmation=None))
     assert told[1].startswith(
         "note: no confirmation: the study tells which settings stood best on the data that picked"
     )
     assert "registers no champion" in told[1]
     own, cost, facts = a_study((5,), epochs=1.0)
-    told = untold(own, cost, facts)
+    told = caveats(own, cost, facts)
     assert "note: no trial is stopped early: scheduler.grace_steps is 9, and a trial has 1 steps" in told
     batch = facts.first.data.global_batch_size
     assert f"note: the 5 training samples are fewer than a batch of {batch}: each stands in it repeatedly" in told
@@ -62,7 +62,7 @@ def test_time_disk_and_memory(monkeypatch):
     own, cost, facts = a_study()
     steps = cost.steps
     assert steps is not None and len(cost.rungs) == 2
-    lines = takes(own, facts.first, cost, MEASURED, 2)
+    lines = requirements(own, facts.first, cost, MEASURED, 2)
     assert cost.search_steps_stopped is not None
     tuning, search = 6 * (2 * steps + 11), 2 * cost.search_steps_stopped + 20 * 31
     confirmation = 25 * (2 * steps + 11)
@@ -73,7 +73,7 @@ def test_time_disk_and_memory(monkeypatch):
     models = facts.first.checkpoint.keep + 5 + facts.first.tracking.log_model
     assert lines[1] == f"disk    at most {20 * models} MB: {models} models of 20 MB"
     twice = space(confirmation=CONFIRMED, scheduler={"kind": "asha", "grace_steps": 9}, deterministic=True)
-    waiting = takes(twice, facts.first, cost, MEASURED, 2)[1]
+    waiting = requirements(twice, facts.first, cost, MEASURED, 2)[1]
     assert (
         waiting
         == f"disk    at most {(20 * models + 20 * 60) / 1000:.3g} GB: {models} models of 20 MB, 20 of 60 MB of trials that wait at a rung"
@@ -83,13 +83,13 @@ def test_time_disk_and_memory(monkeypatch):
         "measured on 1 CPU thread(s): 2 s a step, 10 s a measurement of the first trial's config, in a process of its own, "
         "in 14 s"
     )
-    assert "GPU" in takes(own, facts.first, cost, Measured(**vars(MEASURED) | {"gpu_bytes": 10**9}), None)[2]
+    assert "GPU" in requirements(own, facts.first, cost, Measured(**vars(MEASURED) | {"gpu_bytes": 10**9}), None)[2]
     for free, said in ((models * 39_000_000, False), (10_000_000, True)):
         monkeypatch.setattr(expect, "free_bytes", lambda path, free=free: free)
-        line = takes(own, facts.first, cost, MEASURED, 2)[1]
+        line = requirements(own, facts.first, cost, MEASURED, 2)[1]
         assert f"models of 20 MB; {free // 10**6} MB are free on the disk of cluster.storage_path" in line
         assert ("too little, if all of it is needed" in line) == said
-    (line,) = takes(own, facts.first, cost, "it took more than 120 s", 2)
+    (line,) = requirements(own, facts.first, cost, "it took more than 120 s", 2)
     assert line == "time, disk and memory are not measured: it took more than 120 s"
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bft_ray.study.propose.halving import goes_on, survivors
+from bft_ray.study.propose.halving import is_promoted, survivors
 from bft_ray.study.records.record import TrialRecord
 
 HIGHER, LOWER = "choices/probability", "validation/nll"
@@ -18,7 +18,7 @@ HIGHER, LOWER = "choices/probability", "validation/nll"
 def at(number: int, state="running", merged: str | None = None, **rungs: float) -> TrialRecord:
     """`at(3, r8=0.5)`: trial 3 has 0.5 at the rung of step 8."""
     values = {int(name[1:]): {0: value} for name, value in rungs.items()}
-    return TrialRecord("search", number, {}, state=state, rungs=values, merged_with=merged)
+    return TrialRecord("search", number, {}, state=state, rungs=values, duplicate_of=merged)
 
 
 def test_asynchronous_by_hand():
@@ -27,10 +27,10 @@ def test_asynchronous_by_hand():
     arrived, went_on = [], []
     for number, value in enumerate(values):
         arrived.append(at(number, r8=value))
-        went_on.append(goes_on(arrived, number, 8, 3, HIGHER))
+        went_on.append(is_promoted(arrived, number, 8, 3, HIGHER))
     assert went_on == [True, False, True, True, False, True, False]
     # with the other direction: 0.5 first, then 0.4, 0.1 are the least so far, and of 7 the least two are 0.1 and 0.4
-    assert [goes_on(arrived[: n + 1], n, 8, 3, LOWER) for n in range(7)] == [
+    assert [is_promoted(arrived[: n + 1], n, 8, 3, LOWER) for n in range(7)] == [
         True,
         True,
         False,
@@ -43,18 +43,22 @@ def test_asynchronous_by_hand():
 
 def test_asynchronous_counts_every_trial_that_was_there_and_no_merged_one():
     others = [at(0, "pruned", r8=0.9), at(1, "failed", r8=math.nan), at(2, "complete", r8=0.8), at(3, r4=0.99)]
-    assert not goes_on([*others, at(4, r8=0.7)], 4, 8, 2, HIGHER)  # third of four
-    assert goes_on([*others, at(4, r8=0.85)], 4, 8, 2, HIGHER)  # second of four
+    assert not is_promoted([*others, at(4, r8=0.7)], 4, 8, 2, HIGHER)  # third of four
+    assert is_promoted([*others, at(4, r8=0.85)], 4, 8, 2, HIGHER)  # second of four
     merged = [at(5, "complete", "search/2", r8=0.8), at(6, "complete", "search/2", r8=0.8)]
-    assert not goes_on([*others, *merged, at(4, r8=0.7)], 4, 8, 2, HIGHER)
+    assert not is_promoted([*others, *merged, at(4, r8=0.7)], 4, 8, 2, HIGHER)
     ties = [at(0, r8=0.5), at(1, r8=0.5), at(2, r8=0.5)]
-    assert [goes_on(ties, number, 8, 3, HIGHER) for number in range(3)] == [True, False, False]  # the first of equals
+    assert [is_promoted(ties, number, 8, 3, HIGHER) for number in range(3)] == [
+        True,
+        False,
+        False,
+    ]  # the first of equals
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_never_goes_on(value):
-    assert not goes_on([at(0, r8=value)], 0, 8, 3, HIGHER)
-    assert not goes_on([at(0, r8=value)], 0, 8, 3, LOWER)
+    assert not is_promoted([at(0, r8=value)], 0, 8, 3, HIGHER)
+    assert not is_promoted([at(0, r8=value)], 0, 8, 3, LOWER)
     assert survivors([at(0, r8=value), at(1, r8=0.1)], [8], 8, 2, LOWER) == {1}
     assert survivors([at(0, r8=value)], [8], 8, 2, HIGHER) == frozenset()
 
@@ -62,10 +66,10 @@ def test_what_is_not_finite_never_goes_on(value):
 def test_a_mean_over_seeds_counts_when_all_are_there():
     halves = TrialRecord("search", 0, {}, seeds=(0, 1), state="running", rungs={8: {0: 0.4}})
     with pytest.raises(KeyError):
-        goes_on([halves], 0, 8, 3, HIGHER)
+        is_promoted([halves], 0, 8, 3, HIGHER)
     whole = TrialRecord("search", 0, {}, seeds=(0, 1), state="running", rungs={8: {0: 0.4, 1: 0.6}})
     assert whole.rung_values == {8: 0.5}
-    assert goes_on([whole, at(1, r8=0.49)], 0, 8, 3, HIGHER)
+    assert is_promoted([whole, at(1, r8=0.49)], 0, 8, 3, HIGHER)
 
 
 def test_synchronous_by_hand():
@@ -120,7 +124,7 @@ def test_synchronous_for_any_values(values, reduction, metric, draw: random.Rand
 def test_asynchronous_for_any_values(values, reduction, metric, draw: random.Random):
     """Whatever came before, at most a share goes on of those that are there, and the best always does."""
     records = [at(number, r8=value) for number, value in enumerate(values)]
-    on = {number for number in range(len(values)) if goes_on(records, number, 8, reduction, metric)}
+    on = {number for number in range(len(values)) if is_promoted(records, number, 8, reduction, metric)}
     finite = [value for value in values if math.isfinite(value)]
     best = (max if metric == HIGHER else min)(finite, default=None)
     assert all(math.isfinite(values[number]) for number in on)
@@ -128,4 +132,4 @@ def test_asynchronous_for_any_values(values, reduction, metric, draw: random.Ran
     if finite:
         assert values.index(best) in on
     draw.shuffle(records)
-    assert on == {number for number in range(len(values)) if goes_on(records, number, 8, reduction, metric)}
+    assert on == {number for number in range(len(values)) if is_promoted(records, number, 8, reduction, metric)}

@@ -45,7 +45,7 @@ RECORDS = [
     trial(0, value=0.30, started=0.0, finished=10.0),
     trial(1, value=0.50, window=256, started=0.0, finished=20.0),
     trial(2, "pruned", num_steps=8, rungs={8: {0: 0.20}}, started=10.0, finished=14.0),
-    trial(3, value=0.50, window=512, merged_with="search/1", started=20.0, finished=20.0),
+    trial(3, value=0.50, window=512, duplicate_of="search/1", started=20.0, finished=20.0),
     trial(4, "failed", reason="choices/probability is nan (seed 0)", started=20.0, finished=26.0, num_steps=24),
     trial(5, "running", started=25.0),
     trial(6, "waiting"),
@@ -59,7 +59,7 @@ def test_order_best_and_counts():
     found = best(RECORDS, METRIC)
     assert found is not None and found.number == 1
     assert best(RECORDS[4:], METRIC) is None
-    assert counts(RECORDS) == {"waiting": 1, "running": 1, "complete": 2, "pruned": 2, "failed": 1, "merged": 1}
+    assert counts(RECORDS) == {"waiting": 1, "running": 1, "complete": 2, "pruned": 2, "failed": 1, "duplicate": 1}
 
 
 def test_baselines_at_their_best():
@@ -68,7 +68,7 @@ def test_baselines_at_their_best():
         trial(0, value=0.1, extra={"baseline": "sft"}),
         trial(1, value=0.3, extra={"baseline": "sft"}),
         trial(2, value=0.4, extra={"baseline": "bft"}),
-        trial(3, value=0.4, extra={"baseline": "twin"}, merged_with="search/2"),
+        trial(3, value=0.4, extra={"baseline": "twin"}, duplicate_of="search/2"),
         trial(4, "failed", extra={"baseline": "dft"}),
     ]
     assert [(name, record.number) for name, record in tuned(records, METRIC).items()] == [
@@ -82,12 +82,12 @@ def test_baselines_at_their_best():
 def test_steps_that_were_saved():
     """Trained 24 + 24 + 8 + 24 (failed) + 16; merged 24; stopped (24 - 8) + (24 - 16)."""
     found = saved(RECORDS)
-    assert (found.trained, found.merged, found.pruned) == (96, 24, 24)
-    assert (found.num_merged, found.num_pruned) == (1, 2)
+    assert (found.trained, found.duplicates, found.pruned) == (96, 24, 24)
+    assert (found.num_duplicates, found.num_pruned) == (1, 2)
     both = saved(
-        [trial(0, "pruned", runs=[0.1, 0.2], num_steps=16), trial(1, "pruned", merged_with="search/0", num_steps=16)]
+        [trial(0, "pruned", runs=[0.1, 0.2], num_steps=16), trial(1, "pruned", duplicate_of="search/0", num_steps=16)]
     )
-    assert (both.trained, both.pruned, both.merged) == (16, 32, 16)
+    assert (both.trained, both.pruned, both.duplicates) == (16, 32, 16)
 
 
 def test_metric_against_window():
@@ -106,7 +106,7 @@ def test_the_table():
     rows = table(RECORDS, METRIC)
     assert rows[0] == ["place", "trial", "window", "learning_rate", METRIC, "steps", "status"]
     assert rows[1] == ["1", "1", "256", "0.001", "0.500", "24", "complete"]
-    assert rows[2] == ["2", "3", "512", "0.001", "0.500", "24", "merged with 1"]
+    assert rows[2] == ["2", "3", "512", "0.001", "0.500", "24", "duplicate of 1"]
     assert rows[4] == ["", "7", "64", "0.001", "", "16", "pruned at 16: 0.100"]
     assert rows[8][-1] == "failed: choices/probability is nan (seed 0)"
     assert len(table(RECORDS, METRIC, limit=2)) == 3
@@ -131,15 +131,15 @@ def test_expected_end():
 
 def test_status():
     lines = status_text(RECORDS, METRIC, 12, now=30.0, time_s=3700.0).splitlines()
-    assert lines[0] == "trials   6 of 12 finished: 1 waiting, 1 running, 2 complete, 2 pruned, 1 failed, 1 merged"
-    assert lines[1] == "steps    96 trained, 24 saved by merging, 24 by early stops"
+    assert lines[0] == "trials   6 of 12 finished: 1 waiting, 1 running, 2 complete, 2 pruned, 1 failed, 1 duplicate"
+    assert lines[1] == "steps    96 trained, 24 saved by duplicates, 24 by early stops"
     assert lines[2] == "time     1 h 01 min left of 1 h 01 min for starting trials"
     assert lines[3] == "end      expected in 47 s"
     assert lines[4] == "best     choices/probability 0.500: trial 1, loss.window=256 optimizer.learning_rate=0.001"
     assert lines[5] == "failed   trial 4: choices/probability is nan (seed 0)"
     assert status_text([], METRIC, 12, now=0.0).splitlines() == [
         "trials   0 of 12 finished",
-        "steps    0 trained, 0 saved by merging, 0 by early stops",
+        "steps    0 trained, 0 saved by duplicates, 0 by early stops",
     ]
 
 
@@ -148,7 +148,7 @@ def test_time_counts_once_and_not_while_the_study_lay_still():
         trial(0, value=0.5, started=100.0, finished=110.0),
         trial(1, value=0.5, started=105.0, finished=120.0),  # at the same time
         trial(2, value=0.5, started=5000.0, finished=5010.0),  # the next day
-        trial(3, value=0.5, started=0.0, finished=9000.0, merged_with="search/0"),
+        trial(3, value=0.5, started=0.0, finished=9000.0, duplicate_of="search/0"),
         trial(4, state="waiting", started=0.0),  # sent back when its driver died
         trial(5, state="running", started=5008.0),
     ]

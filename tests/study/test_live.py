@@ -88,8 +88,8 @@ def test_the_lines_of_a_study():
             3,
             value=0.4,
             name="w512",
-            merged_with="search/0",
-            merged_because="windows 512 and 1024 both hold the longest sample (350 tokens) whole",
+            duplicate_of="search/0",
+            duplicate_because="windows 512 and 1024 both hold the longest sample (350 tokens) whole",
         )
         search[4] = trial(4, "failed", name="", reason="the loss is\nnot finite")
         search[5] = trial(5, "running")
@@ -108,7 +108,7 @@ def test_the_lines_of_a_study():
         "[search 1/6] w128 e0.05 c8: complete, choices/probability 0.399",  # a baseline had 0.4
         "[search 2/6] w128 e0.05 c8: complete, choices/probability 0.412 (best so far)",
         "[search 3/6] w128 e0.05 c8: pruned at step 27 with 1.877",
-        "[search 4/6] w512: merged with search/0: windows 512 and 1024 both hold the longest sample (350 tokens) whole",
+        "[search 4/6] w512: duplicate of search/0: windows 512 and 1024 both hold the longest sample (350 tokens) whole",
         "[search 5/6] loss.window=128: failed: the loss is not finite",
         "confirmation",
         "confirmation: 10 trials, about 50 s with 2 at a time if each takes 10 s",

@@ -55,7 +55,7 @@ SEARCH = [
     trial(1, 0.40, window=128, epsilon=0.02, rungs={9: 0.3, 27: 0.35}),
     trial(2, state="pruned", rungs={9: 0.1}),
     trial(3, 0.34, epsilon=0.4),
-    trial(4, 0.40, window=512, epsilon=0.02, merged_with="search/1"),
+    trial(4, 0.40, window=512, epsilon=0.02, duplicate_of="search/1"),
     trial(5, state="failed", reason="out of memory"),
     trial(6, state="running", rungs={9: 0.25}),
 ]
@@ -126,7 +126,7 @@ def test_objective_against_window():
     axes = drawn(pictures._by_setting(runs, tuned(BASELINES, METRIC), space(), WINDOW))
     assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "128", "256", "512"]  # with the default
     assert points(axes, "a run") == [(-0.1, 0.3), (0.9, 0.4), (-0.1, 0.34), (-0.1, 0.2), (-0.1, 0.36)]
-    assert points(axes, "a merged trial, which is the run of another") == [(2.9, 0.4)]
+    assert points(axes, "a duplicate: the run of another trial") == [(2.9, 0.4)]
     (bars,) = axes.containers
     assert bars.get_label() == "mean, least and largest"
     assert list(bars.lines[0].get_xdata()) == [0.1] and bars.lines[0].get_ydata()[0] == pytest.approx(0.3)
@@ -166,7 +166,7 @@ def test_history():
     axes = drawn(pictures._history(SEARCH, {}, space()))
     assert points(axes, "best so far") == [(0, 0.3), (1, 0.4), (6.5, 0.4)]
     assert points(axes, "complete") == [(0, 0.3), (1, 0.4), (3, 0.34)]
-    assert points(axes, "merged") == [(4, 0.4)]
+    assert points(axes, "duplicate") == [(4, 0.4)]
     assert points(axes, "stopped early, at its last rung") == [(2, 0.1)]
     assert points(axes, "failed") == [(5, 0.02)]  # share of the height
     other = drawn(pictures._history(SEARCH, {}, space(rung_metric="validation/nll")))

@@ -16,7 +16,7 @@ from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model import base_weights
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.space.load import load_space, load_study, spaces
-from bft_ray.study.checks.ready import Facts, look_at
+from bft_ray.study.checks.ready import Facts, inspect_study
 from bft_ray.study.records.same_study import refuse_others, study_settings
 
 
@@ -65,7 +65,7 @@ def look(make_tree, tmp_path):
         }
         (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
         told: list[str] = []
-        return look_at(*load_study(tmp_path / "space.yaml"), told.append), told
+        return inspect_study(*load_study(tmp_path / "space.yaml"), told.append), told
 
     return make
 
@@ -142,7 +142,7 @@ def test_shipped_spaces_on_the_bundled_data(name, tmp_path, monkeypatch):
             write_rows(tmp_path / f"data/{split}.jsonl", [row | {"gold_name": row["id"]} for row in rows])
     told: list[str] = []
     own = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"data.cache_dir={tmp_path}/cache"]
-    facts = look_at(*load_study(name, overrides=own), told.append)
+    facts = inspect_study(*load_study(name, overrides=own), told.append)
     assert facts.samples_per_source and not [text for text in told if "note" in text]
     assert load_space(name).confirmation is not None
 
@@ -176,7 +176,7 @@ def test_weights_that_were_trained_again_make_another_study(make_tree, tiny_mode
 
     def settings() -> dict[str, Any]:
         given = load_study(tmp_path / "space.yaml")
-        return study_settings(*given, look_at(*given).fingerprints)
+        return study_settings(*given, inspect_study(*given).fingerprints)
 
     old = settings()
     os.utime(folder / "model.safetensors", (1, 1))

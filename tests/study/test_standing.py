@@ -104,7 +104,7 @@ def test_what_is_not_known_names_nobody():
     assert unknown is not None and unknown.gain is None
     assert verdict(records, ALONE) == in_words(unknown, METRIC) and "**No winner is named**" in verdict(records, ALONE)
     same = study(0.49, 0.49)
-    same["search"][0] = replace(same["search"][0], key="sft3", merged_with="baselines/1")
+    same["search"][0] = replace(same["search"][0], key="sft3", duplicate_of="baselines/1")
     assert verdict(same, ALONE).startswith("**No trial is better than the best baseline**, `sft lr0.001`: the best one")
     assert standing_of({"search": []}, METRIC, {}) is None
     alone = standing_of({"search": [trial(0, 0.4)]}, METRIC, {})

@@ -22,7 +22,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.study.propose.duplicates import key_of, twin_of, why_equal
+from bft_ray.study.propose.duplicates import key_of, original_of, why_duplicate
 from bft_ray.study.records.database import Database, DatabaseAway
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, Store, studies
@@ -60,7 +60,7 @@ def test_a_study_as_optuna_reads_it(url):
     store.prune(1, 8, "not among the best at step 8")
     store.complete(2, {0: {METRIC: math.inf}}, 24)
     store.fail(3, "the loss of step 3 is not finite, at postgresql://me:secret@host/db", 3)
-    add(store, 6, A, key="key 0", twin=store.record(0), because="the same settings")
+    add(store, 6, A, key="key 0", original=store.record(0), duplicate_because="the same settings")
     trials = native(url)
     assert [trial.state for trial in trials] == [
         TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING,
@@ -69,7 +69,7 @@ def test_a_study_as_optuna_reads_it(url):
     assert [trial.values for trial in trials] == [[0.5], None, None, None, None, None, [0.5]]
     assert [trial.params for trial in trials] == [A, B, A, B, A, B, A]
     assert [trial.intermediate_values for trial in trials] == [{8: 0.25 + n} for n in range(5)] + [{}, {8: 0.25}]
-    assert trials[6].user_attrs["merged_with"] == "search/0"
+    assert trials[6].user_attrs["duplicate_of"] == "search/0"
     assert trials[0].datetime_complete is not None and trials[0].duration is not None
 
     other = Store.find(Database(url), "small/test")  # what another machine sees is what the driver knows
@@ -85,7 +85,7 @@ def test_a_study_as_optuna_reads_it(url):
         "failed",
         "running",
         "waiting",
-        "merged",
+        "duplicate",
     ]
     assert records[0].metrics == {METRIC: 0.5, "validation/nll": 1.5} and records[0].value == 0.5
     assert records[2].reason == "choices/probability is inf (seed 0)" and records[2].by_seed == {0: {METRIC: math.inf}}
@@ -149,7 +149,7 @@ def test_moments_are_read_the_same_in_every_time_zone(tmp_path, monkeypatch):
         store.start(number)
     store.complete(0, {0: {METRIC: 0.5}}, 24)
     store.release(1, "its node is gone")
-    add(store, 3, A, key="key 0", twin=store.record(0), because="the same settings")
+    add(store, 3, A, key="key 0", original=store.record(0), duplicate_because="the same settings")
     zone(monkeypatch, "America/New_York")
     for records in (Store.find(Database(url), "small/test").records(), store.records()):
         done, back, runs, merged = records
@@ -270,17 +270,18 @@ def test_equal_trials_are_found():
     assert key(A) != key(A, base=make_base(optimizer={"learning_rate": 1e-3})) and whole
     configs = [config_of(BASE, SPACE, A | {"loss.window": window}) for window in (256, 512)]
     assert (
-        why_equal(configs[0], configs[1], 200) == "windows 256 and 512 both hold the longest sample (200 tokens) whole"
+        why_duplicate(configs[0], configs[1], 200)
+        == "windows 256 and 512 both hold the longest sample (200 tokens) whole"
     )
-    assert why_equal(configs[0], configs[0], 200) == "the same settings"
+    assert why_duplicate(configs[0], configs[0], 200) == "the same settings"
     records = [
         TrialRecord("search", 2, {}, key="k"),
-        TrialRecord("search", 0, {}, key="k", merged_with="search/9"),
+        TrialRecord("search", 0, {}, key="k", duplicate_of="search/9"),
         TrialRecord("search", 1, {}, key="k", state="failed"),
     ]
-    found = twin_of(records, "k")
+    found = original_of(records, "k")
     assert found is not None and found.number == 1
-    assert twin_of(records, "k", before=1) is None and twin_of(records, "other") is None
+    assert original_of(records, "k", before=1) is None and original_of(records, "other") is None
 
 
 def end(store: Store, number: int, state: str) -> None:
@@ -300,9 +301,9 @@ def merged(tmp_path_factory, request) -> Store:
     store = new(f"sqlite:///{tmp_path_factory.mktemp('merged')}/study.db")
     add(store, 0, key="k")
     store.start(0)
-    add(store, 1, key="k", twin=store.record(0), because="the same settings")
+    add(store, 1, key="k", original=store.record(0), duplicate_because="the same settings")
     end(store, 0, request.param)
-    add(store, 2, key="k", twin=store.record(0), because="the same settings")
+    add(store, 2, key="k", original=store.record(0), duplicate_because="the same settings")
     assert [record.number for record in store.settle()] == [1]  # the other has its result already
     return store
 
@@ -311,14 +312,14 @@ def test_a_duplicate_waits_while_its_trial_runs(tmp_path):
     store = new(f"sqlite:///{tmp_path}/study.db")
     add(store, 0, key="k")
     store.start(0)
-    add(store, 1, key="k", twin=store.record(0), because="the same settings")
+    add(store, 1, key="k", original=store.record(0), duplicate_because="the same settings")
     assert store.settle() == [] and store.record(1).status == "waiting"
 
 
 def test_a_duplicate_is_never_started(tmp_path):
     store = new(f"sqlite:///{tmp_path}/study.db")
     add(store, 0, key="k")
-    add(store, 1, key="k", twin=store.record(0), because="the same settings")
+    add(store, 1, key="k", original=store.record(0), duplicate_because="the same settings")
     with pytest.raises(BadInput, match=r"`search/1` is 'waiting'.* Merged trials are"):
         store.start(1)
     assert store.record(1).attempts == 0
@@ -327,7 +328,7 @@ def test_a_duplicate_is_never_started(tmp_path):
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_duplicate_takes_the_result_of_its_trial_and_costs_nothing(merged, number):
     record, trial = merged.record(number), merged.record(0)
-    assert record.status == "merged" and record.state == trial.state
+    assert record.status == "duplicate" and record.state == trial.state
     assert (record.value, record.metrics, record.rung_values) == (trial.value, trial.metrics, trial.rung_values)
     assert (record.reason, record.num_steps) == (trial.reason, trial.num_steps)
     assert (record.paid_steps, record.attempts) == (0, 0)
@@ -336,7 +337,7 @@ def test_a_duplicate_takes_the_result_of_its_trial_and_costs_nothing(merged, num
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_duplicate_says_of_which_trial_and_why(merged, number):
     record = merged.record(number)
-    assert (record.merged_with, record.merged_because) == ("search/0", "the same settings")
+    assert (record.duplicate_of, record.duplicate_because) == ("search/0", "the same settings")
 
 
 def test_others_read_the_same_of_duplicates(merged):
@@ -383,7 +384,7 @@ def four_trials(store: Store) -> None:
     """Complete, pruned, failed, and merged with the first."""
     for number, assignment in enumerate([A, B, A | {"loss.gamma": 2.0}]):
         add(store, number, assignment)
-    add(store, 3, A, key="key 0", twin=store.record(0), because="the same settings")
+    add(store, 3, A, key="key 0", original=store.record(0), duplicate_because="the same settings")
     for number in range(3):
         if not store.record(number).is_finished:
             store.start(number)
@@ -464,9 +465,9 @@ def test_sigkill_at_random_moments(url, deterministic, tmp_path, monkeypatch):
         assert {number: last[number] for number in earlier} == earlier
     assert max(record.attempts for record in last.values()) > 1
     for record in last.values():
-        twin = last[int((record.merged_with or record.id).removeprefix("search/"))]
-        assert (record.value, record.state, record.rungs) == (twin.value, twin.state, twin.rungs)
-        assert record.merged_with or record.key not in {r.key for r in last.values() if r.number < record.number}
+        original = last[int((record.duplicate_of or record.id).removeprefix("search/"))]
+        assert (record.value, record.state, record.rungs) == (original.value, original.state, original.rungs)
+        assert record.duplicate_of or record.key not in {r.key for r in last.values() if r.number < record.number}
     if deterministic == "yes":
         space = make_space(deterministic=True)
         with Database(
@@ -475,7 +476,7 @@ def test_sigkill_at_random_moments(url, deterministic, tmp_path, monkeypatch):
             plain = DoNothing(Store.create(database, space, BASE, {}), space, BASE, slots=2, longest=200).run()
 
         def result(record):
-            return record.assignment, record.status, record.value, record.rungs, record.num_steps, record.merged_with
+            return record.assignment, record.status, record.value, record.rungs, record.num_steps, record.duplicate_of
 
         assert [result(last[number]) for number in range(24)] == [result(record) for record in plain]
 
@@ -552,7 +553,7 @@ def test_bad_addresses(url, text):
 def test_a_look_makes_nothing(tmp_path):
     """Whoever looks at a study may have mistyped its address, and the right to read alone."""
     for name in ("nowhere/study.db", "study.db"):
-        with pytest.raises(BadInput, match="a file that exists, to be looked at"):
+        with pytest.raises(BadInput, match="a file that exists, to be read"):
             Database(f"sqlite:///{tmp_path}/{name}", make=False)
     assert not list(tmp_path.iterdir())
     (tmp_path / "empty.db").touch()

@@ -113,7 +113,7 @@ class Executor:
             del running[same]
             return self.controller.broke(same.segment, "killed")
         reached = next(running[same])
-        if reached.status != "running" or not self.controller.goes_on(same.segment, reached):
+        if reached.status != "running" or not self.controller.is_promoted(same.segment, reached):
             del running[same]
             self.controller.ended(same.segment, reached)
 

@@ -25,7 +25,7 @@ from bft_ray.train.overlay import check_overlay
 )
 def test_a_wrong_setting_is_named_as_it_was_written(make_tree, overlay, field, value):
     config = make_config(make_tree(deepspeed={"preset": "zero1", "overlay": overlay}))
-    with pytest.raises(BadInput, match="what DeepSpeed takes: ") as caught:
+    with pytest.raises(BadInput, match="what DeepSpeed accepts: ") as caught:
         check_overlay(config)
     assert (caught.value.field, caught.value.value) == (f"deepspeed.overlay.{field}", value) and caught.value.remedy
     with pytest.raises(BadInput):
@@ -33,7 +33,7 @@ def test_a_wrong_setting_is_named_as_it_was_written(make_tree, overlay, field, v
 
 
 def test_what_trips_deepspeed_itself(make_tree):
-    with pytest.raises(BadInput, match=r"`deepspeed.overlay` is .* what DeepSpeed takes: "):
+    with pytest.raises(BadInput, match=r"`deepspeed.overlay` is .* what DeepSpeed accepts: "):
         check_overlay(make_config(make_tree(deepspeed={"overlay": {"zero_optimization": 3}})))
 
 

@@ -61,7 +61,7 @@ def test_another_data_file_in_the_place_of_the_first_is_refused(begun, tmp_path)
     (tmp_path / "rows.jsonl").write_text("\n".join(rows[:37]))
     text = refused(begun)
     assert text.startswith(
-        "the run `run` began with other data or weights than those that lie there now; restore them, or choose another "
+        "the run `run` began with other data or weights than those of now; restore them, or choose another "
         "name. It has 1 problem:\n  - `data.train` was '"
     )
     line = r"`data.train` was '[0-9a-f]{12}\.\.\.', and is now '[0-9a-f]{12}\.\.\.' \(fingerprint of the rows of .*rows.jsonl\)"

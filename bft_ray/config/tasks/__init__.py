@@ -1,4 +1,4 @@
-"""What can be measured on a model: one typed task a kind, told apart by `kind`.
+"""What can be measured on a model: one typed task for each `kind`.
 
 A kind is two files: the one here declares its fields, its metrics with direction and item scores, and the key of its items;
 `bft_ray/evaluate/tasks/KIND.py` measures it. It is added to `Task` below, and nowhere else.

@@ -20,7 +20,7 @@ class ItemKey:
 
     Args:
         of: `row`: all that the row holds; `question`: what is asked; `columns`: the text of these columns.
-        columns: of the table; a name in braces stands for the field of the task that names the column.
+        columns: of the table; a name in braces is a field of the task, whose value is the column.
         is_unordered: the columns may change places.
     """
 
@@ -60,7 +60,9 @@ class RowsTask(TaskBase):
     split: str | None = Field(None, description="split of a hub dataset or saved DatasetDict")
     config_name: str | None = Field(None, description="configuration name of a hub dataset")
     revision: str | None = Field(None, description="hub revision of the dataset")
-    form: str = Field("auto", description="form of the rows, such as medqa or sharegpt; auto: told by the columns")
+    form: str = Field(
+        "auto", description="form of the rows, such as medqa or sharegpt; auto: recognised by the columns"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="canonical field -> column of the file, or a template; as in data.train"
     )

@@ -44,7 +44,7 @@ class NamesTask(TaskBase):
     path: str = file_field(description=FILE)
     num_choices: int = Field(10, ge=2, description="the gold name and drawn ones, for the name choice probability")
     seed: int = Field(0, ge=0, description="of the drawn names")
-    prefix: str = Field("Process: ", description="text that stands before the name in a completion")
+    prefix: str = Field("Process: ", description="text before the name in a completion")
     candidates: str | None = file_field(None, description="file of candidate names (column name); null: all gold names")
     encoder: str | None = file_field(
         None, description="text encoder (folder, hub id, or `minilm`) of the name similarity; null: ROUGE alone"

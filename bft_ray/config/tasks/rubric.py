@@ -48,7 +48,7 @@ class RubricTask(TaskBase):
     kind: Literal["rubric"] = Field("rubric", description="what this task is")
     path: str = file_field(description=FILE)
     judges: list[JudgeConfig] = Field(
-        min_length=1, max_length=2, description="one judge, or two whose agreement is told"
+        min_length=1, max_length=2, description="one judge, or two whose agreement is reported"
     )
     consent: bool = Field(
         False, description="answers may be sent to an endpoint that is not on this machine; they may concern patients"

@@ -176,7 +176,7 @@ class _Judge:
         except (OSError, urllib.error.URLError) as error:
             is_timeout = isinstance(getattr(error, "reason", None), TimeoutError)
             return Reply(None, "timeout" if is_timeout else "no connection")
-        except Exception:  # whatever a broken server makes http.client raise: counted, and never quoted
+        except Exception:  # any error that a broken server causes in http.client: counted, and never quoted
             return Reply(None, "no connection")
         verdict = parse_reply(content)
         return Reply(verdict, "" if verdict is not None else "no verdict in its answer")
@@ -201,7 +201,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:
-    """Seconds that the endpoint asks to wait; 0 where it does not say so in seconds."""
+    """Seconds that the endpoint asks to wait; 0 where it gives no seconds."""
     given = str(error.headers.get("Retry-After", "")) if error.headers else ""
     return float(given) if given.strip().isdigit() else 0.0
 
@@ -242,7 +242,7 @@ def read_verdict(cache: Path | None, key: str) -> bool | None:
 
 
 def write_verdict(cache: Path | None, key: str, verdict: bool) -> None:
-    """Whole or not at all, readable by its owner alone."""
+    """Written whole or not at all, readable only by its owner."""
     if cache is None:
         return
     place = _place(cache, key)

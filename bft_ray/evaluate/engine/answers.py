@@ -15,6 +15,6 @@ def answer_key(seed: int, item: str, sample: int) -> int:
 
 
 def until_end(tokens: np.ndarray, eos_ids: Sequence[int]) -> np.ndarray:
-    """What stands before the first end token, int32."""
+    """The tokens before the first end token, int32."""
     ends = np.isin(tokens, list(eos_ids)).nonzero()[0]
     return tokens[: ends[0]].astype(np.int32) if len(ends) else tokens.astype(np.int32)

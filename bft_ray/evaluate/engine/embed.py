@@ -3,7 +3,7 @@
     e = 1/T sum_t h_t        h_t [D]: hidden state of position t after the final norm, in fp32
 
 A decoder's later positions have seen more than its earlier ones; the mean over all of them is what the bundled
-evaluators use, because it needs no prompt and no token that stands for the whole. The bos token, where the
+evaluators use, because it needs no prompt and no token that represents the whole. The bos token, where the
 tokenizer has one, is a position as any other.
 
 A text longer than `data.max_length` is cut into pieces of like length, each with its own bos token; the means

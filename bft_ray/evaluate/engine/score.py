@@ -2,14 +2,14 @@
 
 For a continuation c_1 .. c_n after prompt q, nll = -sum_i log p(c_i | q, c_<i) in nats; sums run in fp64.
 
-*Shared.* Prompt and all continuations of an item lie in one row. Positions start again after the prompt for each
+*Shared.* Prompt and all continuations of an item are in one row. Positions start again after the prompt for each
 continuation, and an attention mask [B, 1, T, T] lets it see the prompt and itself alone:
 
     q q q a a b b b     the last token of a continuation predicts nothing and is left out: where all but one of them
     0 1 2 3 4 3 4 5     have one token (yes, no), the row is plain causal and needs no mask.
 
 *Apart.* One row a continuation, plain causal. Taken where the mask would not be obeyed: flash attention, models that
-carry a state or take no positions (a trial on a few tokens tells), and sequences longer than a sliding window or an
+carry a state or take no positions (a test on a few tokens shows it), and sequences longer than a sliding window or an
 attention chunk. In fp32 both give the same numbers (1e-5).
 
 Rows are padded at their end, where a causal model does not look back from.

@@ -1,4 +1,4 @@
-"""Single cells: cell -> text of its ranked genes -> embedding -> is its type to be told from its neighbours?
+"""Single cells: cell -> text of its ranked genes -> embedding -> do its neighbours show its type?
 
 Figures on the embeddings (see `bft_ray.evaluate.classify`): k-nearest-neighbour accuracy and macro F1 over five
 stratified folds; k-means with as many clusters as labels, compared with the labels by the adjusted Rand index and
@@ -99,7 +99,7 @@ def read_cells(task: CellsTask, field: str) -> list[Cell]:
 
 
 def measure(task: CellsTask, cells: Sequence[Cell], embeddings: np.ndarray) -> Measured:
-    """Metrics and records from embeddings [n, D] of the cells; labels stand in records as indices into their sorted
+    """Metrics and records from embeddings [n, D] of the cells; in records, labels are indices into their sorted
     list.
     """
     from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_info_score
@@ -132,7 +132,7 @@ def measure(task: CellsTask, cells: Sequence[Cell], embeddings: np.ndarray) -> M
 
 def integration(embeddings: np.ndarray, labels: np.ndarray, batches: np.ndarray) -> dict[str, float]:
     """How well batches are mixed: `batch_silhouette`, and where scib-metrics is installed `ilisi` and `kbet` (graph
-    iLISI and kBET of Luecken et al. 2022, over at most 90 neighbours). What says nothing (NaN) is left out.
+    iLISI and kBET of Luecken et al. 2022, over at most 90 neighbours). Metrics without a value (NaN) are left out.
     """
     figures = {"batch_silhouette": batch_silhouette(embeddings, labels, batches)}
     if importlib.util.find_spec("scib_metrics") is None:

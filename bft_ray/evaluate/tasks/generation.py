@@ -54,12 +54,12 @@ def prepare(task: GenerationTask, context: Context) -> Prepared:
         if parse_answer(gold, task.answer) is None:
             others = [kind for kind in ANSWERS if kind != task.answer and parse_answer(gold, kind) is not None]
             instead = f", or set {field}.answer to {' or '.join(others)}" if others else ""
-            rule = {"final": "a text with a number after ####", "yes_no_maybe": "a text that says yes, no or maybe"}
+            rule = {"final": "a text with a number after ####", "yes_no_maybe": "a text with yes, no or maybe"}
             raise BadInput(
                 f"{row.where} completion",
                 "a gold answer without it",
                 rule.get(task.answer, "a text with a letter or digit"),
-                f"Take the row out{instead}.",
+                f"Remove the row{instead}.",
             )
     prompts = encode_prompts(rows, context)
     request = Generate([row.id for row in rows], prompts, task.decoding, context.seed)
@@ -150,7 +150,7 @@ def _with_gold_text(row: Row) -> Row:
 
 
 def encode_prompts(rows: Sequence[Row], context: Context) -> list[np.ndarray]:
-    """Tokens [T] that stand before the completion in training, T >= 1.
+    """Tokens [T] before the completion in training, T >= 1.
 
     Raises:
         BadInput: a prompt that leaves no room within `data.max_length`; it is never cut.

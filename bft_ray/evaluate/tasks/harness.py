@@ -136,12 +136,12 @@ def _load(task: HarnessTask, manager: Any) -> Any:
     try:
         loaded = manager.load(task.tasks)
     except Exception as error:  # of any type: hub, network, disk, or a task file
-        said = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
+        message = f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
         raise BadInput(
             f"evaluation.tasks.{task.name}.tasks",
             task.tasks,
             "tasks whose data can be read",
-            f"{said}. Offline, their data must be in the cache of `datasets`.",
+            f"{message}. Offline, their data must be in the cache of `datasets`.",
         ) from error
     for own in loaded["tasks"].values():
         fixed = own.get_config("num_fewshot")
@@ -179,7 +179,7 @@ def _quiet() -> Iterator[None]:
 def _shown(
     results: Mapping[str, Any], members: Mapping[str, Sequence[str]], asked: Sequence[str]
 ) -> dict[str, set[str]]:
-    """Name of each result that is told -> the tasks that it is of: members of groups that were asked for are not told
+    """Name of each reported result -> its tasks: members of groups that were asked for are not reported
     by themselves.
     """
     shown: dict[str, set[str]] = {}
@@ -213,13 +213,13 @@ def _metrics(prefix: str, results: Mapping[str, Mapping[str, Any]]) -> dict[str,
 def _records(
     prefix: str, samples: Mapping[str, Sequence[Mapping[str, Any]]], shown: Mapping[str, set[str]]
 ) -> list[dict[str, Any]]:
-    """One record an item: numbers alone."""
+    """One record an item, of numbers only."""
     records: dict[str, dict[str, Any]] = {}
     for name, own in samples.items():
-        told = next(group for group, inside in shown.items() if name in inside)
+        shown_name = next(group for group, inside in shown.items() if name in inside)
         for sample in own:
             key = f"{name}/{sample['doc_id']}"
-            record = records.setdefault(key, {"set": f"{prefix}/{_slug(told)}", "id": key})
+            record = records.setdefault(key, {"set": f"{prefix}/{_slug(shown_name)}", "id": key})
             for metric in sample["metrics"]:
                 if _is_number(sample[metric]):
                     record[_column(metric, sample["filter"])] = float(sample[metric])

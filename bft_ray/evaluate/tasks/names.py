@@ -1,6 +1,6 @@
 """Naming the biological process of a gene set, the task of GeneAgent (Wang et al., Nature Methods 2025).
 
-*Name choice.* The gold name stands among `num_choices - 1` names drawn from the candidates. With the tokens o_1 .. o_n of
+*Name choice.* The gold name is one among `num_choices - 1` names drawn from the candidates. With the tokens o_1 .. o_n of
 name k after the prompt and `prefix`,
 
     score_k = 1/n * sum_i log p(o_i | prompt, prefix, o_<i)      probability_k = exp(score_k) / sum_j exp(score_j)
@@ -105,7 +105,7 @@ def _encode(
     """Prompts with the prefix [T], and the names' own tokens.
 
     A name is tokenised together with the prefix, as in training, where a space before the name belongs to its first
-    token. What of the prefix stands alike before all names of an item counts to the prompt.
+    token. The part of the prefix that is the same before all names of an item belongs to the prompt.
     """
     tokenizer = context.tokenizer
     rows = [
@@ -176,7 +176,7 @@ def _choice_columns(items: Sequence[_Item], scores: Scores) -> dict[str, list[fl
 
 
 def first_line(text: str, prefix: str) -> str:
-    """The first line with anything on it, without the prefix if it says that again."""
+    """The first line with anything on it, without the prefix if it repeats that."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     start = prefix.strip()
     return line[len(start) :].strip() if start and line.casefold().startswith(start.casefold()) else line

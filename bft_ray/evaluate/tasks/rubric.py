@@ -160,7 +160,7 @@ def _finish(task: RubricTask, items: list[RubricItem], tokenizer: Any, answers: 
     if 2 * num_out > len(items):
         raise BftError(
             f"{task.name}: {num_out} of {len(items)} items could not be judged whole, so there is no score; see the log "
-            "for the reasons. Verdicts are kept where `cache` is set: mend the judge and run again."
+            "for the reasons. Verdicts are kept where `cache` is set: repair the judge and run again."
         )
     metrics = summarise(task.name, {"rubric_score": columns["rubric_score"]})
     metrics[f"{task.name}/rubric_score"] = min(max(metrics[f"{task.name}/rubric_score"], 0.0), 1.0)
@@ -188,7 +188,9 @@ def _ask(task: RubricTask, questions: list[Messages]) -> list[list[bool | None]]
         reasons += why
     known = sum(verdict is not None for own in verdicts for verdict in own)
     if budget.is_exhausted:
-        kept = f"They are kept in {task.cache}: run again to go on." if cache else "No `cache` was set to keep them in."
+        kept = (
+            f"They are kept in {task.cache}: run again to continue." if cache else "No `cache` was set to keep them in."
+        )
         raise BftError(
             f"{task.name}: the budget of {task.max_requests} requests is used up with {known} of "
             f"{len(questions) * len(task.judges)} verdicts. {kept}"

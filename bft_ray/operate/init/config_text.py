@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bft_ray.space.draft import PUBLISHED_WINDOW, window_grid
 
-_LONGEST = 4096  # tokens a row, where nothing says how many a model takes
-#: what configurations call the tokens that a model takes: Llama, GPT-2, MPT
+_LONGEST = 4096  # tokens a row, where the model's limit is not known
+#: names of the largest number of tokens in configurations: Llama, GPT-2, MPT
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 #: of a micro-batch: beyond them little gets faster (SmolLM2 on a CPU: 2,048 are 6 % faster than 1,536, and take 16 % more)
 _CPU_TOKENS, _GPU_TOKENS = 1024, 8192
@@ -22,7 +22,7 @@ _COURSE = ((20_000, 1.0, 64), (5_000, 2.0, 32), (160, 3.0, 16))
 
 @dataclass(frozen=True)
 class Device:
-    """What trains: a GPU, with or without bf16, or so many cores."""
+    """The device that trains: a GPU, with or without bf16, or a number of cores."""
 
     is_gpu: bool
     has_bf16: bool
@@ -30,7 +30,7 @@ class Device:
 
     @classmethod
     def here(cls) -> Device:
-        """Of this machine."""
+        """The device of this machine."""
         import torch
 
         is_gpu = torch.cuda.is_available()

@@ -37,8 +37,8 @@ def write_all(
 
     Args:
         texts: name -> content, in the order of the moves.
-        check: is given the folder in which all of them lie; what it raises leaves nothing behind.
-        stale: names of files that go when the new ones stand.
+        check: called with the folder that holds all of them; if it raises, nothing is left behind.
+        stale: names of files to delete after the new ones are in place.
 
     Raises:
         BadInput: a folder that cannot be written.
@@ -70,7 +70,7 @@ def rows_text(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
         try:
             line.encode()
         except UnicodeEncodeError:
-            rule = "text without cut characters (a lone surrogate: half of an emoji, say)"
-            raise BadInput(where, "not valid Unicode", rule, "Mend or take out this row.") from None
+            rule = "text without cut characters (a lone surrogate, such as half of an emoji)"
+            raise BadInput(where, "not valid Unicode", rule, "Correct or remove this row.") from None
         lines.append(line + "\n")
     return "".join(lines)

@@ -1,4 +1,4 @@
-"""What a user's data hold: their form, the columns used and not used, and each row as `init` writes it."""
+"""A user's data: their form, the columns used and not used, and each row as `init` writes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.split import CONFIRMATION, TEST, VALIDATION
 
 CHARACTERS_PER_TOKEN = 3.5  # of English text, roughly
-#: what a file beside train.csv is called -> the split that it is
+#: split -> names of its file beside train.csv
 _BESIDE = {
     VALIDATION: ("validation", "valid", "val", "dev", "eval"),
     CONFIRMATION: ("confirmation", "confirm"),
@@ -59,14 +59,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Look:
-    """What a source holds.
+    """The contents of a source.
 
     Args:
         path: as it was given.
         form: name of the form in the table of forms.
         kind: completion, messages, text or choice.
         used: canonical field -> column or template.
-        unused: columns that were passed over, all without content that could be taught.
+        unused: columns that were left out; none has content that could be trained on.
         rows: usable ones.
         left_out: reason -> how many rows.
     """
@@ -80,7 +80,7 @@ class Look:
     left_out: Mapping[str, int]
 
 
-def look_at(source: SourceConfig, field: str = "DATA") -> Look:
+def inspect(source: SourceConfig, field: str = "DATA") -> Look:
     """Recognise the form by the first rows, then read and check all rows in it.
 
     Raises:
@@ -90,13 +90,13 @@ def look_at(source: SourceConfig, field: str = "DATA") -> Look:
     _check_columns(source, field)
     use = _recognised(source, field)
     if use is None:
-        raise BadInput(field, source.path, "data with rows", "This file has none: look at it, or give another one.")
+        raise BadInput(field, source.path, "data with rows", "This file has none: check it, or give another one.")
     found = list(_choices(source, field) if use.form.kind == "choice" else _rows(source, field))
     rows = [row for row in found if isinstance(row, Found)]
     left_out = Counter(row.reason for row in found if isinstance(row, BadRow))
     if not rows:
         reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.items())
-        remedy = "Look at the first rows, or name the columns with --prompt and --completion."
+        remedy = "Check the first rows, or name the columns with --prompt and --completion."
         if NOT_TAUGHT in left_out:
             remedy = "Set `weight` to 1 in the turns that are to be taught, or leave it out there."
         raise BadInput(field, f"{len(found):,} rows: {reasons}", "data with rows that can be taught", remedy)
@@ -104,7 +104,7 @@ def look_at(source: SourceConfig, field: str = "DATA") -> Look:
 
 
 def _check_columns(source: SourceConfig, field: str) -> None:
-    """That the columns which the command names stand in the first row.
+    """Check that the columns which the command names are in the first row.
 
     Raises:
         BadInput: names the option and the columns that there are.
@@ -125,7 +125,7 @@ def _recognised(source: SourceConfig, field: str) -> Use | None:
     """How the rows are read; errors name the flags of the command in place of fields of a config.
 
     Raises:
-        BadInput: see `look_at`.
+        BadInput: see `inspect`.
     """
     try:
         return look(source, field)
@@ -143,9 +143,9 @@ def _recognised(source: SourceConfig, field: str) -> Use | None:
 
 
 def beside(data: Path, look: Look, request: Request) -> tuple[dict[str, Look], list[str]]:
-    """(split -> what the file of that split beside the training file holds, what is said of such files).
+    """(split -> contents of its file beside the training file, lines on such files).
 
-    `heart_train.csv` -> `heart_validation.csv`, `heart_test.csv` ...; one that is of another form is told and not used.
+    `heart_train.csv` -> `heart_validation.csv`, `heart_test.csv` ...; a file of another form is not used, with a line.
 
     Raises:
         BadInput: a broken row in one of them.
@@ -167,8 +167,8 @@ def beside(data: Path, look: Look, request: Request) -> tuple[dict[str, Look], l
                 is_kind = f"rows of the kind {use.form.kind}, not {look.kind}" if use else "no rows"
                 notes.append(f"{'not used':<13}{path}: {is_kind}")
                 continue
-            found[split] = look_at(source, str(path))
-            notes.append(f"{split:<13}{len(found[split].rows):,} rows of {path}, which lies beside the data")
+            found[split] = inspect(source, str(path))
+            notes.append(f"{split:<13}{len(found[split].rows):,} rows of {path}, found beside the data")
             break
     return found, notes
 
@@ -228,7 +228,7 @@ def _choice_rows(source: SourceConfig, field: str) -> Iterator[ChoiceRow | BadRo
 
 
 def _with_own_ids(source: SourceConfig, read: Callable[[SourceConfig], list[_Rows]]) -> list[_Rows]:
-    """All rows; where ids repeat, places serve as ids."""
+    """All rows; where ids repeat, the places of the rows become their ids."""
     try:
         return read(source)
     except BadInput as error:
@@ -246,7 +246,7 @@ def _head(name: str, group: str | None) -> dict[str, Any]:
 
 
 def _asked(row: Row) -> str:
-    """What is asked, as text; of plain text nothing."""
+    """The question as text; "" for plain text."""
     if row.messages is not None:
         asked = _text([turn for turn in row.messages if turn["role"] != "assistant"])
         return asked + (json.dumps(row.tools) if row.tools else "")

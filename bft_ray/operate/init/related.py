@@ -1,4 +1,4 @@
-"""Rows that may belong together though nobody said so: a column such as `patient_id` whose values repeat."""
+"""Rows that may belong together although no group is given: a column such as `patient_id` whose values repeat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OF_ONE = re.compile(
 
 
 def hint_of_groups(source: SourceConfig, look: Look) -> list[str]:
-    """A line with the option to add, where such a column is there and no group is named; of several the coarsest."""
+    """A line with the option to add, where there is such a column and no group; of several columns the coarsest."""
     columns = [name for name in [*look.unused, look.used.get("id", "")] if _OF_ONE.fullmatch(bare(name))]
     if not columns or "group" in look.used or any(row.group is not None for row in look.rows):
         return []
@@ -31,7 +31,7 @@ def hint_of_groups(source: SourceConfig, look: Look) -> list[str]:
         return []
     column, counts = min(repeated.items(), key=lambda item: len(item[1]))
     text = (
-        f"{len(counts):,} values of {column} stand in {sum(counts.values()):,} rows, and rows of one may land on both "
+        f"{len(counts):,} values of {column} are in {sum(counts.values()):,} rows, and rows of one may be on both "
         f"sides of a split. If such rows are related, add --group {shlex.quote(column)}"
     )
     return [f"{'hint':<13}{text}"]

@@ -1,4 +1,4 @@
-"""What `bft-ray init` is asked for."""
+"""The options of `bft-ray init`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bft_ray.errors import BadInput
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line says; see `bft-ray init --help`.
+    """The arguments of the command line; see `bft-ray init --help`.
 
     Args:
         data: file, saved datasets folder or hub id.

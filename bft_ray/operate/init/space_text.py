@@ -50,7 +50,7 @@ class SpacePlan:
 
 
 def space_text(plan: SpacePlan) -> str:
-    """YAML, every section with a comment; parameters stand on a line each, as `bft-ray profile` rewrites them."""
+    """YAML, every section with a comment; each parameter is on one line, because `bft-ray profile` rewrites these lines."""
     few = plan.num_train < _FEW
     windows = f"  loss.window: {_among(plan.windows)}  # tokens; estimated" if plan.windows else f"  {_ONE_WINDOW}"
     grace = grace_steps(plan.num_steps)
@@ -62,7 +62,7 @@ def space_text(plan: SpacePlan) -> str:
     )
     return f"""\
 {MARK}: which form, window, epsilon and cap of BFT suit these rows?
-# Look at `bft-ray profile {plan.config}` first: it puts the measured windows and caps in place of the estimated ones.
+# Run `bft-ray profile {plan.config}` first: it replaces the estimated windows and caps by the measured ones.
 # What it would run and cost: bft-ray search {SPACE} --dry-run.
 name: {plan.name}
 config: {plan.config}  # beside this file
@@ -73,7 +73,7 @@ parameters:
   loss.weight_cap: {{kind: categorical, values: [2.0, 4.0, 8.0, null], when: {{loss.method: [bft_inverse]}}}}
   optimizer.learning_rate: {_among(plan.rates)}  # of the baselines sft, dft and bft too
 objective: {{metric: {plan.metric}}}  # on the validation rows
-budget: {{trials: {12 if few else 18}}}  # beside them run the baselines, once a learning rate; as long as the config says
+budget: {{trials: {12 if few else 18}}}  # the baselines run beside them, once a learning rate; the length is the config's
 sampler: {{kind: tpe, seed: 0, startup_trials: 6}}
 scheduler: {scheduler}
 {_confirmation(plan)}"""
@@ -83,7 +83,7 @@ def _confirmation(plan: SpacePlan) -> str:
     if CONFIRMATION not in plan.paths:
         return _NO_CONFIRMATION.format(least=SHARES[1][0])
     test = (
-        f"  test:  # looked at once, for the champion and the default\n{_where(plan, TEST)}"
+        f"  test:  # measured once, for the champion and the default\n{_where(plan, TEST)}"
         if TEST in plan.paths
         else ""
     )

@@ -1,4 +1,4 @@
-"""Rows -> train, validation, confirmation and test: equal questions and related rows stay on one side.
+"""Rows -> train, validation, confirmation and test; the same question and related rows stay on one side.
 
 A unit is a set of rows that belong together: they ask the same question (`question_key`), or are of the same group, or
 are linked by a chain of both. Units are independent of each other; so they, not rows, are what a split needs enough of:
@@ -22,7 +22,7 @@ from bft_ray.data.rows import text_key
 from bft_ray.errors import BadInput
 
 TRAIN, VALIDATION, CONFIRMATION, TEST = "train", "validation", "confirmation", "test"
-#: from the first to the last look: where a unit stands in several given splits, the last one keeps it
+#: in the order of use: where a unit is in several given splits, the last one keeps it
 SPLITS = (TRAIN, VALIDATION, CONFIRMATION, TEST)
 LEAST_UNITS = 5  # of a held-out split of three or four
 #: units that it takes -> held-out split -> its share of the rows
@@ -32,7 +32,7 @@ SHARES = (
     (2, {VALIDATION: 0.20}),
 )
 MOST_ROWS = {VALIDATION: 500, CONFIRMATION: 1000, TEST: 1000}
-_OVER = 1.25  # times its share, that a split may take so that a large unit finds a place
+_OVER = 1.25  # times its share, up to which a split may take a large unit
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class _Unit:
 def assign(keys: Sequence[str], groups: Sequence[str | None], given: Sequence[str] | None = None) -> list[str | None]:
     """The split of each row; None for a row that is left out.
 
-    The same questions and groups give the same splits, in whatever order the rows stand.
+    The same questions and groups give the same splits, in any order of the rows.
 
     Args:
         keys: the normalised question of each row.
         groups: patient, document, gene ... of each row; None: the row is of no group.
         given: the split that each row was given in; None: `train` for all. What is given as another split stays there;
-            splits that nothing was given for are drawn from the rows of `train`. A row of a unit that also stands in a
-            later given split is left out.
+            splits that nothing was given for are drawn from the rows of `train`. A row of a unit that is also in a later
+            given split is left out.
 
     Raises:
         BadInput: fewer than 2 units to draw from.

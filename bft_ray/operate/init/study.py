@@ -1,4 +1,4 @@
-"""The files of a study from a user's own rows, and what is said of them."""
+"""The files of a study from a user's own rows, and the lines that `init` prints about them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from bft_ray.errors import BadInput
 from bft_ray.model.unreadable import check_place
 from bft_ray.operate.init.config_text import Device, Settings, config_text, max_length_for, quantile, settings_for
 from bft_ray.operate.init.files import check_free, rows_text, write_all
-from bft_ray.operate.init.look import CHARACTERS_PER_TOKEN, Found, Look, beside, look_at
+from bft_ray.operate.init.look import CHARACTERS_PER_TOKEN, Found, Look, beside, inspect
 from bft_ray.operate.init.related import hint_of_groups
 from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.space_text import SPACE, SpacePlan, space_text
 from bft_ray.operate.init.split import SPLITS, TRAIN, VALIDATION, assign
-from bft_ray.operate.init.tell import can_search, can_show, next_commands, told
+from bft_ray.operate.init.tell import can_search, can_show, next_commands, summary
 from bft_ray.space.draft import MARK, differing_windows, window_grid
 from bft_ray.space.load import load_study
 
 
 def write_study(request: Request, device: Device | None = None) -> str:
-    """Write config, search space and the files of the splits; returns what to tell the user.
+    """Write config, search space and the files of the splits; returns the text to print.
 
-    Nothing is written unless all of it is sound: the files are made in a folder of their own, the config and the space
-    are loaded from there and held against each other, and then each file is moved to its place.
+    Nothing is written unless all of it is valid: the files are made in a folder of their own, the config and the space are
+    loaded from there and checked against each other, and then each file is moved to its place.
 
     Raises:
         BadInput, BadConfig: a model folder that holds none, data that cannot be read or are too few, columns that mean
@@ -40,7 +40,7 @@ def write_study(request: Request, device: Device | None = None) -> str:
         request = replace(request, out=request.out / "bft.yaml")
     out = request.out
     paths = {name: out.with_name(f"{out.stem}_{name}.jsonl") for name in SPLITS}
-    look = look_at(request.source(), request.data)
+    look = inspect(request.source(), request.data)
     others, notes = beside(Path(request.data), look, request)
     inputs = [Path(request.data), *(Path(other.path) for other in others.values())]
     check_free([out, out.with_name(SPACE), *paths.values()], inputs, request.force)
@@ -51,11 +51,11 @@ def write_study(request: Request, device: Device | None = None) -> str:
     rows = {path.name: rows_text(_records(look.kind, name, parts[name])) for name, path in made.items()}
     texts = rows | {SPACE: plan.space(), out.name: plan.config(_about(look, request.data, left_out))}
     stale = [path.name for name, path in paths.items() if name not in made]
-    # both load, and fit each other: as `bft-ray search` would find them
+    # both must load and fit each other, as `bft-ray search` requires
     write_all(out.parent, texts, lambda folder: load_study(folder / SPACE, folder / out.name), stale)
     return "\n".join(
         [
-            *told(look),
+            *summary(look),
             *notes,
             *left_out,
             *hint_of_groups(request.source(), look),
@@ -78,7 +78,7 @@ def domain_of(data: str) -> str:
 
 
 def _parts(look: Look, others: Mapping[str, Look]) -> tuple[dict[str, list[Found]], list[str]]:
-    """(split -> its rows, what was left out in words)."""
+    """(split -> its rows, lines on what was left out)."""
     given = [(TRAIN, row) for row in look.rows] + [(name, row) for name, other in others.items() for row in other.rows]
     keys, groups = [row.key for _, row in given], [row.group for _, row in given]
     held = assign(keys, groups, [name for name, _ in given])
@@ -91,14 +91,14 @@ def _parts(look: Look, others: Mapping[str, Look]) -> tuple[dict[str, list[Found
             parts[split].append(row)
     for name in [TRAIN, VALIDATION] if lost else []:
         if not parts[name]:
-            rule = "a file with questions (and groups) of its own: all of them stand in a later split too"
+            rule = "a file with questions (and groups) of its own: all of them are in a later split too"
             raise BadInput("data", f"the {name} rows", rule, "Add rows, or move the files beside it away.")
-    said = [
-        f"left out     {len(places):,} {name} rows whose question or group stands in a later split too: "
+    notes = [
+        f"left out     {len(places):,} {name} rows whose question or group is in a later split too: "
         f"{', '.join(places[:3])}{', ...' if len(places) > 3 else ''}"
         for name, places in lost.items()
     ]
-    return parts, said
+    return parts, notes
 
 
 def _records(kind: str, split: str, rows: Sequence[Found]):
@@ -124,7 +124,7 @@ class _Plan:
 
     @cached_property
     def answer_tokens(self) -> list[int]:
-        """Ascending; no more than a row may have, for the rest of an answer is cut off."""
+        """Tokens of each answer, ascending; at most as many as a row may have, because the rest is cut off."""
         longest = max_length_for(self.row_tokens, self.request.model)
         return sorted(min(row.answer_tokens, longest) for row in self.parts[TRAIN])
 

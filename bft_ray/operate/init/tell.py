@@ -1,4 +1,4 @@
-"""What `bft-ray init` tells the user: what it read and used, what so few items can show, what comes next."""
+"""What `bft-ray init` prints: what it read and used, what so few items can show, what comes next."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, VALIDATION, n
 from bft_ray.stats.power import DISCORDANT, smallest_share
 
 
-def told(look: Look) -> list[str]:
-    """What was read, from which columns, and what was left out."""
+def summary(look: Look) -> list[str]:
+    """Lines on what was read, from which columns, and what was left out."""
     used = ", ".join(
         field if field == column else f"{field} = {json.dumps(column)}" for field, column in look.used.items()
     )
@@ -41,10 +41,10 @@ def can_search(parts: Mapping[str, Sequence[Found]]) -> bool:
 
 
 def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
-    """What so few items can and cannot show."""
+    """Lines on what so few items can and cannot show."""
     units = {name: num_units([row.key for row in rows], [row.group for row in rows]) for name, rows in parts.items()}
     lines = ["what so many items can show"]
-    for name, use in ((VALIDATION, "search"), (CONFIRMATION, "choice"), (TEST, "last look")):
+    for name, use in ((VALIDATION, "search"), (CONFIRMATION, "choice"), (TEST, "final test")):
         if units.get(name):
             effect = smallest_share(units[name])
             items = "item" if units[name] == 1 else "items"
@@ -53,7 +53,7 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
     lines += [
         "  of a share such as accuracy, between two models on the same items, in 8 of 10 studies; assumed: exactly one of",
         f"  the two is right on {DISCORDANT:.0%} of the items, or on as many as it takes. {metric} moves",
-        "  more finely, and the study says what it could have seen.",
+        "  more finely, and the study prints what it could have detected.",
     ]
     total = sum(units.values())
     if CONFIRMATION not in parts or not parts[CONFIRMATION]:
@@ -64,19 +64,19 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
         ]
     elif not parts.get(TEST):
         lines += [
-            f"  {total} independent items are too few for a test: the champion is confirmed, but nothing tests it at last.",
+            f"  {total} independent items are too few for a test: the champion is confirmed, but not tested.",
             f"  left to do: {SHARES[0][0]} or more (different questions, or values of --group), then init again with --force.",
         ]
     return lines
 
 
 def next_commands(config: Path, space: Path, *, can_search: bool) -> list[str]:
-    """The rest of the road, as it is typed; without a search where the splits are too small for one."""
+    """The next commands; without a search where the splits are too small for one."""
     given = shlex.quote(str(config))
     if not can_search:
         return [
             "a search needs 2 rows or more in each split: give 8 rows or more, then init again with --force. As it is, these",
-            "rows can be trained on, with the settings that stand in the config:",
+            "rows can be trained on, with the settings of the config:",
             f"{'next':<13}bft-ray evaluate {given} --out before",
             f"{'':<13}bft-ray train {given}",
         ]

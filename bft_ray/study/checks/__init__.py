@@ -1,1 +1,1 @@
-"""What can be wrong with a study, found before a worker starts; and what it will cost."""
+"""Checks of a study before a worker starts: what is wrong with it, and what it will cost."""

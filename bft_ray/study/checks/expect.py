@@ -1,4 +1,4 @@
-"""What a study will not tell, and what it takes: said before a worker starts."""
+"""What a study cannot show, and what it needs: printed before a worker starts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bft_ray.study.checks.ready import Facts
 from bft_ray.study.execute.measure import Measured
 from bft_ray.study.records.leaderboard import span
 
-_FEW = 100  # items of a split, below which what they can show is said
+_FEW = 100  # items of a split; for fewer, a note says what they can show
 
 
-def untold(space: SearchSpace, cost: Cost, facts: Facts) -> list[str]:
-    """Lines on what the study runs beside its trials, and what it cannot tell with these data."""
+def caveats(space: SearchSpace, cost: Cost, facts: Facts) -> list[str]:
+    """Lines on what the study runs beside its trials, and what it cannot show with these data."""
     lines = []
     if cost.tuning_runs:
         names = ", ".join(one.name for one in space.baselines)
@@ -28,12 +28,12 @@ def untold(space: SearchSpace, cost: Cost, facts: Facts) -> list[str]:
         )
     if space.confirmation is None:
         lines.append(
-            "note: no confirmation: the study tells which settings stood best on the data that picked them, beside the tuned "
-            "baselines, with the noise of the items. It does not tell whether that holds on fresh data and seeds, and it "
+            "note: no confirmation: the study shows which settings were best on the data that picked them, beside the tuned "
+            "baselines, with the noise of the items. It does not show whether that holds on fresh data and seeds, and it "
             "registers no champion. `confirmation` in the space (5 seeds, data of its own) does"
         )
     elif not space.confirmation.test:
-        lines.append("note: no confirmation.test: no look at data on which nothing was chosen")
+        lines.append("note: no confirmation.test: nothing is measured on data on which nothing was chosen")
     if isinstance(space.scheduler, Asha) and cost.steps is not None and not cost.rungs:
         lines.append(
             f"note: no trial is stopped early: scheduler.grace_steps is {space.scheduler.grace_steps}, and a trial has "
@@ -47,7 +47,7 @@ def _few(facts: Facts) -> list[str]:
     samples = sum(facts.samples_per_source or ()) or batch
     if samples < batch:
         lines.append(
-            f"note: the {samples} training samples are fewer than a batch of {batch}: each stands in it repeatedly"
+            f"note: the {samples} training samples are fewer than a batch of {batch}: each is in it more than once"
         )
     for split, count in facts.num_items.items():
         if count < _FEW:
@@ -60,13 +60,16 @@ def _few(facts: Facts) -> list[str]:
     return lines
 
 
-def takes(space: SearchSpace, first: Config, cost: Cost, measured: Measured | str, num_slots: int | None) -> list[str]:
-    """Lines on time, disk and memory.
+def requirements(
+    space: SearchSpace, first: Config, cost: Cost, measured: Measured | str, num_slots: int | None
+) -> list[str]:
+    """Lines on the time, disk and memory that a study needs.
 
     Args:
         first: config of the first trial.
-        measured: on it; or why it could not be.
-        num_slots: trials at a time, where that is known before a cluster is asked.
+        cost: counts of the study.
+        measured: what was measured with that config; or a clause why it could not be measured.
+        num_slots: trials at a time; None: known only to the cluster.
     """
     if isinstance(measured, str):
         return [f"time, disk and memory are not measured: {measured}"]
@@ -114,14 +117,14 @@ def _time(cost: Cost, measured: Measured, num_slots: int | None) -> str:
 
 
 def _seconds(runs: int, steps: int | None, num_rungs: int, measured: Measured) -> float:
-    """Of that many runs with so many steps together; at each rung a run is measured too."""
+    """Seconds of `runs` runs with `steps` optimizer steps together; at each rung a run is measured too."""
     each = measured.start_s + measured.measure_s * (1 + num_rungs)
     return (steps or 0) * measured.step_s + runs * each
 
 
 def _kept(space: SearchSpace, first: Config, cost: Cost) -> tuple[int, int]:
-    """Models and states that lie on the disk, at most: the best trials' weights, those of the arms of a confirmation until
-    the choice, the copy that MLflow takes; and the state of every trial that may wait at a rung.
+    """Largest numbers of models and of states on the disk. Models: the best trials' weights, those of the arms of a
+    confirmation until the choice, and the copy for MLflow. States: one for each trial that may wait at a rung.
     """
     num_weights = min(first.checkpoint.keep, cost.trials)
     if space.confirmation is not None:
@@ -131,11 +134,13 @@ def _kept(space: SearchSpace, first: Config, cost: Cost) -> tuple[int, int]:
 
 
 def _free(first: Config, size: float) -> str:
-    """Of the disk that the results go to; nothing for an object store."""
+    """A clause on the free space of the results' disk, where it may be too little; "" for an object store."""
     path = first.cluster.storage_path
     if storage.is_remote(path) or (free := free_bytes(storage.absolute(path))) >= 2 * size:
         return ""
-    short = ": too little, if all of it is needed; the study would stop and go on with more room" if free < size else ""
+    short = (
+        ": too little, if all of it is needed; the study would stop, and resume with more room" if free < size else ""
+    )
     return f"; {_size(free)} are free on the disk of cluster.storage_path{short}"
 
 

@@ -1,4 +1,4 @@
-"""How samples lie in the batches of a study: chosen once on a worker, noted, and the same for all of its trials."""
+"""The layout of samples in the batches of a study: chosen once on a worker, noted, and the same for all of its trials."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _NOTE = "packing"
 
 
 def settle_packing(study: Study, facts: Facts, store: Store, line: Callable[[str], None]) -> tuple[Study, Facts]:
-    """Study and facts with `data.packing` true or false where it was left open; within `connect` only.
+    """Study and facts with `data.packing` set where it was null; within `connect` only.
 
-    Left open where trials differ in the model: each of them chooses for its own.
+    It stays null where trials differ in the model: each trial then chooses for its own.
 
     Raises:
         BadInput: see `choose_rows`.
@@ -39,7 +39,7 @@ def settle_packing(study: Study, facts: Facts, store: Store, line: Callable[[str
 
 
 def _choose(state: Any, config: Config) -> Rows:
-    """On a worker, with the model that it would train."""
+    """Choose on a worker, with the model that it would train."""
     from bft_ray.evaluate.engine.worker import load
 
     loaded = load(config.model, config.data, config.evaluation.batch_tokens, config.seed)

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a study, looked at before a worker starts; and what the data say of it."""
+"""Every check of a study that needs no worker; and the facts that the data give."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from bft_ray.train.launch import check_tasks, pin_paths
 from bft_ray.train.overlay import check_overlay
 from bft_ray.train.record import files_fingerprint
 
-#: parameters of these sections make other tokens of the same rows
+#: parameters of these sections change the tokens of the same rows
 _TOKENISING = ("data.train", "model.", *(f"data.{name}" for name in TOKENISING))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the data say.
+    """What the data give.
 
     Args:
-        first: the first trial's config: what all of them need of a worker and of the data.
+        first: the first trial's config. All trials need the same of a worker and of the data.
         longest, samples_per_source: see `Study`; None where trials differ in it.
-        fingerprints: use -> fingerprint of its data, `model`: of the base weights; part of what the study is.
+        fingerprints: use -> fingerprint of its data, `model`: of the base weights. They are part of the study's identity.
         num_items: search, confirmation, test -> items that the objective is measured on, where they are rows of a file.
     """
 
@@ -46,11 +46,11 @@ class Facts:
     num_items: Mapping[str, int] = field(default_factory=dict)
 
 
-def look_at(space: SearchSpace, base: Config, line: Callable[[str], None] = lambda text: None) -> Facts:
-    """Read and tokenise all data of the study, and try the places that it writes to.
+def inspect_study(space: SearchSpace, base: Config, line: Callable[[str], None] = lambda text: None) -> Facts:
+    """Read and tokenise all data of the study, and check the places that it writes to.
 
     Args:
-        line: is told what was kept and dropped of the data.
+        line: called with lines on what was kept and dropped of the data.
 
     Raises:
         BadInput: bad data, splits that share rows, a model or tokenizer that cannot be read, a folder that cannot be

@@ -1,4 +1,4 @@
-"""Whether the nodes that run trials see the folder of results as the driver does: told before anything is trained."""
+"""Whether the nodes that run trials see the driver's folder of results: checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bft_ray.errors import BadInput
 from bft_ray.places import storage
 from bft_ray.workers.room import num_places, worker_resources
 
-_ANSWER_S = 60.0  # of all nodes together, each of which starts a process for it
+_ANSWER_S = 60.0  # for all nodes together; each starts a process for it
 
 
 def require_shared(cluster: ClusterConfig) -> None:
-    """Return where every node that has room for a worker sees what this process writes to `cluster.storage_path`;
-    within `bft_ray.workers.spread.connect` only. Nothing is asked of an object store, or of a single node.
+    """Return if every node with room for a worker sees what this process writes to `cluster.storage_path`; within
+    `bft_ray.workers.connect.connect` only. Object stores and single nodes are not checked.
 
     Raises:
         BadInput: names the nodes that see another folder.
@@ -39,8 +39,8 @@ def require_shared(cluster: ClusterConfig) -> None:
 
 
 def blind_nodes(path: str, nodes: Sequence[dict[str, Any]]) -> list[str]:
-    """Addresses of the nodes that do not see what is written to a folder here; one that does not answer within a minute,
-    or breaks, is not among them.
+    """Addresses of the nodes that do not see what is written to a folder here. A node that fails, or does not answer
+    within a minute, is not among them.
     """
     import ray
     from ray.exceptions import RayError
@@ -59,7 +59,7 @@ def blind_nodes(path: str, nodes: Sequence[dict[str, Any]]) -> list[str]:
             ray.cancel(ref, force=True)
         blind = []
         for ref in done:
-            with contextlib.suppress(RayError):  # a trial would meet it too, and is run again
+            with contextlib.suppress(RayError):  # a trial would have the same error, and is run again
                 if not ray.get(ref):
                     blind.append(asked[ref])
         return blind
@@ -68,6 +68,6 @@ def blind_nodes(path: str, nodes: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _sees(path: str) -> bool:
-    """On a node. Listing the folder lets a network file system forget what it believed to be there."""
+    """Whether this node sees the file. Listing the folder makes a network file system renew its cache."""
     file = Path(path)
     return file.parent.is_dir() and file.name in {one.name for one in file.parent.iterdir()}

@@ -1,4 +1,4 @@
-"""Whether the splits of a study have rows of their own. Files may differ and rows be the same: a copy, in another order
+"""Whether the splits of a study have rows of their own. Different files may have the same rows: a copy, in another order
 or in part, confirms nothing.
 """
 
@@ -21,12 +21,12 @@ _TOLERATED = 0.01  # of a split's rows: some published test sets hold that many 
 
 
 def rows_of(dataset: TokenDataset) -> Rows:
-    """Of tokenised samples: all that their rows held, but for Unicode form, case and white space."""
+    """Key -> id of tokenised samples. A key covers the whole row, except Unicode form, case and white space."""
     return dict(zip(dataset.keys, dataset.ids, strict=True))
 
 
 def items_of(task: Task) -> Rows:
-    """Of a task's file; empty for a task of lm-evaluation-harness, whose names say what is measured."""
+    """Key -> id of the rows of a task's file; empty for a task of lm-evaluation-harness, which is identified by its name."""
     if task.KEY is None or isinstance(task, HarnessTask):
         return {}
     field = f"evaluation.tasks.{task.name}"
@@ -39,14 +39,14 @@ def items_of(task: Task) -> Rows:
 
 
 def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: Callable[[str], None]) -> None:
-    """Refuse splits of which more than one row in a hundred is a row of another split, or, where they confirm or test, of the
-    training data; a search on training data is refused where it is all of these. All other rows that are shared are told.
+    """Refuse splits that share more than 1 % of their rows with another split or, for confirmation and test, with the
+    training data. The search may share rows with the training data, but not use all of it. Other shared rows are noted.
 
     Args:
-        metric: of the objective, which is measured on them.
-        splits: search, and where there are any confirmation and test.
+        metric: of the objective, which is measured on the splits.
+        splits: search, and confirmation and test where they exist.
         trained: the training rows; empty where they are not of the same form.
-        line: is told what is no error.
+        line: called with a note on shared rows that are no error.
 
     Raises:
         BadInput: names both splits, how many rows they share, and the first ids; never a row's text.

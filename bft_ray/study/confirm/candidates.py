@@ -1,4 +1,4 @@
-"""Which runs are compared in the confirmation: the best trials of the search, and each baseline at its best."""
+"""Which runs are compared in the confirmation: the best trials of the search, and each baseline with its best values."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Arm:
 
 
 def arms_of(space: SearchSpace, baselines: Sequence[TrialRecord], search: Sequence[TrialRecord]) -> list[Arm]:
-    """Baselines, each with the values outside of the loss that suited it best, then candidates, best first.
+    """Baselines, each with its best values outside of the loss, then candidates, best first.
 
-    A candidate that is the same run as one of these baselines is none: the baseline stands for it.
+    A trial that is a duplicate of one of these baselines is no candidate.
 
     Raises:
-        BftError: the default has no trial that ran to its end, so that there is nothing to hold a winner against.
+        BftError: the default has no complete trial, so there is nothing to compare a winner with.
     """
     assert space.confirmation is not None
     metric = space.objective.metric
@@ -46,7 +46,7 @@ def arms_of(space: SearchSpace, baselines: Sequence[TrialRecord], search: Sequen
             arms.append(Arm(baseline.name, "baseline", done[0]))
         elif baseline.name == DEFAULT:
             raise BftError(
-                f"the baseline {DEFAULT} has no complete trial ({own[0].reason}), and winners are held against it"
+                f"the baseline {DEFAULT} has no complete trial ({own[0].reason}), and winners are compared with it"
             )
     taken, names = {arm.trial.key for arm in arms}, {arm.name for arm in arms}
     for record in ranked(search, metric):
@@ -62,7 +62,7 @@ def arms_of(space: SearchSpace, baselines: Sequence[TrialRecord], search: Sequen
 
 
 def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None, records: Sequence[TrialRecord] = ()) -> Plan:
-    """What `bft_ray.study.confirm.choose.choose` needs to know of the confirmation, whose records name the groups of items."""
+    """The plan of the confirmation for `bft_ray.study.confirm.choose.choose`; its records name the groups of items."""
     confirmation = space.confirmation
     assert confirmation is not None
     return Plan(
@@ -78,14 +78,14 @@ def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None, recor
 
 
 def confirmed(space: SearchSpace, records: Sequence[TrialRecord]) -> list[Record]:
-    """The runs of the confirmation, as the choice sees them; one that was merged has the scores of its twin."""
+    """The runs of the confirmation for the choice; a duplicate has the scores of its original."""
     second = space.objective.second
     ran = {record.id: record for record in records}
     return [
         Record(
             name=record.extra["arm"],
             seed=record.seeds[0],
-            items=ran[record.merged_with or record.id].extra.get("items", {}) if record.state == "complete" else {},
+            items=ran[record.duplicate_of or record.id].extra.get("items", {}) if record.state == "complete" else {},
             second=record.metrics.get(second.metric) if second else None,
             failed="" if record.state == "complete" else record.reason or record.state,
         )

@@ -1,27 +1,26 @@
 """The champion of a study: a pure function of the records of its confirmation.
 
-Gains are over the default (`bft` at window 256, as published) and "beyond noise" means that the one-sided test of
-`bft_ray.stats.simultaneous`, which holds for all comparisons together, says so; never where there is no noise at all to judge
-by, nor where a gain hangs on the skewness of too few items. In this order:
+Gains are over the default (`bft` at window 256, as published). "Beyond noise" means that the one-sided test of
+`bft_ray.stats.simultaneous` shows a difference; its level holds for all comparisons together. It shows none where there is
+no noise to compare with, or where a gain depends on the skewness of too few items. In this order:
 
 1. An arm counts if every seed of its runs is there, none failed, and all its scores are finite numbers. A run that
    failed is never a score. Items without a verdict (of a judge) are left out where at least 99 % of all are there.
    With a second objective, an arm must be shown to keep the limit: the upper bound of its mean loss against the base
-   model, one-sided over seeds, must be `largest_loss` at most (a test of non-inferiority). The default is held to
-   the opposite: it gives way only where its loss exceeds the limit beyond noise, by the lower bound.
+   model, one-sided over seeds, must be `largest_loss` at most (a test of non-inferiority). For the default the test is
+   the opposite: it is excluded only where its loss exceeds the limit beyond noise, by the lower bound.
 2. Contenders are the candidates that beat the default beyond noise, or, if there are none, the default: within noise it
-   stands for every candidate, so ties go to it. Where the default itself breaks the limit of the second objective, all
-   candidates that keep it are contenders.
+   wins against every candidate. Where the default itself breaks the limit of the second objective, all candidates that
+   keep it are contenders.
 3. The contender with the best mean is BFT's own winner.
 4. A baseline that beats the default and every contender beyond noise is the champion instead; of several the one with
    the best mean. (A claim about all contenders needs each single comparison to hold, so these need no further
    correction: an intersection-union test, Berger 1982.) Candidates that are not shown to beat the default need not be
-   beaten: if they had to be, one that is merely noisy would keep the default in place against a baseline that is shown
-   to be better than it.
+   beaten: otherwise a candidate that is only noisy would keep the default, although a baseline is shown to be better.
 5. Where items were left out, the winner must win again with these counted worst for it and best for the others; else
    the default stays.
 
-Equal means are told apart by name, so that the order of the records decides nothing.
+Equal means are ordered by name, so the order of the records decides nothing.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was to be confirmed.
+    """What the confirmation compares.
 
     Args:
         metric: name of the objective.
@@ -140,7 +139,7 @@ Verdict = Literal["candidate", "default", "baseline", "none"]
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and everything that the choice rests on.
+    """What was chosen, and the evidence for the choice.
 
     Args:
         champion: name of the arm; None where nothing could be chosen.
@@ -149,9 +148,9 @@ class Choice:
         arms: best mean first, those that do not count last.
         against: for a baseline as champion: its gain over the default and each contender.
         num_items: of the confirmation split, measured in all runs.
-        num_missing: items left out, for they lack a verdict.
-        best: arm -> probability that it is the best, as far as noise lets one tell.
-        not_told: arms that cannot be told from the best.
+        num_missing: items left out, because they lack a verdict.
+        best: arm -> probability that it is the best, given the noise.
+        not_told: arms that the data do not separate from the best.
     """
 
     plan: Plan
@@ -178,6 +177,11 @@ class Choice:
 def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     """The champion by the rules at the head of the file; the order of the records does not matter.
 
+    Args:
+        records: of the confirmation, one a run.
+        plan: what was to be run.
+        draws: bootstrap draws.
+
     Raises:
         BadInput: a record of an unknown arm or seed, a run given twice, a metric without a direction.
     """
@@ -186,8 +190,8 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     kept = {name: runs[name] for name in sorted(runs) if not flaws[name]}
     if plan.default not in kept:
         reason = f"the default {plan.default} has no whole set of runs ({flaws[plan.default]})"
-        untold = tuple(_arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs))
-        return Choice(plan, None, "none", reason, untold, (), 0)
+        arms_without_gain = tuple(_arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs))
+        return Choice(plan, None, "none", reason, arms_without_gain, (), 0)
 
     sign = 1.0 if higher_is_better(plan.metric) else -1.0
     items = {name: {seed: run.items for seed, run in own.items()} for name, own in kept.items()}
@@ -215,7 +219,7 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     arms = [_arm(n, plan, sign * means[n], seconds[n], gains.get(n), broken[n], n in front) for n in order] + [
         _arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs) if flaws[name]
     ]
-    told = not_told_from_best(oriented, plan.alpha, draws, groups)
+    near_best = not_told_from_best(oriented, plan.alpha, draws, groups)
     return Choice(
         plan,
         champion,
@@ -226,7 +230,7 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
         len(measured),
         num_all - len(measured),
         family.best,
-        tuple(name for name in order if name in told),
+        tuple(name for name in order if name in near_best),
     )
 
 
@@ -239,8 +243,8 @@ def _measured(items: Mapping[str, Mapping[int, Mapping[str, float]]]) -> tuple[l
 def _counted_worst(
     items: Mapping[str, Mapping[int, Mapping[str, float]]], winner: str, sign: float, plan: Plan
 ) -> dict[str, np.ndarray]:
-    """Scores with every item, above for better: one that is missing is the worst score seen where it is the winner's,
-    and the best where it is another's.
+    """Scores of every item, higher is better. A missing score of the winner becomes the worst score seen, a missing score
+    of another arm the best.
     """
     seen = [sign * value for own in items.values() for run in own.values() for value in run.values()]
     every = sorted({item for own in items.values() for run in own.values() for item in run})
@@ -263,7 +267,7 @@ def _decide(
     gains: Mapping[str, Comparison],
     groups: Groups | None,
 ) -> tuple[str | None, Verdict, str, tuple[Comparison, ...]]:
-    """Champion, verdict, reason, and the comparisons of a baseline that won; arms stand best mean first."""
+    """Champion, verdict, reason, and the comparisons of a baseline that won. `order` is best mean first."""
     candidates = [name for name in allowed if name in plan.candidates]
     others = [name for name in allowed if name in plan.baselines and name != plan.default]
     contenders = candidates
@@ -290,7 +294,7 @@ def _decide(
 
 
 def _beaten(plan: Plan, contenders: Sequence[str]) -> str:
-    """What a baseline that wins has beaten, in words."""
+    """A clause on what a baseline that wins has beaten."""
     if list(contenders) == [plan.default]:
         return f"the default {plan.default}, which no candidate does"
     return f"the default {plan.default} and every candidate that does so too"
@@ -310,7 +314,7 @@ def _runs(records: Iterable[Record], plan: Plan) -> dict[str, dict[int, Record]]
 
 
 def _flaws(runs: Mapping[str, Mapping[int, Record]], plan: Plan) -> dict[str, str]:
-    """Arm -> why it does not count; "" where it does. Items must be those of the default, but for a few without a
+    """Arm -> why it does not count; "" where it does. Its items must be those of the default, except a few without a
     verdict.
     """
     items = {item for run in runs[plan.default].values() for item in run.items}
@@ -327,7 +331,7 @@ def _flaws(runs: Mapping[str, Mapping[int, Record]], plan: Plan) -> dict[str, st
             if not set(run.items) <= items:
                 return f"seed {seed} was measured on other items than the default"
             if len(run.items) < COMPLETE * len(items):
-                return f"seed {seed} has a score for {len(run.items)} of {len(items)} items alone"
+                return f"seed {seed} has a score for only {len(run.items)} of {len(items)} items"
             if plan.second and (run.second is None or not math.isfinite(run.second)):
                 return f"seed {seed} has no finite {plan.second.metric}"
         return ""
@@ -356,7 +360,7 @@ def _broken(name: str, own: Mapping[int, Record], plan: Plan) -> str:
 
 
 def _front(means: Mapping[str, float], seconds: Mapping[str, float | None], plan: Plan) -> set[str]:
-    """Names that no other dominates; without a second objective, those with the best mean. Means: above is better."""
+    """Names that no other dominates; without a second objective, those with the best mean. Means: higher is better."""
     sign = 1.0 if plan.second is None or higher_is_better(plan.second.metric) else -1.0
     points = {name: (mean, sign * (seconds[name] or 0.0)) for name, mean in means.items()}
     return {

@@ -1,7 +1,7 @@
-"""Records of an evaluation -> one score an item, whose plain mean is the metric.
+"""Records of an evaluation -> one score an item; the plain mean of the scores is the metric.
 
-What is a mean over items is taken as it is. What is not (a ratio of sums, an area under a curve, a mean of means) is
-linearised (`bft_ray.stats.linearise`). One theory of means then serves every metric.
+A metric that is a mean over items needs no change. Another one (a ratio of sums, an area under a curve, a mean of means)
+is linearised (`bft_ray.stats.linearise`). One theory of means then holds for every metric.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bft_ray.metrics import Area, Mean, MeanOfMeans, Ratio
 from bft_ray.stats.errors import names_of
 from bft_ray.stats.linearise import linear_auroc, linear_macro_mean, linear_ratio
 
-#: the share of the items that a judge, another model, must have judged
+#: share of the items that a judge (another model) must have judged
 COMPLETE = 0.99
 
 
@@ -29,9 +29,8 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
         records: of all sets; those of the metric's set are used (`set`; all where none has one).
 
     Raises:
-        BadInput: no records, too few verdicts of a judge, a metric that cannot be told from records of items, an id given
-            twice, or a number that
-            is not finite.
+        BadInput: no records, too few verdicts of a judge, a metric that records of items do not determine, an id given
+            twice, or a number that is not finite.
     """
     name, own = metric.rpartition("/")[2], _of_set(metric, records)
     if not own:
@@ -51,11 +50,11 @@ def item_scores(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _judged(metric: str, column: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Records with a verdict, which a judge may not have given for a few."""
+    """The records that have a verdict; a judge may have failed for a few."""
     found = [record for record in records if column in record]
     if len(found) < COMPLETE * len(records):
         rule = f"of at least {COMPLETE:.0%} of the {len(records)} items"
-        raise BadInput(metric, f"{len(found)} verdicts", rule, "Mend the judge, and run again: verdicts are kept.")
+        raise BadInput(metric, f"{len(found)} verdicts", rule, "Repair the judge, and run again: verdicts are kept.")
     return found
 
 
@@ -87,7 +86,7 @@ def _scores(
         metric,
         "no figure of single items",
         "a mean over items, a ratio of their sums, or an AUROC, to be confirmed item by item",
-        "Take such a metric as objective.metric, for example the accuracy or probability of the same set.",
+        "Use such a metric as objective.metric, for example the accuracy or probability of the same set.",
     )
 
 

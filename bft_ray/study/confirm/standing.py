@@ -1,14 +1,14 @@
-"""The best of a search beside the tuned baselines, on the data of the search: what a study without a confirmation tells.
+"""The best of a search beside the tuned baselines, on the data of the search: the answer of a study without confirmation.
 
 With d_si the score of the best trial minus that of its rival (the best baseline, or else the next trial) on item i under
-seed s, oriented so that above 0 is better:
+seed s, with the sign for which above 0 is better:
 
     gain        D = mean over s of mean over i of d_si
     its error   of one seed, sd(d_i) / sqrt(n); of several, see `bft_ray.stats.alone.compare_alone`
     interval    D +- t(1 - p/2) se,   p = 0.05 / K
 
-The trial is the best of K, picked on the very items that measure it: with Bonferroni's 0.05 / K the interval holds
-whichever of them had been picked.
+The trial is the best of K, picked on the items that also measure it. With Bonferroni's 0.05 / K the interval holds
+whichever trial was picked.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Standing:
-    """The best trial of a search and what it is held against.
+    """The best trial of a search and the trial that it is compared with.
 
     Args:
         top: the best trial.
-        rival: the best baseline; without baselines the next trial that is not the same; None: there is none.
+        rival: the best baseline; without baselines the next trial that is no duplicate; None: there is none.
         gain: of top over rival; None where the scores of single items are not known, or both are the same run.
         num_picked: trials from which the best was picked.
         num_items, num_seeds: that the gain is measured on.
@@ -58,12 +58,12 @@ class Standing:
 
     @property
     def is_same(self) -> bool:
-        """Whether the best trial is the very run of the rival."""
+        """Whether the best trial is the same run as the rival."""
         return self.rival is not None and self.top.key == self.rival.key and bool(self.top.key)
 
 
 def compared(records: Records, metric: str) -> list[TrialRecord]:
-    """The best trial of the search, and its rival: those whose items decide; empty while nothing has finished."""
+    """The best trial of the search, and its rival, which are compared by item; empty while nothing has finished."""
     top = best(records.get(SEARCH, ()), metric)
     if top is None:
         return []
@@ -71,13 +71,13 @@ def compared(records: Records, metric: str) -> list[TrialRecord]:
     if baselines:
         return [top, baselines[0]]
     others = [
-        r for r in ranked(records[SEARCH], metric) if r.state == "complete" and not r.merged_with and r is not top
+        r for r in ranked(records[SEARCH], metric) if r.state == "complete" and not r.duplicate_of and r is not top
     ]
     return [top, *others[:1]]
 
 
 def standing_of(records: Records, metric: str, items: Items) -> Standing | None:
-    """How the best trial stands; None while no trial has finished.
+    """The best trial, its rival and the gain; None while no trial has finished.
 
     Args:
         items: of the trials that `compared` names; {}: not known.
@@ -86,7 +86,7 @@ def standing_of(records: Records, metric: str, items: Items) -> Standing | None:
     if not found:
         return None
     top, rival = found[0], found[1] if len(found) > 1 else None
-    picked = sum(record.state == "complete" and not record.merged_with for record in records[SEARCH]) or 1
+    picked = sum(record.state == "complete" and not record.duplicate_of for record in records[SEARCH]) or 1
     bare = Standing(top, rival, None, picked)
     if rival is None or bare.is_same or not {top.id, rival.id} <= set(items):
         return bare
@@ -106,19 +106,19 @@ def standing_of(records: Records, metric: str, items: Items) -> Standing | None:
 
 
 def in_words(standing: Standing, metric: str) -> str:
-    """Markdown: what stands best, whether beyond noise, and what that rests on."""
+    """Markdown: which trial is best, whether beyond noise, and the evidence for that."""
     top, rival = standing.top, standing.rival
     own = f"`{_name(top)}` ({metric} {_value(metric, top)})"
     if rival is None:
-        return f"**{own} is the only trial that ran to its end**: there is nothing to hold it against."
+        return f"**{own} is the only trial that ran to its end**: there is nothing to compare it with."
     what = "the best baseline" if rival.part == BASELINES else "the next trial"
     other = f"{what}, `{_name(rival)}` ({_value(metric, rival)})"
     if standing.is_same:
         return f"**No trial is better than the best baseline**, `{_name(rival)}`: the best one, {own}, is the same run."
     if standing.gain is None:
         return (
-            f"**No winner is named**: the best trial is {own}, {other}. How far noise reaches is not known: there are no "
-            "scores of single items."
+            f"**No winner is named**: the best trial is {own}, {other}. The noise is not known: there are no scores of single "
+            "items."
         )
     gain = standing.gain
     noise = (
@@ -142,8 +142,8 @@ def in_words(standing: Standing, metric: str) -> str:
 
 
 def leader(standing: Standing) -> TrialRecord | None:
-    """What to train with, as far as the study tells: the trial where it is better beyond noise, else the best baseline;
-    None where neither is there.
+    """The trial to train with: the best trial where it is better beyond noise, else the best baseline; None where there is
+    neither.
     """
     if standing.gain is not None and standing.gain.is_better:
         return standing.top
@@ -182,7 +182,7 @@ def _value(metric: str, record: TrialRecord) -> str:
 def _seeds(standing: Standing) -> str:
     if standing.num_seeds > 1:
         return f" and {standing.num_seeds} seeds"
-    return ", one seed (what others would bring is not in it)"
+    return ", one seed (the variation between seeds is not in it)"
 
 
 def _first(text: str) -> str:

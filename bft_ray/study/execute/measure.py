@@ -1,7 +1,6 @@
-"""What a trial takes, measured before the study begins: a few steps and one measurement, in a process of its own.
+"""What a trial needs, measured before the study begins: a few steps and one measurement, in a process of its own.
 
-A process of its own, because its peak of memory is then the trial's, and nothing of it stays. It runs `trial`, as a
-worker does.
+In a process of its own the peak of memory is the trial's, and nothing stays loaded. It runs `trial`, as a worker does.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ _STEPS = 3  # the first, which warms up, does not count
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run takes.
+    """What one run needs.
 
     Args:
-        step_s: of a training step, once warm.
+        step_s: of a training step, after the first one.
         measure_s: of one measurement of all sets.
         start_s: from one trial to the next in a process that is warm.
         memory_bytes: peak of the process (resident).
@@ -53,17 +52,17 @@ class Measured:
 
 
 def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_S) -> Measured | str:
-    """Measure the config of a trial; where that cannot be, why, as a clause.
+    """Measure the config of a trial; where that is not possible, a clause that says why.
 
     Args:
-        config: with paths that hold here.
-        line: is told that it begins.
-        limit_s: after which it is given up.
+        config: with paths of this machine.
+        line: called with a line when it begins.
+        limit_s: seconds after which the measurement is stopped.
     """
     if not config.is_one_process:
-        return "trials of several workers or with zero3 are not tried in one process: the first trial will tell"
+        return "trials of several workers or with zero3 are not tried in one process: the first trial will show it"
     if config.cluster.gpus_per_worker and not _num_gpus():
-        return "trials use a GPU, and this machine has none: the first trial will tell"
+        return "trials use a GPU, and this machine has none: the first trial will show it"
     line(f"measuring {_STEPS} training steps and one measurement ({limit_s:g} s at most; --no-measure leaves it out)")
     began = time.monotonic()
     with scratch("measure") as folder:
@@ -80,12 +79,12 @@ def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_
             process.wait()
         found = folder / "measured.json"
         if status == -9:
-            return "the process was killed, as one is that takes more memory than there is"
+            return "the process was killed, perhaps because memory was full"
         if not found.exists():
             return f"the process ended with status {status}"
         tree = read_kept(found)
     if tree is None:
-        return "what its process found is damaged"
+        return "the file with its results is damaged"
     if "why" in tree:
         return f"it failed: {tree['why']}"
     return Measured(**tree, took_s=time.monotonic() - began)

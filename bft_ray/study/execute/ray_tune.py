@@ -1,7 +1,7 @@
-"""The study on Ray Tune: it places segments on the cluster and keeps their processes warm; the controller decides.
+"""The study on Ray Tune: Tune places segments on the cluster and keeps their processes warm; the controller decides.
 
-A segment is one Tune trial. What Tune itself records goes to a folder that is thrown away: a study goes on from its
-database. Tune takes a worker down when no segment is there for it, hence the controller's `ahead`.
+A segment is one Tune trial. Tune's own records go to a folder that is deleted: a study is resumed from its database. Tune
+stops a worker when there is no segment for it, so the controller gives out some `ahead`.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from bft_ray.workers.room import num_places, worker_resources
 
 log = logging.getLogger(__name__)
 
-#: what Tune takes by environment alone; it reads them when a study begins
+#: settings that Tune reads only from the environment, when a study begins
 _SETTINGS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files of its own for each trial
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study here, with every status set
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # snapshots that nobody reads
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its log files for each trial
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # on Ctrl-C the driver ends the study, and sets every status
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # snapshots, which nothing reads
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the controller limits them
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-_COUNT_S = 5.0  # between two looks at the cluster
+_COUNT_S = 5.0  # between two counts of the cluster's nodes
 _LOOK_S = 0.25  # between two calls of `look`
 
 
@@ -54,24 +54,24 @@ def run(
     look: Callable[[], None] = lambda: None,
     actor: type[tune.Trainable] = TrialActor,
 ) -> None:
-    """Run the study to its end; within `bft_ray.workers.spread.connect` only.
+    """Run the study to its end; within `bft_ray.workers.connect.connect` only.
 
     Args:
-        config: of the trials, as far as it says what a worker needs.
-        look: called a few times a second; what it raises ends the study.
-        actor: what carries out segments.
+        config: of the first trial: what a worker needs is the same for all.
+        look: called a few times a second; an error that it raises ends the study.
+        actor: runs the segments.
 
     Raises:
-        Exception: what the controller or `look` has raised, as it was.
+        Exception: the error that the controller or `look` has raised, unchanged.
     """
     looks = [_room(config.cluster), look]
     if not config.is_one_process:
-        looks.append(_now_and_then(free_orphans))
+        looks.append(_every_few_seconds(free_orphans))
     bridge = _Bridge(controller, looks)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would tell every error with pages of its own
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would log pages for every error
     with scratch("tune") as folder, _settings(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's, about its own settings
-        no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a segment leaves its state itself
+        no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a segment saves its state itself
         tuner = tune.Tuner(
             tune.with_resources(actor, _resources(config)),
             tune_config=tune.TuneConfig(
@@ -96,7 +96,7 @@ def run(
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """_SETTINGS in the environment, for as long as the context lasts; what stands there already counts."""
+    """Set _SETTINGS in the environment while the context lasts; a value that is set already stays."""
     mine = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
     os.environ.update(mine)
     try:
@@ -107,7 +107,9 @@ def _settings() -> Iterator[None]:
 
 
 def num_slots(cluster: ClusterConfig) -> Callable[[], int]:
-    """How many trials the nodes of the cluster could run at a time, whoever else is there; looked up now and then."""
+    """A function for how many trials the nodes of the cluster could run at a time, if nobody else used them. It counts the
+    nodes every few seconds.
+    """
     known, at = 0, -_COUNT_S
 
     def count() -> int:
@@ -121,27 +123,29 @@ def num_slots(cluster: ClusterConfig) -> Callable[[], int]:
 
 
 def _room(cluster: ClusterConfig) -> Callable[[], None]:
-    """Looks whether there is room for a trial: Tune would wait for nodes that are gone without a word, and for ever."""
+    """A function that raises BftError when no node has had room for a trial for too long: Tune would wait for ever, and
+    print nothing.
+    """
     slots, since = num_slots(cluster), time.monotonic()
-    told = False
+    has_warned = False
 
     def look() -> None:
-        nonlocal since, told
+        nonlocal since, has_warned
         if slots():
-            since, told = time.monotonic(), False
+            since, has_warned = time.monotonic(), False
         elif time.monotonic() - since > cluster.start_timeout_s:
             raise BftError(
                 f"no node has had room for a trial for cluster.start_timeout_s = {cluster.start_timeout_s:g} s. "
-                "When the cluster is back, the same command goes on."
+                "When the cluster is back, the same command resumes the study."
             )
-        elif not told:
-            told = True
+        elif not has_warned:
+            has_warned = True
             log.warning("no node has room for a trial; waiting up to %g s for one", cluster.start_timeout_s)
 
     return look
 
 
-def _now_and_then(function: Callable[[], None]) -> Callable[[], None]:
+def _every_few_seconds(function: Callable[[], None]) -> Callable[[], None]:
     called = 0.0
 
     def call() -> None:
@@ -168,8 +172,8 @@ def num_runs(nodes: Sequence[dict[str, float]], need: dict[str, float], cluster:
 
 
 def _resources(config: Config) -> tune.PlacementGroupFactory:
-    """Of one trial: its worker. Several workers are reserved by Ray Train, and the trial only waits for them; Tune wants
-    it to hold something.
+    """What Tune reserves for one trial: its worker. Ray Train reserves several workers itself, and the trial only waits for
+    them; Tune still wants a reservation, so it gets 1 MiB.
     """
     return tune.PlacementGroupFactory(
         [worker_resources(config.cluster) if config.is_one_process else {"memory": 2.0**20}]
@@ -177,7 +181,7 @@ def _resources(config: Config) -> tune.PlacementGroupFactory:
 
 
 class _Bridge:
-    """What Tune's three hooks share. What the controller raises is kept, for Tune would wrap it or swallow it."""
+    """What Tune's three hooks share. An error of the controller is kept here, because Tune would wrap or swallow it."""
 
     def __init__(self, controller: Controller, looks: Sequence[Callable[[], None]]):
         self.controller, self._looks = controller, looks
@@ -187,7 +191,7 @@ class _Bridge:
         self._looked = 0.0
 
     def __reduce__(self) -> Any:
-        return object, ()  # Tune takes snapshots of all that it is given, and nothing is ever restored from one
+        return object, ()  # Tune pickles its hooks into snapshots, and nothing is ever restored from one
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self.error is not None:
@@ -206,7 +210,7 @@ class _Bridge:
 
 
 class _Suggestions(Searcher):
-    """Hands the controller's segments to Tune, and ends of segments back to it."""
+    """Gives the controller's segments to Tune, and reports their ends to the controller."""
 
     def __init__(self, bridge: _Bridge):
         super().__init__()
@@ -224,7 +228,7 @@ class _Suggestions(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         segment = self._bridge.segments.pop(trial_id, None)
-        if segment is None:  # told before, and then that it failed while being stopped
+        if segment is None:  # its end was reported already; then it failed while it was stopped
             return
         if error or not result or "run" not in result:
             why = self._bridge.why.pop(trial_id, how_it_died(""))
@@ -233,14 +237,14 @@ class _Suggestions(Searcher):
             self._bridge.call(self._bridge.controller.ended, segment, result["run"])
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's database has it all."""
+        """Nothing to do: the study's database has every record."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Nothing to do: see `save`."""
 
 
 class _Rungs(FIFOScheduler):
-    """Stops trials that the controller does not let go on."""
+    """Stops trials that the controller does not promote."""
 
     def __init__(self, bridge: _Bridge):
         super().__init__()
@@ -248,24 +252,24 @@ class _Rungs(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         segment = self._bridge.segments[trial.trial_id]
-        on = self._bridge.call(self._bridge.controller.goes_on, segment, result["run"])
+        on = self._bridge.call(self._bridge.controller.is_promoted, segment, result["run"])
         return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Called before the searcher is told, to which Tune hands no error."""
-        what = how_it_died(_said(trial))
+        """Keep the reason: Tune calls this before the searcher, which gets no error."""
+        what = how_it_died(_error_text(trial))
         self._bridge.why[trial.trial_id] = f"{what}. {advice_on(what) or advice_on('MemoryError')}"
 
 
-def _said(trial: Trial) -> str:
-    """What Ray said of the end of a trial, which Tune hands on in a file alone; "" where there is none."""
+def _error_text(trial: Trial) -> str:
+    """Ray's text on the end of a trial, which Tune writes only to a file; "" where there is none."""
     with contextlib.suppress(OSError, TypeError):
         return Path(trial.error_file).read_text()
     return ""
 
 
 class _Events(tune.Callback):
-    """Tells when a worker has taken a segment, and lets the driver look around."""
+    """Reports when a worker has begun a segment, and calls the driver's `look`."""
 
     def __init__(self, bridge: _Bridge):
         self._bridge = bridge

@@ -1,4 +1,4 @@
-"""What a worker does with a segment: go on where the run was left, leave its file at each measurement, tell where it is."""
+"""How a worker runs a segment: resume the run, write its file at each measurement, and report."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from bft_ray.train.segment import measure_weights, train_segment
 
 log = logging.getLogger(__name__)
 
-_LASTING = (BadInput, BadConfig, NonFinite)  # what would be the same the next time, but for `NoRoom`
-_TELLING = (BftError, RuntimeError, OSError, MemoryError, ImportError)  # whose texts hold no rows of the data
+_LASTING = (BadInput, BadConfig, NonFinite)  # errors that would come again the next time, except `NoRoom`
+_TELLING = (BftError, RuntimeError, OSError, MemoryError, ImportError)  # errors whose texts hold no rows of the data
 
 
 def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
-    """Run a segment; yields where it is at each measurement, at last with the status `paused`, `complete`, `failed` or
+    """Run a segment; yields a report at each measurement, the last one with the status `paused`, `complete`, `failed` or
     `stopped`.
 
-    What an earlier segment has done is not done again: a run that is complete, has failed, or waits at `segment.until` or
-    after it is told as it stands. Otherwise the run goes on from the state that was left last, or begins anew where
-    there is none that fits. The file of the run is written before each yield, and the weights before it says
-    `complete`. A run that waits goes on as if it had not been stopped: on CPU and one worker bit for bit.
+    Work of an earlier segment is not done again: a run that is complete, has failed, or waits at `segment.until` or after
+    it is only reported. Otherwise the run resumes from the last saved state, or starts again where no state fits. The
+    file of the run is written before each yield, and the weights before the file says `complete`. A paused run resumes as
+    if it had not been stopped: on CPU with one worker bit for bit.
 
-    Errors become the status `failed` with a reason. Those that would come again are written to the file; after one that
-    nobody raised on purpose, nothing stays in `warm`. A full disk stops the run, and what it has done before stands.
+    Errors become the status `failed` with a reason. Those that would come again are written to the file; after an
+    unexpected error, `warm` is emptied. A full disk stops the run, and its earlier results are kept.
 
-    Closing the generator stops the run where it is, and gives back all that it held.
+    Closing the generator stops the run and frees what it holds.
     """
     run = Run.read(segment.files, segment.key)
     if run is not None and (before := _reported_before(run, segment)):
@@ -71,18 +71,18 @@ def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
     elif reason:
         run.status, run.reason, run.is_lasting = "failed", reason, is_lasting
         if is_lasting:
-            with suppress(OSError):  # no room for it: the driver is told in any case
+            with suppress(OSError):  # no room for it: the driver gets the report in any case
                 run.write(segment.files)
         yield run.report
 
 
 def _shares_gpu(segment: Segment) -> bool:
-    """Whether others may have filled the memory of a trial's GPU; then it is tried again."""
+    """Whether other trials may have filled the memory of the trial's GPU; then the trial is run again."""
     return 0 < (segment.tree.get("cluster", {}).get("gpus_per_worker") or 0) < 1
 
 
 def _reported_before(run: Run, segment: Segment) -> Run | None:
-    """What there is to report without any work."""
+    """The report of earlier work, where nothing is left to do; None otherwise."""
     if run.status in ("complete", "failed"):
         return run.report
     if (
@@ -109,12 +109,12 @@ def _reason(error: Exception) -> str:
 
 
 def _alone(segment: Segment, config: Config, run: Run, warm: Warm) -> Generator[None, None, None]:
-    """Train and measure here; yields when `run` tells of a measurement."""
+    """Train and measure in this process; yields when `run` has a new measurement."""
     with _places(segment) as (state, weights):
         start = paused_at(state) or 0
         if start not in run.metrics or start > len(run.train) or (segment.until is not None and start >= segment.until):
-            start = 0  # killed between the two writes, say: the state comes first, and then the file
-        _go_back(run, start)
+            start = 0  # such as after a kill between the two writes: first the state, then the file
+        _truncate(run, start)
         if not start:
             storage.remove_folder(segment.files.state)
         steps = trial(
@@ -157,8 +157,8 @@ def _put(segment: Segment, state: Path, weights: Path, run: Run) -> None:
         storage.put_folder(weights, segment.files.weights)
 
 
-def _go_back(run: Run, step: int) -> None:
-    """Forget what came after `step`; all, where nothing is left of it."""
+def _truncate(run: Run, step: int) -> None:
+    """Remove what came after `step` from the run; with 0, remove everything."""
     run.status, run.num_steps, run.train = "running", step, run.train[:step]
     run.metrics = {done: values for done, values in run.metrics.items() if step and done <= step}
 
@@ -174,7 +174,7 @@ def _together(segment: Segment, config: Config, run: Run) -> Generator[None, Non
     """Train through Ray Train up to each rung, and measure the weights after it; yields as `_alone` does."""
     if (
         Run.read(segment.files, segment.key) is None
-    ):  # what lies there is not of this run; else it is the checkpoint of a lost driver
+    ):  # the folder is not of this run; otherwise it holds the checkpoint of a lost driver
         storage.remove_folder(segment.files.state)
     run.status = "running"
     run.write(segment.files)
@@ -195,6 +195,6 @@ def _together(segment: Segment, config: Config, run: Run) -> Generator[None, Non
         elif stop == segment.until:
             run.status = "paused"
         yield
-    if run.status == "running":  # killed after it was measured there, and before that was told
+    if run.status == "running":  # it was killed after this measurement, and before the report
         run.status = "paused"
         yield

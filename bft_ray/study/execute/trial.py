@@ -1,4 +1,4 @@
-"""One trial: a fine-tuning by one worker in this process, measured on its way with the model in memory."""
+"""One trial: a fine-tuning by one worker in this process, measured at rungs with the model in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bft_ray.train.checkpoint import verify_manifest, write_manifest
 from bft_ray.train.engine import Engine, join_alone, pin_threads
 from bft_ray.train.loop import Data, make_plan, train_steps
 
-#: (steps done, metrics) -> whether the trial goes on
+#: (steps done, metrics) -> whether the trial is promoted
 Report = Callable[[int, dict[str, float]], bool]
 
 log = logging.getLogger(__name__)
@@ -48,19 +48,20 @@ def trial(
 ) -> Generator[int, None, None]:
     """Train from the base model to the last step, and measure `data.validation` and `evaluation.tasks`.
 
-    On CPU the result is a function of the config and the data, bit for bit: whatever the process has run before, and
-    as `bft_ray.train.loop.fit` would train. Nothing is written but the state and the weights, where asked.
+    On CPU the result is a function of the config and the data, bit for bit: it is the same whatever the process ran
+    before, and the same as from `bft_ray.train.loop.fit`. Only the state and the weights are written, where asked.
 
-    Yields the number of steps done at each measurement, when `run` has it all; at the last, its status is no
-    longer `running`. Closing the generator stops the trial, and gives back all that it held.
+    Yields the number of steps done at each measurement, after the measurement is in `run`; at the last one, its status is
+    no longer `running`. Closing the generator stops the trial and frees what it holds.
 
     Args:
         rungs: steps after which the model is measured, as it is at the end; 0 is the base model.
         warm: what stays loaded in this process.
-        run: what is known of the run; what follows is added to it.
-        start: steps that the state in `pause` has behind it (see `paused_at`): the trial goes on from it, as if it had
-            not been paused.
-        until: one of `rungs`: leave weights and optimizer in `pause` there, and end.
+        run: the run so far; measurements are added to it.
+        start: steps done by the state in `pause` (see `paused_at`): the trial resumes from it, as if it had not been
+            paused.
+        until: one of `rungs`: save weights and optimizer in `pause` there, and end.
+        pause: folder of the state.
         keep: folder for the final weights of a complete trial: an adapter, or a whole model, that transformers loads.
         at_rungs: names of the sets that are measured at rungs (`validation`, or a task's); None: all of them.
 
@@ -73,7 +74,7 @@ def trial(
     _require_one_worker(config)
     pin_threads(config)
     join_alone()
-    torch.manual_seed(config.seed)  # nothing hangs on what an earlier trial has drawn
+    torch.manual_seed(config.seed)  # nothing depends on what an earlier trial has drawn
     data, tasks = warm.data(config), warm.tasks(config)
     _, num_steps = make_plan(config, data.train)
     with _set_apart(), warm.model(config) as model:
@@ -96,7 +97,7 @@ def trial(
                         run.status, run.records = "complete", measured.records
                     elif step == until:
                         assert pause is not None
-                        _leave(engine, step, pause)
+                        _save_state(engine, step, pause)
                         run.status = "paused"
                     laps.end("end")
                     yield step
@@ -112,14 +113,14 @@ def trial(
 def run_trial(
     config: Config, rungs: Collection[int], report: Report, warm: Warm, *, pause: Path | None = None, **options: Any
 ) -> Run:
-    """Run a `trial` that is told to the caller as it goes; from the state in `pause`, where there is one.
+    """Run a `trial`, and report each measurement to the caller; resume from the state in `pause`, where there is one.
 
     Args:
-        report: is told each measurement; at a rung, False stops the trial.
+        report: called with each measurement; at a rung, False stops the trial.
         options: of `trial`.
 
     Raises:
-        BadInput: see `trial`. What was not finite is a result.
+        BadInput: see `trial`. A value that is not finite raises nothing: the run has failed.
     """
     run = Run()
     start = (paused_at(pause) if pause else None) or 0
@@ -137,14 +138,14 @@ def run_trial(
 
 
 def paused_at(folder: Path) -> int | None:
-    """Steps done by the trial that left its state in this folder; None where there is none, or it is damaged."""
+    """Steps done by the trial that saved its state in this folder; None where there is no state, or it is damaged."""
     if not folder.is_dir():
         return None
     try:
         verify_manifest(folder, 0, 1)
         return int(json.loads((folder / _STEP).read_text()))
     except (BadInput, OSError, ValueError, TypeError) as error:
-        log.warning("the state of a trial is damaged, which begins anew: %s", error)
+        log.warning("the state of a trial is damaged, so the trial starts again: %s", error)
         return None
 
 
@@ -155,7 +156,7 @@ def _training(
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     run.num_steps = start
-    if start in stops and not start:  # where it was paused, it has been measured
+    if start in stops and not start:  # a paused trial has been measured at its rung
         yield start
     with closing(train_steps(engine, config, data, start, make_plan(config, data.train)[1])) as steps:
         for done, metrics, _ in steps:
@@ -166,7 +167,7 @@ def _training(
 
 
 def measure(engine: Engine, tasks: Tasks, names: Collection[str] | None = None) -> EvaluationResult:
-    """What the model that is being trained gets in the sets of these names (None: all).
+    """Measure the model in training on the sets of these names (None: all).
 
     Raises:
         BftError: one of them could not be measured.
@@ -187,10 +188,10 @@ def measure(engine: Engine, tasks: Tasks, names: Collection[str] | None = None) 
 
 @contextmanager
 def _set_apart() -> Iterator[None]:
-    """Frees at the end what the block has left: DeepSpeed's objects hold each other, and a copy of the model.
+    """Free the objects of the block at its end: DeepSpeed's objects refer to each other, and to a copy of the model.
 
-    What was there before is out of the collector's sight meanwhile: it would take longer than many a trial to look
-    through all libraries.
+    Older objects are hidden from the garbage collector meanwhile: to visit those of all libraries would take longer than
+    many trials.
     """
     gc.freeze()
     try:
@@ -201,7 +202,7 @@ def _set_apart() -> Iterator[None]:
 
 
 class _Laps:
-    """Seconds by part: each `end` gives the time since the one before to its part."""
+    """Seconds by part: each `end` adds the time since the previous one to its part."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self._seconds = seconds
@@ -221,7 +222,7 @@ def _require_one_worker(config: Config) -> None:
         raise BadInput("deepspeed.preset", "zero3", rule, "On one worker zero2 needs hardly more memory.")
 
 
-def _leave(engine: Engine, step: int, folder: Path) -> None:
+def _save_state(engine: Engine, step: int, folder: Path) -> None:
     with storage.whole_folder(folder) as made:
         engine.save(made, {})
         (made / _STEP).write_text(json.dumps(step))

@@ -35,7 +35,7 @@ _OTHERS = 8  # kept of everything else
 
 @dataclass(frozen=True)
 class Tasks:
-    """What is measured by the name of its set, ready to be asked of a model."""
+    """Prepared sets, by name: what is measured on a model."""
 
     prepared: dict[str, Prepared | HarnessTask]
     context: Context
@@ -43,15 +43,15 @@ class Tasks:
 
 
 class Warm:
-    """Gives a trial what it needs, from memory where a trial before it needed the same.
+    """Loads what a trial needs, or takes it from memory where an earlier trial needed the same.
 
-    The same means: equal settings, and files of the same name, size and time of change. Hashing their content would
-    take longer than a trial where the model is large.
+    "The same" means: equal settings, and files of the same name, size and time of change. For a large model, hashing the
+    contents would take longer than a trial.
 
-    Base weights are shared where they are frozen: by all trials of a process, which attach their adapters to them and
-    take them off again, and by all processes of a machine on CPU, for there they stay mapped from the model's file
-    (if that holds them in `model.dtype`; otherwise each process has a converted copy). On GPUs each process has its
-    own. A trial that trains all weights gets a copy of them.
+    Frozen base weights are shared. All trials of a process use them: each attaches its adapter, and removes it again. On
+    CPU all processes of a machine share them too, mapped from the model's file (if the file holds them in `model.dtype`;
+    otherwise each process has a converted copy). On GPUs each process has its own. A trial that trains all weights gets a
+    copy.
 
     Args:
         device: where models are kept and trained; None: the GPU, or else the CPU.
@@ -65,7 +65,7 @@ class Warm:
         self._tasks: _Kept[Tasks] = _Kept(_OTHERS)
 
     def forget(self) -> None:
-        """Keep nothing of what is loaded: after an error that may have left it broken."""
+        """Drop everything that is loaded: to be called after an error that may have damaged it."""
         for kept in (self._models, self._tokenizers, self._data, self._tasks):
             kept.clear()
         gc.collect()
@@ -108,7 +108,7 @@ class Warm:
 
     @contextmanager
     def model(self, config: Config) -> Iterator[torch.nn.Module]:
-        """The model to train, as `load_model` gives it, for as long as the context lasts.
+        """The model to train, as from `load_model`, while the context lasts.
 
         Raises:
             BadInput: see `load_model`.
@@ -120,7 +120,7 @@ class Warm:
         if adapter is None and config.lora is None:
             yield copy.deepcopy(kept)
             return
-        self._models.drop(key)  # who does not bring it back as it was has lost it
+        self._models.drop(key)  # put back below, only if the adapter could be removed
         is_trainable = {name: parameter.requires_grad for name, parameter in kept.named_parameters()}
         model = attach(kept, config.model, config.lora, config.seed)
         try:
@@ -133,14 +133,14 @@ class Warm:
 
 
 class _Kept(Generic[T]):
-    """The `size` things used last, by what they are made of."""
+    """The `size` objects that were used last, by their keys."""
 
     def __init__(self, size: int):
         self._size = size
         self._things: OrderedDict[str, T] = OrderedDict()
 
     def get(self, key: str, make: Callable[[], T]) -> T:
-        """The thing; made where it is not there, after room has been made for it."""
+        """The object of this key; if it is not here, make it, after the oldest ones are dropped."""
         if key not in self._things:
             while len(self._things) >= self._size:
                 self._things.popitem(last=False)
@@ -149,11 +149,11 @@ class _Kept(Generic[T]):
         return self._things[key]
 
     def drop(self, key: str) -> None:
-        """Keep it no longer."""
+        """Drop the object of this key."""
         del self._things[key]
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Drop all objects."""
         self._things.clear()
 
 
@@ -171,7 +171,7 @@ def _tokenising(config: Config) -> dict[str, Any]:
 
 
 def _files_in(sections: Iterable[Section]) -> Iterator[str]:
-    """What sources and tasks name as files, folders, or as something of the hub."""
+    """The files, folders and names on the hub that sources and tasks name."""
     for section in sections:
         yield from (value for name in inputs_of(section) if (value := getattr(section, name)))
 

@@ -1,1 +1,1 @@
-"""Which settings are tried next, which trials stop, and which are duplicates."""
+"""Which settings are tried next, which trials are stopped, and which trials are duplicates."""

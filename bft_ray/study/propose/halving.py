@@ -1,18 +1,18 @@
-"""Which trials go on at a rung: successive halving as a pure function of the records.
+"""Which trials are promoted at a rung: successive halving as a pure function of the records.
 
 With reduction eta, and n trials at a rung:
 
-- `goes_on`, asynchronous: a trial that reaches the rung goes on at once if it is among the best max(1, floor(n / eta))
-  of all that have reached it so far, itself included. This is ASHA (Li et al., "A System for Massively Parallel
-  Hyperparameter Tuning", 2020, arXiv 1810.05934) with its decision made on arrival, as Ray's and Optuna's have it: a
-  trial that is stopped is never taken up again, so that nothing waits and nothing is kept. Early trials go on more
-  easily than late ones.
-- `survivors`, synchronous: all trials of a batch wait for each other, and the best ceil(n / eta) go on (successive
-  halving, Jamieson and Talwalkar 2016). It depends on no order, so a study can be repeated exactly.
+- `is_promoted`, asynchronous: a trial that reaches the rung is promoted at once if it is among the best
+  max(1, floor(n / eta)) of all that have reached it so far, itself included. This is ASHA (Li et al., "A System for
+  Massively Parallel Hyperparameter Tuning", 2020, arXiv 1810.05934) with the decision made on arrival, as in Ray and
+  Optuna: a stopped trial is never resumed, so nothing waits and no state is kept. Early trials are promoted more easily
+  than late ones.
+- `survivors`, synchronous: all trials of a batch wait for each other, and the best ceil(n / eta) are promoted (successive
+  halving, Jamieson and Talwalkar 2016). The order of arrival does not matter, so a study can be repeated exactly.
 
-Among equal values the trial of the lower number goes first: settings that do not differ in effect (a cap that never
-binds, say) give equal values, and would all go on together. A value that is not finite never goes on. Merged trials
-have no say: they were not run.
+Of equal values the lower trial number ranks first: settings without a difference in effect (such as a cap that never
+binds) have equal values, and would all be promoted together. A value that is not finite is never promoted. Duplicates do
+not count: they were not run.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from bft_ray.config.metrics import higher_is_better
 from bft_ray.study.records.record import TrialRecord
 
 
-def goes_on(records: Iterable[TrialRecord], number: int, step: int, reduction: int, metric: str) -> bool:
-    """Whether trial `number`, which has reported at the rung of `step`, goes on; see the head of this file.
+def is_promoted(records: Iterable[TrialRecord], number: int, step: int, reduction: int, metric: str) -> bool:
+    """Whether trial `number`, which has reported at the rung of `step`, is promoted; see the head of this file.
 
     Args:
-        records: of the study so far; those that have a value at this rung count.
-        metric: at the rungs; says which way is better.
+        records: of the study so far; those with a value at this rung count.
+        step: of the rung, in optimizer steps.
+        reduction: eta.
+        metric: at the rungs; it decides whether higher or lower is better.
 
     Raises:
         KeyError: the trial has not reported there.
     """
-    reached = [(record.number, record.rung_values) for record in records if not record.merged_with]
+    reached = [(record.number, record.rung_values) for record in records if not record.duplicate_of]
     values = {each: at[step] for each, at in reached if step in at}
     own = values[number]
     if not math.isfinite(own):
@@ -48,17 +50,22 @@ def goes_on(records: Iterable[TrialRecord], number: int, step: int, reduction: i
 def survivors(
     batch: Iterable[TrialRecord], rungs: Sequence[int], step: int, reduction: int, metric: str
 ) -> frozenset[int] | None:
-    """Numbers of the trials of a batch that go on after the rung of `step`; None while one of them is awaited.
+    """Numbers of the trials of a batch that are promoted at the rung of `step`; None while one has not reported yet.
 
-    Entrants of the first rung are all trials of the batch, of every other rung the survivors of the one before. The
-    best ceil(entrants / reduction) survive; failed trials are entrants, so that a failure promotes nobody.
+    All trials of the batch enter the first rung; the survivors of one rung enter the next. The best
+    ceil(entrants / reduction) survive. Failed trials are entrants, so a failure promotes no other trial.
 
     Args:
-        batch: all of its records, in any order (`bft_ray.study.propose.sampler.batch_of`): one that is missing is not awaited.
+        batch: all of its records, in any order (`bft_ray.study.propose.sampler.batch_of`). A missing one is not waited for.
         rungs: steps of all rungs.
         step: one of them.
+        reduction: eta.
+        metric: at the rungs; it decides whether higher or lower is better.
+
+    Raises:
+        KeyError: `step` is none of the rungs.
     """
-    entrants = {record.number: record for record in batch if not record.merged_with}
+    entrants = {record.number: record for record in batch if not record.duplicate_of}
     alive = frozenset(entrants)
     sign = -1 if higher_is_better(metric) else 1
     for rung in sorted(rungs):

@@ -1,23 +1,23 @@
 """The next assignment, as a pure function of the space, its number, and records of earlier trials.
 
-Optuna's samplers keep state: what they have drawn, which trial was told first. Here each suggestion is made by a
-sampler of its own, seeded with hash(seed, number), in a study in memory into which the earlier records are replayed
-by number. So the same records give the same suggestion in every process and after every crash; which records those
-are is up to `known`:
+Optuna's samplers keep state: what they have drawn, which trial was reported first. Here each suggestion has a sampler
+of its own, seeded with hash(seed, number), in a study in memory into which the earlier records are replayed by number.
+So the same records give the same suggestion in every process and after every crash. `known` decides which records
+those are:
 
-- asynchronous (the default): all trials that there are, finished or running. The fastest, and not repeatable, for
-  what has finished depends on time.
-- `deterministic: true`: trials come in batches of `batch_size`; suggestion n knows the results of all batches before
-  its own, which must have finished, and the assignments (not the results) of its own batch's earlier trials. With
-  rungs that wait likewise (`bft_ray.study.propose.halving.survivors`), a study is the same on every repetition, after any crash
-  and for any number of trials at a time. What finished in time does not matter; `budget.time_s` still would.
+- asynchronous (the default): all trials, finished or running. It is the fastest, and not repeatable, because the order
+  of results depends on time.
+- `deterministic: true`: trials come in batches of `batch_size`. Suggestion n knows the results of all earlier batches,
+  which must have finished, and the assignments (not the results) of the earlier trials of its own batch. The rungs wait
+  in the same way (`bft_ray.study.propose.halving.survivors`), so a study is the same on every repetition, after any crash
+  and for any number of trials at a time. Only `budget.time_s` would still depend on time.
 
-A suggestion that has been made before would tell nothing new: it is drawn again, and where the sampler stays with what
-is known, at random.
+A suggestion that was made before would bring nothing new: it is drawn again. Where the sampler repeats a known
+suggestion twice, the next ones are drawn at random.
 
-TPE is multivariate, grouped by conditions, and takes trials under way for poor ones (constant liar). Stopped trials
-count as Optuna counts them: behind all complete ones, by how far they came. A failed trial counts as stopped before
-its first rung: the worst, so that its neighbourhood is left.
+TPE is multivariate, grouped by conditions, and treats running trials as poor ones (constant liar). Stopped trials count
+as in Optuna: after all complete ones, by the rung that they reached. A failed trial counts as stopped before its first
+rung: the worst, so that the sampler leaves its neighbourhood.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from bft_ray.study.records.distributions import distributions_of, draw, encode
 from bft_ray.study.records.leaderboard import ranked
 from bft_ray.study.records.record import TrialRecord
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of every study in memory
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs every study in memory
 
 _LEAST_BATCH = 8
-#: TPE looks at so many trials at most: its best, and beside them the last ones. Its own cost grows with their number,
-#: and it weighs old ones hardly at all: all but the last 25 lose weight by age, and at most 25 are "good" ones
+#: TPE sees at most this many trials: the best ones and the last ones. Its cost grows with their number, and old ones
+#: have little weight: all but the last 25 lose weight by age, and at most 25 are "good" ones
 WINDOW = 200
 _BEST = 50
-_REDRAWS = 12  # of a suggestion that has been made before; where all of them have, one is made again
-_ANY_TIME = datetime(2000, 1, 1)  # trials must have one; no sampler looks at it
+_REDRAWS = 12  # of a suggestion that was made before; after so many, it is taken all the same
+_ANY_TIME = datetime(2000, 1, 1)  # trials must have one; no sampler reads it
 
 
 def batch_size(space: SearchSpace) -> int:
-    """Trials that are proposed and judged together under `deterministic`: 8, or the first power of ASHA's reduction
-    from there on, so that whole brackets fill it. It is part of what a deterministic study is.
+    """Trials that are proposed and judged together under `deterministic`: the first power of ASHA's reduction that is at
+    least 8 (whole brackets fill it), or 8 without ASHA. Another size would make another study.
     """
     if not isinstance(space.scheduler, Asha):
         return _LEAST_BATCH
@@ -89,7 +89,7 @@ def is_ready(space: SearchSpace, number: int, records: Sequence[TrialRecord]) ->
 
 
 def known(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """What suggestion `number` may know of earlier trials: see the head of this file.
+    """The records of earlier trials that suggestion `number` may use: see the head of this file.
 
     Raises:
         BadInput: one of them is missing or, in a deterministic study, has not finished.
@@ -108,10 +108,10 @@ def known(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> li
 
 
 def propose(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> dict[str, Any] | None:
-    """Suggestion `number`: dotted field -> value for the parameters that are active; None behind the end of a grid.
+    """Suggestion `number`: dotted field -> value for the parameters that are active; None after the end of a grid.
 
     Args:
-        records: of all earlier trials; later ones are not looked at.
+        records: of all earlier trials; later ones are not used.
 
     Raises:
         BadInput: see `known`.
@@ -160,7 +160,7 @@ def _learns(space: SearchSpace) -> bool:
 
 
 def _of_grid(space: SearchSpace, number: int) -> dict[str, Any] | None:
-    """Combinations in an order drawn by the seed: a budget that ends early leaves out no corner on purpose."""
+    """Combinations in an order drawn by the seed, so that a budget that ends early leaves out a random part."""
     count = num_combinations(space) or 0
     if number >= count:
         return None
@@ -169,7 +169,7 @@ def _of_grid(space: SearchSpace, number: int) -> dict[str, Any] | None:
 
 
 def _ask(space: SearchSpace, sampler: BaseSampler, records: Sequence[TrialRecord]) -> dict[str, Any]:
-    """What the sampler draws after these records, parameter by parameter, parents of conditions first."""
+    """What the sampler draws after these records, one parameter at a time, parents of conditions first."""
     higher = higher_is_better(space.objective.metric)
     study = optuna.create_study(
         storage=InMemoryStorage(), sampler=sampler, direction="maximize" if higher else "minimize"
@@ -187,7 +187,7 @@ def _ask(space: SearchSpace, sampler: BaseSampler, records: Sequence[TrialRecord
 
 
 class _Past(FrozenTrial):
-    """A trial that nobody changes: the study in memory need not copy all that is in it."""
+    """A trial that nobody changes, so the study in memory need not copy its contents."""
 
     def __deepcopy__(self, memo: dict) -> _Past:
         return copy.copy(self)
@@ -216,7 +216,7 @@ def _replayed(
 
 
 def _window(records: Sequence[TrialRecord], order: dict[int, float]) -> list[TrialRecord]:
-    """At most `WINDOW` records: the best, the last ones, and all that are under way."""
+    """At most `WINDOW` records: the best, the last ones, and all that run."""
     finished = [record for record in records if record.is_finished]
     if len(finished) <= WINDOW:
         return list(records)
@@ -232,12 +232,12 @@ def _best_first(space: SearchSpace, records: Sequence[TrialRecord]) -> list[Tria
 
 
 def rung_metric(space: SearchSpace) -> str:
-    """The metric that trials are judged by at rungs: that of the scheduler, else the objective's."""
+    """The metric that rungs compare: that of the scheduler, else the objective's."""
     return (isinstance(space.scheduler, Asha) and space.scheduler.metric) or space.objective.metric
 
 
 def _unjudged(record: TrialRecord) -> TrialRecord:
-    """Of a trial of the same batch only the assignment is known, whatever it has come to meanwhile."""
+    """Of a trial of the same batch only the assignment counts, whatever its result is by now."""
     return TrialRecord(record.part, record.number, record.assignment, record.seeds, record.key, "running")
 
 

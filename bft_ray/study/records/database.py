@@ -1,4 +1,4 @@
-"""The database of a study: opened, and called with patience; its password is in no message."""
+"""The database of a study: opened, and called again while it is away. Its password is in no message."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 FIELD = "database"
 DEFAULT_DATABASE = "sqlite:///bft_studies.db"
 _SCHEME = "postgresql"  # beside SQLite; the text columns of others are too short for scores of many items
-#: errors of the database that no waiting mends
+#: errors of the database that last: waiting does not help
 _FINAL = ("authentication failed", "does not exist", "unknown database", "access denied", "readonly", "read-only")
 #: file systems that several machines may have mounted at once; their names begin so
 _NETWORK = (
@@ -50,31 +50,31 @@ _NETWORK = (
     "gfs",
 )
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
-_OPENING_S = 10.0  # an address that is wrong is told soon; one that once answered is waited for
+_OPENING_S = 10.0  # a wrong address is reported soon; one that has answered before is waited for
 
 _log = logging.getLogger(__name__)
 
 
 class DatabaseAway(BftError, ConnectionError):
-    """The study's database did not answer for as long as was waited; what was written before stands."""
+    """The study's database did not answer within the time limit. What was written before is kept."""
 
 
 class Database:
-    """An Optuna storage, and calls of it that outlive a short absence of the server.
+    """An Optuna storage, and calls of it that wait through a short absence of the server.
 
     Args:
-        url: `sqlite:///FILE`, or the address of a PostgreSQL. Its tables are made where missing.
-        wait_s: how long a call waits for a database that does not answer; the first one no longer than 10 s.
-        make: False to look at what is there: nothing is made, and nothing is written.
+        url: `sqlite:///FILE`, or the address of a PostgreSQL server. Missing tables are made.
+        wait_s: how long a call waits for a database that does not answer; the first call at most 10 s.
+        make: False to read only: nothing is made, and nothing is written.
 
     Raises:
-        BadInput: an address that is none, a missing driver, a database that refuses, or one of another Optuna; without
+        BadInput: an invalid address, a missing driver, a database that refuses, or one of another Optuna version; without
             `make` also one that holds no studies.
         DatabaseAway: it does not answer.
     """
 
     def __init__(self, url: str, wait_s: float = 60.0, *, make: bool = True):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of every study that `suggest` replays
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs every study that `propose` replays
         self.url, self.wait_s = absolute_uri(url), wait_s
         self.shown = redact(self.url)
         path = sqlite_path(self.url)
@@ -84,13 +84,11 @@ class Database:
             raise BadInput(FIELD, self.shown, rule, f"For example {DEFAULT_DATABASE}.")
         if path is not None:
             _require_file(path, self.shown, make)
-        self._rdb = self.patiently(
-            "opening it", partial(self._open, make), opening=True, wait_s=min(wait_s, _OPENING_S)
-        )
+        self._rdb = self.retry("opening it", partial(self._open, make), opening=True, wait_s=min(wait_s, _OPENING_S))
         self.engine: Engine = self._rdb.engine
         self.storage: BaseStorage = get_storage(self._rdb)
         if make and path is not None and not _is_on_network(path):
-            self.patiently("opening it", self._log_ahead)
+            self.retry("opening it", self._log_ahead)
 
     def _log_ahead(self) -> None:
         """SQLite's write-ahead log: a write then takes one sync of the disk, not four. It needs a file system that
@@ -100,7 +98,7 @@ class Database:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
 
     def _open(self, make: bool) -> RDBStorage:
-        """The storage. Two processes that make its tables at once disturb each other: the second try finds them."""
+        """The storage. Where two processes make its tables at once, one of them fails; its second try finds the tables."""
         if sqlite_path(self.url) is not None:
             options: dict = {"connect_args": {"timeout": self.wait_s}}
         else:
@@ -110,7 +108,7 @@ class Database:
         try:
             if not make:
                 self._require_tables(options)
-            # Optuna fills a template, in which a password with braces would be one
+            # Optuna formats the address as a template: braces in a password must be doubled
             return RDBStorage(
                 self.url.replace("{", "{{").replace("}", "}}"), engine_kwargs=options, skip_table_creation=not make
             )
@@ -128,7 +126,7 @@ class Database:
             raise BadInput(FIELD, self.shown, rule, redact(first_line(error, 300)) + ".") from None
 
     def _require_tables(self, options: dict) -> None:
-        """Optuna would make them, and note its version, in whatever database it is given."""
+        """Raise BadInput where they are missing: Optuna would make them in any database that it is given."""
         engine = sqlalchemy.create_engine(self.url, **options)
         try:
             if not sqlalchemy.inspect(engine).has_table("version_info"):
@@ -137,17 +135,17 @@ class Database:
             engine.dispose()
 
     @waiting("waiting for the database of studies")
-    def patiently(self, doing: str, call: Callable[[], T], *, opening: bool = False, wait_s: float | None = None) -> T:
-        """Call it; again, after growing pauses, while the database is away. `call` must be safe to repeat.
+    def retry(self, doing: str, call: Callable[[], T], *, opening: bool = False, wait_s: float | None = None) -> T:
+        """Call `call`, and repeat it after growing pauses while the database is away. It must be safe to repeat.
 
         Args:
             doing: for the message, such as `writing a result`.
-            opening: whether tables are being made, which another process may be doing at the same time.
-            wait_s: how long; None: as the database was opened with.
+            opening: whether tables are being made; another process may make them at the same time.
+            wait_s: how long; None: the limit that the database was opened with.
 
         Raises:
             BadInput: the database answers and refuses.
-            DiskFull: it has no room; what was written before stands.
+            DiskFull: it has no room; what was written before is kept.
             DatabaseAway: it was away for `wait_s`.
         """
         wait_s = self.wait_s if wait_s is None else wait_s
@@ -161,12 +159,12 @@ class Database:
                 if full := full_disk(error, {FIELD: self.url if (path := sqlite_path(self.url)) is None else path}):
                     raise DiskFull(f"{doing} failed, for {redact(str(full))}") from None
                 if not _is_away(cause, opening):
-                    rule = "a database that takes what is written to it"
+                    rule = "a database that accepts what is written to it"
                     raise BadInput(FIELD, self.shown, rule, f"{doing}: {text}.") from None
                 if time.monotonic() + pause > end:
                     raise DatabaseAway(
                         f"the database {self.shown} was away for {wait_s:g} s while {doing}: {text}. "
-                        "What was written before stands: start it, and give the same command again."
+                        "What was written before is kept. Start the database, and give the same command again."
                     ) from None
             _log.warning("the database %s is away while %s (%s); waiting", self.shown, doing, text)
             time.sleep(pause)
@@ -179,16 +177,16 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Give its connections back."""
+        """Close its connections."""
         self._rdb.remove_session()
         self.engine.dispose()
 
 
 def _require_file(path: Path, shown: str, make: bool) -> None:
-    """The file's folder, which is made; or the file itself, which is not."""
+    """Make the file's folder and the file; without `make`, raise BadInput unless the file exists."""
     if not make:
         if not path.is_file():
-            raise BadInput(FIELD, shown, "a file that exists, to be looked at", f"Paths are relative to {Path.cwd()}.")
+            raise BadInput(FIELD, shown, "a file that exists, to be read", f"Paths are relative to {Path.cwd()}.")
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +196,7 @@ def _require_file(path: Path, shown: str, make: bool) -> None:
 
 
 def _is_on_network(path: Path) -> bool:
-    """Whether the file lies on a file system that other machines may write to; True where that cannot be told."""
+    """Whether the file is on a file system that other machines may write to; True where that is not known."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:

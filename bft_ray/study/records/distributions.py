@@ -1,4 +1,4 @@
-"""Parameters of a search space as Optuna's distributions, and their values there and back."""
+"""Parameters of a search space as Optuna's distributions, and the conversion of their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 def encode(parameter: Parameter, value: Any) -> Any:
-    """A value of the parameter as its distribution has it."""
+    """A value of the parameter as a value of its distribution."""
     if isinstance(parameter, CategoricalParameter) and _is_ambiguous(parameter):
         return repr(value)
     return value
@@ -36,7 +36,7 @@ def draw(trial: Trial, name: str, parameter: Parameter) -> Any:
 
 
 def decode(parameter: Parameter, value: Any) -> Any:
-    """A value of the distribution as the parameter has it: exactly the one that the space names, where it names any."""
+    """A value of the distribution as a value of the parameter: exactly one of those that the space names, if it names any."""
     if isinstance(parameter, CategoricalParameter):
         return next(known for known in parameter.values if same(encode(parameter, known), value))
     if isinstance(parameter, FloatParameter):
@@ -54,6 +54,6 @@ def _distribution_of(parameter: Parameter) -> BaseDistribution:
 
 
 def _is_ambiguous(parameter: CategoricalParameter) -> bool:
-    """Whether Optuna would take two values for one: true and 1, false and 0."""
+    """Whether Optuna would treat two values as one: true and 1, false and 0."""
     values = parameter.values
     return any(a == b for place, a in enumerate(values) for b in values[:place])

@@ -1,4 +1,4 @@
-"""A trial's record as an Optuna trial, and back: which of it stands where in the database.
+"""A trial's record as an Optuna trial, and back: where the database holds each field.
 
 | record | Optuna |
 |---|---|
@@ -8,9 +8,11 @@
 | seeds, key, name, planned_steps, created | user attribute `trial`: one, for each costs a query |
 | extra | user attribute `extra`, where there is any |
 | rungs | intermediate values; of several seeds their means, and each one's in the user attribute `rungs` |
-| how it ended | user attribute `outcome`, written before the state |
-| attempts, reason | user attribute `released`, once it was sent back; written before the state |
-| merged_with | user attribute of this name; state and value are those of the trial that ran |
+| state, reason, num_steps, attempts, by_seed at the end | user attribute `outcome`, written before the state |
+| attempts, reason | user attribute `released`, once it was released; written before the state |
+| duplicate_of, duplicate_because | user attributes `merged_with`, `merged_because`; state and value are the original's |
+
+These names do not change, even where the fields of a record have other ones: finished studies must stay readable.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ STATES: dict[State, TrialState] = {
 _OF_STATE: dict[TrialState, State] = {theirs: ours for ours, theirs in STATES.items()}
 
 
-def freeze(record: TrialRecord, space: SearchSpace | None) -> FrozenTrial:
-    """A new trial as Optuna keeps it: waiting, or with the result of its twin.
+def to_optuna(record: TrialRecord, space: SearchSpace | None) -> FrozenTrial:
+    """A new trial as Optuna keeps it: in state WAITING, or with the result of its original.
 
     Args:
-        space: whose parameters the assignment sets; None: Optuna sees no parameters.
+        space: the assignment sets its parameters; None: Optuna sees no parameters.
     """
     trial = {
         "assignment": dict(record.assignment),
@@ -53,8 +55,8 @@ def freeze(record: TrialRecord, space: SearchSpace | None) -> FrozenTrial:
     attributes: dict[str, Any] = {"trial": trial}
     if record.extra:
         attributes["extra"] = dict(record.extra)
-    if record.merged_with:
-        attributes |= {"merged_with": record.merged_with, "merged_because": record.merged_because}
+    if record.duplicate_of:
+        attributes |= {"merged_with": record.duplicate_of, "merged_because": record.duplicate_because}
     if record.is_finished:
         attributes["outcome"] = outcome_of(record)
         if len(record.seeds) > 1:
@@ -73,8 +75,12 @@ def freeze(record: TrialRecord, space: SearchSpace | None) -> FrozenTrial:
     )
 
 
-def thaw(trial: FrozenTrial, part: str) -> TrialRecord:
-    """The record of a trial of Optuna's."""
+def from_optuna(trial: FrozenTrial, part: str) -> TrialRecord:
+    """The record of an Optuna trial.
+
+    Args:
+        part: of the study: search, baselines or confirmation.
+    """
     attributes, begun = trial.user_attrs, trial.user_attrs["trial"]
     released, outcome = attributes.get("released", {}), attributes.get("outcome", {})
     by_seed, seeds = seeds_of(outcome), tuple(begun["seeds"])
@@ -96,8 +102,8 @@ def thaw(trial: FrozenTrial, part: str) -> TrialRecord:
         by_seed=by_seed,
         metrics=means(by_seed),
         value=trial.value if trial.state == TrialState.COMPLETE else None,
-        merged_with=attributes.get("merged_with"),
-        merged_because=attributes.get("merged_because", ""),
+        duplicate_of=attributes.get("merged_with"),
+        duplicate_because=attributes.get("merged_because", ""),
         reason=(outcome or released).get("reason", ""),
         attempts=outcome.get("attempts", released.get("times", 0) + (trial.state == TrialState.RUNNING)),
         created=begun["created"],
@@ -140,7 +146,7 @@ def plain_rungs(rungs: Mapping[int, Mapping[int, float]]) -> dict[str, dict[str,
 
 
 def _plain(values: Mapping[Any, float]) -> dict[str, float | str]:
-    """As JSON that every reader takes: what is not finite as text."""
+    """As JSON that every reader accepts: numbers that are not finite become text."""
     return {str(name): value if math.isfinite(value) else str(value) for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a study has come to, from its records alone: table, counts, what was saved, metric against a setting, status."""
+"""The state of a study from its records alone: table, counts, saved steps, metric against a setting, status."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Saved:
     """Optimizer steps that were not trained.
 
     Args:
-        trained: steps behind all results, each trained once.
-        merged: steps that merged trials took from others.
-        pruned: planned steps of stopped trials that were not run; merged ones left out.
-        num_merged, num_pruned: trials.
+        trained: steps that were trained for all results.
+        duplicates: steps that duplicates did not train.
+        pruned: planned steps of stopped trials that were not trained; duplicates left out.
+        num_duplicates, num_pruned: trials.
     """
 
     trained: int
-    merged: int
+    duplicates: int
     pruned: int
-    num_merged: int
+    num_duplicates: int
     num_pruned: int
 
 
@@ -41,7 +41,7 @@ class Spread:
         mean, low, high: of the runs' values; low and high are the least and the largest.
         sd: standard deviation of the runs; NaN for a single one.
         best: the best mean over seeds of a trial.
-        num_runs, num_trials: counts; merged trials count, for the value is theirs too.
+        num_runs, num_trials: counts; duplicates count, because the value is theirs too.
     """
 
     at: Any
@@ -55,7 +55,7 @@ class Spread:
 
 
 def ranked(records: Iterable[TrialRecord], metric: str, rung_metric: str | None = None) -> list[TrialRecord]:
-    """Complete trials, best first (of equals the lower number); then stopped ones by how far they came and their value
+    """Complete trials, best first (of equal values the lower number); then stopped ones by their last rung and their value
     there; then running, waiting and failed ones by number.
 
     Args:
@@ -78,14 +78,14 @@ def ranked(records: Iterable[TrialRecord], metric: str, rung_metric: str | None 
 
 
 def best(records: Iterable[TrialRecord], metric: str) -> TrialRecord | None:
-    """The best complete trial, of equals the first; None while there is none. Never one whose twin is of its part."""
+    """The best complete trial, the first of equal ones; None while there is none. Never a duplicate within its part."""
     complete = [record for record in records if record.state == "complete"]
-    found = ranked((one for one in complete if not (one.merged_with or "").startswith(f"{one.part}/")), metric)
+    found = ranked((one for one in complete if not (one.duplicate_of or "").startswith(f"{one.part}/")), metric)
     return found[0] if found else None
 
 
 def tuned(baselines: Iterable[TrialRecord], metric: str) -> dict[str, TrialRecord]:
-    """Each baseline at its best: name -> its best complete trial (merged ones count), the best baseline first.
+    """Each baseline with its best values: name -> its best complete trial (duplicates count), the best baseline first.
 
     Args:
         baselines: the trials of that part; each knows its baseline in `extra`.
@@ -105,15 +105,15 @@ def counts(records: Iterable[TrialRecord]) -> dict[str, int]:
 
 
 def saved(records: Iterable[TrialRecord]) -> Saved:
-    """Steps that merging and early stops have saved so far."""
+    """Optimizer steps that duplicates and early stops have saved so far."""
     finished = [record for record in records if record.is_finished]
-    merged = [record for record in finished if record.merged_with]
-    pruned = [record for record in finished if record.state == "pruned" and not record.merged_with]
+    duplicates = [record for record in finished if record.duplicate_of]
+    pruned = [record for record in finished if record.state == "pruned" and not record.duplicate_of]
     return Saved(
         trained=sum(record.paid_steps for record in finished),
-        merged=sum(record.num_steps for record in merged),
+        duplicates=sum(record.num_steps for record in duplicates),
         pruned=sum(max((r.planned_steps or 0) * len(r.seeds) - r.num_steps, 0) for r in pruned),
-        num_merged=len(merged),
+        num_duplicates=len(duplicates),
         num_pruned=len(pruned),
     )
 
@@ -122,7 +122,7 @@ def metric_by(records: Iterable[TrialRecord], metric: str, setting: str = "loss.
     """The objective against a setting, with its spread: the data of a figure. Trials without the setting are left out.
 
     Args:
-        metric: of the objective; any other that was measured will do.
+        metric: of the objective, or any other that was measured.
         setting: dotted field that the study varies.
     """
     groups: dict[Any, list[TrialRecord]] = {}
@@ -148,11 +148,13 @@ def metric_by(records: Iterable[TrialRecord], metric: str, setting: str = "loss.
 def table(
     records: Sequence[TrialRecord], metric: str, *, rung_metric: str | None = None, limit: int | None = None
 ) -> list[list[str]]:
-    """The leaderboard: a head and one row a trial, as `ranked`.
+    """The leaderboard: a head and one row a trial, in the order of `ranked`.
 
     Args:
-        records: of the search; among them baselines, which their names tell apart.
-        limit: at most so many trials.
+        records: of the search; baselines among them are shown by their names.
+        metric: of the objective.
+        rung_metric: metric at the rungs; None: the same.
+        limit: at most so many trials; None: all.
     """
     order = ranked(records, metric, rung_metric)[:limit]
     settings = list(dict.fromkeys(name for record in records for name in record.assignment))
@@ -210,20 +212,23 @@ def status_text(
     limit: int = 10,
     baselines: Sequence[TrialRecord] = (),
 ) -> str:
-    """How a part of a study stands: progress, what is left of its budget, the expected end, the best trials.
+    """The status of a part of a study: progress, the rest of its budget, the expected end, the best trials.
 
     Args:
-        baselines: of the study: each stands in the table at its best, and may be the best of all.
+        metric: of the objective.
         num_trials: that the study will propose.
         now: seconds since 1970.
         time_s: no trial starts after so many seconds in which trials ran; None: no limit.
+        rung_metric: metric at the rungs; None: the same.
+        limit: at most so many rows.
+        baselines: of the study: the table shows each with its best values, and one may be the best of all.
     """
     by_status, steps = counts(records), saved(records)
     done = sum(record.is_finished for record in records)
     parts = ", ".join(f"{count} {status}" for status, count in by_status.items() if count)
     lines = [f"trials   {done} of {num_trials} finished" + (f": {parts}" if parts else "")]
     lines.append(
-        f"steps    {steps.trained:,} trained, {steps.merged:,} saved by merging, {steps.pruned:,} by early stops"
+        f"steps    {steps.trained:,} trained, {steps.duplicates:,} saved by duplicates, {steps.pruned:,} by early stops"
     )
     if time_s is not None:
         left = time_s - trained_s(records, now)
@@ -237,7 +242,7 @@ def status_text(
         settings = " ".join(f"{name}={value_text(value)}" for name, value in top.assignment.items())
         which = _which(top) if "baseline" in top.extra else f"trial {top.number}"
         lines.append(f"best     {metric} {format_value(metric, top.value)}: {which}, {top.name or settings}")
-    failed = [record for record in records if record.state == "failed" and not record.merged_with]
+    failed = [record for record in records if record.state == "failed" and not record.duplicate_of]
     lines += [f"failed   trial {record.number}: {record.reason}" for record in failed[:3]]
     if records or beside:
         lines += ["", as_text(table([*records, *beside], metric, rung_metric=rung_metric, limit=limit))]
@@ -245,14 +250,14 @@ def status_text(
 
 
 def expected_s(records: Sequence[TrialRecord], num_trials: int, now: float, slots: int | None = None) -> float | None:
-    """Seconds until all trials have finished, if those to come are like those that did: with the mean duration of the
-    ones that were run, and the share that was merged. None before the first has finished.
+    """Seconds until all trials have finished, from the mean duration of the trials that were run and the share of
+    duplicates so far. None before the first trial has finished.
 
     Args:
         slots: trials at a time; None: as many as run now.
     """
     finished = [record for record in records if record.is_finished]
-    times = [record.duration_s for record in finished if not record.merged_with and record.duration_s is not None]
+    times = [record.duration_s for record in finished if not record.duplicate_of and record.duration_s is not None]
     if not times:
         return None
     each, share_run = mean(times), len(times) / len(finished)
@@ -264,25 +269,25 @@ def expected_s(records: Sequence[TrialRecord], num_trials: int, now: float, slot
 
 def _remark(record: TrialRecord, rung_metric: str) -> str:
     text: str = record.status
-    if record.merged_with:
-        text += f" with {record.merged_with.removeprefix(record.part + '/')}"
+    if record.duplicate_of:
+        text += f" of {record.duplicate_of.removeprefix(record.part + '/')}"
     if record.state == "pruned" and record.last_rung is not None:
         step, value = record.last_rung
         text += f" at {step}: {format_value(rung_metric, value)}"
     if record.state == "failed":
         text += f": {record.reason}"
-    return text + (f" (attempt {record.attempts})" if record.attempts > 1 and not record.merged_with else "")
+    return text + (f" (attempt {record.attempts})" if record.attempts > 1 and not record.duplicate_of else "")
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """`loss.window` -> `window`, where no other field ends so."""
+    """`loss.window` -> `window`, where no other field has this ending."""
     found = list(names)
     ends = [name.rpartition(".")[2] for name in found]
     return {name: end if ends.count(end) == 1 else name for name, end in zip(found, ends, strict=True)}
 
 
 def value_text(value: Any) -> str:
-    """A setting's value for a table; a weight cap of null is none."""
+    """A setting's value for a table; null is shown as `none`."""
     if value is None:
         return "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,12 +1,12 @@
-"""Who drives a study: one process at a time, by a lease that ends by itself.
+"""Which process drives a study: one at a time, by a lease that expires.
 
-A row beside Optuna's tables names the driver by a token, and holds its last sign of life by the clock of the database (for SQLite
-that of the machine). A driver renews it every few seconds. Whoever finds a row that has not been renewed for `LEASE_S` sets his
-own token, in one statement that compares and sets, so of two only one does. No driver looks for the process of another: it may
-run on another machine or in another container.
+A row beside Optuna's tables holds the token of the driver, and the time of its last renewal by the clock of the database
+(for SQLite that of the machine). A driver renews it every few seconds. A process that finds a row not renewed for `LEASE_S`
+sets its own token. One statement compares and sets, so of two processes only one succeeds. No driver looks for the process
+of another: it may run on another machine or in another container.
 
-A driver whose lease may have ended (it was stopped, or the database was away) asks the row before it writes anything else, and stops
-where another token stands there (a fencing token: Kleppmann, "How to do distributed locking", 2016).
+A driver whose lease may have expired (it was stopped, or the database was away) reads the row before it writes anything
+else. It stops if the row has another token (a fencing token: Kleppmann, "How to do distributed locking", 2016).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from sqlalchemy.exc import IntegrityError
 from bft_ray.errors import BadInput, BftError
 from bft_ray.study.records.database import Database
 
-LEASE_S = 10.0  # after so long without a renewal a driver counts as dead
+LEASE_S = 10.0  # after this time without a renewal a driver counts as dead
 RENEW_S = 2.0  # between two renewals
-_LOOK_S = 0.5  # between two looks at a lease that is waited for
+_LOOK_S = 0.5  # between two reads of a lease that is waited for
 
 _TABLE = Table(
     "bft_ray_leases",
@@ -65,7 +65,7 @@ class Replaced(BftError):
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that drives a study; `token` alone tells it from others, the rest is for people."""
+    """A process that drives a study. Only `token` identifies it; the rest is for people."""
 
     host: str
     pid: int
@@ -78,17 +78,17 @@ class Owner:
 
     @classmethod
     def of_text(cls, text: str) -> Owner:
-        """As the row names it; of a damaged row nothing is known, and its token is the row's text."""
+        """From the text of the row; of a damaged row the text is the token, and nothing else is known."""
         try:
             tree = json.loads(text)
             return cls(str(tree["host"]), int(tree["pid"]), str(tree["token"]))
         except (ValueError, TypeError, KeyError):
             _log.warning("the row of %s that names a study's driver is damaged: %.80r", _TABLE.name, text)
-            return cls("a host that is not known", 0, text)
+            return cls("an unknown host", 0, text)
 
 
 class Holder(NamedTuple):
-    """What the row says: who drives or drove the study, its text, and the seconds since its last sign of life."""
+    """The row: which process drives or drove the study, the row's text, and the seconds since the last renewal."""
 
     owner: Owner
     text: str
@@ -96,7 +96,7 @@ class Holder(NamedTuple):
 
     @property
     def is_alive(self) -> bool:
-        """Whether its lease has not ended."""
+        """Whether its lease has not expired."""
         return self.silent_s < LEASE_S
 
 
@@ -110,7 +110,7 @@ class Lease:
         self._renewed: float | None = None  # by this machine's clock, before the database was asked
 
     def holder(self) -> Holder | None:
-        """Who drives the study, dead or alive; None where nobody has, or the last one gave it back."""
+        """The process that drives the study, dead or alive; None where there was none, or the last one released it."""
         engine = self._database.engine
         query = select(_TABLE.c.owner, _now(engine) - _TABLE.c.beat).where(_TABLE.c.study == self._study)
 
@@ -121,22 +121,22 @@ class Lease:
                 row = connection.execute(query).one_or_none()
             return None if row is None else Holder(Owner.of_text(row[0]), row[0], float(row[1]))
 
-        return self._database.patiently("looking who drives the study", read)
+        return self._database.retry("looking who drives the study", read)
 
     def take(self) -> None:
-        """Become the driver; one that has stopped without giving the study back is waited for, `LEASE_S` at most.
+        """Become the driver. If another driver ended without releasing the study, wait `LEASE_S` at most.
 
         Raises:
-            BadInput: another one is alive, as it shows by renewing its lease.
+            BadInput: another driver is alive: it renews its lease.
         """
         engine = self._database.engine
-        self._database.patiently("opening it", lambda: _TABLE.create(engine, checkfirst=True), opening=True)
+        self._database.retry("opening it", lambda: _TABLE.create(engine, checkfirst=True), opening=True)
         self.holder()  # names a row that is damaged
         first: Holder | None = None
         while not self._try():
             now = self.holder()
             if now is None:
-                continue  # given back at this moment
+                continue  # released at this moment
             if first is not None and (now.text != first.text or now.silent_s < first.silent_s):
                 raise BadInput(
                     "study",
@@ -146,14 +146,16 @@ class Lease:
                 )
             if first is None:
                 _log.warning(
-                    "process %d on %s drove %s %.0f s ago: waiting whether it still does, at most %.0f s",
+                    "process %d on %s drove %s %.0f s ago: waiting at most %.0f s to see whether it still does",
                     *(now.owner.pid, now.owner.host, self._study, now.silent_s, LEASE_S - now.silent_s),
                 )
             first = now
             time.sleep(_LOOK_S)
 
     def _try(self) -> bool:
-        """Take the study if nobody has it, if this process does, or if a lease has ended; whether it is ours now."""
+        """Take the study if it has no driver, if this process is the driver, or if the lease has expired; whether it is
+        this process's now.
+        """
         engine, began = self._database.engine, time.monotonic()
         own, now = _TABLE.c.study == self._study, _now(self._database.engine)
         free = own & ((_TABLE.c.owner == self._text) | (now - _TABLE.c.beat >= LEASE_S))
@@ -166,22 +168,22 @@ class Lease:
                 with engine.begin() as connection:
                     connection.execute(insert(_TABLE).values(study=self._study, owner=self._text, beat=now))
                 return True
-            except IntegrityError:  # somebody has it
+            except IntegrityError:  # another process has it
                 return False
 
-        taken = self._database.patiently("taking the study", write)
+        taken = self._database.retry("taking the study", write)
         if taken:
             self._renewed = began
         return taken
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Renews it by itself, for as long as the context lasts; then gives the study back."""
+        """Renew the lease in a thread while the context lasts; then release the study."""
         ended = threading.Event()
 
         def work() -> None:
             while not ended.wait(RENEW_S):
-                with suppress(Exception):  # the driver's own calls meet it
+                with suppress(Exception):  # the driver's own calls raise it
                     self.renew()
 
         thread = threading.Thread(target=work, name="bft-lease", daemon=True)
@@ -195,7 +197,7 @@ class Lease:
                 self.drop()
 
     def hold(self) -> None:
-        """To be called before each write: costs nothing while the last renewal is fresh.
+        """Call this before each write: it costs nothing while the last renewal is fresh.
 
         Raises:
             Replaced: another driver has taken the study.
@@ -204,7 +206,7 @@ class Lease:
             self.renew()
 
     def renew(self) -> None:
-        """Give a sign of life.
+        """Renew the lease.
 
         Raises:
             Replaced: another driver has taken the study.
@@ -216,19 +218,19 @@ class Lease:
             with self._database.engine.begin() as connection:
                 return connection.execute(update(_TABLE).where(mine).values(beat=_now(self._database.engine))).rowcount
 
-        if self._database.patiently("giving a sign of life", write) != 1:
+        if self._database.retry("renewing the lease", write) != 1:
             raise Replaced(f"another process drives the study {self._study} now; this one has stopped")
         self._renewed = began
 
     def drop(self) -> None:
-        """Give the study back; nothing where it is not ours."""
+        """Release the study; nothing where another process has it."""
         mine = (_TABLE.c.study == self._study) & (_TABLE.c.owner == self._text)
 
         def write() -> None:
             with self._database.engine.begin() as connection:
                 connection.execute(delete(_TABLE).where(mine))
 
-        self._database.patiently("giving the study back", write)
+        self._database.retry("releasing the study", write)
         self._renewed = None
 
 

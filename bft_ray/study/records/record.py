@@ -1,4 +1,4 @@
-"""What is known of one trial, as read from the study's database: everything else is a function of these records."""
+"""One trial, as the study's database has it. Everything else about a study is a function of these records."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-#: waiting: assigned, and to be run (again) or to take the result of its twin
+#: waiting: assigned, and to be run (again); of a duplicate: waits for the result of its original
 State = Literal["waiting", "running", "complete", "pruned", "failed"]
-Status = Literal["waiting", "running", "complete", "pruned", "failed", "merged"]
+Status = Literal["waiting", "running", "complete", "pruned", "failed", "duplicate"]
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial: one run for each of its seeds.
+    """One trial: one run for each of its seeds. A duplicate is not run: it takes the result of an equal trial, its original.
 
     Args:
         part: of the study: search, baselines or confirmation.
         number: from 0, without gaps, in the order in which trials were proposed.
         assignment: dotted field -> value.
         seeds: of its runs.
-        key: equal for equal trials (`bft_ray.study.propose.duplicates.key_of`).
-        state: a merged trial takes that of its twin.
+        key: the same for a trial and its duplicates (`bft_ray.study.propose.duplicates.key_of`).
+        state: of a duplicate that of its original.
         name: in tables, such as `w128 e0.05 c8`.
         planned_steps: optimizer steps of each run, if none is stopped; None: not known.
-        num_steps: steps behind its result, over all seeds; of a merged trial those that its twin took.
+        num_steps: optimizer steps that led to its result, over all seeds; of a duplicate those of its original.
         rungs: step -> seed -> value of the metric at the rung.
         by_seed: seed -> metric -> value at the end.
         metrics: metric -> mean over seeds.
         value: mean of the objective's metric; of complete trials only, and finite.
-        merged_with: id of the equal trial whose result it takes.
-        merged_because: why they are equal.
-        reason: why it failed, was pruned or sent back; of a merged trial that of its twin.
-        attempts: how often it was started (one too many where a driver was killed while it sent it back).
+        duplicate_of: id of its original; None: it is no duplicate.
+        duplicate_because: why the two are the same run.
+        reason: why it failed, was pruned or released; of a duplicate that of its original.
+        attempts: how often it was started (one too many where a driver was killed while it released the trial).
         created, started, finished: seconds since 1970; `started` is that of the last attempt.
-        extra: whatever the driver keeps with it: of a run of the confirmation `items` (item -> score), and `groups` (item ->
-            names) where its rows have one.
+        extra: what else the driver keeps with it: of a run of the confirmation `items` (item -> score), and `groups` (item
+            -> names) where its rows have one.
     """
 
     part: str
@@ -53,8 +53,8 @@ class TrialRecord:
     by_seed: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     value: float | None = None
-    merged_with: str | None = None
-    merged_because: str = ""
+    duplicate_of: str | None = None
+    duplicate_because: str = ""
     reason: str = ""
     attempts: int = 0
     created: float | None = None
@@ -69,18 +69,18 @@ class TrialRecord:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its result stands."""
+        """Whether it has its result; nothing changes it then."""
         return self.state in ("complete", "pruned", "failed")
 
     @property
     def status(self) -> Status:
-        """Its state, or `merged` where it took the result of another."""
-        return "merged" if self.merged_with and self.is_finished else self.state
+        """Its state, or `duplicate` where it took the result of another trial."""
+        return "duplicate" if self.duplicate_of and self.is_finished else self.state
 
     @property
     def paid_steps(self) -> int:
-        """Optimizer steps that were trained for it: none for a merged trial."""
-        return 0 if self.merged_with else self.num_steps
+        """Optimizer steps that were trained for it: 0 for a duplicate."""
+        return 0 if self.duplicate_of else self.num_steps
 
     @property
     def duration_s(self) -> float | None:
@@ -100,13 +100,13 @@ class TrialRecord:
 
 
 def trained_s(records: Iterable[TrialRecord], now: float) -> float:
-    """Seconds [s] in which at least one of these trials ran: neither twice where several did, nor while the study lay
-    still. What a killed driver's trials had run before is not in it.
+    """Seconds in which at least one of these trials ran. A second counts once, however many trials ran in it. The time
+    before a driver was killed is not counted for the trials that it ran.
 
     Args:
-        now: seconds since 1970; the end, so far, of trials that run.
+        now: seconds since 1970; taken as the end of trials that still run.
     """
-    ran = [record for record in records if record.started and not record.merged_with]
+    ran = [record for record in records if record.started and not record.duplicate_of]
     spans = [
         (record.started or 0.0, record.finished if record.is_finished else now)
         for record in ran
@@ -120,7 +120,7 @@ def trained_s(records: Iterable[TrialRecord], now: float) -> float:
 
 
 def mean(values: Iterable[float]) -> float:
-    """The plain mean, summed without loss, so that it does not depend on the order; NaN of nothing."""
+    """The plain mean, summed without rounding errors, so that the order does not matter; NaN of no values."""
     found = list(values)
     if not all(map(math.isfinite, found)):
         return sum(found)  # inf or NaN

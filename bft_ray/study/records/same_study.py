@@ -1,4 +1,4 @@
-"""What makes a study the same study, so that a driver goes on with it and mixes no other trials into it."""
+"""What makes a study the same study, so that a driver resumes it and adds no trials of other settings."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.tracking import resume
 from bft_ray.tracking.server import redact
 
-#: a study goes on with a larger budget, unless it is to be the same on every repetition
+#: a study can be resumed with a larger budget, unless every repetition must give the same result
 _BUDGET = ("space.budget.trials", "space.budget.time_s")
-#: what may change in a run and yet decides the last bits of a result: it stays where every repetition is to be the same
+#: fields that a run may change, though they change the last bits of a result: not where every repetition must be the same
 _LAYOUT_FIELDS = (
     *(f"cluster.{name}" for name in ("num_workers", "cpus_per_worker", "gpus_per_worker", "resources_per_worker")),
     *("data.micro_batch", "evaluation.batch_tokens"),
 )
 _STORAGE = "cluster.storage_path"
-#: where a field of the config stands: in the config, or in the space, where the command line puts it
+#: a field of the config is set in the config, or in the space, where the command line sets it
 _PLACES = ("config.", "space.fixed.")
 _LAYOUT = tuple(f"{place}{field}" for place in _PLACES for field in _LAYOUT_FIELDS)
 MAY_CHANGE = (
     "space.description",
-    "space.config",  # where the config lies; what is in it counts
+    "space.config",  # the path of the config; its contents count
     "config.name",
     *(f"{place}{field}" for place in _PLACES for field in resume.MAY_CHANGE),
 )
 
 
 def study_settings(space: SearchSpace, base: Config, data: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that decides what the trials of a study are, flat; without passwords.
+    """Every setting that decides what the trials of a study are, as flat fields without passwords.
 
-    Where its files lie (`cluster.storage_path`, absolute) stands there as it holds, wherever it was given: weights
-    and paused trials lie there, and would be lost elsewhere.
+    `cluster.storage_path` is among them, as an absolute path, wherever it was given: the folder holds weights and paused
+    trials, which a study with another path would lose.
 
     Args:
         data: use (train, validation, model ...) -> fingerprint of the tokenised data, of the base weights.
     """
     flat = {f"space.{name}": value for name, value in flatten(space).items()}
     flat |= {f"config.{name}": value for name, value in flatten(base).items()}
-    flat.pop("space.fixed", None)  # that nothing is fixed: some of what may be may change
+    flat.pop("space.fixed", None)  # an empty mapping: a field that may change may be added
     flat |= {f"data.{use}": fingerprint for use, fingerprint in data.items()}
     flat[_STORAGE] = storage.absolute(flat.get(f"space.fixed.{_STORAGE}", base.cluster.storage_path))
     return json.loads(redact(json.dumps(flat)))

@@ -1,4 +1,4 @@
-"""A segment is what a worker is given: the part of a run between two rungs. A run is what it leaves, and what it reports."""
+"""Segment: what a worker is given, the part of a run between two rungs. Run: what it writes, and what it reports."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Literal
 from bft_ray.places import storage
 from bft_ray.places.kept import read_kept, write_kept
 
-#: running: measured at a rung, and going on; paused: its state lies in the trial's folder; pruned: it was not let go on;
+#: running: measured at a rung, and continues; paused: its state is in the trial's folder; pruned: it was not promoted;
 #: stopped: a disk is full, and nothing is wrong with the run
 RunStatus = Literal["running", "paused", "complete", "pruned", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where the files of a run lie.
+    """The paths of the files of a run.
 
     Args:
         folder: of its trial, shared by all nodes.
@@ -45,19 +45,19 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class Segment:
-    """What a worker is given: one run (a trial with one seed), from where it was left to `until`.
+    """What a worker is given: one run (a trial with one seed), from its last state to `until`.
 
     Args:
-        study: unique id of the study: results of another one under the same name are not taken for its own.
+        study: unique id of the study: results of another study of the same name are not used.
         trial: id of the trial, such as `search/12`.
         seed: of the run.
         tree: plain config tree of the run, its seed set.
         folder: of the trial's files, shared by all nodes.
         rungs: steps, below the last, at which the run is measured.
-        until: one of the rungs: leave the state in the folder there, and end. None: to the last step.
+        until: one of the rungs: save the state in the folder there, and end. None: to the last step.
         at_rungs: names of the sets that are measured at rungs (`validation`, or a task's); None: all.
-        keep: leave the final weights in `weights`.
-        same: text that is equal for equal runs, where the tree is not: it holds paths of this machine. "": the tree.
+        keep: save the final weights in `weights`.
+        same: text that is equal for equal runs, where the tree is not: it holds paths of this machine. "": use the tree.
     """
 
     study: str
@@ -73,18 +73,18 @@ class Segment:
 
     @property
     def key(self) -> str:
-        """What the run is: the study, and its config as a hash."""
+        """The identity of the run: the study, and its config as a hash."""
         text = self.same or json.dumps(self.tree, sort_keys=True)
         return f"{self.study}.{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     @property
     def files(self) -> RunFiles:
-        """Where its files lie."""
+        """The paths of its files."""
         return RunFiles(self.folder, self.seed)
 
     @property
     def cache_dir(self) -> str | None:
-        """Of the config, which may be one that cannot be read."""
+        """`data.cache_dir` of the config, which need not be valid."""
         return self.tree.get("data", {}).get("cache_dir")
 
 
@@ -101,8 +101,8 @@ class Run:
         metrics: steps done -> what was measured then.
         records: one an item of the last measurement of a complete run: `set`, `id`, numbers, never text.
         seconds: by part, over all segments: `start` (from the call to the first step), `train`, `measure`, `report`
-            (while the caller had the word), `end`.
-        is_lasting: whether a failed one would fail again, as far as can be told.
+            (while the caller worked), `end`.
+        is_lasting: whether a failed one would probably fail again.
     """
 
     key: str = ""
@@ -122,7 +122,7 @@ class Run:
 
     @property
     def report(self) -> Run:
-        """Its status and last measurement alone: small, for it travels at each measurement."""
+        """Its status and last measurement alone: small, because it is sent at each measurement."""
         return replace(self, train=[], records=[], seconds={}, metrics={self.num_steps: self.last})
 
     def at(self, step: int) -> Run:
@@ -130,18 +130,18 @@ class Run:
         return replace(self.report, num_steps=step, metrics={step: self.metrics[step]})
 
     def write(self, files: RunFiles) -> None:
-        """Leave it in the trial's folder, whole or not at all."""
+        """Write it to the trial's folder, whole or not at all."""
         write_kept(files.result, asdict(self))
 
     @classmethod
     def read(cls, files: RunFiles, key: str) -> Run | None:
-        """What an earlier segment has left; None where there is nothing, or something damaged, or of another run."""
+        """What an earlier segment wrote; None where there is no file, a damaged one, or one of another run."""
         run = cls._at(files)
         return run if run is not None and run.key == key else None
 
     @classmethod
     def of(cls, study: str, files: RunFiles) -> Run | None:
-        """What lies in a trial's folder, if it is of this study."""
+        """The run in a trial's folder, if it is of this study; None otherwise."""
         run = cls._at(files)
         return run if run is not None and run.key.startswith(f"{study}.") else None
 

@@ -1,13 +1,13 @@
 """The records of a study, in a database, as the one source of truth: a driver may be killed at any moment.
 
 A part of a study (search, baselines, confirmation) is one Optuna study named `NAME/DOMAIN/PART`, and a trial is one
-Optuna trial, so that Optuna's own tools read it; `bft_ray.study.records.frozen` says what stands where. Each write is one
-transaction, and whatever happens takes two at most: first what is known (`outcome`, `released`, `rungs`), then the
-state. So a crash in between leaves a trial whose state can be told from the rest, which `reconcile` does. Every write
-may be repeated. Numbers are given in order, and never twice.
+Optuna trial, so that Optuna's own tools read it; `bft_ray.study.records.frozen` lists where each field is. Each write is
+one transaction, and each event takes two at most: first what is known (`outcome`, `released`, `rungs`), then the state.
+After a crash in between, `reconcile` finds the state from the rest. Every write may be repeated. Numbers are given in
+order, and never twice.
 
-Only one process writes, from one thread: the driver, which holds the lease (`bft_ray.study.records.lease`). So what it has
-read once it need not read again, and `records` costs it nothing; anybody else reads the database.
+Only one process writes, from one thread: the driver, which holds the lease (`bft_ray.study.records.lease`). So it reads
+the database once, and `records` then costs it nothing; every other process reads the database.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bft_ray.space.assign import check_assignment
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.grid import num_trials
 from bft_ray.study.records.database import Database
-from bft_ray.study.records.frozen import STATES, freeze, means, outcome_of, plain_rungs, seeds_of, thaw
+from bft_ray.study.records.frozen import STATES, from_optuna, means, outcome_of, plain_rungs, seeds_of, to_optuna
 from bft_ray.study.records.lease import Lease
 from bft_ray.study.records.record import State, TrialRecord
 from bft_ray.study.records.same_study import refuse_others, study_settings
@@ -50,8 +50,8 @@ def studies(database: Database) -> list[str]:
 
 
 def _begun(database: Database) -> dict[str, dict[str, Any]]:
-    """Study -> its settings; without one whose first driver was killed before it could put them down."""
-    ending, found = f"/{SEARCH}", database.patiently("listing studies", database.storage.get_all_studies)
+    """Study -> its settings; a study whose first driver was killed before it wrote them is left out."""
+    ending, found = f"/{SEARCH}", database.retry("listing studies", database.storage.get_all_studies)
     return {
         study.study_name.removesuffix(ending): study.user_attrs["settings"]
         for study in found
@@ -67,18 +67,20 @@ class Store:
     ):
         self.database, self.study, self.part, self.metric, self.lease = database, study, part, metric, lease
         self._storage, self._id, self._make = database.storage, study_id, make
-        self._new: tuple[Mapping[str, Any], int] | None = None  # settings and trials, to be put down by the driver
+        self._new: tuple[Mapping[str, Any], int] | None = (
+            None  # settings and number of trials, to be written by the driver
+        )
         self._mine: dict[int, TrialRecord] | None = None  # all records, while this process drives the study
 
     @classmethod
     def create(cls, database: Database, space: SearchSpace, base: Config, data: Mapping[str, str]) -> Store:
-        """The search part of a study: a new one, or the one that is there under this name and domain.
+        """The search part of a study: a new one, or the existing one of this name and domain.
 
         Args:
             data: as for `study_settings`.
 
         Raises:
-            BadConfig: it is there with other settings or data; tells each that changed.
+            BadConfig: it exists with other settings or data; the message names each that changed.
         """
         study, settings = f"{space.name}/{space.domain or base.domain}", study_settings(space, base, data)
         store = cls._open(database, study, SEARCH, space.objective.metric, Lease(database, study), make=True)
@@ -87,7 +89,7 @@ class Store:
             refuse_others(study, old, settings)
         if old is None:
             store._note_settings(settings, num_trials(space))
-        elif old != settings:  # others look at them: only the driver changes them
+        elif old != settings:  # other processes read them: only the driver changes them
             store._new = (settings, num_trials(space))
         return store
 
@@ -97,7 +99,7 @@ class Store:
 
     @classmethod
     def find(cls, database: Database, study: str) -> Store:
-        """The search part of a study that is there, by its name `NAME/DOMAIN`: for a look at it.
+        """The search part of an existing study, by its name `NAME/DOMAIN`, to be read.
 
         Raises:
             BadInput: there is none.
@@ -123,12 +125,12 @@ class Store:
                 return storage.create_new_study([direction], name)
             return storage.get_study_id_from_name(name)
 
-        study_id = database.patiently("opening the study", open_it)
+        study_id = database.retry("opening the study", open_it)
         return cls(database, study, part, study_id, metric, lease, make=make)
 
     def open_part(self, part: str) -> Store:
-        """Another part of the same study, under the same lease. A store that `create` made makes it where it is not
-        there; of one that `find` found it is empty then.
+        """Another part of the same study, under the same lease. Where it does not exist yet, a store of `create` makes it,
+        and for a store of `find` it is empty.
         """
         return Store._open(self.database, self.study, part, self.metric, self.lease, self._make)
 
@@ -138,7 +140,7 @@ class Store:
         """All trials, by number; from the database, or for the driver from what it has read and written."""
         if self._mine is not None:
             return list(self._mine.values())
-        return [thaw(trial, self.part) for trial in self._trials()]
+        return [from_optuna(trial, self.part) for trial in self._trials()]
 
     def record(self, number: int) -> TrialRecord:
         """One trial.
@@ -152,22 +154,22 @@ class Store:
         return records[number]
 
     def notes(self) -> dict[str, Any]:
-        """What is kept with the part: `settings`, `num_trials`, and what `note` wrote. Always read from the database."""
-        return self._patiently("reading the study", lambda: self._storage.get_study_user_attrs(self._id))
+        """The values that the part has: `settings`, `num_trials`, and those of `note`. Always read from the database."""
+        return self._retry("reading the study", lambda: self._storage.get_study_user_attrs(self._id))
 
     def note(self, name: str, value: Any) -> None:
-        """Keep a value (JSON) with the part; from any process. For what concerns no trial, or finished ones."""
-        self._patiently("writing a note", lambda: self._storage.set_study_user_attr(self._id, name, value))
+        """Write a value (JSON) to the part, from any process: for what concerns no trial, or finished ones."""
+        self._retry("writing a note", lambda: self._storage.set_study_user_attr(self._id, name, value))
 
     # ---- driving ----------------------------------------------------------------------------------------------------
 
     def reconcile(self) -> list[str]:
-        """Become the driver, and mend what a killed one left; one line for each trial that was touched.
+        """Become the driver, and repair what a killed one left. Returns one line for each trial that was changed.
 
-        - A trial whose outcome is known but not its state is finished with it.
-        - A running trial of a driver that is dead goes back, to be run again.
-        - Values at rungs that Optuna does not see yet are put where it does.
-        - Merged trials whose twin has finished get its result.
+        - A trial whose outcome is written but whose state is not gets its state.
+        - A running trial of a dead driver is released, to be run again.
+        - Values at rungs that Optuna does not see yet are written where it sees them.
+        - Duplicates whose original has finished get its result.
 
         Raises:
             BadInput: another driver is alive.
@@ -178,8 +180,8 @@ class Store:
             self._new = None
         trials = self._trials()
         running = {record.number for record in (self._mine or {}).values() if record.state == "running"}  # by us
-        self._mine = {trial.number: thaw(trial, self.part) for trial in trials}
-        told = []
+        self._mine = {trial.number: from_optuna(trial, self.part) for trial in trials}
+        lines = []
         for trial in trials:
             record = self._mine[trial.number]
             if record.is_finished:
@@ -188,11 +190,11 @@ class Store:
             outcome = trial.user_attrs.get("outcome")
             if outcome:
                 self._conclude(record, outcome["state"], outcome["reason"], seeds_of(outcome), outcome["num_steps"])
-                told.append(f"{record.id}: its result was known, it is {outcome['state']}")
+                lines.append(f"{record.id}: its result was known, it is {outcome['state']} now")
             elif record.state == "running" and record.number not in running:
                 self.release(record.number, "the driver that ran it ended")
-                told.append(f"{record.id}: goes back, to be run again")
-        return told + [f"{record.id}: takes the result of {record.merged_with}" for record in self.settle()]
+                lines.append(f"{record.id}: released, to be run again")
+        return lines + [f"{record.id}: takes the result of {record.duplicate_of}" for record in self.settle()]
 
     def add(
         self,
@@ -204,21 +206,22 @@ class Store:
         name: str = "",
         planned_steps: int | None = None,
         space: SearchSpace | None = None,
-        twin: TrialRecord | None = None,
-        because: str = "",
+        original: TrialRecord | None = None,
+        duplicate_because: str = "",
         extra: Mapping[str, Any] | None = None,
     ) -> TrialRecord:
-        """Put down a trial, waiting; where its twin has finished, with the twin's result.
+        """Insert a trial in state WAITING, or, as a duplicate of a finished trial, with the result of that.
 
         Args:
-            number: the next one. Of an existing number the record is returned, if it is this trial.
-            space: whose parameters the assignment sets; None where it is not from the space.
-            twin: the equal trial that ran or runs, never a merged one.
-            because: why they are equal.
+            number: the next one. For an existing number its record is returned, if it is the same trial.
+            space: the assignment sets its parameters; None: the assignment is not from the space.
+            original: the trial that ran or runs, of which this one is a duplicate; itself no duplicate.
+            duplicate_because: why the two are the same run.
             (others: see `TrialRecord`)
 
         Raises:
-            BadInput: the number exists with another assignment, or is not the next one; or the space has no such one.
+            BadInput: the number exists with another assignment, or is not the next one; or the space does not allow the
+                assignment.
         """
         mine = self._driving()
         if number in mine:
@@ -238,41 +241,46 @@ class Store:
             created=time.time(),
             extra=dict(extra or {}),
         )
-        if twin is not None:
-            record = replace(record, merged_with=twin.id, merged_because=because)
-            if twin.is_finished:
-                record = _with_result(record, twin)
-        trial, tries = freeze(record, space), 0
+        if original is not None:
+            record = replace(record, duplicate_of=original.id, duplicate_because=duplicate_because)
+            if original.is_finished:
+                record = _with_result(record, original)
+        trial, tries = to_optuna(record, space), 0
         self.lease.renew()  # two drivers at once would both add this number
 
         def write() -> None:
             nonlocal tries
             tries += 1
             if tries > 1 and len(self._trials()) > number:
-                return  # the try before has reached the database, though its answer did not reach us
+                return  # an earlier try has reached the database, though its answer was lost
             self._storage.create_new_trial(self._id, trial)
 
-        self._patiently("adding a trial", write)
+        self._retry("adding a trial", write)
         if tries > 1:
-            self._as_before(thaw(self._trials()[number], self.part), key, assignment)
+            self._as_before(from_optuna(self._trials()[number], self.part), key, assignment)
         mine[number] = record
         return record
 
     def start(self, number: int) -> None:
-        """A waiting trial runs now, by this driver.
+        """Set a waiting trial to running, by this driver.
 
         Raises:
-            BadInput: it is finished, or merged.
+            BadInput: it is finished, or a duplicate.
         """
         mine, record = self._driving(), self.record(number)
-        if record.merged_with or record.is_finished:
-            raise BadInput(record.id, record.status, "waiting, to be started", "Merged trials are not run.")
+        if record.duplicate_of or record.is_finished:
+            raise BadInput(record.id, record.status, "waiting, to be started", "Duplicates are not run.")
         if record.state == "waiting":
             self._state(number, "running")
             mine[number] = replace(record, state="running", attempts=record.attempts + 1, started=time.time())
 
     def report(self, number: int, step: int, values: Mapping[int, float]) -> None:
-        """Put down the metric at a rung, of some or all seeds. What stands already stays: others were judged by it."""
+        """Write the metric at a rung, of some or all seeds. An existing value stays: other trials were compared with it.
+
+        Args:
+            step: of the rung, in optimizer steps.
+            values: seed -> value.
+        """
         mine, record = self._driving(), self.record(number)
         at = {seed: float(value) for seed, value in values.items()} | dict(record.rungs.get(step, {}))
         if record.is_finished or at == record.rungs.get(step):
@@ -285,7 +293,7 @@ class Store:
         self._show_rungs(record, shown)
 
     def complete(self, number: int, by_seed: BySeed, num_steps: int) -> None:
-        """A trial ran to its end. Without a finite objective it is put down as failed.
+        """Finish a trial that ran to its end. Without a finite objective its state is failed.
 
         Args:
             by_seed: seed -> metric -> value.
@@ -300,7 +308,7 @@ class Store:
         planned = (record.planned_steps or 0) * len(record.seeds)
         if num_steps < planned:
             rule = f"all of its {planned} steps, to be complete"
-            raise BadInput(f"{record.id}.num_steps", num_steps, rule, "Put it down as pruned or failed.")
+            raise BadInput(f"{record.id}.num_steps", num_steps, rule, "Record it as pruned or failed.")
         for seed, metrics in sorted(by_seed.items()):
             value = metrics.get(self.metric)
             if value is None or not math.isfinite(value):
@@ -309,15 +317,19 @@ class Store:
         self._finish(number, "complete", "", by_seed, num_steps)
 
     def prune(self, number: int, num_steps: int, reason: str, by_seed: BySeed | None = None) -> None:
-        """A trial was stopped early: its values at rungs stand, and it has no score."""
+        """Finish a trial that was stopped early: it keeps its values at rungs, and has no score.
+
+        Args:
+            num_steps: optimizer steps over all seeds.
+        """
         self._finish(number, "pruned", reason, by_seed or {}, num_steps)
 
     def fail(self, number: int, reason: str, num_steps: int = 0, by_seed: BySeed | None = None) -> None:
-        """A trial has no result, for this reason; passwords in it are removed."""
+        """Finish a trial without a result, for this reason; passwords in it are removed."""
         self._finish(number, "failed", redact(reason), by_seed or {}, num_steps)
 
     def release(self, number: int, reason: str) -> None:
-        """Send a running trial back to be run again under the same number; what it reported at rungs stands."""
+        """Set a running trial to waiting, to be run again under the same number; it keeps its values at rungs."""
         mine, record = self._driving(), self.record(number)
         if record.state == "running":
             record = replace(record, state="waiting", reason=redact(reason))
@@ -326,29 +338,29 @@ class Store:
             mine[number] = record
 
     def keep(self, number: int, **extra: Any) -> None:
-        """Keep values (JSON) with an unfinished trial, beside those it has; of a finished one nothing changes."""
+        """Add values (JSON) to the `extra` of an unfinished trial; a finished one does not change."""
         mine, record = self._driving(), self.record(number)
-        merged = {**record.extra, **extra}
-        if not record.is_finished and merged != record.extra:
-            self._attribute(number, "extra", merged)
-            mine[number] = replace(record, extra=merged)
+        values = {**record.extra, **extra}
+        if not record.is_finished and values != record.extra:
+            self._attribute(number, "extra", values)
+            mine[number] = replace(record, extra=values)
 
-    def settle(self, twins: Iterable[TrialRecord] = ()) -> list[TrialRecord]:
-        """Give waiting merged trials the results of their twins that have finished; returns their new records.
+    def settle(self, others: Iterable[TrialRecord] = ()) -> list[TrialRecord]:
+        """Give waiting duplicates the results of their originals that have finished; returns their new records.
 
         Args:
-            twins: records of other parts, for trials whose twin is there.
+            others: records of other parts, for duplicates whose original is in one.
         """
         self._driving()
         records = self.records()
-        by_id = {record.id: record for record in (*records, *twins)}
+        by_id = {record.id: record for record in (*records, *others)}
         settled = []
         for record in records:
-            twin = by_id.get(record.merged_with or "")
-            if not record.is_finished and twin is not None and twin.is_finished:
-                for step in sorted(twin.rungs):
-                    self.report(record.number, step, twin.rungs[step])
-                self._finish(record.number, twin.state, twin.reason, twin.by_seed, twin.num_steps)
+            original = by_id.get(record.duplicate_of or "")
+            if not record.is_finished and original is not None and original.is_finished:
+                for step in sorted(original.rungs):
+                    self.report(record.number, step, original.rungs[step])
+                self._finish(record.number, original.state, original.reason, original.by_seed, original.num_steps)
                 settled.append(self.record(record.number))
         return settled
 
@@ -367,7 +379,7 @@ class Store:
     # ---- one transaction each ---------------------------------------------------------------------------------------
 
     def _finish(self, number: int, state: State, reason: str, by_seed: BySeed, num_steps: int) -> None:
-        """Outcome, then state. The first result stands: a second one changes nothing."""
+        """Write outcome, then state. Only the first result counts: a second one changes nothing."""
         self._driving()
         record = self.record(number)
         if not record.is_finished:
@@ -415,28 +427,28 @@ class Store:
                 call(trial_id)
 
         self.lease.hold()
-        self._patiently("writing to a trial", write)
+        self._retry("writing to a trial", write)
 
     def _trials(self) -> list[FrozenTrial]:
         if self._id == _ABSENT:
             return []
-        return self._patiently("reading trials", lambda: self._storage.get_all_trials(self._id, deepcopy=False))
+        return self._retry("reading trials", lambda: self._storage.get_all_trials(self._id, deepcopy=False))
 
-    def _patiently(self, doing: str, call: Callable[[], T]) -> T:
-        return self.database.patiently(doing, call)
+    def _retry(self, doing: str, call: Callable[[], T]) -> T:
+        return self.database.retry(doing, call)
 
 
-def _with_result(record: TrialRecord, twin: TrialRecord) -> TrialRecord:
-    """The record of a trial that takes a result which is there."""
+def _with_result(record: TrialRecord, original: TrialRecord) -> TrialRecord:
+    """The record of a duplicate with the result of its finished original."""
     return replace(
         record,
-        state=twin.state,
-        reason=twin.reason,
-        rungs=twin.rungs,
-        by_seed=twin.by_seed,
-        metrics=twin.metrics,
-        value=twin.value,
-        num_steps=twin.num_steps,
+        state=original.state,
+        reason=original.reason,
+        rungs=original.rungs,
+        by_seed=original.by_seed,
+        metrics=original.metrics,
+        value=original.value,
+        num_steps=original.num_steps,
         started=record.created,
         finished=record.created,
     )

@@ -1,10 +1,10 @@
-"""Whether early stopping may have lost a winner: how far the order of trials at a rung is that at the end.
+"""Whether early stopping may have lost a winner: how well the order of trials at a rung agrees with the order at the end.
 
 Kendall's tau-b over the trials that ran to the end, with the interval of Fieller, Hartley and Pearson (1957, Biometrika 44):
 
     tanh( atanh(tau) -+ 1.96 sqrt(0.437 / (n - 4)) )
 
-Those that were stopped have no final value, so this is the agreement among the best at the rungs, which is lower than among all.
+Stopped trials have no final value, so this is the agreement among the best at the rungs. It is lower than among all trials.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from scipy import stats
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.study.records.record import TrialRecord
 
-_LEAST = 5  # trials: of fewer there is no interval
+_LEAST = 5  # trials; for fewer there is no interval
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two orders of the same trials.
+    """The agreement of two orders of the same trials.
 
     Args:
-        tau: 1 where they are the same, 0 where they have nothing to do with each other.
+        tau: 1: they are the same; 0: they are independent.
         low, high: its interval at 95 %.
         num_trials: n.
     """
@@ -38,7 +38,7 @@ class Agreement:
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> Agreement | None:
-    """See the head of the file; None of fewer than 5 trials, or where all values of a side are equal."""
+    """Kendall's tau-b of two lists of n values (see the head of the file); None for n < 5, or if one list is constant."""
     if len(first) < _LEAST or len(set(first)) < 2 or len(set(second)) < 2:
         return None
     tau = float(stats.kendalltau(first, second).statistic)
@@ -48,13 +48,13 @@ def kendall(first: Sequence[float], second: Sequence[float]) -> Agreement | None
 
 
 def by_rung(records: Iterable[TrialRecord], at_rungs: str, at_end: str) -> dict[int, Agreement]:
-    """Rung -> agreement with the end.
+    """Rung -> agreement with the order at the end.
 
     Args:
-        records: of the search; those count that were run, and to their end.
-        at_rungs, at_end: metrics of the values; say which way is better.
+        records: of the search; those count that were run to their end.
+        at_rungs, at_end: metrics of the values; they decide whether higher or lower is better.
     """
-    done = [one for one in records if one.state == "complete" and not one.merged_with and one.value is not None]
+    done = [one for one in records if one.state == "complete" and not one.duplicate_of and one.value is not None]
     sign = 1 if higher_is_better(at_rungs) == higher_is_better(at_end) else -1
     found = {}
     for step in sorted({step for one in done for step in one.rung_values}):
@@ -71,19 +71,19 @@ def blind_rungs(records: Iterable[TrialRecord]) -> dict[int, int]:
     """
     values: dict[int, list[float]] = {}
     for record in records:
-        if not record.merged_with:
+        if not record.duplicate_of:
             for step, value in record.rung_values.items():
                 values.setdefault(step, []).append(value)
     return {step: len(at) for step, at in sorted(values.items()) if len(at) > 1 and len(set(at)) == 1}
 
 
 def in_words(found: dict[int, Agreement]) -> str:
-    """One line; "" where nothing can be said."""
+    """One line; "" where there is no agreement to report."""
     if not found:
         return ""
     parts = [f"step {step} {one.tau:.2f} [{one.low:.2f}, {one.high:.2f}]" for step, one in found.items()]
     most = max(one.num_trials for one in found.values())
     return (
-        f"order at the rungs against the end, Kendall's tau of the {most} trials that ran to it (1: the same): {', '.join(parts)}; "
+        f"order at the rungs against the end, Kendall's tau of the {most} complete trials (1: the same): {', '.join(parts)}; "
         "an interval that reaches 0 or below: a stopped trial may have been the best"
     )

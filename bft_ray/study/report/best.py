@@ -1,4 +1,4 @@
-"""The champion of a domain: in words for a terminal, and as the config of a training."""
+"""The champion of a domain: as text for a terminal, and as the config of a training."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bft_ray.config.metrics import format_value
 from bft_ray.tracking.registry import ALIAS, Champion
 from bft_ray.tracking.server import where
 
-#: numbers of the loss that are worth a look even where they are those of the method
+#: numbers of the loss that are always shown, even where they are the defaults of the method
 _SHOWN = ("window", "gamma", "epsilon", "weight_cap", "token_cap")
 
 
 def describe_champion(champion: Champion, uri: str) -> str:
-    """What won, by how much, on what, and how to use it.
+    """The champion, its gain, its data, and the commands that use it.
 
     Args:
-        champion: as the registry has it; of its tags `metric`, `value`, `gain`, `interval`, `detectable`, those of the
-            best candidate, `verdict`, `study` and `data_fingerprint` are read, each of which may be missing.
-        uri: the tracking server that it was found at.
+        champion: from the registry. Read are its tags `metric`, `value`, `gain`, `interval`, `detectable`, those of the
+            best candidate, `verdict`, `study` and `data_fingerprint`; each may be missing.
+        uri: of its tracking server.
     """
     tags = champion.tags
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(champion.created_s))
@@ -47,10 +47,10 @@ def describe_champion(champion: Champion, uri: str) -> str:
 
 
 def champion_config(champion: Champion, uri: str, overrides: list[str]) -> Config:
-    """The config of a training with the champion's settings, recorded where the champion is; overrides win.
+    """The config of a training with the champion's settings, tracked on the champion's server; overrides come last.
 
     Raises:
-        BadInput, BadConfig: of the overrides, or of a config of another version of bft-ray.
+        BadInput, BadConfig: for the overrides, or for a config of another version of bft-ray.
     """
     own = ["name=null", f"tracking.uri={json.dumps(uri)}"]  # the registry keeps addresses without their passwords
     config = config_from_yaml(champion.config_yaml, _title(champion), [*own, *overrides])
@@ -63,7 +63,7 @@ def _title(champion: Champion) -> str:
 
 
 def _settings(config: Config) -> str:
-    """Method, the numbers that it uses, what differs from it, and the course of the training."""
+    """The method, the numbers that it uses, settings that differ from its defaults, and the length of the training."""
     loss, usual = config.loss, LossConfig(method=config.loss.method)
     parts: list[str] = [loss.method]
     for name in LossConfig.model_fields:
@@ -83,13 +83,13 @@ def _settings(config: Config) -> str:
 
 def _metric(tags: Mapping[str, str]) -> str:
     name, value = tags.get("metric", ""), tags.get("value", "")
-    with contextlib.suppress(ValueError):  # else told as it is
+    with contextlib.suppress(ValueError):  # otherwise shown unchanged
         value = format_value(name, float(value))
     return f"{name} {value}"
 
 
 def _gain(tags: Mapping[str, str]) -> str:
-    """Of the champion over the default; where it is the default, of the best candidate, which was not enough."""
+    """The champion's gain over the default; for the default itself, that of the best candidate, which was not enough."""
     if "gain" in tags:
         return f"{_measured(tags, '')} over the default{_detectable(tags, '')}"
     if "best_candidate_gain" not in tags:
@@ -101,13 +101,13 @@ def _gain(tags: Mapping[str, str]) -> str:
 
 def _measured(tags: Mapping[str, str], prefix: str) -> str:
     gain = tags[f"{prefix}gain"]
-    with contextlib.suppress(ValueError):  # else told as it is
+    with contextlib.suppress(ValueError):  # otherwise shown unchanged
         gain = f"{float(gain):+.4g}"
     return f"{gain} {tags.get(f'{prefix}interval', '')}".strip()
 
 
 def _detectable(tags: Mapping[str, str], prefix: str) -> str:
-    """The smallest effect that the confirmation could have told."""
+    """A clause on the smallest effect that the confirmation could have detected."""
     with contextlib.suppress(ValueError):
         return f"; a true gain of {float(tags.get(f'{prefix}detectable', '')):.4g} shows in about 8 of 10 such studies"
     return ""

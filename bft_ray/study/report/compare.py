@@ -1,4 +1,4 @@
-"""Settings side by side, where a study confirms nothing: what can be said of them, and what not."""
+"""Settings side by side, for a study that confirms nothing: what the data show about them, and what not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from bft_ray.study.records.store import BASELINES, SEARCH
 
 @dataclass(frozen=True)
 class Reach:
-    """What a comparison of K values, n runs each, can tell (with s the standard deviation of runs at one value, pooled).
+    """What a comparison of K values with n runs each can show (s: standard deviation of runs at one value, pooled).
 
     Args:
-        least: two means that differ by more do so beyond noise, whichever two are picked:
-            q(0.95; K, freedom) s / sqrt(n), Tukey's honest significant difference.
+        least: any two means that differ by more differ beyond noise: q(0.95; K, freedom) s / sqrt(n), Tukey's honest
+            significant difference.
         detectable: smallest true difference of two means that shows so in 8 of 10 studies (`bft_ray.stats.power`).
     """
 
@@ -37,19 +37,19 @@ def single(space: SearchSpace) -> str | None:
 
 
 def verdict(records: Records, space: SearchSpace, items: Items | None = None) -> str:
-    """The first sentences of a study that nothing has confirmed, Markdown.
+    """The first sentences on a study without a confirmation, Markdown.
 
     Args:
         items: scores of the trials that `bft_ray.study.confirm.standing.compared` names; None: not known.
     """
     search, metric = records.get(SEARCH, ()), space.objective.metric
     everything = [*search, *records.get(BASELINES, ())]
-    top = next(iter(ranked(everything, metric)), None)  # a merged one too: the run may be a baseline's
+    top = next(iter(ranked(everything, metric)), None)  # may be a duplicate: its original may be a baseline
     if top is None or top.value is None:
-        return f"**No trial has finished**: nothing can be said of {metric} yet."
+        return f"**No trial has finished**: there is no {metric} yet."
     found = f"`{top.name or top.id}` has the best {metric}, {format_value(metric, top.value)}"
     if space.confirmation is not None:
-        return f"**Not confirmed**: {found}, on the very data that picked it."
+        return f"**Not confirmed**: {found}, on the data that picked it."
     standing = standing_of(records, metric, items or {})
     if standing is None:
         return f"**{found}**; the study compares, and chooses no champion."
@@ -69,12 +69,12 @@ def _means(search: Sequence[TrialRecord], metric: str, setting: str, means: Sequ
     )
     seen = reach(search, metric, setting)
     if seen is None:
-        return f"{text}: with one run each nothing tells that from noise."
+        return f"{text}: with one run each, noise cannot be ruled out."
     if seen.least == 0:
-        return f"{text}: no two runs at one value differ, so there is no noise to judge that by."
+        return f"{text}: no two runs at one value differ, so there is no noise to compare that with."
     is_seen = abs(first.mean - last.mean) > seen.least
     return (
-        f"{text}: a difference {'beyond' if is_seen else 'within'} noise (of two means, {seen.least:.2g} stands out)."
+        f"{text}: a difference {'beyond' if is_seen else 'within'} noise (two means must differ by {seen.least:.2g})."
     )
 
 
@@ -86,17 +86,17 @@ def evidence(search: Sequence[TrialRecord], space: SearchSpace) -> str:
     seen = reach(search, metric, setting) if setting else None
     if parts and seen is not None and seen.least > 0:
         parts.append(
-            f"Means that differ by {seen.least:.2g} or more do so beyond noise, whichever two are looked at (Tukey, 5 %); a "
-            f"true difference of {seen.detectable:.2g} shows in 8 of 10 such studies. Noise is what seeds bring; the items "
-            "are the same for all."
+            f"Any two means that differ by {seen.least:.2g} or more differ beyond noise (Tukey, 5 %); a true difference of "
+            f"{seen.detectable:.2g} shows in 8 of 10 such studies. Noise is the variation between seeds; the items are the "
+            "same for all."
         )
     elif parts and not setting:
-        parts.append("Runs at one value differ in the other settings as well: a lead, not a test.")
+        parts.append("Runs at one value differ in the other settings as well: this is a hint, not a test.")
     return "\n\n".join(parts)
 
 
 def rows(search: Sequence[TrialRecord], metric: str, setting: str) -> list[list[str]]:
-    """A head and a row a value, best mean first; see `bft_ray.study.records.leaderboard.Spread`."""
+    """A table: a head, then one row a value, best mean first; see `bft_ray.study.records.leaderboard.Spread`."""
     found = [[setting, f"mean {metric}", "sd", "least", "largest", "runs"]]
     for spread in _ordered(search, metric, setting):
         mean, low, high = (format_value(metric, value) for value in (spread.mean, spread.low, spread.high))
@@ -106,10 +106,10 @@ def rows(search: Sequence[TrialRecord], metric: str, setting: str) -> list[list[
 
 
 def reach(search: Sequence[TrialRecord], metric: str, setting: str) -> Reach | None:
-    """See `Reach`; None where there are not two values, or none with several runs. A run that several trials share
-    counts once; of unequal numbers of runs the least is n.
+    """What the comparison can show (`Reach`); None where there are fewer than two values, or none has several runs. A run
+    that several trials share counts once. Where the numbers of runs differ, the smallest is n.
     """
-    runs = {record.merged_with or record.id: record for record in reversed(search)}
+    runs = {record.duplicate_of or record.id: record for record in reversed(search)}
     own = metric_by(runs.values(), metric, setting)
     freedom = sum(spread.num_runs - 1 for spread in own)
     if len(own) < 2 or not freedom:

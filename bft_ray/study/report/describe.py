@@ -1,4 +1,4 @@
-"""A study in words: the note at the top of its MLflow run, and what the terminal shows at its end."""
+"""A study as text: the note at the top of its MLflow run, and what the terminal shows at its end."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ Records = Mapping[str, Sequence[TrialRecord]]
 LIMIT = 7_900
 _TOP = 10  # trials in the note
 _LINES, _WIDTH = 25, 110  # of the conclusion
-_LONGEST = 120  # letters of a remark in the note
+_LONGEST = 120  # characters of a cell in the note
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """The one look at the test split.
+    """The single measurement on the test split.
 
     Args:
         champion, default: names of the arms; the same where the default is the champion.
         metric: of the objective.
-        champion_value, default_value: there.
-        gain, low, high: champion over default, paired by item, and its interval (not a number where there is none);
-            above 0 is better. Of these two models: what other seeds would have brought is not in it.
+        champion_value, default_value: the metric on the test split.
+        gain, low, high: champion over default, paired by item, and its interval (NaN where there is none); above 0 is
+            better. For these two models: the interval does not contain the variation between seeds.
         num_items: of the test split.
-        detectable: the true gain that such a test shows in 8 of 10 repetitions; not a number where there is one item.
+        detectable: the true gain that such a test shows in 8 of 10 repetitions; NaN for one item.
     """
 
     __test__ = False  # not for pytest
@@ -84,10 +84,10 @@ def describe(
 
     Args:
         records: part -> its trials.
-        choice: what the confirmation says; None: there was none, or not yet.
-        test: the look at the test split; None: there was none.
-        domain: that the study stands under.
-        sizes: what was measured or trained on -> its samples, such as `train`.
+        choice: the result of the confirmation; None: there was none, or not yet.
+        test: the measurement on the test split; None: there was none.
+        domain: of the study.
+        sizes: name of the data, such as `train` -> number of its samples.
         uri: of the tracking server, for the commands.
         items: scores of the trials that a study without a confirmation compares; None: not known.
     """
@@ -113,7 +113,7 @@ def describe(
         _baselines(records, space),
         "#### What was searched",
         "\n".join(f"- {line}" for line in _searched(records, space, domain, sizes or {})),
-        "#### Look at it, use it" if commands else "",
+        "#### How to use it" if commands else "",
         "\n".join(f"- `{command}`: {what}" for command, what in commands),
     ]
     for limit in range(_TOP, -1, -1):
@@ -164,12 +164,12 @@ def conclusion(
 
 def _test(test: TestResult) -> str:
     value = format_value(test.metric, test.champion_value)
-    text = f"**Test split, looked at once**: `{test.champion}` has {test.metric} {value} on {test.num_items:,} items"
+    text = f"**Test split, measured once**: `{test.champion}` has {test.metric} {value} on {test.num_items:,} items"
     if test.champion == test.default:
         return f"{text}; it is the default."
     if math.isnan(test.low):
         which = f"{text}, the default `{test.default}` {format_value(test.metric, test.default_value)}"
-        return f"{which}: gain {test.gain:+.4f}. The items have no spread, so nothing tells that from noise."
+        return f"{which}: gain {test.gain:+.4f}. The items have no spread, so noise cannot be ruled out."
     worse = "" if test.low > 0 else " It is worse there." if test.high < 0 else " The gain is not beyond noise there."
     power = "" if math.isnan(test.detectable) else f" A true gain of {test.detectable:.4f} shows in 8 of 10 such tests."
     return (
@@ -179,7 +179,7 @@ def _test(test: TestResult) -> str:
 
 
 def _along(records: Records, choice: Choice | None, test: TestResult | None) -> str:
-    """The winner's value in each part of the study, so that an overtuned choice shows."""
+    """The winner's value in each part of the study: a choice that fits only the search shows there."""
     if choice is None or choice.champion is None:
         return ""
     metric, arm = choice.plan.metric, choice.arm(choice.champion)
@@ -194,7 +194,7 @@ def _along(records: Records, choice: Choice | None, test: TestResult | None) -> 
 
 
 def _few(space: SearchSpace, choice: Choice | None) -> str:
-    """That fewer candidates were confirmed than were asked for; "" where that is not so."""
+    """A sentence if fewer candidates were confirmed than were asked for; "" otherwise."""
     if choice is None or space.confirmation is None:
         return ""
     count, asked = len(choice.plan.candidates), space.confirmation.top_k
@@ -220,12 +220,12 @@ def _blind(space: SearchSpace, search: Sequence[TrialRecord]) -> str:
 
 
 def _unconfirmed(space: SearchSpace) -> str:
-    """That a study registers nothing, and what would; "" where it confirms."""
+    """A sentence for a study without a confirmation: it registers no champion, and what would; "" otherwise."""
     if space.confirmation is not None:
         return ""
     return (
         "No confirmation, so no champion: with `confirmation` in the space (5 fresh seeds, data of its own) and another "
-        "`name`, the study tells whether this holds."
+        "`name`, the study shows whether this holds."
     )
 
 
@@ -272,7 +272,7 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
     return table([*search, *beside], metric, rung_metric=rung_metric(space), limit=_TOP)
 
 
-# ---- how it came about -------------------------------------------------------------------------------------------------
+# ---- how it was found --------------------------------------------------------------------------------------------------
 
 
 def _searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[str, int]) -> list[str]:
@@ -288,7 +288,7 @@ def _searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[
     lines.append(f"budget: {len(search)} trials ({shown}){each}, seeds {', '.join(map(str, space.seeds))}")
     scheduler = space.scheduler
     stops = (
-        f"ASHA from step {scheduler.grace_steps}, 1 of {scheduler.reduction} goes on"
+        f"ASHA from step {scheduler.grace_steps}, 1 of {scheduler.reduction} is promoted"
         if isinstance(scheduler, Asha)
         else "none"
     )
@@ -311,14 +311,16 @@ def _range(parameter: Any) -> str:
 
 
 def _saved(records: Records) -> str:
-    """Of all parts: baselines and the confirmation are trained too."""
+    """The steps that were trained and saved, over all parts: baselines and confirmation too."""
     found = saved(record for part in records.values() for record in part)
     parts = [f"{found.trained:,} steps trained"]
-    if found.num_merged:
-        parts.append(f"{found.merged:,} saved by merging {_trials(found.num_merged)} with equal ones")
+    if found.num_duplicates:
+        parts.append(
+            f"{found.duplicates:,} saved by {found.num_duplicates} duplicate{'s' * (found.num_duplicates != 1)}"
+        )
     if found.num_pruned:
         parts.append(f"{found.pruned:,} by stopping {_trials(found.num_pruned)} early")
-    less = found.merged + found.pruned
+    less = found.duplicates + found.pruned
     return ", ".join(parts) + (f": {less / (found.trained + less):.0%} less than all" if less else "")
 
 
@@ -327,7 +329,7 @@ def _trials(count: int) -> str:
 
 
 def _baselines(records: Records, space: SearchSpace) -> str:
-    """Each baseline at its best, with what it was tuned over."""
+    """A table of each baseline with its best values of what it was tuned over."""
     metric, part = space.objective.metric, records.get(BASELINES, ())
     if not part:
         return ""
@@ -342,7 +344,7 @@ def _baselines(records: Records, space: SearchSpace) -> str:
 def _commands(
     records: Records, space: SearchSpace, domain: str, choice: Choice | None, uri: str, items: Items | None
 ) -> list[tuple[str, str]]:
-    """What to type next, each with what it does."""
+    """(command, what it does): what to type next."""
     if choice is None or choice.champion is None:
         standing = standing_of(records, space.objective.metric, items or {})
         if choice is not None or space.confirmation is not None or standing is None:
@@ -359,7 +361,7 @@ def _commands(
 
 
 def _plain(text: str) -> str:
-    """Without the marks of Markdown that `explain` sets."""
+    """The text without the Markdown marks of `explain`."""
     return re.sub(r"\*\*|`", "", text)
 
 

@@ -1,4 +1,4 @@
-"""A choice in words: what won and by how much, what could have been seen, and how far it could still be wrong."""
+"""A choice as text: what won and by how much, what the study could have detected, and how wrong it could still be."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _verdict(choice: Choice) -> str:
 
 
 def _ahead(choice: Choice) -> str:
-    """A baseline that stands above the champion without winning must be said at once."""
+    """A sentence on baselines with a better mean than the champion; it must follow the verdict at once."""
     own = choice.arm(choice.champion or "").mean
     sign = 1 if higher_is_better(choice.plan.metric) else -1
     ahead = [a for a in choice.arms if a.kind == "baseline" and not a.excluded and a.mean is not None]
@@ -104,13 +104,13 @@ def _cells(gain: Comparison | None, best: float | None) -> list[str]:
 
 
 def _doubt(choice: Choice) -> str:
-    """What the data still allow."""
+    """The paragraph on what the data do not rule out."""
     arm = choice.arm(choice.champion or "")
     lines = [f"**How far this could still be wrong**, as far as intervals of {1 - choice.plan.alpha:.0%} tell."]
-    told = _default_doubt(choice) if choice.verdict == "default" else _winner_doubt(choice, arm)
-    if not told:
+    sentences = _default_doubt(choice) if choice.verdict == "default" else _winner_doubt(choice, arm)
+    if not sentences:
         return ""
-    lines += told
+    lines += sentences
     lines += [f"Over `{c.against}` it gains {_gain(c)}." for c in choice.against if c.against != choice.plan.default]
     lines += [_not_told(choice), _rare(choice)]
     lines.append("All of it is about this data, this base model and this budget.")
@@ -149,7 +149,9 @@ def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
     if gain is None:
         return []
     if not gain.has_spread:
-        return ["All its items and seeds differ from the default's by the same, so there is no noise to judge it by."]
+        return [
+            "All its items and seeds differ from the default's by the same, so there is no noise to compare it with."
+        ]
     span = (
         f"The true gain over the default may be as small as {_signed(gain.low)} or as large as {_signed(gain.high)}"
         + (
@@ -162,19 +164,19 @@ def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
 
 
 def _skew(gain: Comparison) -> str:
-    """That a gain hangs on the items that are not there."""
+    """A sentence on a gain that depends on rare items, which the split may lack."""
     return (
         f"`{gain.name}` seems better, but most of its items gain a little and few lose much: with so few of these (skewness "
-        f"of the mean {gain.skewness:.2f}) a gain cannot be told from luck, and the default stays. More items, or a bounded "
-        "metric such as token accuracy, would tell."
+        f"of the mean {gain.skewness:.2f}) the gain may be chance, and the default stays. More items, or a bounded metric such "
+        "as token accuracy, would show which."
     )
 
 
 def _not_told(choice: Choice) -> str:
-    """The set that holds the best arm."""
+    """A sentence on the set of arms that holds the best one."""
     if len(choice.not_told) < 2:
         return ""
-    return f"Not to be told from the best: {_names(choice.not_told)}; the best is one of these with {1 - choice.plan.alpha:.0%}."
+    return f"The data do not separate {_names(choice.not_told)}; the best is one of these with {1 - choice.plan.alpha:.0%}."
 
 
 def _names(names: Sequence[str]) -> str:
@@ -183,14 +185,16 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _rare(choice: Choice) -> str:
-    """What so few runs cannot show: all S lack what happens to a share q of runs with (1 - q)^S."""
+    """A sentence on what so few runs cannot show: an event of a share q of all runs is absent from S runs with
+    probability (1 - q)^S.
+    """
     count = len(choice.plan.seeds)
     share = 1 - 0.05 ** (1 / count)
     return f"What happens to up to {share:.0%} of all runs, such as a collapse, could be absent from {count} seeds."
 
 
 def _rivals(choice: Choice, champion: Arm) -> str:
-    """Arms that it was not compared with, and is not shown to be better than."""
+    """A sentence on the arms that the champion was not compared with, and is not shown to be better than."""
     compared = {comparison.against for comparison in choice.against}
     near = [
         f"`{arm.name}`"
@@ -209,7 +213,7 @@ def _rivals(choice: Choice, champion: Arm) -> str:
 
 
 def _cause(choice: Choice, gain: Comparison) -> str:
-    """What would narrow it, both ways."""
+    """A sentence on how much narrower the interval would be with more seeds or more items."""
     seeds, items = len(choice.plan.seeds), choice.num_items
     return (
         f"Its interval reaches {_size((gain.high - gain.low) / 2)} to each side; with {2 * seeds} seeds it would be about "
@@ -252,7 +256,7 @@ def _gain(gain: Comparison) -> str:
 
 def _interval(gain: Comparison) -> str:
     if not gain.has_spread:
-        return "(no spread to judge it by)"
+        return "(no spread to compare it with)"
     return f"[{_signed(gain.low)}, {_signed(gain.high)}]"
 
 

@@ -1,4 +1,4 @@
-"""What people see while a study runs: a table that stays in place on a terminal, one line an event elsewhere."""
+"""The display of a running study: on a terminal a table that stays in place, elsewhere one line an event."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _PER_SECOND = 4
 
 @dataclass
 class _Part:
-    """A part of the study, as it has been told.
+    """What was shown of a part of the study.
 
     Args:
         total: trials that it will have; 0: not known.
-        told: numbers of the finished trials that have been told.
+        reported: numbers of the finished trials that were reported.
     """
 
     total: int = 0
-    told: set[int] = field(default_factory=set)
+    reported: set[int] = field(default_factory=set)
 
 
 class Live:
-    """The display of one study. Its methods belong to one thread; a terminal is drawn by another, a few times a second.
+    """The display of one study. One thread calls its methods; another one draws the terminal, a few times a second.
 
     Args:
         title: of the study, such as `medical_qa, domain medical_qa`.
@@ -54,7 +54,7 @@ class Live:
         self._part = ""
         self._best: float | None = None  # of baselines and search, which are measured on the same data
         self._records: dict[str, tuple[TrialRecord, ...]] = {}
-        self._slots, self._now = 0, (0.0, 0.0)  # that the driver gave, and the clock's when it did
+        self._slots, self._now = 0, (0.0, 0.0)  # (the driver's time, this machine's monotonic clock at that time)
         self._begun = self._entered = 0.0
         self._wait, self._waits = Wait(self._what_runs), ExitStack()
         self._console: Console | None = None
@@ -80,21 +80,21 @@ class Live:
     ) -> None:
         self._waits.close()
         if self._display is not None:
-            with suppress(OSError):  # the terminal has gone
-                self._display.stop()  # draws once more, and gives the cursor back
+            with suppress(OSError):  # the terminal is gone
+                self._display.stop()  # draws once more, and shows the cursor again
             self._display = self._console = None
 
     def note(self, text: str) -> None:
-        """A line; on a terminal above the table."""
+        """Print a line; on a terminal above the table."""
         self._wait.now(self._what_runs)
-        with suppress(OSError):  # a picture of the study, never a reason to end it
+        with suppress(OSError):  # an error of the display must not end the study
             if self._console is not None:
                 self._console.print(text, soft_wrap=True)
             else:
                 print(text, file=self._stream, flush=True)
 
     def part(self, name: str, total: int) -> None:
-        """A part of the study begins, or its total is known now.
+        """Show that a part of the study begins, or its new total.
 
         Args:
             total: trials that it will have; 0: not known.
@@ -107,8 +107,8 @@ class Live:
             self.note(f"{name}: {_plural(total)}{self._expectation(total)}" if total else name)
 
     def show(self, records: Mapping[str, Sequence[TrialRecord]], slots: int, now: float) -> None:
-        """Tell which trials have finished since the last call, and let the table show how all stand. Cheap, so that
-        it can be called at every turn of a loop.
+        """Report the trials that have finished since the last call, and update the table. It is cheap enough to be called
+        in every pass of a loop.
 
         Args:
             records: part -> its trials.
@@ -118,32 +118,32 @@ class Live:
         for name, own in records.items():
             seen = name in self._records
             part = self._parts.setdefault(name, _Part())
-            new = [record for record in own if record.number not in part.told and record.is_finished]
+            new = [record for record in own if record.number not in part.reported and record.is_finished]
             if new and not seen:
                 new = self._catch_up(name, new)
             for record in sorted(new, key=lambda record: (record.finished or 0.0, record.number)):
-                self._tell(name, record)
+                self._report(name, record)
         self._records = {name: tuple(own) for name, own in records.items()}
         self._slots, self._now = slots, (now, time.monotonic())
 
     # ---- lines ------------------------------------------------------------------------------------------------------
 
     def _catch_up(self, name: str, finished: Sequence[TrialRecord]) -> list[TrialRecord]:
-        """What had finished before this driver began gets one line; returns the rest."""
+        """Print one line on the trials that had finished before this driver began; returns the others."""
         earlier = [record for record in finished if record.finished is not None and record.finished < self._begun]
         part = self._parts[name]
-        part.told.update(record.number for record in earlier)
+        part.reported.update(record.number for record in earlier)
         top = best(earlier, self._metric)
         if top is not None and name != CONFIRMATION:
             self._is_best(top)
         if earlier:
-            text = f"[{name} {self._done(name)}] finished before"
+            text = f"[{name} {self._done(name)}] finished earlier"
             self.note(text + (f", best {self._value(top)} with {_label(top)}" if top and name != CONFIRMATION else ""))
-        return [record for record in finished if record.number not in part.told]
+        return [record for record in finished if record.number not in part.reported]
 
-    def _tell(self, name: str, record: TrialRecord) -> None:
+    def _report(self, name: str, record: TrialRecord) -> None:
         part = self._parts[name]
-        part.told.add(record.number)
+        part.reported.add(record.number)
         text: str = record.status
         if record.status == "complete" and record.value is not None:
             text += f", {self._value(record)}"
@@ -152,15 +152,15 @@ class Live:
         elif record.status == "pruned" and record.last_rung is not None:
             step, value = record.last_rung
             text += f" at step {step} with {format_value(self._rung_metric, value)}"
-        elif record.status == "merged":
-            text += f" with {record.merged_with}" + (f": {record.merged_because}" if record.merged_because else "")
+        elif record.status == "duplicate":
+            text += f" of {record.duplicate_of}" + (f": {record.duplicate_because}" if record.duplicate_because else "")
         elif record.status == "failed":
             text += f": {' '.join(record.reason.split())}"
         if self._console is None or record.status == "failed":
             self.note(f"[{name} {self._done(name)}] {_label(record)}: {text}")
 
     def _what_runs(self) -> str:
-        """Where there is no table, and trials take long; asked by another thread, as the table is drawn."""
+        """What runs now, for long waits without a table; another thread calls it, as it does for the table."""
         if not self._part:
             return "before the first trial"
         now = self._now[0] + time.monotonic() - self._now[1]
@@ -170,7 +170,7 @@ class Live:
         return f"[{self._part} {self._done(self._part)}] {text}"
 
     def _is_best(self, record: TrialRecord) -> bool:
-        """Whether it is better than all before it, which it is from now on."""
+        """Whether it is better than all earlier ones; if so, it is the best from now on."""
         value = record.value
         if value is None or (self._best is not None and not is_better(self._metric, value, self._best)):
             return False
@@ -179,13 +179,13 @@ class Live:
 
     def _done(self, name: str) -> str:
         part = self._parts[name]
-        return f"{len(part.told)}/{part.total}" if part.total else str(len(part.told))
+        return f"{len(part.reported)}/{part.total}" if part.total else str(len(part.reported))
 
     def _value(self, record: TrialRecord) -> str:
         return f"{self._metric} {format_value(self._metric, record.value)}" if record.value is not None else ""
 
     def _expectation(self, total: int) -> str:
-        """From the whole trials of earlier parts."""
+        """The expected duration, from the complete trials of earlier parts."""
         whole = [r for own in self._records.values() for r in own if r.status == "complete"]
         times = [record.duration_s for record in whole if record.duration_s is not None]
         if not times or not self._slots:
@@ -193,7 +193,7 @@ class Live:
         rounds = -(-total // self._slots)
         return f", about {span(rounds * mean(times))} with {self._slots} at a time if each takes {span(mean(times))}"
 
-    # ---- the table, drawn by a thread of its own from what `show` has left ---------------------------------------------
+    # ---- the table, drawn by a thread of its own from the records of the last `show` ------------------------------------
 
     def _draw(self) -> RenderableType:
         from rich.console import Group
@@ -229,7 +229,7 @@ class Live:
         if not total:
             return ""
         filled = round(20 * done / total)
-        shown = [f"{by_status[name]} {name}" for name in ("pruned", "merged", "failed") if by_status[name]]
+        shown = [f"{by_status[name]} {name}" for name in ("pruned", "duplicate", "failed") if by_status[name]]
         running = by_status["running"]
         text = f"{'━' * filled}{'╌' * (20 - filled)}  {done} of {total} finished" + (
             f" ({', '.join(shown)})" if shown else ""
@@ -237,8 +237,8 @@ class Live:
         return f"{text}, {running} running, {total - done - running} to come, {self._slots} at a time"
 
     def _rows(self, own: Sequence[TrialRecord]) -> Iterator[tuple[str, list[str]]]:
-        """Style and cells: each baseline at its best, the top of the search, and what runs."""
-        if self._part == CONFIRMATION:  # on data of its own: not beside values of the search
+        """(style, cells): each baseline with its best values, the best of the search, and the trials that run."""
+        if self._part == CONFIRMATION:  # on data of its own: its values are not comparable with those of the search
             yield from self._arms(own)
         else:
             baselines = list(tuned(self._records.get(BASELINES, ()), self._metric).values())
@@ -257,20 +257,20 @@ class Live:
         for record in running[:_RUNNING]:
             yield "cyan", self._row("", record)
         if len(running) > _RUNNING:
-            yield "dim", ["", "", f"and {len(running) - _RUNNING} more that run", "", ""]
+            yield "dim", ["", "", f"and {len(running) - _RUNNING} more running", "", ""]
 
     def _row(self, title: str, record: TrialRecord) -> list[str]:
         value = "" if record.value is None else format_value(self._metric, record.value)
         status: str = record.status
-        if record.merged_with:
-            status += f" with {record.merged_with}"
+        if record.duplicate_of:
+            status += f" of {record.duplicate_of}"
         elif record.state in ("running", "pruned"):
             rung = record.last_rung
             status += f" at step {rung[0]}: {format_value(self._rung_metric, rung[1])}" if rung else ""
         return [title, record.id, _label(record), value, status]
 
     def _arms(self, own: Sequence[TrialRecord]) -> Iterator[tuple[str, list[str]]]:
-        """How the arms of a confirmation stand: means over the seeds that are there; no verdict."""
+        """Rows of the arms of a confirmation: means over the seeds that have finished; no verdict."""
         arms: dict[str, list[TrialRecord]] = {}
         for record in own:
             arms.setdefault(record.name, []).append(record)
@@ -281,7 +281,7 @@ class Live:
 
 
 def _label(record: TrialRecord) -> str:
-    """What a trial is, in words; runs of a confirmation differ in their seed alone."""
+    """The name of a trial, or its settings; with the seed for a run of a confirmation."""
     text = record.name or " ".join(f"{name}={value_text(value)}" for name, value in record.assignment.items())
     if record.part == CONFIRMATION:
         text += f" seed {', '.join(map(str, record.seeds))}"

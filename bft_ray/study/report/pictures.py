@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008): told apart with any kind of colour vision; baselines differ by their dashes as well
+# Okabe and Ito (2008): distinct for every kind of colour vision; baselines also differ by their dashes
 _TRIAL, _BEST, _GREY = "#0072B2", "#D55E00", "#767676"
 _BASELINES = (("#000000", "-"), ("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"))
 _MARKERS = {"candidate": "o", "baseline": "s", "default": "D"}
 _SEEN = "a true gain within shows in fewer than 8 of 10 studies"
 _FEW = 12  # values of a setting that get a place each on the axis
-_CROWDED = 70  # letters on an axis that stand side by side
-_LETTERS = 105  # in a row of a legend
+_CROWDED = 70  # characters on an axis; more are turned
+_LETTERS = 105  # characters in a row of a legend
 _LEAST_GAP = 0.055  # of two labels beside an axis, as share of its height
 
 
 def draw(records: Mapping[str, Sequence[TrialRecord]], space: SearchSpace, choice: Choice | None) -> dict[str, bytes]:
-    """Name -> PNG, of those that the data allow: `by_<setting>` for each parameter, the window first; history,
+    """Name -> PNG, for those that the data allow: `by_<setting>` for each parameter, the window first; history,
     learning_curves, confirmation.
 
     Args:
         records: part -> its trials.
-        choice: what the confirmation says; None: there was none.
+        choice: the result of the confirmation; None: there was none.
     """
     search, metric = records.get(SEARCH, ()), space.objective.metric
     baselines = tuned(records.get(BASELINES, ()), metric)
@@ -62,7 +62,7 @@ def draw(records: Mapping[str, Sequence[TrialRecord]], space: SearchSpace, choic
 def _by_setting(
     search: Sequence[TrialRecord], baselines: Mapping[str, TrialRecord], space: SearchSpace, name: str
 ) -> Figure | None:
-    """A dot a run; where values come again, beside it the mean and the range of all runs at each."""
+    """A dot for each run; for values with several runs also their mean and range."""
     metric, parameter = space.objective.metric, space.parameters[name]
     spreads = metric_by(search, metric, name)
     if not spreads:
@@ -78,10 +78,10 @@ def _by_setting(
         axes.text(places[default], 1.01, f"default {DEFAULT}", transform=above, ha="center", fontsize=8)
     shift = 0.1 if is_listed else 0.0
     trials = [record for record in search if record.state == "complete" and name in record.assignment]
-    for is_merged, label in ((False, "a run"), (True, "a merged trial, which is the run of another")):
-        own = [record for record in trials if bool(record.merged_with) is is_merged]
+    for is_duplicate, label in ((False, "a run"), (True, "a duplicate: the run of another trial")):
+        own = [record for record in trials if bool(record.duplicate_of) is is_duplicate]
         runs = [(record.assignment[name], metrics) for record in own for metrics in record.by_seed.values()]
-        _dots(axes, [(places[at] - shift, run[metric]) for at, run in runs if metric in run], label, is_merged)
+        _dots(axes, [(places[at] - shift, run[metric]) for at, run in runs if metric in run], label, is_duplicate)
     several = [spread for spread in spreads if spread.num_runs > 1]
     if is_listed and several:
         means = [spread.mean for spread in several]
@@ -94,7 +94,7 @@ def _by_setting(
 
 
 def _default_at(name: str, baselines: Mapping[str, TrialRecord], space: SearchSpace) -> Any:
-    """Where the default stands on this axis; None where it has no such setting, or is not tuned over it yet."""
+    """The default's value on this axis; None where it has no such setting, or is not tuned over it yet."""
     own = {"loss.method": DEFAULT, "loss.window": 256}
     own |= next((baseline.overrides for baseline in space.baselines if baseline.name == DEFAULT), {})
     if DEFAULT in baselines:
@@ -117,7 +117,7 @@ def _listed(axes: Axes, values: Sequence[Any]) -> dict[Any, float]:
 
 
 def _ranged(axes: Axes, values: Sequence[float], is_log: bool) -> dict[Any, float]:
-    """The value is the place."""
+    """Value -> itself: its place on the axis."""
     from matplotlib.ticker import LogLocator
 
     if is_log:
@@ -143,9 +143,9 @@ def _history(search: Sequence[TrialRecord], baselines: Mapping[str, TrialRecord]
     last = max(record.number for record in search)
     steps.append((last + 0.5, steps[-1][1]))
     axes.step(*zip(*steps, strict=True), where="post", color=_BEST, label="best so far")
-    for is_merged, label in ((False, "complete"), (True, "merged")):
-        own = [record for record in complete if bool(record.merged_with) is is_merged]
-        _dots(axes, [(record.number, record.metrics[metric]) for record in own], label, is_merged)
+    for is_duplicate, label in ((False, "complete"), (True, "duplicate")):
+        own = [record for record in complete if bool(record.duplicate_of) is is_duplicate]
+        _dots(axes, [(record.number, record.metrics[metric]) for record in own], label, is_duplicate)
     stopped = [(r.number, r.last_rung[1]) for r in search if r.state == "pruned" and r.last_rung]
     if stopped and metric == rung_metric(space):
         axes.plot(*zip(*stopped, strict=True), "x", color=_GREY, label="stopped early, at its last rung")
@@ -159,21 +159,21 @@ def _history(search: Sequence[TrialRecord], baselines: Mapping[str, TrialRecord]
 
 
 def _on_the_edge(axes: Axes, numbers: Sequence[int], marker: str, label: str) -> None:
-    """Trials without a value on this axis."""
+    """Mark trials without a value on the edge of the axis."""
     if numbers:
         at = [0.02] * len(numbers)
         axes.plot(numbers, at, marker, color=_GREY, markersize=6, label=label, transform=axes.get_xaxis_transform())
 
 
 def _curves(search: Sequence[TrialRecord], space: SearchSpace, champion: str | None) -> Figure | None:
-    """The metric at the rungs against steps, to the end where a trial came so far."""
+    """The metric at the rungs against steps; of complete trials also at the end."""
     metric = rung_metric(space)
     curves: list[tuple[TrialRecord, list[tuple[int, float]]]] = []
     for record in search:
         reached = {step: value for step, value in record.rung_values.items() if math.isfinite(value)}
         if record.state == "complete" and metric in record.metrics and record.planned_steps:
             reached[record.planned_steps] = record.metrics[metric]
-        if reached and not record.merged_with:
+        if reached and not record.duplicate_of:
             curves.append((record, list(reached.items())))
     if not any(len(points) > 1 for _, points in curves):
         return None
@@ -191,7 +191,7 @@ def _curves(search: Sequence[TrialRecord], space: SearchSpace, champion: str | N
             look |= {"marker": "x", "markevery": [-1]} if is_stopped else {"marker": "."}
         axes.plot(*zip(*points, strict=True), markersize=5, label=label, **look)
     steps = sorted({step for _, points in curves for step, _ in points})
-    axes.set(xlabel="optimizer steps", ylabel=_unit(metric), xscale="log")  # rungs stand in a geometric series
+    axes.set(xlabel="optimizer steps", ylabel=_unit(metric), xscale="log")  # rungs are a geometric series
     if len(steps) <= _FEW:
         axes.set_xticks(steps, [str(step) for step in steps])
         axes.set_xticks([], minor=True)
@@ -227,7 +227,9 @@ def _forest(choice: Choice) -> Figure | None:
             markerfacecolor="white" if arm.excluded else color,
             label="champion" if is_champion else arm.kind,
         )
-        axes.text(1.02, place, _told(arm), transform=axes.get_yaxis_transform(), va="center", fontsize=8, weight=weight)
+        axes.text(
+            1.02, place, _gain_text(arm), transform=axes.get_yaxis_transform(), va="center", fontsize=8, weight=weight
+        )
     axes.set_yticks(range(len(arms)), [arm.name for arm in arms], fontsize=8)
     for tick, arm in zip(axes.get_yticklabels(), arms, strict=True):
         tick.set_weight("bold" if arm.name == choice.champion else "normal")
@@ -239,7 +241,7 @@ def _forest(choice: Choice) -> Figure | None:
     return figure
 
 
-def _told(arm: Arm) -> str:
+def _gain_text(arm: Arm) -> str:
     gain = arm.gain
     text = f"{gain.gain:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" if gain else "the default"
     return f"{text}, {arm.excluded}" if arm.excluded else text
@@ -258,7 +260,7 @@ def _figure(width: float = 7.5, height: float = 4.0) -> tuple[Figure, Any]:
 
 
 def _lines(axes: Axes, baselines: Mapping[str, TrialRecord], metric: str) -> None:
-    """A line a baseline, its name and value beside the axis, where names do not cover each other."""
+    """A line for each baseline, with its name and value beside the axis, placed so that names do not overlap."""
     values = {name: record.value for name, record in baselines.items() if record.value is not None}
     for place, value in enumerate(values.values()):
         color, dashes = _BASELINES[place % len(_BASELINES)]
@@ -280,7 +282,7 @@ def _lines(axes: Axes, baselines: Mapping[str, TrialRecord], metric: str) -> Non
 
 
 def _apart(heights: Mapping[str, float], gap: float) -> dict[str, float]:
-    """Heights of labels, moved up so far that each stands `gap` above the one below."""
+    """Heights of labels, moved up until each is at least `gap` above the next lower one."""
     found: dict[str, float] = {}
     for name in sorted(heights, key=lambda name: heights[name]):
         found[name] = max([heights[name], *(height + gap for height in found.values())])

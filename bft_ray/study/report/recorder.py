@@ -1,4 +1,4 @@
-"""What happens in a study, as MLflow keeps it: a nested run for each trial, and what they add up to on the study run."""
+"""A study in MLflow: a nested run for each trial, and the results of all on the study run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
 
 
 class Recorder:
-    """Writes a study to MLflow; a `Listener` of the controller."""
+    """Writes a study to MLflow. It is a `Listener` of the controller."""
 
     def __init__(self, study: Study, tracker: Tracker):
         self._study, self._tracker = study, tracker
@@ -37,7 +37,7 @@ class Recorder:
         self._num_ended = 0  # trials of the search
 
     def __call__(self, event: Literal["begun", "ended"], record: TrialRecord) -> None:
-        """A trial begins or ends."""
+        """Record that a trial begins or ends."""
         if event == "begun":
             self._log(record, "RUNNING")
             return
@@ -48,7 +48,7 @@ class Recorder:
             self._tracker.log_metrics({f"best/{metric}": self._best}, step=self._num_ended)
 
     def catch_up(self, records: Sequence[TrialRecord]) -> None:
-        """Record what an earlier driver was killed before it could."""
+        """Record trials that an earlier driver did not record before it was killed."""
         logged = self._tracker.logged_trials()
         for record in records:
             if record.is_finished:
@@ -57,7 +57,7 @@ class Recorder:
                     self._end(record)
 
     def _count(self, record: TrialRecord) -> None:
-        if record.part != CONFIRMATION:  # baselines count: what is best so far is best of both
+        if record.part != CONFIRMATION:  # the best so far is the best of baselines and search
             self._num_ended += record.part == SEARCH
             value, metric = record.value, self._study.space.objective.metric
             if value is not None and (self._best is None or is_better(metric, value, self._best)):
@@ -69,7 +69,7 @@ class Recorder:
             _STATUS[record.state],
             end_s=record.finished or record.created or 0.0,
             series=self._series(record),
-            reason=record.merged_because if record.merged_with else record.reason or None,
+            reason=record.duplicate_because if record.duplicate_of else record.reason or None,
         )
 
     def _log(self, record: TrialRecord, status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"], **end: Any) -> None:
@@ -91,13 +91,15 @@ class Recorder:
             "bft.study": self._study.name,
             "bft.status": record.status,
         }
-        if record.merged_with:
-            tags["bft.merged_with"] = record.merged_with
+        if record.duplicate_of:
+            tags["bft.merged_with"] = (
+                record.duplicate_of
+            )  # the name of earlier versions: searches by tag must keep working
         return tags | {f"bft.{name}": str(record.extra[name]) for name in ("arm", "baseline") if name in record.extra}
 
     def _series(self, record: TrialRecord) -> Iterator[tuple[int, dict[str, float]]]:
-        """Step -> metrics: the curve of the one run, or what its runs have come to in the mean."""
-        if record.merged_with or len(record.seeds) > 1:
+        """(step, metrics): the curve of a trial of one run, or the means over the runs of a trial of several."""
+        if record.duplicate_of or len(record.seeds) > 1:
             metric = rung_metric(self._study.space)
             yield from ((step, {metric: value}) for step, value in record.rung_values.items())
             if record.metrics:
@@ -114,7 +116,7 @@ class Recorder:
     # ---- on the study run -------------------------------------------------------------------------------------------
 
     def describe(self, note: str, parts: Mapping[str, Sequence[TrialRecord]], pictures: Mapping[str, bytes]) -> bool:
-        """The words at the head of the run's page, the tables, and the pictures; False where these could not be sent."""
+        """Write the note at the head of the run's page, the tables, and the pictures; False where these could not be sent."""
         space = self._study.space
         self._tracker.set_tags({"mlflow.note.content": note})
         self._tracker.log_text(note, "study.md")
@@ -135,7 +137,7 @@ _TABLES = {SEARCH: "leaderboard"}
 
 
 def _name(record: TrialRecord) -> str:
-    """Runs of a confirmation differ in their seed alone."""
+    """The name, with the seed for a run of a confirmation: those of one arm differ only in it."""
     return f"{record.name} seed {record.seeds[0]}" if record.part == CONFIRMATION else record.name
 
 
@@ -157,7 +159,7 @@ def _plain(parts: Mapping[str, Sequence[TrialRecord]]) -> list[dict[str, Any]]:
             "metrics": dict(record.metrics),
             "rungs": {str(step): value for step, value in record.rung_values.items()},
             "num_steps": record.num_steps,
-            "merged_with": record.merged_with,
+            "merged_with": record.duplicate_of,
             "reason": record.reason,
             "duration_s": record.duration_s,
         }
@@ -167,7 +169,7 @@ def _plain(parts: Mapping[str, Sequence[TrialRecord]]) -> list[dict[str, Any]]:
 
 
 def params_of(study: Study, first: Config) -> dict[str, Any]:
-    """Params of the study run: what the study is, without what may change when it goes on."""
+    """Params of the study run: the settings that define the study, without those that may change when it is resumed."""
     params = {
         "space": study.space.name,
         "domain": study.domain,
@@ -183,12 +185,12 @@ def params_of(study: Study, first: Config) -> dict[str, Any]:
 
 
 def _short(path: str) -> str:
-    """A path of this machine by its name alone: the study may go on where it lies elsewhere."""
+    """Only the name of a path of this machine: on another one, where the study is resumed, the folder may differ."""
     return Path(path).name if Path(path).is_absolute() else path
 
 
 def _range(parameter: Parameter) -> str:
-    """`16, 64, 256`, or `0.01 to 0.5`; with its condition."""
+    """`16, 64, 256`, or `0.01 to 0.5`; then the condition, if any."""
     values = parameter.finite()
     text = ", ".join(map(str, values)) if values else " to ".join(map(str, parameter.ends()))
     when = [f"{parent} is {' or '.join(map(str, wanted))}" for parent, wanted in parameter.when.items()]
