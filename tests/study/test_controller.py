@@ -46,6 +46,7 @@ def test_the_workers_of_these_tests_tell_what_workers_tell(tmp_path, url):
     assert stages("parts", 4, 12, 4, None) == paused
 
 
+@pytest.mark.slow
 def test_a_whole_study(tmp_path, url):
     executor = Executor(make_study(tmp_path), url, ahead=1)
     assert executor.run()
@@ -88,6 +89,7 @@ def test_a_whole_study(tmp_path, url):
     assert not any("groups" in record.extra for record in (*baselines, *search))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deterministic", "asynchronous", "seeds"])
 def test_killed_at_any_moment(tmp_path, kind):
     more = {"deterministic": kind == "deterministic"} | ({"seeds": [0, 1]} if kind == "seeds" else {})
@@ -117,6 +119,7 @@ def test_killed_at_any_moment(tmp_path, kind):
             assert timeless(calm.records(part)) == timeless(killed.records(part))
 
 
+@pytest.mark.slow
 def test_rungs_of_several_seeds_wait_for_each_other(tmp_path, url):
     executor = Executor(make_study(tmp_path, seeds=[0, 1, 2], confirmation=None, baselines=[]), url)
     assert executor.run()
@@ -153,6 +156,7 @@ def test_what_may_pass_is_tried_again(tmp_path, url):
     assert len(failed) == 2 and record.status in ("complete", "pruned") and record.attempts == 3
 
 
+@pytest.mark.slow
 def test_a_damaged_result_of_a_confirmation_is_made_again(tmp_path):
     """The driver reads its items from the file; before, it said that the nodes shared no folder."""
     executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
@@ -172,6 +176,7 @@ def test_a_damaged_result_of_a_confirmation_is_made_again(tmp_path):
     assert sum(trial == record.id and begin == 0 for trial, _, begin, _ in executor.trained) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])
 def test_a_full_disk_ends_the_study_and_fails_no_trial(tmp_path, url, seeds):
     """Ten times, at any moment; the records are those of a study that was not disturbed."""
@@ -214,6 +219,7 @@ def seedless(records: list[TrialRecord]) -> list[TrialRecord]:
     ]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_the_disk_is_full_is_no_failure(tmp_path, url, monkeypatch):
     executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
     executor.broken = {"search/1": 9}
@@ -228,6 +234,7 @@ def full_folder(folder: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
 def test_damaged_files_of_trials_that_go_on_are_told(tmp_path):
     """By the driver, for a worker's log is far from the user; and the study comes to its end."""
     executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
@@ -265,6 +272,7 @@ def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):
     assert all(record.value is None for record in executor.records(SEARCH))
 
 
+@pytest.mark.slow
 def test_a_value_that_is_not_finite_fails_at_its_rung(tmp_path, url):
     executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
     plain = executor._walk
@@ -288,6 +296,7 @@ def make_turns_take_a_second(executor: Executor, now: list[float]) -> None:
     executor._turn = turn
 
 
+@pytest.mark.slow
 def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatch):
     now = [1e9]
     monkeypatch.setattr("time.time", lambda: now[0])
@@ -318,6 +327,7 @@ def test_time_ends_a_deterministic_search_with_a_whole_batch(tmp_path, url, monk
     assert len(records) % 9 == 0 and all(record.is_finished for record in records)
 
 
+@pytest.mark.slow
 def test_baselines_that_are_one_run_share_their_scores(tmp_path, url):
     """On samples of 200 tokens a window of 256 is one of 1024: the confirmation trains it once."""
     bft = [{"name": name, "overrides": {"loss.window": window}} for name, window in (("wide", 1024), ("bft", 256))]
