@@ -27,7 +27,7 @@ from bft_ray.study.records.store import Store
 from bft_ray.study.report.live import Live
 from bft_ray.tracking.registry import find_champion
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import artifact_root, sqlite_path
+from bft_ray.tracking.server import artifact_root, connect, sqlite_path
 from tests.support.executor import METRIC, Executor, make_study
 from tests.support.paths import ROOT
 
@@ -90,8 +90,17 @@ DATA = "starter:gene_interaction/choices_{}"
 COMPARES = {"confirmation": None, "baselines": []}
 
 
+@pytest.fixture(scope="module")
+def empty_mlflow(tmp_path_factory) -> Path:
+    """MLflow's database without a run: to make one takes a second, to copy it nothing."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def driver(make_tree, tmp_path, monkeypatch) -> Driver:
+def driver(make_tree, tmp_path, monkeypatch, empty_mlflow) -> Driver:
+    shutil.copy(empty_mlflow, tmp_path)
     base = make_tree(evaluation={"tasks": [{"kind": "choice", "path": DATA.format("validation"), "limit": 6}]})
     base["data"]["validation"], base["checkpoint"] = [], {"export": "last", "keep": 2}
     del base["name"]
