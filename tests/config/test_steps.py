@@ -146,6 +146,7 @@ def run_segment(controller: Controller, segment: Any, warm: Any) -> None:
             return controller.ended(segment, reached)
 
 
+@pytest.mark.slow
 def test_studies_with_epochs_come_to_their_end(make_tree, tiny_data, tmp_path):
     """At sizes at which the batches of an epoch are not whole; among them one with two sources and dropped rows."""
     rows = [json.loads(line) for line in tiny_data.read_text().splitlines()]

@@ -213,6 +213,7 @@ def test_pickles_as_its_path(tmp_path):
     assert pickle.loads(packed).tokens(99).tolist() == data.tokens(99).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is not there")
 def test_real_rows(tmp_path):
     sources = [

@@ -311,6 +311,7 @@ def test_one_key_for_one_question():
     assert question_key(one) == question_key(other) and row_key(one) == row_key(other)
 
 
+@pytest.mark.slow
 @given(st.text(), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
 def test_the_key_knows_neither_unicode_form_nor_white_space(text, form):
     import unicodedata

@@ -60,6 +60,7 @@ def answers(tmp_path_factory):
         yield found | offline | {"address": address}
 
 
+@pytest.mark.slow
 def test_rows_of_a_split_and_of_a_configuration(answers):
     assert answers["split"] == [["open[0]", "test question 0?"], ["open[1]", "test question 1?"]]
     assert [prompt for _, prompt in answers["configuration"]] == [f"hard question {i}?" for i in range(4)]

@@ -48,6 +48,7 @@ def test_tokens_go_with_the_outermost_block(make_tree, temporary, tmp_path):
     assert not list((tmp_path / "disk" / "of" / "mine").iterdir())
 
 
+@pytest.mark.slow
 def test_processes_of_a_machine_share_them_and_others_make_their_own(make_tree, temporary):
     with tokens_pass():
         tree = pin_paths(make_config(make_tree(data={"keep_tokens": False, "cache_dir": None}))).model_dump()

@@ -190,6 +190,7 @@ def figures(lengths: np.ndarray, packing: bool, num_ranks: int = 8, budget: int 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is not there")
 def test_layout_of_real_lengths(tmp_path):
     source = SourceConfig(path=str(SHARED / "data/medical_qa/train.jsonl"), limit=2000)

@@ -142,6 +142,7 @@ def write(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_cells_are_measured_on_their_embeddings(cells, write):
     config = ModelConfig(path="starter", dtype="fp32")
     model, tokenizer = load_model(config).eval(), load_tokenizer(config)
@@ -173,6 +174,7 @@ def test_cells_are_measured_on_their_embeddings(cells, write):
     assert not any(isinstance(value, str) for record in records for key, value in record.items() if key != "id")
 
 
+@pytest.mark.slow
 def test_cells_of_a_donor_share_a_group(cells, write):
     """So that `evaluate --against` and a study judge donors, not cells."""
     task = CellsTask(path=write([cell | {"group": cell["donor"]} for cell in cells]), num_neighbours=5)
@@ -222,6 +224,7 @@ def test_bad_input_is_named_before_any_model_is_asked(cells, write, tiny_model):
 # --- real cells ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PBMC.is_file(), reason="needs ../shared")
 def test_a_bag_of_genes_tells_real_cells_apart():
     """What needs no model: presence of each gene. The mark that a model's embeddings are to be compared with."""

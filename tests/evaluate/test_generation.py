@@ -93,6 +93,7 @@ def test_samples_do_not_depend_on_batches_order_or_company(model, batch_tokens):
     assert generate(model, SAMPLED, seed=1) != whole
 
 
+@pytest.mark.slow
 def test_a_close_call_is_decided_alone(tiny_model):
     """Tokens in pairs that differ by less than rounding: batches alone would decide between them."""
     model = load_model(ModelConfig(path=str(tiny_model), dtype="fp32"))

@@ -46,6 +46,7 @@ def config(make_tree, exam):
     return make
 
 
+@pytest.mark.slow
 def test_one_and_two_workers_and_any_batch_agree(config, tmp_path):
     alone = evaluate_model(config(), out=tmp_path / "alone")
     two = evaluate_model(config(cluster={"num_workers": 2, "cpus_per_worker": 1.0, "gpus_per_worker": 0.0}))
@@ -104,6 +105,7 @@ def test_nothing_to_measure_is_refused(make_tree):
         evaluate_model(make_config(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared real data is not here")
 @pytest.mark.skipif(not (STARTER / "model.safetensors").is_file(), reason="the starter model is not here")
 def test_the_starter_model_on_real_data(make_tree, tmp_path):

@@ -20,6 +20,7 @@ def test_peers_compute_the_same_loss():
             assert peer(batch, batch.hidden, batch.weight).item() == pytest.approx(want.item(), rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path):
     out = tmp_path / "result"
     assert main(["--small", "--case", "cpu, dense", "--repeats", "1", "--threads", "1", "--out", str(out)]) == 0

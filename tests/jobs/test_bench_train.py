@@ -40,6 +40,7 @@ def test_peers_train_on_the_same_tokens(tmp_path, capsys):
     assert "x trainer" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_trl_computes_our_losses(tiny_model, tiny_data, tmp_path):
     """SFT and DFT over six steps of adapters, given our token ids; TRL's are cut into micro-batches as well."""
     pytest.importorskip("trl", reason="needs the extra `bench`")

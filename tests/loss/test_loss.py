@@ -86,13 +86,13 @@ def naive_loss(
     return loss, np.array(confidence), np.array(weight), gradient
 
 
-def close(ours: torch.Tensor, theirs, tolerance: float) -> None:
-    """max |difference| / max |reference| <= tolerance, with NaN in the same places."""
+def close(ours: torch.Tensor, theirs, tolerance: float, rounding: float = 0.0) -> None:
+    """max |difference| <= tolerance * max |reference| + rounding, with NaN in the same places."""
     got, expected = ours.detach().double().numpy(), np.asarray(theirs, dtype=np.float64)
     assert got.shape == expected.shape
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
     if np.isfinite(expected).any():
-        assert np.nanmax(np.abs(got - expected)) <= tolerance * np.nanmax(np.abs(expected))
+        assert np.nanmax(np.abs(got - expected)) <= tolerance * np.nanmax(np.abs(expected)) + rounding
 
 
 def batch(seed: int, num_samples: int, num_positions: int, vocabulary: int = 13, keep: float = 0.6):
@@ -124,7 +124,8 @@ def test_equals_the_naive_twin(name, seed, num_samples, num_positions, window, k
         result = bft_loss(x, labels, config)
         result.loss.backward()
         assert result.loss.dtype == result.confidence.dtype == result.sample_weight.dtype == dtype
-        close(result.loss, loss, tolerance)
+        # -log p of a token that is all but sure is a small difference of numbers as large as the logits
+        close(result.loss, loss, tolerance, rounding=torch.finfo(dtype).eps * float(logits.abs().max()))
         close(result.confidence, confidence, tolerance)
         close(result.sample_weight, weight, tolerance)
         close(x.grad, gradient, tolerance)

@@ -230,6 +230,7 @@ def test_a_model_with_code_of_its_own_is_refused_with_the_field_that_allows_it(t
     assert ".." not in str(it.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["path", "adapter"])
 def test_an_adapter_as_bin_is_refused_with_a_way_that_converts_it(tiny_model, tmp_path, field):
     adapter = tmp_path / "adapter"
@@ -262,6 +263,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_told_with_its_cause(tmp_path, monkeypatch):
     def ask(address: str, *paths: str) -> list[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -341,6 +343,7 @@ def test_lora_on_the_linear_layers_of_gpt2(make_model, tmp_path, targets):
     assert (merged - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_gpt2_trains_with_an_adapter_on_c_attn(make_model, make_tree, tmp_path):
     """By the loop, with the fused loss."""
     tree = make_tree(lora={"rank": 4, "targets": ["c_attn"]}, optimizer={"learning_rate": 1e-2})

@@ -142,6 +142,7 @@ def test_a_file_in_an_object_store(home, tmp_path):
         load_base(ModelConfig(path=uri.replace("tiny", "none")))
 
 
+@pytest.mark.slow
 def test_two_processes_convert_once(home, tmp_path):
     write_gguf(tmp_path / "tiny.gguf")
     code = "import sys; from bft_ray.model.causal_lm import resolve_model; print(resolve_model(sys.argv[1]))"

@@ -115,6 +115,7 @@ def gradients(tree: dict, cases: list[tuple[str, str, str]], folders: dict[str, 
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_head_agrees_with_the_definition(make_tree, models, world_size):
     cases = list(itertools.product(MODELS, LORAS, ["zero0"] if world_size == 1 else ["zero2", "zero3"]))
@@ -146,6 +147,7 @@ def test_a_head_that_is_not_known_is_refused(models):
         check_halves(model, "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_in_compiled_and_in_checkpointed_models(models, backend):
     """The same loss and gradient inside `torch.compile`, and where the whole forward pass is recomputed."""

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from bft_ray.model.host_memory import bound_shape_caches
 
 _PROGRAM = """
@@ -39,6 +41,7 @@ def grown(how: str) -> tuple[float, str]:
     return float(megabytes), bound
 
 
+@pytest.mark.slow
 def test_shapes_that_are_gone_take_no_memory():
     """Without a bound: 200 MB here, on a processor whose products oneDNN makes."""
     megabytes, bound = grown("bound")

@@ -65,6 +65,7 @@ def remade(tmp_path_factory) -> tuple[Path, Path]:
 # --- data ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_shared
 def test_data_is_what_the_script_makes(remade) -> None:
     names = [f"{domain}/{path.name}" for domain in DOMAINS for path in sorted((DATA / domain).glob("*.jsonl"))]
@@ -221,6 +222,7 @@ def test_tokenizer_keeps_every_byte(tokenizer) -> None:
     assert tokenizer.eos_token == "<|end|>" and len(tokenizer) == 4096
 
 
+@pytest.mark.slow
 def test_model_ends_its_turn(tokenizer) -> None:
     """In the form that it was pretrained on it names a process, says something, and stops."""
     torch = pytest.importorskip("torch")

@@ -83,6 +83,7 @@ def test_a_config_without_a_fault(tree):
     assert "5 first rows" in details and "choices: read, 1 item" in details and "question 1" not in details
 
 
+@pytest.mark.slow
 def test_a_config_that_only_measures(tree, tmp_path):
     del tree["data"]["train"]
     findings = diagnose(make_config(tree, for_training=False))

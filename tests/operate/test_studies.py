@@ -143,6 +143,7 @@ def test_the_database_of_the_environment(url, monkeypatch, capsys):
     assert "STUDY_DATABASE" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_tracking_server_of_the_environment(space, tmp_path, monkeypatch):
     """A config's own address, and the command's, win."""
     seen: list[str] = []

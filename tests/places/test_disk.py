@@ -175,6 +175,7 @@ def stopped_and_gone_on_with(tree: dict, folder: str) -> list:
     return [*told, calm]
 
 
+@pytest.mark.slow
 @pytest.mark.privileged
 def test_a_leg_without_room_is_stopped_and_goes_on(make_tree, small):
     (told,) = run_ranks(stopped_and_gone_on_with, 1, make_tree(), str(small))

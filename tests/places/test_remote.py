@@ -62,6 +62,7 @@ def logits(tree: dict) -> tuple[list[float], str]:
     return model(ids).logits[0, -1].tolist(), os.environ["HOME"]
 
 
+@pytest.mark.slow
 def test_processes_of_a_machine_fetch_a_model_once(store, tiny_model, tmp_path):
     storage.put_folder(tiny_model, below(f"{store}/model"))
     here, _ = logits({"path": str(tiny_model), "dtype": "fp32"})

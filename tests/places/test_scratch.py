@@ -85,6 +85,7 @@ def test_what_is_not_known_to_be_dead_stays(tmp_path, monkeypatch):
     assert remove_dead(tmp_path) == 1 and sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_process_group_of_one_makes_no_file(tmp_path):
     code = "from bft_ray.train.engine import join_alone; join_alone(); import torch.distributed as d; d.barrier()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=os.environ | {"TMPDIR": str(tmp_path)})

@@ -42,6 +42,7 @@ def first_trial(path: Path):
     return config_of(base, space, representatives(space, 1)[0])
 
 
+@pytest.mark.slow
 def test_the_command_on_the_starter_data(place, capsys):
     words = ["profile", "starter", *SMALL, "profile.windows=[8, 32]", "--out", "out", f"data.cache_dir={place}/cache"]
     assert main([*words, "--no-mlflow"]) == 0
@@ -68,6 +69,7 @@ def test_the_job_is_the_command(place, monkeypatch, capsys):
     assert Path("bft_results/profiles/gene_interaction/profile.json").is_file()
 
 
+@pytest.mark.slow
 def test_overrides_and_model_go_into_the_proposed_space(place, make_tree, tiny_model, tiny_data, tmp_path, monkeypatch):
     """Everything is named relative to where the command is given; the space is run from where it lies."""
     Path("c.yaml").write_text(yaml.safe_dump(make_tree(profile=LOOKED)))
@@ -85,6 +87,7 @@ def test_overrides_and_model_go_into_the_proposed_space(place, make_tree, tiny_m
     assert space.config == str(place / "c.yaml") and space.description.endswith("20 samples")
 
 
+@pytest.mark.slow
 def test_how_far_a_model_has_moved_as_the_readme_has_it(place, make_tree, tiny_model, tmp_path, capsys):
     """Two commands without --out: the second leaves the files of the first alone, and so may be given again."""
     Path("c.yaml").write_text(yaml.safe_dump(make_tree(profile=LOOKED)))
@@ -107,6 +110,7 @@ def scale_weights(folder: Path) -> None:
     save_file({name: tensor * 1.5 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_the_profile_of_a_study_in_an_object_store(place, make_tree, tmp_path, monkeypatch):
     """It names the config that the study varies; its files go to the study's folder, and from there to MLflow."""
     monkeypatch.setattr(storage, "is_remote", is_store)

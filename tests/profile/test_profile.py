@@ -80,6 +80,7 @@ def test_weights_are_those_of_the_loss_at_step_0(config):
         assert np.abs(setting.confidence - sums.confidence.numpy()).max() <= 1e-6
 
 
+@pytest.mark.slow
 def test_two_workers_find_the_same(make_tree, tmp_path):
     """The forward pass on Ray, sample by sample, as in this process."""
     import ray
@@ -212,6 +213,7 @@ def test_batches_and_workers_change_nothing(config, tmp_path):
     assert np.abs(alone.logp - small.logp).max() <= 1e-5 * np.abs(alone.logp).max()
 
 
+@pytest.mark.slow
 def test_files_pictures_page_and_record(config, tmp_path, tiny_data):
     import mlflow
     from PIL import Image
@@ -261,6 +263,7 @@ def test_the_page_shows_the_nearest_pairs(config):
         assert row == "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells)
 
 
+@pytest.mark.slow
 def test_the_proposed_space_is_one(config, tmp_path):
     profile_data(config, tmp_path / "out", track=False)
     space, base = load_study(tmp_path / "out" / "search_space.yaml")
@@ -319,6 +322,7 @@ def test_a_proposal_fixes_what_was_given_beside_the_source(make_tree, tmp_path, 
     assert named == "starter" and fixed["data.train.0.path"] == config.data.train[0].path
 
 
+@pytest.mark.slow
 def test_how_far_the_weights_have_moved(config, tmp_path):
     profile_data(config, tmp_path / "before", track=False)
     still = profile_data(config, tmp_path / "still", against=tmp_path / "before", track=False)

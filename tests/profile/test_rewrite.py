@@ -101,6 +101,7 @@ def test_only_the_space_of_this_config_is_its_space(place):
     assert space_beside("bft.yaml") is None
 
 
+@pytest.mark.slow
 def test_the_command_rewrites_the_space_and_names_the_next_one(place, capsys):
     text = Path("search_space.yaml").read_text()
     words = ["profile", "bft.yaml", "--no-mlflow", "profile.epsilons=[0.05, 0.2]", "--out", "out"]
@@ -135,6 +136,7 @@ def test_the_command_rewrites_the_space_and_names_the_next_one(place, capsys):
     assert validation == str(place / "bft_confirmation.jsonl")  # beside the validation file, and named like it
 
 
+@pytest.mark.slow
 def test_a_proposal_of_its_own_confirms_where_there_are_splits_and_says_what_is_missing(place, capsys):
     small = ["data.train.0.limit=6", "data.validation.0.limit=4", "data.max_length=128", "profile.windows=[8, 32]"]
     assert main(["profile", "starter", *small, "--no-mlflow", "--out", "out"]) == 0

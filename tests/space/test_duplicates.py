@@ -121,6 +121,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_called_equal_has_the_same_weights():
     """All pairs of 4,000 random settings, on samples of 1 to 12 tokens: equal runs differ by rounding alone."""
     draw = torch.Generator().manual_seed(0)

@@ -95,6 +95,7 @@ def test_scores_must_fit():
 # ---- by simulation ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", cells(small=True), ids=lambda cell: f"{cell.kind} {cell.setting}")
 def test_errors_are_as_rare_as_promised(cell):
     """200 studies a setting; bounds are those of docs/statistics.md, + 2.5 standard errors of this few."""
@@ -103,6 +104,7 @@ def test_errors_are_as_rare_as_promised(cell):
     assert found.get("coverage", 1) >= 0.94 - error
 
 
+@pytest.mark.slow
 def test_what_is_claimed_is_shown():
     """100 claims: 0.8, or 0.75 and 0.85 as the page allows, and 2.5 standard errors."""
     found = simulate(Cell("choice", "both", 5, 60), 400, draws=400)

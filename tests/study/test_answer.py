@@ -78,6 +78,7 @@ def test_trials_are_named_by_their_settings(assignment, first, name):
     assert trial_name(assignment, first) == name
 
 
+@pytest.mark.slow
 def test_the_test_split_is_looked_at_once(make_tree, tiny_data, tmp_path):
     """A real evaluation of the champion's and the default's weights; a second answer is read from the records."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,6 +117,7 @@ class WithSecond(Executor):
             )
 
 
+@pytest.mark.slow
 def test_a_second_objective_through_a_whole_study(make_tree, tiny_data, tmp_path):
     """The base model is measured once, on the confirmation split; what loses more than it may is not chosen."""
     second = {"metric": SECOND, "largest_loss": 0.05}

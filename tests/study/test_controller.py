@@ -48,6 +48,7 @@ def test_the_workers_of_these_tests_tell_what_workers_tell(tmp_path, url):
     assert stages("parts", 4, 12, 4, None) == paused
 
 
+@pytest.mark.slow
 def test_a_whole_study(tmp_path, url):
     executor = Executor(make_study(tmp_path), url, ahead=1)
     assert executor.run()
@@ -90,11 +91,10 @@ def test_a_whole_study(tmp_path, url):
     assert not any("groups" in record.extra for record in (*baselines, *search))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deterministic", "asynchronous", "seeds"])
 def test_killed_at_any_moment(tmp_path, kind):
     more = {"deterministic": kind == "deterministic"} | ({"seeds": [0, 1]} if kind == "seeds" else {})
-    calm = Executor(make_study(tmp_path / "calm", **more), f"sqlite:///{tmp_path}/calm.db")
-    assert calm.run()
     killed = Executor(make_study(tmp_path / "killed", **more), f"sqlite:///{tmp_path}/killed.db", seed=7, slots=2)
     kills = 0
     while not killed.run(killed.draw.randint(2, 12)):
@@ -115,10 +115,13 @@ def test_killed_at_any_moment(tmp_path, kind):
     ends = [trial for event, trial in killed.events if event == "ended"]
     assert len(set(ends)) == len(ends)
     if kind == "deterministic":  # as if nothing had happened, but for what was lost and done again
+        calm = Executor(make_study(tmp_path / "calm", **more), f"sqlite:///{tmp_path}/calm.db")
+        assert calm.run()
         for part in PARTS:
             assert timeless(calm.records(part)) == timeless(killed.records(part))
 
 
+@pytest.mark.slow
 def test_rungs_of_several_seeds_wait_for_each_other(tmp_path, url):
     executor = Executor(make_study(tmp_path, seeds=[0, 1, 2], confirmation=None, baselines=[]), url)
     assert executor.run()
@@ -165,6 +168,7 @@ def test_what_may_pass_is_tried_again(tmp_path, url):
     assert len(failed) == 2 and record.status in ("complete", "pruned") and record.attempts == 3
 
 
+@pytest.mark.slow
 def test_a_damaged_result_of_a_confirmation_is_made_again(tmp_path):
     """The driver reads its items from the file; before, it said that the nodes shared no folder."""
     executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
@@ -184,6 +188,7 @@ def test_a_damaged_result_of_a_confirmation_is_made_again(tmp_path):
     assert sum(trial == record.id and begin == 0 for trial, _, begin, _ in executor.trained) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])
 def test_a_full_disk_ends_the_study_and_fails_no_trial(tmp_path, url, seeds):
     """Ten times, at any moment; the records are those of a study that was not disturbed."""
@@ -231,6 +236,7 @@ def seedless(records: list[TrialRecord]) -> list[TrialRecord]:
     ]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_the_disk_is_full_is_no_failure(tmp_path, url, monkeypatch):
     executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
     executor.broken = {"search/1": 9}
@@ -245,6 +251,7 @@ def full_folder(folder: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
 def test_damaged_files_of_trials_that_go_on_are_told(tmp_path):
     """By the driver, for a worker's log is far from the user; and the study comes to its end."""
     executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
@@ -288,6 +295,7 @@ def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):
     assert all(record.value is None for record in executor.records(SEARCH))
 
 
+@pytest.mark.slow
 def test_a_value_that_is_not_finite_fails_at_its_rung(tmp_path, url):
     executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
     plain = executor._walk
@@ -316,6 +324,7 @@ def make_turns_take_a_second(executor: Executor, now: list[float]) -> None:
     executor._turn = turn
 
 
+@pytest.mark.slow
 def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatch):
     now = [1e9]
     monkeypatch.setattr("time.time", lambda: now[0])
@@ -346,6 +355,7 @@ def test_time_ends_a_deterministic_search_with_a_whole_batch(tmp_path, url, monk
     assert len(records) % 9 == 0 and all(record.is_finished for record in records)
 
 
+@pytest.mark.slow
 def test_baselines_that_are_one_run_share_their_scores(tmp_path, url):
     """On samples of 200 tokens a window of 256 is one of 1024: the confirmation trains it once."""
     bft = [{"name": name, "overrides": {"loss.window": window}} for name, window in (("wide", 1024), ("bft", 256))]

@@ -176,6 +176,7 @@ def test_the_commands_work_as_they_are_printed(uri, option):
         assert ("--uri" in text) == bool(option)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_arms", "kept"), [(3, range(10, 11)), (46, range(1, 10)), (200, range(1))])
 def test_the_note_stays_below_the_limit_of_mlflow(num_arms, kept):
     names = tuple(f"bft_inverse w128 e0.05 c8 lr0.001 {n}" for n in range(num_arms))

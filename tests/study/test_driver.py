@@ -27,7 +27,7 @@ from bft_ray.study.records.store import Store
 from bft_ray.study.report.live import Live
 from bft_ray.tracking.registry import find_champion
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import artifact_root, sqlite_path
+from bft_ray.tracking.server import artifact_root, connect, sqlite_path
 from tests.support.executor import METRIC, Executor, make_study
 from tests.support.paths import ROOT
 
@@ -90,14 +90,24 @@ DATA = "starter:gene_interaction/choices_{}"
 COMPARES = {"confirmation": None, "baselines": []}
 
 
+@pytest.fixture(scope="module")
+def empty_mlflow(tmp_path_factory) -> Path:
+    """MLflow's database without a run: to make one takes a second, to copy it nothing."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def driver(make_tree, tmp_path, monkeypatch) -> Driver:
+def driver(make_tree, tmp_path, monkeypatch, empty_mlflow) -> Driver:
+    shutil.copy(empty_mlflow, tmp_path)
     base = make_tree(evaluation={"tasks": [{"kind": "choice", "path": DATA.format("validation"), "limit": 6}]})
     base["data"]["validation"], base["checkpoint"] = [], {"export": "last", "keep": 2}
     del base["name"]
     return Driver(tmp_path, base, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_larger_budget_goes_on_with_a_study_that_only_compares(driver):
     first = driver.search(**COMPARES)
     assert len(driver.records()) == 6 and driver.run().info.status == "FINISHED"
@@ -116,6 +126,7 @@ def test_a_larger_budget_goes_on_with_a_study_that_only_compares(driver):
     assert driver.search(**COMPARES, budget={"trials": 9, "time_s": 1e6}) == later
 
 
+@pytest.mark.slow
 def test_a_study_that_goes_on_is_not_shown_as_finished(driver, monkeypatch):
     driver.search(**COMPARES)
     shown = []
@@ -129,6 +140,7 @@ def test_a_study_that_goes_on_is_not_shown_as_finished(driver, monkeypatch):
     assert "small/test, finished" in status_of("small/test", None, [], driver.url)
 
 
+@pytest.mark.slow
 def test_another_budget_after_the_confirmation_is_refused(driver):
     driver.search()
     for budget, field in (({"trials": 9}, "budget.trials"), ({"trials": 6, "time_s": 1e6}, "budget.time_s")):
@@ -138,6 +150,7 @@ def test_another_budget_after_the_confirmation_is_refused(driver):
     assert driver.search().champion == "bft-test/1" and "is finished" in driver.told.getvalue()
 
 
+@pytest.mark.slow
 def test_a_study_of_which_most_failed_says_so(driver, monkeypatch, capsys):
     plain = Executor._walk
 
@@ -163,6 +176,7 @@ def test_a_study_of_which_most_failed_says_so(driver, monkeypatch, capsys):
     assert mostly_failed({"search": [record, replace(record, state="failed")]}) == ""  # half is not most
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_no_end_of_a_study(driver, monkeypatch):
     plain, room = Executor._walk, [4]
 
@@ -207,6 +221,7 @@ class Killed(BaseException):
     """The end of the process, for all that the code under test can do."""
 
 
+@pytest.mark.slow
 def test_a_driver_killed_before_the_status_is_set_leaves_the_rest_to_the_next(driver, monkeypatch):
     def die(self, status, reason=None):
         if not self._sender.ended:
@@ -226,6 +241,7 @@ def test_a_driver_killed_before_the_status_is_set_leaves_the_rest_to_the_next(dr
     assert driver.notes()["result"]["champion"] == result.champion == "bft-test/1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("upload", "fails", "lacks"),
     [
@@ -251,6 +267,7 @@ def test_what_mlflow_did_not_take_is_tried_again(driver, monkeypatch, upload, fa
     assert find_champion(driver.base.tracking, "test").run_id == result.run_id
 
 
+@pytest.mark.slow
 def test_a_registry_that_fails_is_tried_again(driver, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("the server says no to postgresql://ann:s3cr3t@db/x")
@@ -262,6 +279,7 @@ def test_a_registry_that_fails_is_tried_again(driver, monkeypatch):
     assert driver.search().champion == "bft-test/1"
 
 
+@pytest.mark.slow
 def test_a_finished_study_that_has_lost_its_files_says_so(driver, tmp_path):
     result = driver.search()
     mlflow, kept = tmp_path / "mlflow.db", tmp_path / "kept.db"

@@ -93,6 +93,7 @@ def test_time_disk_and_memory(monkeypatch):
     assert line == "time, disk and memory are not measured: it took more than 120 s"
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_a_failure_is_told(make_tree):
     told: list[str] = []
     found = measure(make_config(make_tree(deepspeed={"preset": "zero1"})), told.append)

@@ -92,6 +92,7 @@ def drawn(figure: Figure | None) -> Any:
     return figure.axes[0]
 
 
+@pytest.mark.slow
 def test_which_pictures_there_are():
     records = {"search": SEARCH, "baselines": BASELINES}
     found = pictures.draw(records, space(), choice({"w128": 0.1}))
@@ -106,6 +107,7 @@ def test_which_pictures_there_are():
     assert list(pictures.draw({"search": [trial(0, 0.3)]}, space(), None)) == [*names[:3], "history"]
 
 
+@pytest.mark.slow
 def test_the_legend_of_long_names_stays_within_the_figure(monkeypatch):
     figures: list[Any] = []
     monkeypatch.setattr(pictures, "png", lambda figure: figures.append(figure) or b"")

@@ -127,6 +127,7 @@ def test_items_of_a_task(look):
     look({"search": items[:20], "confirmation": other, "test": items[20:]}, "choice")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(spaces()) - {"ablation", "window"}))
 def test_shipped_spaces_on_the_bundled_data(name, tmp_path, monkeypatch):
     """Each with the files that its head asks for."""

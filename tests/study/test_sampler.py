@@ -165,6 +165,7 @@ def test_the_window_keeps_the_best_and_is_the_same_in_any_order():
     assert propose(space, len(records), records) == assignment
 
 
+@pytest.mark.slow
 def test_the_same_in_every_process():
     """Also where Python hashes text differently."""
     code = (
@@ -253,6 +254,7 @@ def disturbed(space: SearchSpace, draw: random.Random, slots: int, forget: float
     return [replace(records[number], attempts=0) for number in sorted(records)]
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 9))
 def test_a_deterministic_study_is_the_same_in_any_order(draw, slots):

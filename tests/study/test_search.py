@@ -317,6 +317,7 @@ def test_a_trial_of_several_workers(files, tmp_path):
     assert record.num_steps == 2 and 0 < record.value < 1 and "[search 1/1]" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

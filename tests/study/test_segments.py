@@ -110,6 +110,7 @@ def walks(tree: dict, folder: str) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_however_it_is_walked(make_tree, tmp_path):
     tree = make_tree(lora={"rank": 2}, evaluation={"tasks": [CHOICES]})
     (told,) = run_ranks(walks, 1, tree, str(tmp_path))
@@ -177,6 +178,7 @@ def failures(tree: dict, folder: str) -> list[tuple[Any, ...]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_failure_is_a_record(make_tree, tmp_path):
     """What would come again is written down; anything else is told, and clears the process."""
     (found,) = run_ranks(failures, 1, make_tree(), str(tmp_path))

@@ -395,6 +395,7 @@ def four_trials(store: Store) -> None:
     store.settle()
 
 
+@pytest.mark.slow
 def test_a_driver_that_dies_between_any_two_writes(tmp_path):
     """After each of the writes of a study: the next driver ends at the same records."""
     url = f"sqlite:///{tmp_path}/study.db"
@@ -431,6 +432,7 @@ def drive(url: str, deterministic: str, seed: int, num_moves: Any) -> None:
     DoNothing(store, space, BASE, slots=4, seed=seed, longest=200).run(count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "deterministic"), [("sqlite", "yes"), ("sqlite", "no"), DETERMINISTIC], indirect=["url"]
 )
@@ -484,6 +486,7 @@ def test_sigkill_at_random_moments(url, deterministic, tmp_path, monkeypatch):
 # ---- a database that is away -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @HAS_POSTGRES
 def test_a_database_that_is_away_for_a_while(tmp_path):
     """Writes wait for it; nothing is lost or doubled. When it stays away the error says so, without the password."""
@@ -604,6 +607,7 @@ def test_a_wrong_address_is_told_within_seconds():
     assert time.monotonic() - began < 15
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="in a folder that can be written"):

@@ -35,6 +35,7 @@ def trial_and_run(tree: dict, folder: str) -> tuple[Any, dict]:
     return trial(tree, [2, 4], keep=Path(folder) / "kept")[0], run_alone(tree, f"{folder}/run")
 
 
+@pytest.mark.slow
 def test_a_trial_is_a_run_of_the_loop(make_tree, tmp_path):
     """The same losses and weights as `fit`, bit for bit; and it measures what the evaluation of its weights does."""
     import torch
@@ -90,11 +91,13 @@ def paused(request, tree_in, tmp_path_factory) -> Paused:
     return run_ranks(paused_and_resumed, 1, tree, str(folder / "pause"))[0]
 
 
+@pytest.mark.slow
 def test_a_trial_pauses_where_it_is_told_to(paused):
     assert [(part.status, part.num_steps) for part in paused.parts] == [("paused", 2), ("paused", 4), ("complete", 6)]
     assert [list(part.metrics) for part in paused.parts] == [[0, 2], [4], [6]]
 
 
+@pytest.mark.slow
 def test_a_paused_trial_goes_on_as_if_nothing_had_been(paused):
     assert [step for part in paused.parts for step in steps_of(part)] == steps_of(paused.whole)
     first, second, third = paused.parts
@@ -102,10 +105,12 @@ def test_a_paused_trial_goes_on_as_if_nothing_had_been(paused):
     assert third.records == paused.whole.records
 
 
+@pytest.mark.slow
 def test_the_state_of_a_paused_trial_lies_in_one_folder(paused):
     assert "state" in paused.left and "state.part" not in paused.left
 
 
+@pytest.mark.slow
 def test_a_trial_whose_state_is_damaged_begins_anew(paused):
     assert paused.damaged.status == "paused" and steps_of(paused.damaged) == steps_of(paused.whole)[:4]
 
@@ -137,6 +142,7 @@ def ends(tree_in, tmp_path_factory) -> Ends:
     return run_ranks(several_ends, 1, tree)[0]
 
 
+@pytest.mark.slow
 def test_a_trial_that_nobody_stops_is_complete(ends):
     whole = ends.whole
     assert (whole.status, whole.reason, whole.num_steps, list(whole.metrics)) == ("complete", "", 6, [0, 2, 4, 6])
@@ -144,11 +150,13 @@ def test_a_trial_that_nobody_stops_is_complete(ends):
     assert set(whole.seconds) == {"start", "train", "measure", "report", "end"} and min(whole.seconds.values()) >= 0
 
 
+@pytest.mark.slow
 def test_only_what_rungs_ask_for_is_measured_at_them(ends):
     at_rung, at_end = ends.whole.metrics[4], ends.whole.metrics[6]
     assert "validation/nll" not in at_rung and "choices/probability" in at_rung and "validation/nll" in at_end
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_is_the_beginning_of_the_whole_one(ends):
     pruned = ends.pruned
     assert (pruned.status, pruned.num_steps, pruned.records) == ("pruned", 4, [])
@@ -156,10 +164,12 @@ def test_a_pruned_trial_is_the_beginning_of_the_whole_one(ends):
     assert pruned.metrics[4]["choices/probability"] == ends.whole.metrics[4]["choices/probability"]
 
 
+@pytest.mark.slow
 def test_at_its_end_there_is_nothing_to_stop(ends):
     assert ends.late.status == "complete" and ends.late.metrics[6] == ends.whole.metrics[6]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_fails_the_trial(ends):
     failed = ends.failed
     assert failed.status == "failed" and "not finite" in failed.reason and not failed.records

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bft_ray.config import make_config
 from tests.support.ranks import run_ranks
 from tests.support.trials import CHOICES, steps_of
@@ -40,6 +42,7 @@ def in_turn(trees: list[dict], folder: str) -> list[dict]:
     return outcomes
 
 
+@pytest.mark.slow
 def test_a_warm_trial_is_the_fresh_one(make_tree, tiny_data, tmp_path):
     """Losses of all steps, metrics, records and weights, after trials of other settings: one whole, failed, pruned."""
     drawn = {"kind": "generation", "name": "drawn", "path": str(tiny_data), "limit": 4}
@@ -139,6 +142,7 @@ def _private_kib(name: str) -> tuple[int, int]:
     return resident, written
 
 
+@pytest.mark.slow
 def test_base_weights_are_shared_and_given_back_as_they_were(make_tree, tiny_model, tiny_data, tmp_path):
     import shutil
 

@@ -28,6 +28,7 @@ def alone_in_turn(tree: dict, runs: list[tuple[str, int | None]], device: str = 
     return [run_alone(tree, folder, stop, device) for folder, stop in runs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "preset", "lora"),
     [("fp32", "zero0", None), ("fp32", "zero3", {"rank": 4}), ("bf16", "zero1", None), ("bf16", "zero3", {"rank": 4})],
@@ -63,6 +64,7 @@ def tied_model(tiny_model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["zero0", "zero2", "zero3"])
 def test_a_checkpoint_of_adapters_holds_nothing_else(tied_model, make_tree, tmp_path, preset):
     """Also not the embedding of a model whose head is tied to it, which has two names; and a resumed run is the same."""
@@ -79,6 +81,7 @@ def test_a_checkpoint_of_adapters_holds_nothing_else(tied_model, make_tree, tmp_
     assert sum(path.stat().st_size for path in folder.iterdir()) < 400_000 < _WORDS * 32 * 4  # bytes of the embedding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "preset"), [(1, "zero0"), (2, "zero3")])
 def test_validation_is_the_evaluation(make_tree, tmp_path, world_size, preset):
     """Ranks with unequal shares, some of them empty, measure what the evaluation of the same model measures."""
@@ -93,6 +96,7 @@ def test_validation_is_the_evaluation(make_tree, tmp_path, world_size, preset):
         assert measured[f"validation/{name}"] == pytest.approx(expected[f"validation/{name}"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_profile_tells_where_the_time_went(make_tree, tmp_path):
     import gzip
 
@@ -109,6 +113,7 @@ def test_a_profile_tells_where_the_time_went(make_tree, tmp_path):
     assert sum(e.get("name") == "bft/metrics" and e.get("ph") == "X" for e in trace["traceEvents"]) == 2
 
 
+@pytest.mark.slow
 def test_the_number_of_ranks_must_stay(make_tree, tmp_path):
     tree = make_tree(schedule={"steps": 2})
     run_ranks(run_alone, 1, tree, str(tmp_path / "run"))

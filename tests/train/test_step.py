@@ -70,6 +70,7 @@ def reference():
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_loss_and_gradient_do_not_depend_on_the_layout(make_tree, world_size, reference):
     cases = [(loss, "zero0", 8, False) for loss in LOSSES]
@@ -123,6 +124,7 @@ def step_with_infinite_gradient(tree: dict, preset: str) -> tuple[str, bool]:
     return error, bool(before) and any(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["zero0", "zero1", "zero2", "zero3"])
 def test_an_infinite_gradient_stops_every_rank_before_the_weights_move(make_tree, preset):
     for error, moved in run_ranks(step_with_infinite_gradient, 2, make_tree(), preset):
