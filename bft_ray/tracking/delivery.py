@@ -110,7 +110,7 @@ class Delivery:
         for held in self._nested().values():
             if held.status == "RUNNING":
                 self._end(held, {"status": "KILLED", "time": record["time"], "tags": tags})
-        if self._run().status == "RUNNING":
+        if self._run().status == "RUNNING" or not self._is_heir:  # a late heir may have ended a run that went on
             self._end(self._run(), record)
 
     def _run(self) -> Held:

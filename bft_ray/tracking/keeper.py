@@ -32,11 +32,6 @@ class Keeper:
         task = {"tracking": tracking.model_dump(mode="json"), "run_id": run_id, "spool": str(spool)}
         self._say(json.dumps(task | {"parent": os.getpid()}))
 
-    @property
-    def pid(self) -> int:
-        """Process id of the keeper."""
-        return self._process.pid
-
     def release(self, done: bool) -> None:
         """All is done; or the server is away, and what is left in the outbox is to be sent as soon as it is back."""
         self._say(DONE if done else LATER)

@@ -116,11 +116,7 @@ class Tracker(Sender):
         return self._upload(what, folder, lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
 
     def log_model(
-        self,
-        folder: str | Path,
-        name: str,
-        metrics: dict[str, float] | None = None,
-        step: int = 0,
+        self, folder: str | Path, name: str, metrics: dict[str, float] | None = None, step: int = 0
     ) -> str | None:
         """Log an exported folder (safetensors, tokenizer, card) as an MLflow 3 logged model of the run.
 

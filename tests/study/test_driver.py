@@ -224,9 +224,9 @@ class Killed(BaseException):
 @pytest.mark.slow
 def test_a_driver_killed_before_the_status_is_set_leaves_the_rest_to_the_next(driver, monkeypatch):
     def die(self, status, reason=None):
-        if not self._sender.ended:
+        if not self._records.ended:
             self.close(timeout_s=0)
-            self._keeper.release(None)  # that of a real process would watch on
+            self._keeper.release(True)  # that of a real process would watch on
             self.client.set_terminated(self.run_id, "KILLED")  # and do this
             raise Killed
         return True

@@ -20,7 +20,7 @@ from bft_ray.tracking import outbox
 from bft_ray.tracking.begin import MAY_CHANGE, RUN_KEY, new_params
 from bft_ray.tracking.outbox import Outbox
 from bft_ray.tracking.run import Tracker, outcome
-from bft_ray.tracking.sender import shorten
+from bft_ray.tracking.sender import Sender, shorten
 from bft_ray.tracking.server import absolute_uri, artifact_root, bounded, check_server, connect, redact
 from tests.support.paths import ROOT
 
@@ -429,6 +429,9 @@ def test_a_status_that_a_dead_process_left_does_not_end_a_run_that_goes_on(store
     run = connect(store.uri).get_run(first.run_id)
     assert run.info.status == "RUNNING" and "bft.reason" not in run.data.tags
     assert history(store, first.run_id, "train/loss") == [(1, 1.0)]
+    late = Sender(store, first.run_id, spool, is_heir=True)  # a keeper that comes when the run goes on already
+    late.log_end("KILLED", "killed?")
+    assert late.close() and connect(store.uri).get_run(first.run_id).info.status == "KILLED"
     second.finish("FINISHED")
     assert connect(store.uri).get_run(first.run_id).info.status == "FINISHED"
 
@@ -481,7 +484,7 @@ uri, spool = sys.argv[1:]
 tracker = Tracker.start(TrackingConfig(uri=uri), "bft/test", "a driver", {}, {}, spool=pathlib.Path(spool))
 with tracker:
     tracker.log_metrics({"train/loss": 1.0}, 1)
-    print(tracker.run_id, tracker._keeper.pid, flush=True)
+    print(tracker.run_id, tracker._keeper._process.pid, flush=True)
     time.sleep(300)
 """
 
