@@ -422,7 +422,7 @@ def _away(records: list) -> None:
     raise ConnectionError
 
 
-@case("`RUN_ID.*.jsonl`")
+@case("`RUN_ID.*.jsonl`, `RUN_ID-artifacts.*.jsonl`")
 def _(here: Here) -> None:
     dead = Outbox(here.folder, "r", _away, "%s %s")
     dead.queue(*({"metrics": {"train/nll": number / 8}, "step": number} for number in range(4)))

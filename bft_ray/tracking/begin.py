@@ -10,7 +10,7 @@ from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
 from bft_ray.tracking.resume import MAY_CHANGE
 from bft_ray.tracking.retry import patiently
-from bft_ray.tracking.server import absolute_uri, connect, redact, sqlite_path
+from bft_ray.tracking.server import absolute_uri, connect, latest_runs, redact, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,12 +55,7 @@ def find_run(client: MlflowClient, experiment_id: str, run_name: str, key: str |
     """The latest run of that name and run key that has not FINISHED: the one to go on with."""
     if key is None:
         return None
-    runs = client.search_runs(
-        [experiment_id],
-        f"tags.`{RUN_KEY}` = '{key}'",
-        max_results=50,
-        order_by=["attributes.start_time DESC"],
-    )
+    runs = latest_runs(client, [experiment_id], f"tags.`{RUN_KEY}` = '{key}'", 50)
     unfinished = (run for run in runs if run.info.run_name == run_name and run.info.status != "FINISHED")
     return next(unfinished, None)
 

@@ -172,7 +172,7 @@ class Delivery:
                 inputs = [DatasetInput(Dataset(**record["dataset"]), context)]
                 self._try(f"a dataset of run {held.run_id}", self.client.log_inputs, held.run_id, inputs)
         lacking = [Param(name, value) for name, value in params.items() if name not in held.params]
-        marks = [RunTag(name, value) for name, value in tags.items()]
+        marks = [RunTag(name, value) for name, value in tags.items() if held.tags.get(name) != value]
         self._log(held, metrics=metrics)
         self._log(held, params=lacking)
         self._log(held, tags=marks)

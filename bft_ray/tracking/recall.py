@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bft_ray.config import TrackingConfig
 from bft_ray.tracking.retry import patiently
-from bft_ray.tracking.server import absolute_uri, connect
+from bft_ray.tracking.server import absolute_uri, connect, latest_runs
 
 _TAG = "bft.folder_key"
 
@@ -45,10 +45,7 @@ def recall(tracking: TrackingConfig, experiment: str, folder: str) -> Recalled |
     if found is None:
         return None
     wanted = f"tags.`{_TAG}` = '{folder_tag(folder)[_TAG]}'"
-    latest = ["attributes.start_time DESC"]
-    runs = patiently(
-        tracking.timeout_s, client.search_runs, [found.experiment_id], wanted, max_results=1, order_by=latest
-    )
+    runs = patiently(tracking.timeout_s, latest_runs, client, [found.experiment_id], wanted)
     if not runs:
         return None
     (run,) = runs

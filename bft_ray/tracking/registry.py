@@ -13,7 +13,7 @@ from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
 from bft_ray.places.scratch import scratch
 from bft_ray.tracking.retry import patiently
-from bft_ray.tracking.server import FIELD, absolute_uri, check_server, connect, pages, redact, sqlite_path
+from bft_ray.tracking.server import FIELD, absolute_uri, check_server, connect, latest_runs, pages, redact, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -131,7 +131,7 @@ def _without_champion(client: MlflowClient, domain: str) -> str:
     asked = f"tags.`bft.kind` = 'study' AND tags.`bft.domain` = '{domain}'"
     if "'" in domain:
         return ""
-    runs = client.search_runs(experiments, asked, order_by=["attributes.start_time DESC"], max_results=1)
+    runs = latest_runs(client, experiments, asked)
     if not runs:
         return ""
     run = runs[0]

@@ -22,6 +22,7 @@ from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 T = TypeVar("T")
 
@@ -138,6 +139,11 @@ def pages(call: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
         token = page.token
         if not token:
             return found
+
+
+def latest_runs(client: MlflowClient, experiments: list[str], asked: str, limit: int = 1) -> list[Run]:
+    """The runs that a filter finds, the latest first."""
+    return client.search_runs(experiments, asked, max_results=limit, order_by=["attributes.start_time DESC"])
 
 
 def bounded(timeout_s: float, function: Callable[..., T], *args: Any) -> T:
