@@ -36,7 +36,7 @@ def test_which_trials_count_and_which_way_is_better():
     assert set(same) == {4} and same[4].tau == pytest.approx(0.8)
     turned = by_rung(done, "validation/nll", "choices/accuracy")
     assert turned[4].tau == pytest.approx(-0.8)
-    assert "tau of the 5 trials that ran to it (1: the same): step 4 0.80 [-0.19, 0.98]" in in_words(same)
+    assert "tau of the 5 complete trials (1: the same): step 4 0.80 [-0.19, 0.98]" in in_words(same)
     assert in_words({}) == "" and by_rung(done[:4], "choices/accuracy", "choices/accuracy") == {}
 
 
