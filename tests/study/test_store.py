@@ -291,9 +291,7 @@ def test_a_merged_trial_waits_for_its_twin_and_takes_its_result(tmp_path, state)
     store.start(0)
     add(store, 1, key="k", original=store.record(0), duplicate_because="the same settings")
     assert store.record(1).status == "waiting" and store.settle() == []
-    with pytest.raises(
-        BadInput, match=r"`search/1` is 'waiting', but must be waiting, to be started\. Duplicates are"
-    ):
+    with pytest.raises(BadInput, match=r"`search/1` is 'waiting', but must be waiting, to be started\. Duplicates are"):
         store.start(1)
     store.report(0, 8, {0: 0.25})
     if state == "complete":
