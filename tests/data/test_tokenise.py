@@ -251,10 +251,10 @@ def test_what_the_template_does_not_show_is_refused():
         "Use a model whose template does, or remove the column `tools` from the row."
     )
     alone = replace(CALLING, tools=None)
-    with pytest.raises(BadInput, match=r"shows nothing of the call in turn 2, so .* or take the turn out of the row"):
+    with pytest.raises(BadInput, match=r"shows nothing of the call in turn 2, so .* or remove the turn from the row"):
         encode(alone, tiny_tokenizer(CHATML), AUTO)
     with pytest.raises(
-        BadInput, match=r"nothing of the thoughts in turn 2, .* take `reasoning_content` out of the row"
+        BadInput, match=r"nothing of the thoughts in turn 2, .* remove `reasoning_content` from the row"
     ):
         encode(THINKING, tiny_tokenizer(CHATML), AUTO)
     rule = "but must be left out without a chat template, which they need. Use a model that has one"

@@ -305,13 +305,13 @@ def test_rouge_is_left_out_where_it_sees_nothing(context, tmp_path):
         (
             [{"prompt": "w1", "completion": "#### 4"}, {"prompt": "w1", "completion": "4"}],
             "final",
-            r"rows.jsonl:2 completion.*number after ####. Take the row out, or set evaluation.tasks.qa.answer to text\.",
+            r"rows.jsonl:2 completion.*number after ####. Remove the row, or set evaluation.tasks.qa.answer to text\.",
         ),
         ([{"prompt": "w1", "completion": "perhaps"}], "yes_no_maybe", r"rows.jsonl:1 completion.*yes, no or maybe"),
         (
             [{"prompt": "w1", "completion": "..."}],
             "text",
-            r"rows.jsonl:1 completion.*letter or digit. Take the row out\.$",
+            r"rows.jsonl:1 completion.*letter or digit. Remove the row\.$",
         ),
         ([{"prompt": "w1", "completion": " "}], "text", r"rows.jsonl:1. is 'empty completion'"),
         (

@@ -290,7 +290,7 @@ def test_what_the_hub_refuses_is_told_with_its_cause(tmp_path, monkeypatch):
         "the hub id of a tokenizer: the hub knows none of this name, or does not show it without a token. Check the "
         "spelling; where it is private, set HF_TOKEN on every node (or: hf auth login)."
     )
-    assert binary == ("a model with *.safetensors weights: lab/x has none on the hub. Take a revision that has them.")
+    assert binary == ("a model with *.safetensors weights: lab/x has none on the hub. Use a revision that has them.")
     assert away == (
         "a tokenizer that can be fetched: the hub does not answer. Check the network and its proxy (HTTPS_PROXY, "
         "HF_ENDPOINT), or download the model and give its folder."

@@ -36,7 +36,7 @@ def test_which_trials_count_and_which_way_is_better():
     assert set(same) == {4} and same[4].tau == pytest.approx(0.8)
     turned = by_rung(done, "validation/nll", "choices/accuracy")
     assert turned[4].tau == pytest.approx(-0.8)
-    assert "tau of the 5 trials that ran to it (1: the same): step 4 0.80 [-0.19, 0.98]" in in_words(same)
+    assert "tau of the 5 complete trials (1: the same): step 4 0.80 [-0.19, 0.98]" in in_words(same)
     assert in_words({}) == "" and by_rung(done[:4], "choices/accuracy", "choices/accuracy") == {}
 
 
@@ -44,7 +44,9 @@ def test_a_rung_at_which_all_trials_are_equal_is_blind():
     alike = trials([0.25, 0.25, 0.25], [0.25, 0.3, 0.2])
     assert blind_rungs(alike) == {4: 3}
     assert blind_rungs(alike[:1]) == {} and blind_rungs(trials([0.25, 0.26], [0.25, 0.3])) == {}
-    duplicate = TrialRecord("search", 8, {}, state="complete", duplicate_of="search/0", rungs={4: {0: 0.25}}, value=0.25)
+    duplicate = TrialRecord(
+        "search", 8, {}, state="complete", duplicate_of="search/0", rungs={4: {0: 0.25}}, value=0.25
+    )
     assert blind_rungs([alike[0], duplicate]) == {}  # one run, twice
 
 

@@ -159,7 +159,7 @@ def test_one_item_tells_nothing():
     choice = choose(one, PLAN, draws=200)
     assert (choice.champion, choice.num_items) == ("bft", 1)
     assert all(arm.gain is None or not arm.gain.has_spread for arm in choice.arms)
-    assert "(no spread to judge it by)" in explain(choice).splitlines()[0] and "nan" not in explain(choice)
+    assert "(no spread to compare it with)" in explain(choice).splitlines()[0] and "nan" not in explain(choice)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_one_item_tells_nothing():
         (lambda record: Record("a", 3, {}), "seed 3 has no scores"),
         (
             lambda record: Record("a", 3, {k: v for k, v in record.items.items() if k != "i1"}),
-            "seed 3 has a score for 39 of 40 items alone",
+            "seed 3 has a score for only 39 of 40 items",
         ),
         (
             lambda record: Record("a", 3, dict(record.items) | {"other": 1.0}),
@@ -361,7 +361,9 @@ def test_a_few_missing_verdicts_are_left_out_and_counted_worst():
     assert choice.champion == "bft" and choice.reason == (
         "a would win, but not with the 2 items without a verdict counted worst for it"
     )
-    assert choose(records(0.05, 3), plan, draws=300).arm("a").excluded.startswith("seed 1 has a score for 197 of 200")
+    assert (
+        choose(records(0.05, 3), plan, draws=300).arm("a").excluded.startswith("seed 1 has a score for only 197 of 200")
+    )
 
 
 def test_a_gain_that_hangs_on_a_few_bad_items_is_warned_of():

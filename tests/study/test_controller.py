@@ -138,7 +138,7 @@ def test_a_dead_worker_is_replaced_until_it_is_too_much(tmp_path, url):
     assert executor.run()
     records = executor.records(SEARCH)
     assert records[1].status in ("complete", "pruned") and records[1].attempts == 3
-    assert records[3].status == "failed" and "broke 4 times" in records[3].reason
+    assert records[3].status == "failed" and "failed 4 times" in records[3].reason
 
 
 def test_what_may_pass_is_tried_again(tmp_path, url):

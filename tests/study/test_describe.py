@@ -61,9 +61,7 @@ def test_the_note_tells_how_far_the_rungs_agree_with_the_end():
         trial(n, end, rungs={9: {0: at}})
         for n, (at, end) in enumerate(zip((0.1, 0.2, 0.3, 0.4, 0.5), (0.1, 0.2, 0.3, 0.5, 0.4), strict=True))
     ]
-    said = (
-        "order at the rungs against the end, Kendall's tau of the 5 trials that ran to it (1: the same): step 9 0.80 ["
-    )
+    said = "order at the rungs against the end, Kendall's tau of the 5 complete trials (1: the same): step 9 0.80 ["
     assert said in describe({"search": done}, space(), None, None, domain="math")
     assert "Kendall" not in describe({"search": done}, space(scheduler={"kind": "none"}), None, None, domain="math")
     assert "Kendall" not in describe({"search": done[:4]}, space(), None, None, domain="math")
@@ -100,7 +98,7 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
         "`loss.weight_cap` 1.5 to 20 (log)",
         "- samples: train 2,400, validation 229",
         "- budget: 5 trials (2 complete, 1 pruned, 1 failed, 1 duplicate), 81 steps each, seeds 0",
-        "- sampler tpe, seed 0; early stops: ASHA from step 9, 1 of 3 goes on",
+        "- sampler tpe, seed 0; early stops: ASHA from step 9, 1 of 3 is promoted",
         # baselines 3 x 81, search 81 + 81 + 9, merged 9, stopped 81 - 9: 81 of 495
         "- 414 steps trained, 9 saved by 1 duplicate, 72 by stopping 1 trial early: 16% less than all",
         "- from the first start to the last end: 7 min 40 s",
@@ -142,7 +140,7 @@ def test_the_test_split_may_not_agree():
     told = "A true gain of {} shows in 8 of 10 such tests."
     assert notes[0].endswith("not of their settings. It is worse there. " + told.format("0.0140"))
     assert notes[1].endswith("not of their settings. The gain is not beyond noise there. " + told.format("0.0900"))
-    assert notes[3].endswith("0.299: gain +0.0010. The items have no spread, so nothing tells that from noise.")
+    assert notes[3].endswith("0.299: gain +0.0010. The items have no spread, so noise cannot be ruled out.")
     assert notes[2].endswith("has choices/probability 0.300 on 200 items; it is the default.")
 
 
@@ -218,7 +216,7 @@ def test_windows_side_by_side():
     note = describe({"search": search}, own, None, None, domain="d")
     assert note.splitlines()[0] == (
         "**loss.window 128 has the best mean choices/probability, 0.410**; the worst, 64, has 0.320: a difference beyond "
-        "noise (of two means, 0.035 stands out)."
+        "noise (two means must differ by 0.035)."
     )
     table = [
         "| loss.window | mean choices/probability | sd | least | largest | runs |",
@@ -229,27 +227,27 @@ def test_windows_side_by_side():
         "| 64 | 0.320 | 0.02 | 0.300 | 0.340 | 3 |",
     ]
     assert "\n".join(table) in note
-    assert "Means that differ by 0.035 or more do so beyond noise" in note and "0.055 shows in 8 of 10" in note
+    assert "Any two means that differ by 0.035 or more differ beyond noise" in note and "0.055 shows in 8 of 10" in note
     assert "No confirmation, so no champion" in note and "use it" not in note
 
 
 def test_what_cannot_be_told():
     noisy = [[0.30, 0.42, 0.34], [0.30, 0.41, 0.42], [0.35, 0.26, 0.47], [0.35, 0.26, 0.47]]
     own, search = window_study(noisy)
-    assert ": a difference within noise (of two means, " in verdict({"search": search}, own)
+    assert ": a difference within noise (two means must differ by " in verdict({"search": search}, own)
     shared = [replace(record, duplicate_of="baselines/0") for record in search[:2]] + search[2:]
     assert reach(shared, METRIC, "loss.window") == reach(search[:1] + search[2:], METRIC, "loss.window")
     own, search = window_study([runs[:1] for runs in WINDOWS])
     assert reach(search, METRIC, "loss.window") is None
-    assert verdict({"search": search}, own).endswith("has 0.300: with one run each nothing tells that from noise.")
-    assert verdict({}, own) == "**No trial has finished**: nothing can be said of choices/probability yet."
+    assert verdict({"search": search}, own).endswith("has 0.300: with one run each, noise cannot be ruled out.")
+    assert verdict({}, own) == "**No trial has finished**: there is no choices/probability yet."
     assert evidence([], own) == ""
     several = space(confirmation=None)
     assert verdict({"search": RECORDS["search"]}, several) == (
         "**No winner is named**: the best trial is `w128 lr0.001` (choices/probability 0.400), the next trial, `w64 lr0.001` "
         "(0.370). The noise is not known: there are no scores of single items."
     )
-    assert evidence(RECORDS["search"], several).endswith("in the other settings as well: a lead, not a test.")
+    assert evidence(RECORDS["search"], several).endswith("in the other settings as well: this is a hint, not a test.")
     assert verdict(RECORDS, space()).startswith("**Not confirmed**: `w128 lr0.001` has the best")
 
 

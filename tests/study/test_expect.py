@@ -32,20 +32,18 @@ def test_what_stands_beside_the_trials_and_what_cannot_be_told():
     own, cost, facts = a_study()
     assert caveats(own, cost, facts) == [
         "baseline runs (sft, dft, bft, each with its rates and seeds) beside the trials asked for: 6 beside 20",
-        "note: no confirmation.test: no look at data on which nothing was chosen",
+        "note: no confirmation.test: nothing is measured on data on which nothing was chosen",
         "note: the confirmation data have 40 items: of a share such as an accuracy, a true difference below about 0.2 is "
         "missed more often than in 2 of 10 studies",
     ]
     told = caveats(*a_study(confirmation=None))
-    assert told[1].startswith(
-        "note: no confirmation: the study tells which settings stood best on the data that picked"
-    )
+    assert told[1].startswith("note: no confirmation: the study shows which settings were best on the data that picked")
     assert "registers no champion" in told[1]
     own, cost, facts = a_study((5,), epochs=1.0)
     told = caveats(own, cost, facts)
     assert "note: no trial is stopped early: scheduler.grace_steps is 9, and a trial has 1 steps" in told
     batch = facts.first.data.global_batch_size
-    assert f"note: the 5 training samples are fewer than a batch of {batch}: each stands in it repeatedly" in told
+    assert f"note: the 5 training samples are fewer than a batch of {batch}: each is in it more than once" in told
 
 
 def test_a_split_of_one_item_is_refused_at_the_start():

@@ -126,7 +126,7 @@ def test_a_study_that_goes_on_tells_what_was_there_in_one_line():
         live.show({"search": [*earlier, trial(3, value=0.2), trial(4, value=0.05)]}, 2, LATER)
     assert stream.getvalue().splitlines() == [
         "search: 5 trials",
-        "[search 3/5] finished before, best validation/nll 0.1 with w1",
+        "[search 3/5] finished earlier, best validation/nll 0.1 with w1",
         "[search 4/5] w128 e0.05 c8: complete, validation/nll 0.2",
         "[search 5/5] w128 e0.05 c8: complete, validation/nll 0.05 (best so far)",
     ]

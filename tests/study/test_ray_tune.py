@@ -43,5 +43,5 @@ def test_nodes_that_are_gone_are_told_and_waited_for_no_longer_than_said(monkeyp
         "no node has room for a trial; waiting up to 30 s for one"
     ] * 2
     now[0] = 160
-    with pytest.raises(BftError, match=r"start_timeout_s = 30 s.*the same command goes on"):
+    with pytest.raises(BftError, match=r"start_timeout_s = 30 s.*the same command resumes the study"):
         look()

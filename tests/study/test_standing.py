@@ -67,7 +67,7 @@ def test_a_baseline_that_is_ahead_is_said_to_be_so_and_noise_is_told():
     assert in_words(standing, METRIC) == (
         "**No trial is better than the best baseline**, `sft lr0.001` (choices/probability 0.492): the best trial is "
         f"`w128 lr0.001` (0.490), gain -0.0020 [{gain.low:+.4f}, {gain.high:+.4f}], standard error {gain.se:.2g} over 60 "
-        "items, one seed (what others would bring is not in it): within noise, so neither is shown to be better."
+        "items, one seed (the variation between seeds is not in it): within noise, so neither is shown to be better."
     )
     text = conclusion(records, ALONE, None, None, domain="d", items=items)
     assert (

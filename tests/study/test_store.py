@@ -320,7 +320,7 @@ def test_a_duplicate_is_never_started(tmp_path):
     store = new(f"sqlite:///{tmp_path}/study.db")
     add(store, 0, key="k")
     add(store, 1, key="k", original=store.record(0), duplicate_because="the same settings")
-    with pytest.raises(BadInput, match=r"`search/1` is 'waiting'.* Merged trials are"):
+    with pytest.raises(BadInput, match=r"`search/1` is 'waiting'.* Duplicates are"):
         store.start(1)
     assert store.record(1).attempts == 0
 

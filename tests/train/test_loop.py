@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path):
     write_manifest(tmp_path, 0, 1)
     verify_manifest(tmp_path, 0, 1)
     shard.write_bytes(b"0123456780")
-    with pytest.raises(BadInput, match=r"shard.pt.*unchanged since it was written.*Delete .*: the run then goes on"):
+    with pytest.raises(BadInput, match=r"shard.pt.*unchanged since it was written.*Delete .*: the run then resumes"):
         verify_manifest(tmp_path, 0, 1)
     shard.unlink()
     with pytest.raises(BadInput, match="unchanged since it was written"):
