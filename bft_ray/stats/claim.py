@@ -4,7 +4,7 @@ A new study of the same kind, with a true gain of x, shows it where x exceeds
 
     needed = max(c(a') se', c_own(a'_own) se'_own) - (D' - x)
 
-and, where its items are too skewed to judge a small gain by, also CLEAR se'. The marks are of the new study, and c(a) is
+and, where its items are too few for their skewness, also CLEAR se'. The marks are of the new study, and c(a) is
 the T of which skewness leaves the critical value (`bft_ray.stats.skewness`). The claim is k s, s the standard error that this
 study estimates and
 
@@ -30,7 +30,7 @@ import numpy as np
 
 from bft_ray.stats.crossed import Crossed, Parts, run_variances
 from bft_ray.stats.power import POWER
-from bft_ray.stats.skewness import CLEAR, SKEWED, skewness_error, unbend
+from bft_ray.stats.skewness import CLEAR, COUNTS, needed_items, skewness_error, unbend, without_noise
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Claims:
 
     def detectable(self, place: int, critical: float, own_critical: float) -> float:
         """The claim for arm `place` of the K, in the metric's unit; see the head of the file. Not a number where
-        this study's items are too skewed to judge by.
+        this study's items are too few for their skewness.
 
         Args:
             critical, own_critical: one-sided, of the test of all arms and of that by the arm's own runs.
         """
         part, num_seeds = self.crossed.parts[place], self.crossed.num_seeds
-        if part.is_skewed:
+        if part.needed_items:
             return math.nan
         both, degrees = self.variances[[0, place + 1]], self.freedoms[[0, place + 1]]
         own = max(float(both.sum()) / num_seeds, part.rest)
@@ -77,11 +77,13 @@ class Claims:
         error = np.sqrt(np.maximum(self._pooled(own, u_own, random), rest) + item)
         own_error = np.sqrt(np.maximum(own * u_own, rest) + item)
         off = skewness_error(self.crossed.differences[place].mean(0)) / math.sqrt(part.num_items)
-        third = (b + off * z_off) * variance**1.5
+        bend = b + off * z_off
+        third = bend * variance**1.5
         needed = np.maximum(
             _reach(critical, third / error**3) * error, _reach(own_critical, third / own_error**3) * own_error
         )
-        needed = np.where(third / error**3 < -SKEWED, np.maximum(needed, CLEAR * error), needed)
+        few = part.num_items < needed_items(without_noise(bend * math.sqrt(part.num_items), variance, item))
+        needed = np.where(few & (third / error**3 < -COUNTS), np.maximum(needed, CLEAR * error), needed)
         needed -= math.sqrt(own) * z_s + math.sqrt(part.item) * (z_i + b / 6 * (z_i**2 - 1))
 
         is_pooled = (degrees == degrees[0]).all() and degrees[0] > num_seeds - 1
@@ -117,4 +119,4 @@ def _chi2(freedom: float, normal: np.ndarray) -> np.ndarray:
 
 def _reach(critical: float, a: np.ndarray) -> np.ndarray:
     """T that it takes, with what skewness may take back."""
-    return np.maximum(critical, unbend(critical, np.clip(a, -SKEWED, SKEWED)))
+    return np.maximum(critical, unbend(critical, a))

@@ -20,6 +20,7 @@ from bft_ray.stats.simultaneous import compare_with
 from bft_ray.study.confirm.choose import Limit, Plan, Record, choose
 
 ARMS, ALPHA, EFFECT = 5, 0.05, 4.0
+_POWER = 4  # of so many studies one is enough for power
 Scores = np.ndarray  # [ARMS, S, n]
 
 
@@ -135,22 +136,22 @@ def _groups(random: np.random.Generator, cell: Cell) -> Groups | None:
 def _choice(random: np.random.Generator, cell: Cell, num_studies: int, draws: int) -> dict[str, float]:
     groups = _groups(random, cell)
 
-    def compared(study: int, gain: float = 0.0):
+    def compared(study: int, gain: float = 0.0, with_claims: bool = False):
         scores = draw_study(random, cell, groups, gain)
-        found = compare_with(scores, "0", ALPHA, draws, study, groups).comparisons
+        found = compare_with(scores, "0", ALPHA, draws, study, groups, with_claims).comparisons
         return scores, found
 
     wrong = plain_wrong = covered = skewed = 0
     gains, claims = [], []
     for study in range(num_studies):
-        scores, found = compared(study)
+        scores, found = compared(study, with_claims=study % _POWER == 0)
         wrong += any(one.is_better for one in found.values())
         plain_wrong += any(plain(scores[name] - scores["0"]) for name in found)
         covered += all(one.low <= 0 <= one.high for one in found.values())
         skewed += found["1"].is_skewed
         gains.append(found["1"].gain)
         claims.append(found["1"].detectable)
-    gain, some = EFFECT * float(np.std(gains)), range(0, num_studies, 4)  # a fourth is enough for power
+    gain, some = EFFECT * float(np.std(gains)), range(0, num_studies, _POWER)
     shown = before = kept = 0
     told = [study for study in some if math.isfinite(claims[study])]
     for study in some:

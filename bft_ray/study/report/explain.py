@@ -164,9 +164,9 @@ def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
 def _skew(gain: Comparison) -> str:
     """That a gain hangs on the items that are not there."""
     return (
-        f"`{gain.name}` seems better, but most of its items gain a little and few lose much: with so few of these (skewness "
-        f"of the mean {gain.skewness:.2f}) a gain cannot be told from luck, and the default stays. More items, or a bounded "
-        "metric such as token accuracy, would tell."
+        f"`{gain.name}` seems better, but most of its items gain a little and few lose much: with so few items a gain cannot "
+        f"be told from luck, and the default stays. About {gain.needed_items:,} items, or a bounded metric such as token "
+        "accuracy, would tell."
     )
 
 
