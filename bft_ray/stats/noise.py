@@ -85,7 +85,7 @@ class Noise:
         for place, (name, part) in enumerate(zip(names, self.parts, strict=True)):
             own = self.own_null[:, place]
             low, high = _ends(part, two_sided, _quantile(np.abs(own), alpha / 2))
-            claim = claims.detectable(place, one_sided, _quantile(own, alpha / 2)) if claims else math.nan
+            claim = claims.detectable(place, one_sided, alpha / 2) if claims else math.nan
             half = (high - low) / 2
             half_seeds = half * math.sqrt(part.pooled / 2 + part.item) / part.se * self._sooner(part)
             half_items = half * math.sqrt(part.pooled + part.item / 2) / part.se

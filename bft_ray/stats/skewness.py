@@ -125,7 +125,7 @@ def careful(t: float, a: float) -> float:
     return min(t, bend(t, a))
 
 
-def unbend(g: float, a: np.ndarray) -> np.ndarray:
+def unbend(g: Values, a: np.ndarray) -> np.ndarray:
     """The t of which `bend` is g."""
     near = np.abs(a) < 1e-6
     safe = np.where(near, 1.0, a)

@@ -21,6 +21,7 @@ from bft_ray.study.confirm.choose import Limit, Plan, Record, choose
 
 ARMS, ALPHA, EFFECT = 5, 0.05, 4.0
 _POWER = 4  # of so many studies one is enough for power
+_CLAIMS = 50  # of fewer claims no share is told: its error would be 0.06 or more
 Scores = np.ndarray  # [ARMS, S, n]
 
 
@@ -158,7 +159,7 @@ def _choice(random: np.random.Generator, cell: Cell, num_studies: int, draws: in
         scores, found = compared(study, gain)
         shown += found["1"].is_better
         before += plain(scores["1"] - scores["0"])
-    for study in told:
+    for study in told if len(told) >= _CLAIMS else ():
         kept += compared(study, claims[study])[1]["1"].is_better
     return {
         "false champion": wrong / num_studies,
@@ -166,7 +167,7 @@ def _choice(random: np.random.Generator, cell: Cell, num_studies: int, draws: in
         "coverage": covered / num_studies,
         "warned": skewed / num_studies,
         "claims": float(len(told)),
-        **({"claimed power": kept / len(told)} if told else {}),
+        **({"claimed power": kept / len(told)} if len(told) >= _CLAIMS else {}),
         "power": shown / len(some),
         "before": before / len(some),
     }
