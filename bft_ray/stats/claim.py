@@ -80,7 +80,7 @@ class Claims:
         error = np.sqrt(np.maximum(self._pooled(own, u_own, random), rest) + item)
         own_new = np.maximum(own * u_own, rest)
         own_error = np.sqrt(own_new + item)
-        marks = self._own_critical(own_tail, own_new / own_error**2)
+        marks = self.own_critical(own_tail, own_new / own_error**2)
         off = skewness_error(self.crossed.differences[place].mean(0)) / math.sqrt(part.num_items)
         bend = b + off * z_off
         third = bend * variance**1.5
@@ -97,7 +97,7 @@ class Claims:
         scale = math.sqrt(own + part.item)
         return float(np.quantile(needed / told, POWER, method="higher")) * scale
 
-    def _own_critical(self, tail: float, share: np.ndarray) -> np.ndarray:
+    def own_critical(self, tail: float, share: np.ndarray) -> np.ndarray:
         """Of the test by the arm's own runs, by their share of its variance (Satterthwaite 1946)."""
         shares = np.linspace(0, 1, 21)
         freedom = 1 / (shares**2 / (self.crossed.num_seeds - 1) + (1 - shares) ** 2 / self.crossed.item_freedom)

@@ -22,7 +22,7 @@ class Comparison:
             not a number where nothing can be said.
         p: of no gain, one-sided, adjusted for all comparisons.
         alpha: error of all comparisons together.
-        needed_items: as many as it takes to judge the gain by, where items are too few for their skewness; 0 where they do.
+        is_skewed: whether the gain rests on so few items, for their skewness, that it cannot be judged: the default stays then.
         half_seeds, half_items: half width of the interval at twice the seeds, and at twice the items.
     """
 
@@ -36,7 +36,7 @@ class Comparison:
     detectable: float
     p: float = 1.0
     alpha: float = 0.05
-    needed_items: int = 0
+    is_skewed: bool = False
     half_seeds: float = math.nan
     half_items: float = math.nan
 
@@ -44,11 +44,6 @@ class Comparison:
     def has_spread(self) -> bool:
         """Whether there is noise to judge the gain by."""
         return self.se > 0
-
-    @property
-    def is_skewed(self) -> bool:
-        """Whether a gain rests on so few items that it cannot be judged: the default stays then."""
-        return self.needed_items > 0
 
     @property
     def is_better(self) -> bool:

@@ -81,12 +81,11 @@ class Parts:
         return self.third / self.se**3 if self.se > 0 else 0.0
 
     @property
-    def needed_items(self) -> int:
-        """How many it takes to judge the gain by (`bft_ray.stats.skewness`); 0 where there are as many."""
+    def is_skewed(self) -> bool:
+        """Whether the gain rests on too few items to judge it by; see `bft_ray.stats.skewness`."""
         if self.bend >= -COUNTS or self.gain >= CLEAR * self.se:
-            return 0
-        needed = float(needed_items(without_noise(self.skew, self.item_variance, self.item)))
-        return math.ceil(needed) if self.num_items < needed else 0
+            return False
+        return self.num_items < float(needed_items(without_noise(self.skew, self.item_variance, self.item)))
 
     @property
     def own_bend(self) -> float:

@@ -70,15 +70,13 @@ class Noise:
     def any_better(self, alpha: float) -> bool:
         """Whether any arm is better than the one that all are held against; see `Comparison.is_better`."""
         return any(
-            part.gain > 0 and p <= alpha and not part.needed_items
+            part.gain > 0 and p <= alpha and not part.is_skewed
             for part, p in zip(self.parts, self.adjusted(), strict=True)
         )
 
-    def comparisons(
-        self, names: Sequence[str], against: str, alpha: float, with_claims: bool = True
-    ) -> list[Comparison]:
-        """Each, at the error alpha of all together; `with_claims`: and what it could have shown, half of the work."""
-        p, claims = self.adjusted(), Claims.of(self.crossed, len(self.null), self.seed) if with_claims else None
+    def comparisons(self, names: Sequence[str], against: str, alpha: float, in_full: bool = True) -> list[Comparison]:
+        """Each, at the error alpha of all together; `in_full`: and what it could have shown."""
+        p, claims = self.adjusted(), Claims.of(self.crossed, len(self.null), self.seed) if in_full else None
         two_sided = _quantile(np.abs(self.null).max(1), alpha)
         one_sided = _quantile(self.null.max(1), alpha)
         found = []
@@ -101,7 +99,7 @@ class Noise:
                     claim,
                     float(p[place]),
                     alpha,
-                    part.needed_items,
+                    part.is_skewed,
                     half_seeds,
                     half_items,
                 )

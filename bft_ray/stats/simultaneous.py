@@ -50,7 +50,8 @@ class Family:
 
     Args:
         comparisons: by arm.
-        best: arm (the default too) -> probability that it has the best true mean, as far as noise lets one tell.
+        best: arm (the default too) -> probability that it has the best true mean, as far as noise lets one tell;
+            empty where not all was asked for.
     """
 
     comparisons: dict[str, Comparison]
@@ -64,7 +65,7 @@ def compare_with(
     draws: int = DRAWS,
     seed: int = 0,
     groups: Groups | None = None,
-    with_claims: bool = True,
+    in_full: bool = True,
 ) -> Family:
     """Every arm against the default.
 
@@ -74,7 +75,7 @@ def compare_with(
         draws: B.
         seed: of the draws.
         groups: which items share what.
-        with_claims: tell what could have been shown, too, which is half of the work.
+        in_full: tell what could have been shown and which arm may be the best, too: half of the work.
 
     Raises:
         BadInput: fewer than 2 seeds, or arrays of different shapes.
@@ -88,11 +89,11 @@ def compare_with(
     differences = {name: scores[name] - scores[default] for name in names}
     moving = [name for name in names if moves(differences[name])]
     found = {name: spreadless(name, default, differences[name], alpha) for name in names if name not in moving}
-    best = {default: 1.0} | dict.fromkeys(names, 0.0)
+    best = {default: 1.0} | dict.fromkeys(names, 0.0) if in_full else {}
     if moving:
         family = Noise.of([scores[default], *(scores[name] for name in moving)], groups, draws, seed)
-        found |= {c.name: c for c in family.comparisons(moving, default, alpha, with_claims)}
-        best |= family.best([default, *moving])
+        found |= {c.name: c for c in family.comparisons(moving, default, alpha, in_full)}
+        best |= family.best([default, *moving]) if in_full else {}
     return Family({name: found[name] for name in names}, best)
 
 

@@ -137,15 +137,15 @@ def _groups(random: np.random.Generator, cell: Cell) -> Groups | None:
 def _choice(random: np.random.Generator, cell: Cell, num_studies: int, draws: int) -> dict[str, float]:
     groups = _groups(random, cell)
 
-    def compared(study: int, gain: float = 0.0, with_claims: bool = False):
+    def compared(study: int, gain: float = 0.0, in_full: bool = False):
         scores = draw_study(random, cell, groups, gain)
-        found = compare_with(scores, "0", ALPHA, draws, study, groups, with_claims).comparisons
+        found = compare_with(scores, "0", ALPHA, draws, study, groups, in_full).comparisons
         return scores, found
 
     wrong = plain_wrong = covered = skewed = 0
     gains, claims = [], []
     for study in range(num_studies):
-        scores, found = compared(study, with_claims=study % _POWER == 0)
+        scores, found = compared(study, in_full=study % _POWER == 0)
         wrong += any(one.is_better for one in found.values())
         plain_wrong += any(plain(scores[name] - scores["0"]) for name in found)
         covered += all(one.low <= 0 <= one.high for one in found.values())
