@@ -1,7 +1,7 @@
 """What early stopping costs: recorded full curves, replayed in many orders under several rules.
 
-    python -m jobs.bench.stopping record --out curves.jsonl    trains every trial to its end (starter model, CPU)
-    python -m jobs.bench.stopping replay --curves jobs/curves_stopping.jsonl
+    python -m jobs.bench.stopping record --out docs/stopping.jsonl    trains every trial to its end (starter model, CPU)
+    python -m jobs.bench.stopping replay --curves docs/stopping.jsonl
 
 Recorded are numbers alone: the objective of each trial at each rung and at the end, a line a trial; those that the file has are
 not trained again, so the run may be cut at any time. A replay draws `--trials` of them in a random
@@ -192,10 +192,8 @@ def main() -> None:
     """Record, or replay and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["record", "replay"])
-    parser.add_argument("--out", type=Path, default=Path("curves.jsonl"), help="of record")
-    parser.add_argument(
-        "--curves", type=Path, default=Path(__file__).parent / "curves_stopping.jsonl", help="of replay"
-    )
+    parser.add_argument("--out", type=Path, default=Path("stopping.jsonl"), help="of record")
+    parser.add_argument("--curves", type=Path, default=Path("docs/stopping.jsonl"), help="of replay")
     parser.add_argument("--count", type=int, default=36, help="trials to record")
     parser.add_argument("--trials", type=int, default=24, help="trials of a replayed study")
     parser.add_argument("--orders", type=int, default=4000, help="replayed studies")
