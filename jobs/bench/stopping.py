@@ -8,6 +8,7 @@ not trained again, so the run may be cut at any time. A replay draws `--trials` 
 order, lets them come one after the other, and tells of each rule
 
     steps    share of the steps that all would take to their end
+    value    final value of the trial that the rule picks
     regret   final value of the best trial less that of the one that the rule picks, in the objective's unit
     lost     share of the orders in which the pick is not the best trial
 
@@ -171,16 +172,19 @@ class Seen:
 def replay(curves: Sequence[Curve], rule: Rule, num_trials: int, orders: int) -> dict[str, float]:
     """Share of all steps, regret and losses, over the same orders for every rule."""
     draw = random.Random(0)
-    taken, regrets = [], []
+    taken, values, regrets = [], [], []
     for _ in range(orders):
         some = draw.sample(list(curves), num_trials)
         steps, pick = rule(some)
         taken.append(steps / (STEPS * num_trials))
-        regrets.append(max(curve[STEPS] for curve in some) - some[pick][STEPS])
+        values.append(some[pick][STEPS])
+        regrets.append(max(curve[STEPS] for curve in some) - values[-1])
     lost = np.array(regrets) > 0
     error = math.sqrt(orders)
     return {
         "steps": float(np.mean(taken)),
+        "value": float(np.mean(values)),
+        "value_se": float(np.std(values)) / error,
         "regret": float(np.mean(regrets)),
         "regret_se": float(np.std(regrets)) / error,
         "lost": float(lost.mean()),
@@ -207,11 +211,11 @@ def main() -> None:
         print(f"step {rung} against step {STEPS}: {'' if found is None else told(found)}")
     rules: dict[str, Rule] = {"none": none, "asha": asha, "pasha": pasha}
     rules |= {f"half at step {rung}": partial(half, rung=rung) for rung in RUNGS}
-    print("\n| rule | steps | regret | lost the best |\n| --- | --- | --- | --- |")
+    print("\n| rule | steps | value | regret | lost the best |\n| --- | --- | --- | --- | --- |")
     for name, rule in rules.items():
         one = replay(curves, rule, args.trials, args.orders)
         print(
-            f"| {name} | {one['steps']:.0%} | {one['regret']:.4f} +- {one['regret_se']:.4f} | "
+            f"| {name} | {one['steps']:.0%} | {one['value']:.4f} +- {one['value_se']:.4f} | {one['regret']:.4f} +- {one['regret_se']:.4f} | "
             f"{one['lost']:.3f} +- {one['lost_se']:.3f} |"
         )
 
