@@ -4,7 +4,8 @@ A new study of the same kind, with a true gain of x, shows it where x exceeds
 
     needed = max(c(a') se', c_own(a'_own) se'_own) - (D' - x)
 
-and, where its items are too skewed to judge a small gain by, also CLEAR se'. The marks are of the new study, and c(a) is
+with c_own Student's t on the degrees of freedom that se'_own has (Satterthwaite 1946),
+and, where its items are too few for their skewness, also CLEAR se'. The marks are of the new study, and c(a) is
 the T of which skewness leaves the critical value (`bft_ray.stats.skewness`). The claim is k s, s the standard error that this
 study estimates and
 
@@ -27,10 +28,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from bft_ray.stats.crossed import Crossed, Parts, run_variances
 from bft_ray.stats.power import POWER
-from bft_ray.stats.skewness import CLEAR, SKEWED, skewness_error, unbend
+from bft_ray.stats.skewness import CLEAR, COUNTS, needed_items, skewness_error, unbend, without_noise
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,16 @@ class Claims:
         """Of a study."""
         return cls(crossed, *run_variances(crossed.runs), draws, seed)
 
-    def detectable(self, place: int, critical: float, own_critical: float) -> float:
+    def detectable(self, place: int, critical: float, own_tail: float) -> float:
         """The claim for arm `place` of the K, in the metric's unit; see the head of the file. Not a number where
-        this study's items are too skewed to judge by.
+        skewness counts: a study that shows it lacks the worst items, and a new one may have them.
 
         Args:
-            critical, own_critical: one-sided, of the test of all arms and of that by the arm's own runs.
+            critical: one-sided, of the test of all arms.
+            own_tail: one-sided level of the test by the arm's own runs.
         """
         part, num_seeds = self.crossed.parts[place], self.crossed.num_seeds
-        if part.is_skewed:
+        if part.bend < -COUNTS:
             return math.nan
         both, degrees = self.variances[[0, place + 1]], self.freedoms[[0, place + 1]]
         own = max(float(both.sum()) / num_seeds, part.rest)
@@ -75,13 +78,15 @@ class Claims:
         variance, rest = _items(part, z_new, b, z_i)
         item = np.maximum(0.0, variance - rest)
         error = np.sqrt(np.maximum(self._pooled(own, u_own, random), rest) + item)
-        own_error = np.sqrt(np.maximum(own * u_own, rest) + item)
+        own_new = np.maximum(own * u_own, rest)
+        own_error = np.sqrt(own_new + item)
+        marks = self.own_critical(own_tail, own_new / own_error**2)
         off = skewness_error(self.crossed.differences[place].mean(0)) / math.sqrt(part.num_items)
-        third = (b + off * z_off) * variance**1.5
-        needed = np.maximum(
-            _reach(critical, third / error**3) * error, _reach(own_critical, third / own_error**3) * own_error
-        )
-        needed = np.where(third / error**3 < -SKEWED, np.maximum(needed, CLEAR * error), needed)
+        bend = b + off * z_off
+        third = bend * variance**1.5
+        needed = np.maximum(_reach(critical, third / error**3) * error, _reach(marks, third / own_error**3) * own_error)
+        few = part.num_items < needed_items(without_noise(bend * math.sqrt(part.num_items), variance, item))
+        needed = np.where(few & (third / error**3 < -COUNTS), np.maximum(needed, CLEAR * error), needed)
         needed -= math.sqrt(own) * z_s + math.sqrt(part.item) * (z_i + b / 6 * (z_i**2 - 1))
 
         is_pooled = (degrees == degrees[0]).all() and degrees[0] > num_seeds - 1
@@ -91,6 +96,12 @@ class Claims:
         told = np.sqrt(np.maximum(own * u, rest) + np.maximum(0.0, variance - rest))
         scale = math.sqrt(own + part.item)
         return float(np.quantile(needed / told, POWER, method="higher")) * scale
+
+    def own_critical(self, tail: float, share: np.ndarray) -> np.ndarray:
+        """Of the test by the arm's own runs, by their share of its variance (Satterthwaite 1946)."""
+        shares = np.linspace(0, 1, 21)
+        freedom = 1 / (shares**2 / (self.crossed.num_seeds - 1) + (1 - shares) ** 2 / self.crossed.item_freedom)
+        return np.interp(share, shares, -special.stdtrit(freedom, tail))
 
     def _pooled(self, own: float, u_own: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """2 MS / S of new studies: of this contrast, and of all the others."""
@@ -115,6 +126,6 @@ def _chi2(freedom: float, normal: np.ndarray) -> np.ndarray:
     return np.maximum(1e-3, 1 - part + math.sqrt(part) * normal) ** 3
 
 
-def _reach(critical: float, a: np.ndarray) -> np.ndarray:
+def _reach(critical: np.ndarray | float, a: np.ndarray) -> np.ndarray:
     """T that it takes, with what skewness may take back."""
-    return np.maximum(critical, unbend(critical, np.clip(a, -SKEWED, SKEWED)))
+    return np.maximum(critical, unbend(critical, a))

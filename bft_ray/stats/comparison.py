@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bft_ray.stats.skewness import CLEAR, SKEWED
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -24,7 +22,7 @@ class Comparison:
             not a number where nothing can be said.
         p: of no gain, one-sided, adjusted for all comparisons.
         alpha: error of all comparisons together.
-        skewness: third cumulant of the mean over se^3 at its worst: how far the few worst items count (below 0).
+        is_skewed: whether the gain rests on so few items, for their skewness, that it cannot be judged: the default stays then.
         half_seeds, half_items: half width of the interval at twice the seeds, and at twice the items.
     """
 
@@ -38,7 +36,7 @@ class Comparison:
     detectable: float
     p: float = 1.0
     alpha: float = 0.05
-    skewness: float = 0.0
+    is_skewed: bool = False
     half_seeds: float = math.nan
     half_items: float = math.nan
 
@@ -46,11 +44,6 @@ class Comparison:
     def has_spread(self) -> bool:
         """Whether there is noise to judge the gain by."""
         return self.se > 0
-
-    @property
-    def is_skewed(self) -> bool:
-        """Whether a gain rests on so few items that it cannot be judged: the default stays then."""
-        return self.skewness < -SKEWED and self.gain < CLEAR * self.se
 
     @property
     def is_better(self) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 from scipy import special
 
 from bft_ray.stats.errors import Groups, freedom_of, mean_covariance
-from bft_ray.stats.skewness import CLEAR, SKEWED, skewness
+from bft_ray.stats.skewness import CLEAR, COUNTS, needed_items, skewness, without_noise
 
 _LOUD = 0.05  # level of the F test that an arm's runs vary more than the others'
 
@@ -83,7 +83,9 @@ class Parts:
     @property
     def is_skewed(self) -> bool:
         """Whether the gain rests on too few items to judge it by; see `bft_ray.stats.skewness`."""
-        return self.bend < -SKEWED and self.gain < CLEAR * self.se
+        if self.bend >= -COUNTS or self.gain >= CLEAR * self.se:
+            return False
+        return self.num_items < float(needed_items(without_noise(self.skew, self.item_variance, self.item)))
 
     @property
     def own_bend(self) -> float:
@@ -205,5 +207,7 @@ def run_variances(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _freedom(freedom: float, centred: np.ndarray) -> np.ndarray:
     """Of a variance on so many degrees, of values [K, n] whose kurtosis counts; at least 1."""
     square = (centred**2).mean(1)
-    fourth = np.divide((centred**4).mean(1), square**2, out=np.full(len(square), 3.0), where=square > 0)
+    fourth = np.divide(
+        (centred * centred * centred * centred).mean(1), square**2, out=np.full(len(square), 3.0), where=square > 0
+    )
     return np.maximum(1.0, 2 / (2 / freedom + np.maximum(0.0, fourth - 3) / centred.shape[1]))

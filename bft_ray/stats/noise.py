@@ -13,9 +13,7 @@ from bft_ray.stats.claim import Claims
 from bft_ray.stats.comparison import Comparison
 from bft_ray.stats.crossed import Crossed, Parts
 from bft_ray.stats.errors import Groups
-from bft_ray.stats.skewness import careful, unbend
-
-_MOST = 0.4  # of a, in intervals: beyond, the correction bends back
+from bft_ray.stats.skewness import careful, reaches
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,12 @@ class Noise:
         crossed: their differences from the one that all are held against.
         null: draws of g* [B, K].
         own_null: the same for each arm by its own runs alone.
-        claims: what could have been shown.
         seed: of the draws.
     """
 
     crossed: Crossed
     null: np.ndarray
     own_null: np.ndarray
-    claims: Claims
     seed: int
 
     @classmethod
@@ -58,7 +54,7 @@ class Noise:
         u_i = random.chisquare(h, size=(draws, num_arms)) / h
         null = (np.sqrt(pooled) * z_s / np.sqrt(u_s) + z_i / np.sqrt(u_i)) / np.sqrt(pooled + items)
         alone = (np.sqrt(own) * z_s + z_i) / np.sqrt(own * u_own + items * u_i)
-        return cls(crossed, null, alone, Claims.of(crossed, draws, seed), seed)
+        return cls(crossed, null, alone, seed)
 
     @property
     def parts(self) -> tuple[Parts, ...]:
@@ -78,16 +74,16 @@ class Noise:
             for part, p in zip(self.parts, self.adjusted(), strict=True)
         )
 
-    def comparisons(self, names: Sequence[str], against: str, alpha: float) -> list[Comparison]:
-        """Each, at the error alpha of all together."""
-        p = self.adjusted()
+    def comparisons(self, names: Sequence[str], against: str, alpha: float, in_full: bool = True) -> list[Comparison]:
+        """Each, at the error alpha of all together; `in_full`: and what it could have shown."""
+        p, claims = self.adjusted(), Claims.of(self.crossed, len(self.null), self.seed) if in_full else None
         two_sided = _quantile(np.abs(self.null).max(1), alpha)
         one_sided = _quantile(self.null.max(1), alpha)
         found = []
         for place, (name, part) in enumerate(zip(names, self.parts, strict=True)):
             own = self.own_null[:, place]
             low, high = _ends(part, two_sided, _quantile(np.abs(own), alpha / 2))
-            claim = self.claims.detectable(place, one_sided, _quantile(own, alpha / 2))
+            claim = claims.detectable(place, one_sided, alpha / 2) if claims else math.nan
             half = (high - low) / 2
             half_seeds = half * math.sqrt(part.pooled / 2 + part.item) / part.se * self._sooner(part)
             half_items = half * math.sqrt(part.pooled + part.item / 2) / part.se
@@ -103,7 +99,7 @@ class Noise:
                     claim,
                     float(p[place]),
                     alpha,
-                    part.bend,
+                    part.is_skewed,
                     half_seeds,
                     half_items,
                 )
@@ -139,11 +135,12 @@ def _quantile(draws: np.ndarray, alpha: float) -> float:
 def _ends(part: Parts, critical: float, own_critical: float) -> tuple[float, float]:
     """Of the interval."""
 
-    def reach(sign: int) -> float:
-        pairs = ((critical, part.bend, part.se), (own_critical, part.own_bend, part.own_se))
-        return max(max(c, sign * float(unbend(sign * c, np.clip(a, -_MOST, _MOST)))) * se for c, a, se in pairs)
-
-    return part.gain - reach(1), part.gain + reach(-1)
+    down, up = reaches(critical, part.bend)
+    own_down, own_up = reaches(own_critical, part.own_bend)
+    return (
+        part.gain - max(down * part.se, own_down * part.own_se),
+        part.gain + max(up * part.se, own_up * part.own_se),
+    )
 
 
 def step_down(statistics: np.ndarray, null: np.ndarray) -> np.ndarray:

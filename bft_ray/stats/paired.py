@@ -1,7 +1,8 @@
 """One comparison, paired by item: its difference, an interval, a test, and what it could have shown.
 
-Numbers: Student's t on the differences d_i (of linearised scores where the metric is no mean), D +- t se, with se and its
-degrees of freedom from `bft_ray.stats.errors`.
+Numbers: Student's t on the differences d_i (of linearised scores where the metric is no mean), with se and its degrees of
+freedom from `bft_ray.stats.errors`, and skewness taken out of it (Hall 1992, `bft_ray.stats.skewness`): all D - T se with
+|g(T)| <= t, and never narrower than D +- t se.
 
 Right or wrong (0 and 1): McNemar's exact test on the discordant items, b lost and c gained,
 
@@ -23,6 +24,7 @@ from scipy import optimize, stats
 
 from bft_ray.stats.errors import Groups, freedom_of, mean_error
 from bft_ray.stats.power import LEVEL, critical_value, detectable, detectable_binary
+from bft_ray.stats.skewness import careful, held, reaches, skewness
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,11 @@ def paired_t(differences: np.ndarray, level: float = LEVEL, groups: Groups | Non
     if se == 0:
         return Difference(value, math.nan, math.nan, 1.0, math.nan)
     freedom = freedom_of(len(differences), groups)
-    half = critical_value(freedom, level) * se
-    p = float(2 * stats.t.sf(abs(value) / se, freedom))
-    return Difference(value, value - half, value + half, p, detectable(se, freedom, level))
+    a = float(skewness(differences[None])[0]) / math.sqrt(len(differences))
+    down, up = reaches(critical_value(freedom, level), a)
+    t = careful(abs(value) / se, held(a if value > 0 else -a))
+    least = detectable(se, freedom, critical=max(down, up))
+    return Difference(value, value - down * se, value + up * se, float(2 * stats.t.sf(t, freedom)), least)
 
 
 def paired_binary(num_first: int, num_second: int, num_items: int, level: float = LEVEL) -> Difference:

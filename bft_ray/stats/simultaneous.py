@@ -13,7 +13,7 @@ The test is Dunnett's t, one-sided, with skewness taken out of it (`bft_ray.stat
 
 The null is that of Behrens and Fisher (Fisher 1935): with u in the variance of the sum instead, as in Welch's t, a v_I of few
 groups that came out too small would pass for one that is known well. An estimated a may take a claim back, never make one: the
-smaller of T and g(T) counts. Where the items are too few for their skewness (a < -0.2) only T > 10 is called better.
+smaller of T and g(T) counts. Where the items are too few for their skewness only T > 10 is called better.
 
 z_S correlates 1/2 between arms (they share the default), z_I as the items do; f and h are the degrees of freedom; drawn
 B times, seeded. Adjusted p go step-down (Dunnett and Tamhane 1991; Westfall and Young 1993): the largest T is held against
@@ -50,7 +50,8 @@ class Family:
 
     Args:
         comparisons: by arm.
-        best: arm (the default too) -> probability that it has the best true mean, as far as noise lets one tell.
+        best: arm (the default too) -> probability that it has the best true mean, as far as noise lets one tell;
+            empty where not all was asked for.
     """
 
     comparisons: dict[str, Comparison]
@@ -64,6 +65,7 @@ def compare_with(
     draws: int = DRAWS,
     seed: int = 0,
     groups: Groups | None = None,
+    in_full: bool = True,
 ) -> Family:
     """Every arm against the default.
 
@@ -73,6 +75,7 @@ def compare_with(
         draws: B.
         seed: of the draws.
         groups: which items share what.
+        in_full: tell what could have been shown and which arm may be the best, too: half of the work.
 
     Raises:
         BadInput: fewer than 2 seeds, or arrays of different shapes.
@@ -86,11 +89,11 @@ def compare_with(
     differences = {name: scores[name] - scores[default] for name in names}
     moving = [name for name in names if moves(differences[name])]
     found = {name: spreadless(name, default, differences[name], alpha) for name in names if name not in moving}
-    best = {default: 1.0} | dict.fromkeys(names, 0.0)
+    best = {default: 1.0} | dict.fromkeys(names, 0.0) if in_full else {}
     if moving:
         family = Noise.of([scores[default], *(scores[name] for name in moving)], groups, draws, seed)
-        found |= {c.name: c for c in family.comparisons(moving, default, alpha)}
-        best |= family.best([default, *moving])
+        found |= {c.name: c for c in family.comparisons(moving, default, alpha, in_full)}
+        best |= family.best([default, *moving]) if in_full else {}
     return Family({name: found[name] for name in names}, best)
 
 

@@ -7,7 +7,8 @@ A cell is a setting, a number of seeds and of items. Told are, with Monte Carlo 
     false champion   studies in which an arm is called better than the default without being so; at most 5 % by promise
     coverage         studies in which all intervals hold the true gain, 0; at least 95 % by promise
     warned           studies in which items are too skewed for any claim about arm 1
-    claimed power    of the gains called detectable by one study, those that a fresh study with that true gain shows; 80 %
+    claimed power    of the gains called detectable by one study, those that a fresh study with that true gain shows; 80 %;
+                     of fewer than 50 such gains nothing is told
     power            studies that show a true gain of one arm, of 4 standard errors
     before, wrong    the same by t with each arm's own variance and Bonferroni's correction, two-sided, and its false champions
 

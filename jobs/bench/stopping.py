@@ -1,13 +1,14 @@
 """What early stopping costs: recorded full curves, replayed in many orders under several rules.
 
-    python -m jobs.bench.stopping record --out curves.jsonl    trains every trial to its end (starter model, CPU)
-    python -m jobs.bench.stopping replay --curves jobs/curves_stopping.jsonl
+    python -m jobs.bench.stopping record --out docs/stopping.jsonl    trains every trial to its end (starter model, CPU)
+    python -m jobs.bench.stopping replay --curves docs/stopping.jsonl
 
 Recorded are numbers alone: the objective of each trial at each rung and at the end, a line a trial; those that the file has are
 not trained again, so the run may be cut at any time. A replay draws `--trials` of them in a random
 order, lets them come one after the other, and reports for each rule
 
     steps    share of the steps that all would take to their end
+    value    final value of the trial that the rule picks
     regret   final value of the best trial less that of the one that the rule picks, in the objective's unit
     lost     share of the orders in which the pick is not the best trial
 
@@ -171,16 +172,19 @@ class Seen:
 def replay(curves: Sequence[Curve], rule: Rule, num_trials: int, orders: int) -> dict[str, float]:
     """Share of all steps, regret and losses, over the same orders for every rule."""
     draw = random.Random(0)
-    taken, regrets = [], []
+    taken, values, regrets = [], [], []
     for _ in range(orders):
         some = draw.sample(list(curves), num_trials)
         steps, pick = rule(some)
         taken.append(steps / (STEPS * num_trials))
-        regrets.append(max(curve[STEPS] for curve in some) - some[pick][STEPS])
+        values.append(some[pick][STEPS])
+        regrets.append(max(curve[STEPS] for curve in some) - values[-1])
     lost = np.array(regrets) > 0
     error = math.sqrt(orders)
     return {
         "steps": float(np.mean(taken)),
+        "value": float(np.mean(values)),
+        "value_se": float(np.std(values)) / error,
         "regret": float(np.mean(regrets)),
         "regret_se": float(np.std(regrets)) / error,
         "lost": float(lost.mean()),
@@ -192,10 +196,8 @@ def main() -> None:
     """Record, or replay and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["record", "replay"])
-    parser.add_argument("--out", type=Path, default=Path("curves.jsonl"), help="of record")
-    parser.add_argument(
-        "--curves", type=Path, default=Path(__file__).parent / "curves_stopping.jsonl", help="of replay"
-    )
+    parser.add_argument("--out", type=Path, default=Path("stopping.jsonl"), help="of record")
+    parser.add_argument("--curves", type=Path, default=Path("docs/stopping.jsonl"), help="of replay")
     parser.add_argument("--count", type=int, default=36, help="trials to record")
     parser.add_argument("--trials", type=int, default=24, help="trials of a replayed study")
     parser.add_argument("--orders", type=int, default=4000, help="replayed studies")
@@ -209,13 +211,11 @@ def main() -> None:
         print(f"step {rung} against step {STEPS}: {'' if found is None else summary(found)}")
     rules: dict[str, Rule] = {"none": none, "asha": asha, "pasha": pasha}
     rules |= {f"half at step {rung}": partial(half, rung=rung) for rung in RUNGS}
-    print("\n| rule | steps | regret | lost the best |\n| --- | --- | --- | --- |")
+    print("\n| rule | steps | value | regret | lost the best |\n| --- | --- | --- | --- | --- |")
     for name, rule in rules.items():
         one = replay(curves, rule, args.trials, args.orders)
-        print(
-            f"| {name} | {one['steps']:.0%} | {one['regret']:.4f} +- {one['regret_se']:.4f} | "
-            f"{one['lost']:.3f} +- {one['lost_se']:.3f} |"
-        )
+        cells = (f"{one[key]:.4f} +- {one[f'{key}_se']:.4f}" for key in ("value", "regret"))
+        print(f"| {name} | {one['steps']:.0%} | {' | '.join(cells)} | {one['lost']:.3f} +- {one['lost_se']:.3f} |")
 
 
 def summary(found: Agreement) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from bft_ray.errors import BadInput
-from bft_ray.stats.crossed import error_parts, pooled_square, run_variances
+from bft_ray.stats.claim import Claims
+from bft_ray.stats.crossed import Crossed, error_parts, pooled_square, run_variances
 from bft_ray.stats.errors import as_groups
 from bft_ray.stats.noise import step_down
 from bft_ray.stats.simultaneous import compare_pair, compare_with, not_told_from_best
@@ -82,6 +84,22 @@ def test_groups_widen_the_intervals():
     groups = as_groups([(str(i // 10),) for i in range(120)])
     alone, shared = (compare_with(scores, "b", 0.05, groups=g).comparisons["a"] for g in (None, groups))
     assert shared.se > 2.5 * alone.se
+
+
+def test_what_is_not_asked_for_changes_nothing_else():
+    draw = np.random.default_rng(0)
+    scores = {name: draw.normal(size=(3, 40)) for name in "abc"}
+    whole, part = (compare_with(scores, "c", 0.05, groups=None, in_full=full) for full in (True, False))
+    assert part.best == {} and all(math.isnan(one.detectable) for one in part.comparisons.values())
+    assert part.comparisons == {k: replace(c, detectable=math.nan) for k, c in whole.comparisons.items()}
+
+
+def test_marks_of_a_test_by_own_runs():
+    draw = np.random.default_rng(0)
+    crossed = Crossed.of([draw.normal(size=(4, 50)) for _ in range(3)], [], None)
+    marks = Claims.of(crossed, 10, 0).own_critical(0.025, np.array([0.0, 0.5, 1.0]))
+    freedom = 1 / (0.25 / 3 + 0.25 / 49)  # Satterthwaite, of halves
+    assert marks == pytest.approx(stats.t.isf(0.025, [49, freedom, 3]))
 
 
 def test_scores_must_fit():

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bft_ray.stats.skewness import bend, careful, l_skewness, skewness, skewness_error, unbend
+from bft_ray.stats.skewness import (
+    bend,
+    careful,
+    l_skewness,
+    needed_items,
+    reaches,
+    skewness,
+    skewness_error,
+    unbend,
+    without_noise,
+)
 
 
 def test_l_skewness_by_hand_and_by_hosking():
@@ -41,3 +51,17 @@ def test_what_is_bent_can_be_unbent():
     assert careful(2.0, -0.1) == bend(2.0, -0.1) and careful(2.0, 0.1) == 2.0
     assert all(float(unbend(2.3, np.array(-a))) < 10 for a in np.linspace(0.01, 5, 200))  # CLEAR
     assert math.isclose(float(unbend(2.3, np.array(0.0))), 2.3)
+
+
+def test_how_many_items_a_skewness_takes():
+    assert needed_items(np.array([-3.0, -1.0, 0.0, 3.0])).tolist() == [111, 23, 0, 0]
+    # a quarter of V is noise: (4 / 3)^1.5; of less than half nothing is known
+    assert without_noise(-1.0, 4.0, 3.0) == pytest.approx(-((4 / 3) ** 1.5))
+    assert without_noise(np.array([-1.0, -1.0]), np.array([4.0, 0.0]), np.array([1.0, 0.0])).tolist() == [-1, -1]
+
+
+def test_an_interval_reaches_to_where_the_bent_t_is_critical():
+    down, up = reaches(2.0, -0.2)
+    assert bend(down, -0.2) == pytest.approx(2.0) and down > 2.3 and up == 2.0
+    assert reaches(2.0, 0.2) == (up, pytest.approx(down)) and reaches(2.0, 0.0) == (2.0, 2.0)
+    assert reaches(2.0, -5.0) == reaches(2.0, -0.4)

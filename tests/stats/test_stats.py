@@ -87,7 +87,8 @@ def test_intervals_of_shares_cover(num, lost, gained):
 
 def test_numbers_by_scipy_and_without_spread():
     draw = np.random.default_rng(0)
-    first, second = draw.normal(size=(2, 12))
+    half, second = draw.normal(size=6), draw.normal(size=12)
+    first = second + 0.4 + np.concatenate([half, -half])  # symmetric: no skewness to take out
     found, expected = paired_difference(first, second), stats.ttest_rel(first, second)
     assert found.p == pytest.approx(expected.pvalue)
     assert (found.low, found.high) == tuple(pytest.approx(end) for end in expected.confidence_interval(0.95))
@@ -95,6 +96,27 @@ def test_numbers_by_scipy_and_without_spread():
         same = paired_t(values)
         assert (same.value, same.p) == (pytest.approx(values[0]), 1.0) and math.isnan(same.low)
         assert math.isnan(same.detectable) and not same.is_positive and not same.is_negative
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_skewed_difference_reaches_further_to_the_side_that_is_not_seen(sign):
+    """35 items gain 0.1, one loses 1: t stops short of 0, and the next sample may have two of those."""
+    values = sign * np.append(np.full(35, 0.1) + 1e-3 * np.random.default_rng(0).normal(size=35), -1.0)
+    found, plain = paired_t(values), stats.ttest_1samp(values, 0)
+    ends = plain.confidence_interval(0.95)
+    assert (sign * found.value > 0) and plain.pvalue < 0.05
+    assert found.low <= ends.low + 1e-12 and found.high >= ends.high - 1e-12
+    assert found.p > 0.05 and not found.is_positive and not found.is_negative
+    shorter, longer = sorted([found.value - found.low, found.high - found.value])
+    assert (longer == found.value - found.low) == (sign == 1) and longer > 1.3 * shorter
+
+
+def test_the_interval_and_p_agree_about_0():
+    draw = np.random.default_rng(2)
+    for _ in range(200):
+        values = 0.5 - draw.lognormal(sigma=0.8, size=25) * draw.choice([1, 0.4, -0.4])
+        found = paired_t(values)
+        assert (found.p < 0.05) == (found.is_positive or found.is_negative)
 
 
 def test_holm_by_hand():

@@ -211,7 +211,7 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     champion, verdict, reason, against = _decide(plan, order, allowed, oriented, gains, groups)
     if num_all > len(measured) and champion != plan.default and champion is not None:
         worst = _counted_worst(items, champion, sign, plan)
-        again = compare_with(worst, plan.default, plan.alpha, draws)
+        again = compare_with(worst, plan.default, plan.alpha, draws, in_full=False)
         if plan.default in allowed and _decide(plan, order, allowed, worst, again.comparisons, None)[0] != champion:
             left = f"{num_all - len(measured)} items without a verdict"
             reason = f"{champion} would win, but not with the {left} counted worst for it"

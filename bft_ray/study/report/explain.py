@@ -10,6 +10,8 @@ from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choose import Arm, Choice
 
 _NAMED = 8  # arms that a sentence names
+_SEEMS = 2.0  # standard errors from which on a gain seems to be one
+_FEW_GROUPS = 20  # of fewer, errors that hold cost much power (docs/statistics.md)
 
 
 def explain(choice: Choice) -> str:
@@ -22,7 +24,7 @@ def explain(choice: Choice) -> str:
         parts += [_evidence(choice), _table(choice)]
     if choice.champion is not None:
         parts.append(_doubt(choice))
-    parts += [_second(choice), _missing(choice), _left_out(choice), _waiver(choice)]
+    parts += [_second(choice), _missing(choice), _left_out(choice), _waiver(choice), _few_groups(choice)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -60,7 +62,7 @@ def _ahead(choice: Choice) -> str:
 def _evidence(choice: Choice) -> str:
     plan = choice.plan
     better = "higher" if higher_is_better(plan.metric) else "lower"
-    shared = len({name for own in plan.groups.values() for name in own})
+    shared = _num_groups(choice)
     items = f"{choice.num_items:,} items of the confirmation split" + (
         f" that share {shared:,} groups" if shared else ""
     )
@@ -135,7 +137,7 @@ def _default_doubt(choice: Choice) -> list[str]:
             "so no difference shown is not the same as none."
         )
     )
-    skewed = [f"`{other}`" for other, gain in gains.items() if gain.is_skewed and gain.p <= gain.alpha]
+    skewed = [f"`{other}`" for other, gain in gains.items() if gain.is_skewed and gain.gain > _SEEMS * gain.se]
     return [
         first,
         missed,
@@ -166,9 +168,8 @@ def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
 def _skew(gain: Comparison) -> str:
     """A sentence on a gain that depends on rare items, which the split may lack."""
     return (
-        f"`{gain.name}` seems better, but most of its items gain a little and few lose much: with so few of these (skewness "
-        f"of the mean {gain.skewness:.2f}) the gain may be chance, and the default stays. More items, or a bounded metric such "
-        "as token accuracy, would show which."
+        f"`{gain.name}` seems better, but most of its items gain a little and few lose much: with so few items the gain may be chance, "
+        "and the default stays. More items, or a bounded metric such as token accuracy, would show which."
     )
 
 
@@ -248,6 +249,17 @@ def _left_out(choice: Choice) -> str:
 def _waiver(choice: Choice) -> str:
     count = len(choice.plan.seeds)
     return f"Only {count} seeds: a demonstration, not evidence (at least 5 are asked for)." if count < 5 else ""
+
+
+def _num_groups(choice: Choice) -> int:
+    return len({name for own in choice.plan.groups.values() for name in own})
+
+
+def _few_groups(choice: Choice) -> str:
+    count = _num_groups(choice)
+    if not 0 < count < _FEW_GROUPS:
+        return ""
+    return f"Only {count} groups: too few to tell how far groups differ, so that a small gain does not show."
 
 
 def _gain(gain: Comparison) -> str:
