@@ -81,7 +81,7 @@ def paired_t(differences: np.ndarray, level: float = LEVEL, groups: Groups | Non
     a = float(skewness(differences[None])[0]) / math.sqrt(len(differences))
     down, up = reaches(critical_value(freedom, level), a)
     t = careful(abs(value) / se, held(a if value > 0 else -a))
-    least = detectable(se, freedom, critical=max(down, up))
+    least = detectable(se, freedom, critical=down if value > 0 else up)  # to the side that was seen
     return Difference(value, value - down * se, value + up * se, float(2 * stats.t.sf(t, freedom)), least)
 
 
