@@ -186,7 +186,7 @@ def twins(tree_in, tiny_data, tmp_path_factory) -> Twins:
         killed = start(spaces["killed"], folder, *own)
         wait_until(folder, "killed", killed, 12)
         assert main(["search", "killed/test", "--database", url_of(folder), "--cancel"]) == 0
-        assert killed.wait(60) != 0, f"it finished before it was cancelled, seed {seed}"
+        assert killed.wait(120) != 0, f"it finished before it was cancelled, seed {seed}"
         study, nested = children_of(MlflowClient(f"sqlite:///{folder}/mlflow.db"), "bft/test", "killed")
         statuses = study.info.status, {run.info.status for run in nested.values()}
         killed = start(spaces["killed"], folder, *own)
