@@ -102,13 +102,13 @@ def read(path: Path) -> dict[int, Curve]:
 # --- rules ------------------------------------------------------------------------------------------------
 
 
-def asha(curves: Sequence[Curve]) -> tuple[int, int]:
+def asha(curves: Sequence[Curve], rungs: Sequence[int] = RUNGS) -> tuple[int, int]:
     """As the product: trials come one after the other, and are promoted or stopped on arrival."""
     seen: dict[int, Seen] = {}
     taken, ended = 0, {}
     for number, curve in enumerate(curves):
         own = seen[number] = Seen(number)
-        for rung in RUNGS:
+        for rung in rungs:
             own.rung_values[rung] = curve[rung]
             taken_here = rung
             if not is_promoted(seen.values(), number, rung, REDUCTION, METRIC):  # type: ignore[arg-type]
@@ -210,6 +210,7 @@ def main() -> None:
         found = kendall([curve[rung] for curve in curves], [curve[STEPS] for curve in curves])
         print(f"step {rung} against step {STEPS}: {'' if found is None else summary(found)}")
     rules: dict[str, Rule] = {"none": none, "asha": asha, "pasha": pasha}
+    rules |= {f"asha from step {rung}": partial(asha, rungs=RUNGS[place:]) for place, rung in enumerate(RUNGS) if place}
     rules |= {f"half at step {rung}": partial(half, rung=rung) for rung in RUNGS}
     print("\n| rule | steps | value | regret | lost the best |\n| --- | --- | --- | --- | --- |")
     for name, rule in rules.items():
