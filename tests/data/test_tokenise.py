@@ -138,7 +138,7 @@ def test_template_that_frames_the_last_answer_only():
 
 
 def test_template_that_cannot_be_told_apart():
-    with pytest.raises(BadInput, match=r"`f:2` is .* changes turn 2 or what .* Put \{% generation %\} blocks"):
+    with pytest.raises(BadInput, match=r"`f:2` is .* changes turn 2 or earlier text .* Put \{% generation %\} blocks"):
         encode(CONVERSATION, tiny_tokenizer(COUNTING), AUTO)
 
 

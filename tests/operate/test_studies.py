@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bft_ray import cli
+from bft_ray import commands
 from bft_ray.cli import main
 from bft_ray.errors import BadInput
 from bft_ray.operate import studies
@@ -183,6 +183,6 @@ def test_what_an_interrupt_says(command, said, monkeypatch, capsys):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, f"_{command[0]}", interrupt)
+    monkeypatch.setattr(commands, f"{command[0]}_command", interrupt)
     assert main(command) == 130
     assert capsys.readouterr().err == said

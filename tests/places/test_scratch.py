@@ -35,7 +35,7 @@ def holder(within: Path) -> tuple[subprocess.Popen, Path]:
 
 def test_it_is_gone_at_the_end_of_the_context(tmp_path):
     with scratch("segment", tmp_path) as folder:
-        assert folder.parent == tmp_path and folder.name.startswith("bft_ray_leg_")
+        assert folder.parent == tmp_path and folder.name.startswith("bft_ray_segment_")
         assert folder.stat().st_mode & 0o077 == 0 and list(tmp_path.iterdir()) == [folder]
         (folder / "a").write_text("1")
         assert remove_dead(tmp_path) == 0 and (folder / "a").exists()  # its own process lives
@@ -66,14 +66,18 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
 
 def test_what_is_not_known_to_be_dead_stays(tmp_path, monkeypatch):
     mark = module._mark()
-    others = [tmp_path / f"bft_ray_leg_{'0' * 32}_abc", tmp_path / "bft_ray_group_abc", tmp_path / f"mine_{mark}_abc"]
+    others = [
+        tmp_path / f"bft_ray_segment_{'0' * 32}_abc",
+        tmp_path / "bft_ray_group_abc",
+        tmp_path / f"mine_{mark}_abc",
+    ]
     for folder in others:  # of another machine, of an earlier version, of somebody
         folder.mkdir()
     (tmp_path / f"bft_ray_file_{mark}_abc").write_text("")
     (tmp_path / f"bft_ray_link_{mark}_abc").symlink_to(others[0])
     before = sorted(tmp_path.iterdir())
     assert remove_dead(tmp_path) == 0 and sorted(tmp_path.iterdir()) == before
-    (tmp_path / f"bft_ray_leg_{mark}_abc").mkdir()
+    (tmp_path / f"bft_ray_segment_{mark}_abc").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(os, "getuid", lambda: 12345)
         assert remove_dead(tmp_path) == 0

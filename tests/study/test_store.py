@@ -69,7 +69,7 @@ def test_a_study_as_optuna_reads_it(url):
     assert [trial.values for trial in trials] == [[0.5], None, None, None, None, None, [0.5]]
     assert [trial.params for trial in trials] == [A, B, A, B, A, B, A]
     assert [trial.intermediate_values for trial in trials] == [{8: 0.25 + n} for n in range(5)] + [{}, {8: 0.25}]
-    assert trials[6].user_attrs["duplicate_of"] == "search/0"
+    assert trials[6].user_attrs["merged_with"] == "search/0"
     assert trials[0].datetime_complete is not None and trials[0].duration is not None
 
     other = Store.find(Database(url), "small/test")  # what another machine sees is what the driver knows
