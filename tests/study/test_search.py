@@ -216,7 +216,7 @@ def test_a_study_has_baselines_a_search_and_a_conclusion(twins):
 @pytest.mark.long
 def test_a_cancelled_study_says_so_and_leaves_no_run_that_seems_to_go_on(twins):
     study, nested = twins.statuses
-    assert "error: cancelled; the same command goes on" in twins.logs["killed"]
+    assert "error: cancelled; the same command resumes the study" in twins.logs["killed"]
     assert study == "KILLED" and nested <= {"FINISHED", "KILLED"}, f"seed {twins.seed}"
 
 
