@@ -21,7 +21,7 @@ from bft_ray.cli import main
 from bft_ray.config import make_config
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.records.segment import Run
+from bft_ray.study.records.segment import Run, RunFiles
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
 from tests.support.ranks import run_ranks
 from tests.support.trials import steps_of
@@ -228,7 +228,7 @@ def test_every_trial_is_the_run_of_its_config_alone(twins):
     for record in done:
         own_id = _id(twins.folder, "killed")
         trials = twins.folder / "other" / "studies" / "test" / f"killed-{own_id[:8]}" / "search"
-        runs.append(Run.of(own_id, str(trials / f"{record.number:04d}"), 0))
+        runs.append(Run.of(own_id, RunFiles(str(trials / f"{record.number:04d}"), 0)))
         tree = json.loads(json.dumps(twins.tree)) | {"seed": 0, "schedule": {"steps": STEPS}}
         for field, value in record.assignment.items():
             section, name = field.split(".")
