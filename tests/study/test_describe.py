@@ -100,7 +100,7 @@ def test_the_note_begins_with_what_won_and_holds_all_of_it():
         "- budget: 5 trials (2 complete, 1 pruned, 1 failed, 1 duplicate), 81 steps each, seeds 0",
         "- sampler tpe, seed 0; early stops: ASHA from step 9, 1 of 3 is promoted",
         # baselines 3 x 81, search 81 + 81 + 9, merged 9, stopped 81 - 9: 81 of 495
-        "- 414 steps trained, 9 saved by 1 duplicate, 72 by stopping 1 trial early: 16% less than all",
+        "- 414 steps trained; saved: 9 by 1 duplicate, 72 by stopping 1 trial early: 16% less than all",
         "- from the first start to the last end: 7 min 40 s",
         "- `bft-ray best medical_qa`: the chosen configuration",
         "- `bft-ray train --champion medical_qa`: trains with it",

@@ -313,15 +313,16 @@ def _range(parameter: Any) -> str:
 def _saved(records: Records) -> str:
     """The steps that were trained and saved, over all parts: baselines and confirmation too."""
     found = saved(record for part in records.values() for record in part)
-    parts = [f"{found.trained:,} steps trained"]
+    parts = []
     if found.num_duplicates:
-        parts.append(
-            f"{found.duplicates:,} saved by {found.num_duplicates} duplicate{'s' * (found.num_duplicates != 1)}"
-        )
+        parts.append(f"{found.duplicates:,} by {found.num_duplicates} duplicate{'s' * (found.num_duplicates != 1)}")
     if found.num_pruned:
         parts.append(f"{found.pruned:,} by stopping {_trials(found.num_pruned)} early")
     less = found.duplicates + found.pruned
-    return ", ".join(parts) + (f": {less / (found.trained + less):.0%} less than all" if less else "")
+    avoided = f"; saved: {', '.join(parts)}" if parts else ""
+    return f"{found.trained:,} steps trained{avoided}" + (
+        f": {less / (found.trained + less):.0%} less than all" if less else ""
+    )
 
 
 def _trials(count: int) -> str:
