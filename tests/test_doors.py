@@ -28,10 +28,10 @@ from cluster.local.state import ADMIN, USER, State, held, make_secret
 from tests.support.cluster_command import call, fresh_folder, living
 from tests.support.paths import ROOT
 from tests.support.ports import answer_of, listening, named_ports, rows_of
-from tests.support.servers import POSTGRES
+from tests.support.servers import HAS_POSTGRES
 from tests.support.unprivileged import as_nobody, only_root
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")]
+pytestmark = [pytest.mark.long, HAS_POSTGRES]
 CHAMPION = "bft-test"
 
 

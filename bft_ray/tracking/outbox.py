@@ -43,9 +43,7 @@ class Outbox:
     def __init__(self, folder: Path, name: str, deliver: Callable[[list[Record]], None], told: str):
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self._deliver, self._told = name, deliver, told
-        self.path = folder / f"{name}.{time.time_ns():020d}.{os.getpid()}.jsonl"  # names sort by age
-        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        _try_lock(self._handle)
+        self.path, self._handle = _create(folder, name)
         self._sent = self._size = 0  # bytes
         self._lock = threading.Lock()
         self._nudge, self._ended = threading.Event(), threading.Event()
@@ -142,6 +140,20 @@ class Outbox:
             if self._sent == self._size or not lines:  # none: somebody has emptied the file
                 os.ftruncate(self._handle, 0)
                 self._sent = self._size = 0
+
+
+def _create(folder: Path, name: str) -> tuple[Path, int]:
+    """A new file, locked. Between its creation and its lock it looks like that of a dead process: where somebody adopted
+    it in that moment, there is another one.
+    """
+    while True:
+        path = folder / f"{name}.{time.time_ns():020d}.{os.getpid()}.jsonl"  # names sort by age
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return path, handle
+        os.close(handle)
 
 
 def _line(record: Record) -> bytes:

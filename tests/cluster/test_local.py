@@ -27,10 +27,10 @@ from cluster.local.service import free_port, is_free, stop_all
 from cluster.local.state import ADMIN, State, held
 from tests.support.cluster_command import LIMIT_S, call, fresh_folder, living
 from tests.support.paths import ROOT
-from tests.support.servers import POSTGRES
+from tests.support.servers import HAS_POSTGRES
 from tests.support.small_study import write_space
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")]
+pytestmark = [pytest.mark.long, HAS_POSTGRES]
 SECRETS = ("postgres_password", "postgres_admin_password", "mlflow_password", "ray_token")
 
 

@@ -6,12 +6,12 @@ import pytest
 
 from bft_ray.config import TrackingConfig
 from bft_ray.tracking.run import Tracker
-from tests.support.servers import CHROMIUM, POSTGRES, mlflow_server, page_text, postgres
+from tests.support.servers import CHROMIUM, HAS_POSTGRES, mlflow_server, page_text, postgres
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")
+@HAS_POSTGRES
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 def test_a_run_as_its_page_shows_it(tmp_path):
     with postgres(tmp_path) as store, mlflow_server(tmp_path, store) as url:

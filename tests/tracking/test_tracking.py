@@ -238,6 +238,28 @@ os.kill(os.getpid(), 9)
     assert not list((tmp_path / "later").iterdir())
 
 
+def test_an_outbox_that_was_adopted_before_its_lock_has_another_file(tmp_path, monkeypatch):
+    """For a moment a new file looks like that of a dead process. Another outbox takes it over right then, for real."""
+    sent: list[dict] = []
+    heir = Outbox(tmp_path, "run", sent.extend, "%s %s")
+    plain, taken = os.open, []
+
+    def open_and_lose(path, flags, *mode, **more):
+        handle = plain(path, flags, *mode, **more)
+        if flags & os.O_CREAT and not taken:
+            taken.append(Path(path))
+            heir.adopt()
+        return handle
+
+    monkeypatch.setattr(os, "open", open_and_lose)
+    own = Outbox(tmp_path, "run", sent.extend, "%s %s")
+    assert not taken[0].exists() and own.path != taken[0] and own.path.exists()
+    own.queue({"step": 1})
+    assert own.wait(10) and sent == [{"step": 1}]
+    heir.end()
+    own.end()
+
+
 def test_what_cannot_be_adopted_stays_where_it_is(tmp_path, monkeypatch, caplog):
     """On a disk that is full."""
     post = Post()
