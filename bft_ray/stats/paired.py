@@ -80,7 +80,7 @@ def paired_t(differences: np.ndarray, level: float = LEVEL, groups: Groups | Non
     freedom = freedom_of(len(differences), groups)
     a = float(skewness(differences[None])[0]) / math.sqrt(len(differences))
     down, up = reaches(critical_value(freedom, level), a)
-    t = careful(abs(value) / se, held(a if value > 0 else -a))
+    t = max(0.0, careful(abs(value) / se, held(a if value > 0 else -a)))  # below 0 the correction says: no difference
     least = detectable(se, freedom, critical=down if value > 0 else up)  # to the side that was seen
     return Difference(value, value - down * se, value + up * se, float(2 * stats.t.sf(t, freedom)), least)
 

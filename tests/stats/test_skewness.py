@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bft_ray.stats.paired import paired_t
 from bft_ray.stats.skewness import (
     bend,
     careful,
@@ -65,3 +66,15 @@ def test_an_interval_reaches_to_where_the_bent_t_is_critical():
     assert bend(down, -0.2) == pytest.approx(2.0) and down > 2.3 and up == 2.0
     assert reaches(2.0, 0.2) == (up, pytest.approx(down)) and reaches(2.0, 0.0) == (2.0, 2.0)
     assert reaches(2.0, -5.0) == reaches(2.0, -0.4)
+
+
+@pytest.mark.parametrize("gain", [-1e-3, 0.0, 1e-3])
+def test_a_difference_that_skewness_takes_back_whole_has_a_p_of_one(gain):
+    """Of items in the mirror too; p agrees with the interval, and is never above 1."""
+    draw = np.random.default_rng(1)
+    for _ in range(50):
+        items = -np.exp(1.3 * draw.normal(size=30))
+        items += gain - items.mean()
+        for signed in (items, -items):
+            found = paired_t(signed)
+            assert 0 <= found.p <= 1 and (found.p < 0.05) == (found.low > 0 or found.high < 0)
