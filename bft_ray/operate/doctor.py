@@ -15,8 +15,9 @@ from bft_ray.errors import BadConfig, BadInput, first_line
 from bft_ray.operate.finding import Finding, alone, from_error
 from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machine, check_places, check_versions
 from bft_ray.operate.nodes import check_cluster
+from bft_ray.places.addresses import redact
 from bft_ray.tracking.artifacts import check_artifacts
-from bft_ray.tracking.server import bounded, check_server, redact
+from bft_ray.tracking.server import bounded, check_server
 from bft_ray.waits import waiting
 
 NUM_ROWS = 200  # read of each source

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.tracking.server import redact
+from bft_ray.places.addresses import redact
 
 Status = Literal["ok", "warn", "fail"]
 

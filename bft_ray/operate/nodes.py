@@ -12,7 +12,7 @@ from typing import Any
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput, first_line
 from bft_ray.operate.finding import Finding, alone
-from bft_ray.tracking.server import redact
+from bft_ray.places.addresses import redact
 
 NODE_S = 60.0  # longest wait for a cluster's nodes
 

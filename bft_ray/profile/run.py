@@ -15,6 +15,7 @@ from bft_ray.data.passing import tokens_pass
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
+from bft_ray.places.addresses import redact
 from bft_ray.places.cache import check_out
 from bft_ray.places.kept import write_kept
 from bft_ray.places.modes import kept_for
@@ -31,7 +32,7 @@ from bft_ray.profile.weights import (
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.load import check_space
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import check_server, redact
+from bft_ray.tracking.server import check_server
 from bft_ray.waits import waiting
 
 TOKENS_FILE = "tokens.parquet"

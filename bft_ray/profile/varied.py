@@ -11,7 +11,7 @@ from bft_ray.config.base import Section
 from bft_ray.config.measured import VALIDATION
 from bft_ray.data.tables import resolve_path
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.tracking.server import redact
+from bft_ray.places.addresses import redact
 from bft_ray.train.launch import pin_paths
 
 #: fields that a space has in places of its own, and those that the method of each trial decides

@@ -13,6 +13,7 @@ from typing import Any
 from bft_ray.config import Config, TrackingConfig, to_yaml
 from bft_ray.errors import BadInput, BftError, first_line
 from bft_ray.places import storage
+from bft_ray.places.addresses import redact
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.answer import Answer, as_json
 from bft_ray.study.confirm.choose import Choice
@@ -26,7 +27,6 @@ from bft_ray.study.report.recorder import Recorder
 from bft_ray.tracking.begin import has_run
 from bft_ray.tracking.registry import NO_CHAMPION, register_champion
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import redact
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.places import storage
+from bft_ray.places.addresses import redact
 from bft_ray.places.kept import read_kept
 from bft_ray.places.modes import kept_for, settle
 from bft_ray.places.scratch import scratch
@@ -38,7 +39,6 @@ from bft_ray.study.report.live import Live
 from bft_ray.study.report.recorder import Recorder, params_of
 from bft_ray.tracking.begin import RUN_KEY
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import redact
 from bft_ray.train.launch import pin_paths
 from bft_ray.waits import waiting
 from bft_ray.workers.connect import connect

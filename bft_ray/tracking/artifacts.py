@@ -9,17 +9,10 @@ from pathlib import Path
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput, first_line
+from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.cache import try_folder
 from bft_ray.places.scratch import scratch
-from bft_ray.tracking.server import (
-    FIELD,
-    absolute_uri,
-    artifact_root,
-    bounded,
-    connect,
-    redact,
-    sqlite_path,
-)
+from bft_ray.tracking.server import FIELD, artifact_root, bounded, connect
 from bft_ray.waits import waiting
 
 _PROBE = "bft_ray_writable"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.tracking.resume import MAY_CHANGE
 from bft_ray.tracking.retry import patiently
-from bft_ray.tracking.server import absolute_uri, connect, latest_runs, redact, sqlite_path
+from bft_ray.tracking.server import connect, latest_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

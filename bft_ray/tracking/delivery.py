@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bft_ray.errors import first_line
+from bft_ray.places.addresses import redact
 from bft_ray.tracking.begin import REASON, about
 from bft_ray.tracking.outbox import Record
 from bft_ray.tracking.retry import is_refusal
-from bft_ray.tracking.server import connect, pages, redact
+from bft_ray.tracking.server import connect, pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.errors import first_line
+from bft_ray.places.addresses import redact
 from bft_ray.tracking.retry import LONGEST_PAUSE_S
-from bft_ray.tracking.server import redact
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ import json
 from dataclasses import dataclass
 
 from bft_ray.config import TrackingConfig
+from bft_ray.places.addresses import absolute_uri
 from bft_ray.tracking.retry import patiently
-from bft_ray.tracking.server import absolute_uri, connect, latest_runs
+from bft_ray.tracking.server import connect, latest_runs
 
 _TAG = "bft.folder_key"
 

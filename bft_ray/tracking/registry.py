@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.scratch import scratch
 from bft_ray.tracking.retry import patiently
-from bft_ray.tracking.server import FIELD, absolute_uri, check_server, connect, latest_runs, pages, redact, sqlite_path
+from bft_ray.tracking.server import FIELD, check_server, connect, latest_runs, pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

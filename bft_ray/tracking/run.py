@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput, first_line
+from bft_ray.places.addresses import absolute_uri, redact
 from bft_ray.tracking import begin
 from bft_ray.tracking.keeper import Keeper
 from bft_ray.tracking.retry import patiently
 from bft_ray.tracking.sender import LONGEST_REASON, Sender, Status, now_ms
-from bft_ray.tracking.server import absolute_uri, artifact_root, connect, redact
+from bft_ray.tracking.server import artifact_root, connect
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:

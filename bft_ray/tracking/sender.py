@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import first_line
+from bft_ray.places.addresses import absolute_uri, redact
 from bft_ray.places.cache import cache_folder
 from bft_ray.tracking.begin import LONGEST_VALUE, REASON
 from bft_ray.tracking.delivery import Delivery, trials_of
 from bft_ray.tracking.outbox import Outbox, Record
 from bft_ray.tracking.retry import is_forbidden, is_refusal, patiently
-from bft_ray.tracking.server import SENDING, absolute_uri, redact
+from bft_ray.tracking.server import SENDING
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:

@@ -1,21 +1,20 @@
-"""Where runs are recorded: addresses without their secrets, a client, and a check that ends in time."""
+"""Where runs are recorded: a client, the page of a server, and a check that ends in time."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import re
 import shlex
 import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput, first_line
+from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.modes import own_file
 from bft_ray.places.remote import locked
 from bft_ray.waits import waiting
@@ -30,37 +29,6 @@ FIELD = "tracking.uri"
 RULE = "a tracking server that answers"
 SERVER, SENDING = "waiting for the tracking server", "sending MLflow what it lacks"  # what a command waits for
 _DATABASES = ("postgresql", "mysql", "mssql")
-_SECRETS = (
-    (re.compile(r"(://[^:/\s@]*):[^/\s]*@"), r"\1:***@"),  # scheme://user:password@host
-    (re.compile(r"(https?://)[^:/\s@]+@"), r"\1***@"),  # https://token@host
-    (
-        re.compile(
-            r"(?i)([?&;](?:[\w-]*password|passwd|pwd|[\w-]*token|[\w-]*secret|sig|[\w-]*signature|[\w-]*key)=)[^&;\s]+"
-        ),
-        r"\1***",
-    ),
-    (re.compile(r"\b([A-Z_]+_(?:PASSWORD|TOKEN|SECRET|KEY)=)\S+"), r"\1***"),  # variables of an environment
-    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
-)
-
-
-def redact(text: str) -> str:
-    """The text with the passwords, tokens and keys of its URIs replaced by ***."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def absolute_uri(uri: str) -> str:
-    """The URI with an SQLite path made absolute: Ray workers have another working directory."""
-    path = sqlite_path(uri)
-    return uri if path is None else f"sqlite:///{path}"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The absolute path of an SQLite database, or None for any other address."""
-    match = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", uri)
-    return Path(os.path.abspath(match[1])) if match and match[1] != ":memory:" else None
 
 
 def where(uri: str) -> tuple[str, str]:

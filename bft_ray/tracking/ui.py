@@ -8,8 +8,9 @@ import secrets
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.tracking.serve import HOST, listen, serve
-from bft_ray.tracking.server import absolute_uri, artifact_root, check_server, connect, redact, sqlite_path
+from bft_ray.tracking.server import artifact_root, check_server, connect
 
 
 def show(uri: str, port: int = 0) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from bft_ray.errors import BftError
+from bft_ray.places.addresses import redact
 from bft_ray.places.disk import full_disk
-from bft_ray.tracking.server import redact
 
 #: never: it would fail in the same way again; once: unless it does so; always: another process has caused it
 Retry = Literal["never", "once", "always"]

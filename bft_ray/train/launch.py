@@ -24,12 +24,13 @@ from bft_ray.model.check import check_model
 from bft_ray.model.export import describe_weights
 from bft_ray.model.named import NAMES
 from bft_ray.places import storage
+from bft_ray.places.addresses import absolute_uri, redact
 from bft_ray.places.modes import kept_for, settle
 from bft_ray.places.scratch import scratch
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.recall import Recalled, folder_tag, recall
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import absolute_uri, check_server, redact
+from bft_ray.tracking.server import check_server
 from bft_ray.train.overlay import check_overlay
 from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (

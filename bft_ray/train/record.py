@@ -15,9 +15,9 @@ from bft_ray.data.tables import resolve_path
 from bft_ray.errors import BadConfig
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.places import storage
+from bft_ray.places.addresses import redact
 from bft_ray.places.kept import is_damaged, read_kept, write_kept
 from bft_ray.tracking.resume import MAY_CHANGE, changed_fields, describe_change
-from bft_ray.tracking.server import redact
 from bft_ray.train.checkpoint import check_num_workers, checksum, last_complete
 
 _FILE, _NEEDS = "run.json", ("run_id", "config")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bft_ray.errors import BadInput, BftError
+from bft_ray.places.addresses import redact
 from bft_ray.tracking.login import USER as LOGIN
-from bft_ray.tracking.server import redact
 from cluster.local.postgres import start_postgres
 from cluster.local.raylets import start_ray
 from cluster.local.service import Failed, free_port, is_free, stop_all

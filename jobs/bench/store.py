@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config
+from bft_ray.places.addresses import redact
 from bft_ray.space.assign import config_of
 from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.space.load import load_study
@@ -33,7 +34,6 @@ from bft_ray.study.propose.sampler import batch_of, is_ready, num_trials, propos
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import Store
-from bft_ray.tracking.server import redact
 
 TARGET_S = 0.1
 #: (assignment, seed, step) -> value of the metric

@@ -560,3 +560,10 @@ def test_rows_without_a_question_are_named(tmp_path):
     rows[0][0], rows[1][0] = "Which gene is it?", "Which one is that?"
     text = init(write_csv(tmp_path / "rows.csv", ["question", "answer"], rows), tmp_path / "bft.yaml", force=True)
     assert "note         1 row has an empty question" in text and "remove it, and" in text
+
+
+def test_columns_are_named_as_they_are_written(tmp_path):
+    rows = [[f"Fall {n}", f"Befund {n}", f"weil {n} Zeichen"] for n in range(40)]
+    data = write_csv(tmp_path / "fälle.csv", ["Fall", "Diagnose", "Begründung"], rows)
+    text = init(data, tmp_path / "bft.yaml", prompt="Fall", completion="{Diagnose}: {Begründung}")
+    assert 'completion = "{Diagnose}: {Begründung}"' in text

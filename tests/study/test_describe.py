@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bft_ray.places.addresses import absolute_uri
 from bft_ray.space.definition import SearchSpace
 from bft_ray.stats.power import detectable
 from bft_ray.study.confirm.choose import Choice, Plan, Record, choose
@@ -15,7 +16,6 @@ from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.report.compare import evidence, reach, verdict
 from bft_ray.study.report.describe import LIMIT, TestResult, conclusion, describe
 from bft_ray.study.report.explain import explain
-from bft_ray.tracking.server import absolute_uri
 from tests.support.noted import METRIC, baseline, space, trial
 
 PLAN = Plan(METRIC, ("w128 lr0.001", "w64 lr0.001"), ("sft", "bft"), "bft", (1, 2, 3, 4, 5))

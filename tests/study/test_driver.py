@@ -16,6 +16,7 @@ from bft_ray.cli import main
 from bft_ray.config import ClusterConfig, TrackingConfig, make_config
 from bft_ray.errors import BadInput, DiskFull
 from bft_ray.operate.studies import status_of
+from bft_ray.places.addresses import sqlite_path
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study import driver as drive
 from bft_ray.study.conclude import StudyResult, Unrecorded, mostly_failed
@@ -27,7 +28,7 @@ from bft_ray.study.records.store import Store
 from bft_ray.study.report.live import Live
 from bft_ray.tracking.registry import find_champion
 from bft_ray.tracking.run import Tracker
-from bft_ray.tracking.server import artifact_root, connect, sqlite_path
+from bft_ray.tracking.server import artifact_root, connect
 from tests.support.executor import METRIC, Executor, make_study
 from tests.support.paths import ROOT
 

@@ -16,12 +16,13 @@ import pytest
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.places.addresses import absolute_uri, redact
 from bft_ray.tracking import outbox
 from bft_ray.tracking.begin import MAY_CHANGE, RUN_KEY, new_params
 from bft_ray.tracking.outbox import Outbox
 from bft_ray.tracking.run import Tracker, outcome
 from bft_ray.tracking.sender import Sender, shorten
-from bft_ray.tracking.server import absolute_uri, artifact_root, bounded, check_server, connect, redact
+from bft_ray.tracking.server import artifact_root, bounded, check_server, connect
 from tests.support.paths import ROOT
 
 SECRET = "s3cr3t-pw"

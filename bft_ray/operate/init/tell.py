@@ -16,12 +16,13 @@ from bft_ray.stats.power import DISCORDANT, smallest_share
 def summary(look: Look) -> list[str]:
     """Lines on what was read, from which columns, and what was left out."""
     used = ", ".join(
-        field if field == column else f"{field} = {json.dumps(column)}" for field, column in look.used.items()
+        field if field == column else f"{field} = {json.dumps(column, ensure_ascii=False)}"
+        for field, column in look.used.items()
     )
     lines = [f"{'read':<13}{len(look.rows):,} rows, form {look.form}", f"{'used':<13}{used}"]
     lines.append(f"{'not used':<13}{', '.join(look.unused) or 'no column'}")
     if groups := {text_key(row.group) for row in look.rows if row.group is not None}:
-        of = json.dumps(look.used.get("group", "group"))
+        of = json.dumps(look.used.get("group", "group"), ensure_ascii=False)
         lines.append(f"{'grouped':<13}by {of}: {len(groups):,} groups, whose rows stay on one side of the splits")
     if look.kind == "choice":
         lines.append(f"{'taught':<13}the text of the right option, after the question with its options by letter")

@@ -12,12 +12,12 @@ from pathlib import Path
 from bft_ray.config import Config, make_config
 from bft_ray.errors import BadConfig, BadInput, BftError, NonFinite, NoRoom
 from bft_ray.places import storage
+from bft_ray.places.addresses import redact
 from bft_ray.places.disk import full_disk
 from bft_ray.places.scratch import scratch
 from bft_ray.study.execute.trial import paused_at, trial
 from bft_ray.study.execute.warm import Warm
 from bft_ray.study.records.segment import Run, Segment
-from bft_ray.tracking.server import redact
 from bft_ray.train.failure import advice_on, is_memory
 from bft_ray.train.segment import measure_weights, train_segment
 

@@ -17,9 +17,9 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import exc
 
 from bft_ray.errors import BadInput, BftError, DiskFull, first_line
+from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.disk import full_disk
 from bft_ray.places.modes import own_file
-from bft_ray.tracking.server import absolute_uri, redact, sqlite_path
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 from bft_ray.config import Config, flatten
 from bft_ray.errors import BadConfig
 from bft_ray.places import storage
+from bft_ray.places.addresses import redact
 from bft_ray.space.definition import SearchSpace
 from bft_ray.tracking import resume
-from bft_ray.tracking.server import redact
 
 #: a study can be resumed with a larger budget, unless every repetition must give the same result
 _BUDGET = ("space.budget.trials", "space.budget.time_s")

@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial
 from bft_ray.config import Config
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.errors import BadInput
+from bft_ray.places.addresses import redact
 from bft_ray.space.assign import check_assignment
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.grid import num_trials
@@ -35,7 +36,6 @@ from bft_ray.study.records.frozen import STATES, from_optuna, means, outcome_of,
 from bft_ray.study.records.lease import Lease
 from bft_ray.study.records.record import State, TrialRecord
 from bft_ray.study.records.same_study import refuse_others, study_settings
-from bft_ray.tracking.server import redact
 
 T = TypeVar("T")
 BySeed = Mapping[int, Mapping[str, float]]

@@ -1,0 +1,39 @@
+"""Addresses of servers and databases: without their secrets, and as every process means them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_SECRETS = (
+    (re.compile(r"(://[^:/\s@]*):[^/\s]*@"), r"\1:***@"),  # scheme://user:password@host
+    (re.compile(r"(https?://)[^:/\s@]+@"), r"\1***@"),  # https://token@host
+    (
+        re.compile(
+            r"(?i)([?&;](?:[\w-]*password|passwd|pwd|[\w-]*token|[\w-]*secret|sig|[\w-]*signature|[\w-]*key)=)[^&;\s]+"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"\b([A-Z_]+_(?:PASSWORD|TOKEN|SECRET|KEY)=)\S+"), r"\1***"),  # variables of an environment
+    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "hf_***"),
+)
+
+
+def redact(text: str) -> str:
+    """The text with the passwords, tokens and keys of its URIs replaced by ***."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def absolute_uri(uri: str) -> str:
+    """The URI with an SQLite path made absolute: Ray workers have another working directory."""
+    path = sqlite_path(uri)
+    return uri if path is None else f"sqlite:///{path}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The absolute path of an SQLite database, or None for any other address."""
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", uri)
+    return Path(os.path.abspath(match[1])) if match and match[1] != ":memory:" else None
