@@ -18,8 +18,8 @@ class Comparison:
         low, high: its two-sided interval; holds for all comparisons of the study together.
         se: standard error; 0 where items and seeds all differ alike, which nothing can be told from.
         seed_share: share of se^2 that seeds bring; the rest is the draw of the items.
-        detectable: smallest true gain that about 8 of 10 such studies show (`bft_ray.stats.claim`; how far off, docs/statistics.md);
-            not a number where nothing can be said.
+        detectable: smallest true gain that `shows_in` such studies (`bft_ray.stats.claim`); not a number where nothing can be said.
+        shows_in: about 8 of 10; 7 to 9 of 10 where few seeds or items leave the claim less exact.
         p: of no gain, one-sided, adjusted for all comparisons.
         alpha: error of all comparisons together.
         is_skewed: whether the gain rests on so few items, for their skewness, that it cannot be judged: the default stays then.
@@ -39,6 +39,7 @@ class Comparison:
     is_skewed: bool = False
     half_seeds: float = math.nan
     half_items: float = math.nan
+    shows_in: str = "about 8 of 10"
 
     @property
     def has_spread(self) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from bft_ray.stats.claim import Claims
+from bft_ray.stats.claim import Claims, how_often
 from bft_ray.stats.comparison import Comparison
 from bft_ray.stats.crossed import Crossed, Parts
 from bft_ray.stats.errors import Groups
@@ -102,6 +102,7 @@ class Noise:
                     part.is_skewed,
                     half_seeds,
                     half_items,
+                    how_often(self.crossed.num_seeds, part.num_items),
                 )
             )
         return found

@@ -229,4 +229,5 @@ def _gain_tags(gain: Comparison, prefix: str) -> dict[str, Any]:
         f"{prefix}gain": gain.gain,
         f"{prefix}interval": f"[{gain.low:.6g}, {gain.high:.6g}]",
         f"{prefix}detectable": "" if math.isnan(gain.detectable) else gain.detectable,
+        f"{prefix}shows_in": gain.shows_in,
     }

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from bft_ray.errors import BadInput
-from bft_ray.stats.claim import Claims
+from bft_ray.stats.claim import Claims, how_often
 from bft_ray.stats.crossed import Crossed, error_parts, pooled_square, run_variances
 from bft_ray.stats.errors import as_groups
 from bft_ray.stats.noise import step_down
@@ -127,6 +127,16 @@ def test_what_is_claimed_is_shown():
     """100 claims: 0.8, or 0.75 and 0.85 as the page allows, and 2.5 standard errors."""
     found = simulate(Cell("choice", "both", 5, 60), 400, draws=400)
     assert found["claims"] > 90 and found["claimed power"] == pytest.approx(0.8, abs=0.15)
+
+
+def test_a_claim_says_how_exact_it_is():
+    """docs/statistics.md: with fewer than 5 seeds or 100 items, 6.8 to 8.7 of 10 were seen."""
+    assert how_often(5, 100) == how_often(10, 1_000) == "about 8 of 10"
+    assert how_often(4, 1_000) == how_often(10, 99) == "7 to 9 of 10"
+    draw = np.random.default_rng(0)
+    for num_seeds, words in ((3, "7 to 9 of 10"), (5, "about 8 of 10")):
+        scores = {name: draw.normal(size=(num_seeds, 120)) for name in "ab"}
+        assert compare_with(scores, "b", 0.05).comparisons["a"].shows_in == words
 
 
 def test_a_loud_arm_has_a_variance_of_its_own():

@@ -240,7 +240,7 @@ def test_the_evidence_of_a_candidate_and_of_a_default(config):
     line = next(line for line in text.splitlines() if line.startswith("gain"))
     assert line == (
         f"gain      none, it is the default; the best candidate, w64, has {best.gain:+.4g} "
-        f"{tags['best_candidate_interval']} over it; a true gain of {best.detectable:.4g} shows in about 8 of 10 such studies"
+        f"{tags['best_candidate_interval']} over it; a true gain of {best.detectable:.4g} shows in {best.shows_in} such studies"
     )
 
 

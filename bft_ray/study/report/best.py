@@ -109,5 +109,6 @@ def _measured(tags: Mapping[str, str], prefix: str) -> str:
 def _detectable(tags: Mapping[str, str], prefix: str) -> str:
     """A clause on the smallest effect that the confirmation could have detected."""
     with contextlib.suppress(ValueError):
-        return f"; a true gain of {float(tags.get(f'{prefix}detectable', '')):.4g} shows in about 8 of 10 such studies"
+        least, shows_in = float(tags.get(f"{prefix}detectable", "")), tags.get(f"{prefix}shows_in", "about 8 of 10")
+        return f"; a true gain of {least:.4g} shows in {shows_in} such studies"
     return ""

@@ -159,7 +159,7 @@ def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
         + (
             "."
             if math.isnan(gain.detectable)
-            else f"; a gain of {_size(gain.detectable)} shows in about 8 of 10 such studies."
+            else f"; a gain of {_size(gain.detectable)} shows in {gain.shows_in} such studies."
         )
     )
     return [span, _rivals(choice, arm), _cause(choice, gain)]
