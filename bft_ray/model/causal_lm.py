@@ -174,6 +174,8 @@ def attach(model: torch.nn.Module, config: ModelConfig, lora: LoraConfig | None,
 def _attach_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
+    from bft_ray.model.lora_linear import join_adapters
+
     if not (Path(adapter) / "adapter_model.safetensors").is_file():
         raise BadInput("model.adapter", adapter, *adapter_without_safetensors(Path(adapter)))
     dtype = model.dtype
@@ -181,4 +183,5 @@ def _attach_adapter(model: Any, adapter: str) -> Any:
     for parameter in model.parameters():  # not `model.to`: rotary frequencies are buffers, and stay in fp32
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    join_adapters(model)
     return model

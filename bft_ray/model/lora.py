@@ -20,6 +20,8 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
+    from bft_ray.model.lora_linear import join_adapters
+
     check_targets(model, config)
     settings = PeftLoraConfig(
         r=config.rank,
@@ -30,7 +32,9 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
     )
     with torch.random.fork_rng(enabled=True):
         torch.manual_seed(seed)
-        return get_peft_model(model, settings, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
+    join_adapters(adapted)
+    return adapted
 
 
 def remove_adapters(model: Any) -> Any:

@@ -35,7 +35,6 @@ from bft_ray.stats.crossed import Crossed, Parts, run_variances
 from bft_ray.stats.power import POWER
 from bft_ray.stats.skewness import CLEAR, COUNTS, needed_items, skewness_error, unbend, without_noise
 
-
 #: a claim of fewer seeds or items was seen up to 11 points off, otherwise 5 (docs/statistics.md)
 _SEEDS, _ITEMS = 5, 100
 
