@@ -1,12 +1,12 @@
-"""Whether DeepSpeed accepts what `deepspeed.overlay` adds, checked before a worker starts.
-
-A section that it does not know at all it leaves out without a word, and so is not found here.
-"""
+"""Whether DeepSpeed accepts what `deepspeed.overlay` adds, checked before a worker starts."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,6 +30,10 @@ def check_overlay(config: Config) -> None:
     import_deepspeed()
     from deepspeed.runtime.config import DeepSpeedConfig
 
+    known = _known()
+    for name, value in config.deepspeed.overlay.items():
+        if name not in known:
+            raise BadInput(f"deepspeed.overlay.{name}", value, "a section that DeepSpeed reads", _remedy(name, known))
     try:
         DeepSpeedConfig(deepspeed_settings(config))
     except ValidationError as error:
@@ -44,6 +48,21 @@ def check_overlay(config: Config) -> None:
         raise BadInput(
             "deepspeed.overlay", config.deepspeed.overlay, f"what DeepSpeed accepts: {first_line(error)}", _REMEDY
         ) from None
+
+
+def _known() -> set[str]:
+    """The names that DeepSpeed's code quotes. One that is not among them it would leave out without a word; it has no
+    list of its sections, and reads some only where they are used.
+    """
+    import deepspeed
+
+    files = Path(deepspeed.__path__[0]).rglob("*.py")
+    return {name for file in files for name in re.findall(r"""["']([a-z][a-z0-9_]*)["']""", file.read_text(errors="ignore"))}
+
+
+def _remedy(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"Did you mean `{near[0]}`? {_REMEDY}" if near else _REMEDY
 
 
 def _find(tree: Any, path: Sequence[int | str]) -> tuple[str, Any] | None:

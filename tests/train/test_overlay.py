@@ -40,3 +40,13 @@ def test_what_trips_deepspeed_itself(make_tree):
 def test_right_settings_pass(make_tree):
     overlay = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
     check_overlay(make_config(make_tree(deepspeed={"preset": "zero3", "overlay": overlay})))
+
+
+def test_a_section_that_deepspeed_never_reads_is_refused(make_tree):
+    """DeepSpeed itself leaves it out without a word."""
+    with pytest.raises(BadInput, match="a section that DeepSpeed reads") as caught:
+        check_overlay(make_config(make_tree(deepspeed={"overlay": {"zero_optimisation": {"reduce_bucket_size": 1}}})))
+    assert caught.value.field == "deepspeed.overlay.zero_optimisation"
+    assert caught.value.remedy.startswith("Did you mean `zero_optimization`?")
+    known = {"activation_checkpointing": {}, "flops_profiler": {"enabled": False}, "communication_data_type": "fp32"}
+    check_overlay(make_config(make_tree(deepspeed={"overlay": known})))
