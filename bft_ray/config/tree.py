@@ -202,7 +202,20 @@ class ClusterConfig(Section):
     """Ray: where, how many workers, what each gets, where results go, and what happens on failure."""
 
     address: str | None = Field(None, description="Ray address (auto, host:port, ray://host:port); null: a local Ray")
-    num_workers: int = Field(1, ge=1, description="training workers (ranks)")
+    num_workers: int = Field(
+        1,
+        ge=1,
+        description="training workers (ranks); [least, most]: as many of them as there is room for, see min_workers",
+    )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="least training workers: training goes on with as few after a loss, and grows again up to num_workers; "
+        "null: always num_workers",
+    )
+    resize_interval_s: float = Field(
+        60.0, ge=0, description="how often to look whether there is room for more workers, where min_workers is given"
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores reserved for each worker; also its threads on CPU")
     gpus_per_worker: float | None = Field(
         None, ge=0, le=1, description="GPUs a worker; null: 1 where the cluster has GPUs, else 0"
@@ -222,6 +235,29 @@ class ClusterConfig(Section):
     max_failures: int = Field(3, ge=0, description="restarts from the last checkpoint before the run fails")
     start_timeout_s: float = Field(300.0, gt=0, description="longest wait for resources and for workers to start")
     collective_timeout_s: float = Field(600.0, gt=0, description="longest wait of a rank for the others")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_range(cls, given: Any) -> Any:
+        """`num_workers: [least, most]`, as Ray Train writes it, sets both fields."""
+        if not isinstance(given, dict) or not isinstance(given.get("num_workers"), list | tuple):
+            return given
+        if len(given["num_workers"]) != 2 or given.get("min_workers") is not None:
+            rest = "" if given.get("min_workers") is None else ", and cluster.min_workers left out"
+            raise rule("num_workers", given["num_workers"], f"a number, or [least, most]{rest}")
+        least, most = given["num_workers"]
+        return given | {"min_workers": least, "num_workers": most}
+
+    @model_validator(mode="after")
+    def _least_is_least(self) -> ClusterConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise rule("min_workers", self.min_workers, f"at most cluster.num_workers ({self.num_workers})")
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """Fewest workers that training runs with."""
+        return self.num_workers if self.min_workers is None else self.min_workers
 
 
 class CheckpointConfig(Section):

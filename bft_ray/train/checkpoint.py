@@ -55,41 +55,31 @@ def write_manifest(folder: Path, rank: int, world_size: int) -> None:
 
 
 def verify_manifest(folder: Path, rank: int, world_size: int, remedy: str = "") -> None:
-    """Check what `rank` needs: all manifests present, the same number of ranks, its files unchanged.
+    """Check that a checkpoint is whole, whatever the number of ranks that wrote it: all manifests present, files unchanged.
+    Rank 0 checks all files, the others deal them out.
 
     Args:
+        rank, world_size: of the reader.
         remedy: what to do about a damaged one; "": delete it.
 
     Raises:
-        BadInput: a missing shard, a changed file, or a checkpoint of another number of workers.
+        BadInput: a missing shard, or a changed file.
     """
     manifests = {path.name: read_kept(path, _NEEDS) for path in sorted(folder.glob("manifest-*.json"))}
     remedy = remedy or f"Delete {folder}: the run then resumes from an earlier checkpoint, or from its start."
     if damaged := [name for name, manifest in manifests.items() if manifest is None]:
         raise BadInput("checkpoint", folder / damaged[0], "unchanged since it was written", remedy)
-    if not manifests:
+    whole = [manifest for manifest in manifests.values() if manifest]
+    if not whole:
         raise BadInput("checkpoint", folder, "a folder with a manifest of every rank", remedy)
-    check_num_workers(folder, world_size)
-    if len(manifests) != world_size:
-        rule = f"whole, but has shards of {len(manifests)} of {world_size} ranks"
+    if len(whole) != whole[0]["world_size"]:
+        rule = f"whole, but has shards of {len(whole)} of {whole[0]['world_size']} ranks"
         raise BadInput("checkpoint", folder, rule, remedy)
-    for manifest in manifests.values() if rank == 0 else [manifests[f"manifest-{rank:05d}.json"]]:
-        for name, expected in (manifest or {})["files"].items():
+    for manifest in whole if rank == 0 else whole[rank::world_size]:
+        for name, expected in manifest["files"].items():
             path = folder / name
             if not path.is_file() or checksum(path) != expected:
                 raise BadInput("checkpoint", path, "unchanged since it was written (its checksum differs)", remedy)
-
-
-def check_num_workers(folder: Path, num_workers: int) -> None:
-    """BadInput for a checkpoint of another number of workers; needs one whole manifest."""
-    saved = (read_kept(min(folder.glob("manifest-*.json")), _NEEDS) or {}).get("world_size", num_workers)
-    if saved != num_workers:
-        raise BadInput(
-            "cluster.num_workers",
-            num_workers,
-            f"{saved}, the number of workers that wrote the checkpoint {folder.name}",
-            f"Resume with cluster.num_workers={saved}, or start a run with another name.",
-        )
 
 
 def step_name(step: int) -> str:
@@ -97,8 +87,8 @@ def step_name(step: int) -> str:
     return f"{STEP}{step:08d}"
 
 
-def last_complete(folder: Path, line: Callable[[str], None] = log.warning) -> Path | None:
-    """The latest checkpoint below `folder` that was written to its end: all manifests, and every file in full length.
+def last_complete(folder: str, line: Callable[[str], None] = log.warning) -> str | None:
+    """The latest checkpoint below a folder or URI that was written to its end: all manifests, every file in full length.
 
     One that was cut off by the end of its writer, or damaged since, is passed over. `verify_manifest` checks whether the
     content is unchanged.
@@ -106,10 +96,11 @@ def last_complete(folder: Path, line: Callable[[str], None] = log.warning) -> Pa
     Args:
         line: called with a line on each checkpoint that is passed over.
     """
-    for path in sorted(folder.glob(f"{STEP}*"), reverse=True):
-        if (flaw := flaw_of(str(path))) is None:
-            return path
-        line(passed_over(path, flaw))
+    for name in sorted(storage.folders_in(folder, STEP), reverse=True):
+        place = storage.join(folder, name)
+        if (flaw := flaw_of(place)) is None:
+            return place
+        line(passed_over(place, flaw))
     return None
 
 

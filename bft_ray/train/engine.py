@@ -23,6 +23,9 @@ from bft_ray.model.host_memory import give_back
 from bft_ray.model.packing import Layouts, Rows, choose_rows
 from bft_ray.train.loss_model import LossModel
 from bft_ray.train.settings import deepspeed_settings
+from bft_ray.train.state import TrainingState
+
+_STATE = "engine"  # folder of the training state in a checkpoint
 
 
 def join_alone(timeout_s: float = 600.0) -> None:
@@ -81,8 +84,6 @@ class Engine:
             model=LossModel(model), optimizer=_adamw(model, config, device), config=settings, dist_init_required=False
         )
         self._only_trainable = self.num_trainable < self.num_parameters
-        if self._only_trainable:
-            self._engine.module.register_state_dict_post_hook(_drop_frozen)
         self._engine(None, None)  # before any GPU hour is spent: what this architecture does with logits and rows
         self.rows: Rows = choose_rows(config, self._layouts(), model, device)
 
@@ -157,26 +158,16 @@ class Engine:
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """Write this rank's shards below `folder`; every rank calls it. Frozen weights are left out."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "engine").mkdir(exist_ok=True)
-        self._engine.save_checkpoint(
-            str(folder),
-            tag="engine",
-            client_state=state,
-            save_latest=False,
-            exclude_frozen_parameters=self._only_trainable,  # also from what DeepSpeed keeps beside the module's state
-        )
+    def save(self, folder: Path, loop: dict[str, Any]) -> None:
+        """Write this rank's part of the training state below `folder`; every rank calls it. See `bft_ray.train.state`."""
+        self._state().write(folder / _STATE, loop)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore weights, optimizer and the state given to `save`."""
-        where, state = self._engine.load_checkpoint(
-            str(folder), tag="engine", load_module_strict=not self._only_trainable, load_lr_scheduler_states=False
-        )
-        if where is None:
-            raise FileNotFoundError(f"no DeepSpeed checkpoint in {folder}")
-        return state
+        """Restore weights and optimizer, whatever the number of ranks that wrote them; returns what `save` was given."""
+        return self._state().read(folder / _STATE)
+
+    def _state(self) -> TrainingState:
+        return TrainingState(self.module, self._engine.optimizer, self.stage, self.rank, self.world_size)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The trained parameters (all of them, or the adapters) on CPU, on rank 0; None elsewhere. A collective."""
@@ -192,13 +183,6 @@ class Engine:
     def close(self) -> None:
         """Free what DeepSpeed holds."""
         self._engine.destroy()
-
-
-def _drop_frozen(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Frozen weights out of a state, under each of their names: DeepSpeed knows but one of a weight that is tied."""
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            state.pop(prefix + name, None)
 
 
 def _load(config: Config, settings: dict[str, Any]) -> torch.nn.Module:

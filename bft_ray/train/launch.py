@@ -85,7 +85,7 @@ def _train(config: Config, display: Display | None) -> TrainResult:
     folder = storage.join(config.cluster.storage_path, str(config.name))
     record = read_record(folder)
     config = with_first_choices(config, record)
-    refuse_other_run(record, config, folder)
+    refuse_other_run(record, config)
     if "after" in record:
         display.line(f"the run {config.name} is finished; choose another name to train again")
         exported = storage.join(folder, "export")

@@ -63,7 +63,7 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
 
     Raises:
         NonFinite: on every rank, for a loss or gradient that is not finite.
-        BadInput: a checkpoint that is broken or of another number of workers.
+        BadInput: a checkpoint that is broken.
     """
     plan, num_steps = make_plan(config, data.train)
     last = num_steps if until is None else min(until, num_steps)
@@ -182,14 +182,14 @@ def _resume(engine: Engine, host: Host) -> LoopState:
         return LoopState()
     remedy = f"Delete {host.origin(folder)}: the run then resumes from an earlier checkpoint, or from its start."
     verify_manifest(folder, engine.rank, engine.world_size, remedy)
-    return LoopState(**engine.load(folder)["loop"])
+    return LoopState(**engine.load(folder))
 
 
 def _save(engine: Engine, host: Host, state: LoopState, score: float | None) -> None:
     if engine.rank == 0:
         host.notify("saving", {"step": state.step})
     with scratch("checkpoint") as folder:
-        engine.save(folder, {"loop": state.to_dict()})
+        engine.save(folder, state.to_dict())
         write_manifest(folder, engine.rank, engine.world_size)
         host.keep(folder, state.step, score)
     if engine.rank == 0:

@@ -57,7 +57,9 @@ def _known() -> set[str]:
     import deepspeed
 
     files = Path(deepspeed.__path__[0]).rglob("*.py")
-    return {name for file in files for name in re.findall(r"""["']([a-z][a-z0-9_]*)["']""", file.read_text(errors="ignore"))}
+    return {
+        name for file in files for name in re.findall(r"""["']([a-z][a-z0-9_]*)["']""", file.read_text(errors="ignore"))
+    }
 
 
 def _remedy(name: str, known: set[str]) -> str:

@@ -18,7 +18,7 @@ from bft_ray.places import storage
 from bft_ray.places.addresses import redact
 from bft_ray.places.kept import is_damaged, read_kept, write_kept
 from bft_ray.tracking.resume import MAY_CHANGE, changed_fields, describe_change
-from bft_ray.train.checkpoint import check_num_workers, checksum, last_complete
+from bft_ray.train.checkpoint import checksum
 
 _FILE, _NEEDS = "run.json", ("run_id", "config")
 
@@ -43,22 +43,14 @@ def with_first_choices(config: Config, record: Mapping[str, Any]) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=kept)}) if kept else config
 
 
-def refuse_other_run(record: Mapping[str, Any], config: Config, folder: str) -> None:
+def refuse_other_run(record: Mapping[str, Any], config: Config) -> None:
     """Refuse to resume a run with a config that would give neither its own result nor that of the first config.
 
     Raises:
         BadConfig: the run began with other settings, of those that decide the result.
-        BadInput: its last checkpoint is of another number of workers.
     """
-    if record:
-        _refuse_other_settings(record, config)
-    if "after" not in record and not storage.is_remote(folder):
-        last = last_complete(Path(folder), lambda text: None)  # the workers report those that they pass over
-        if last is not None:
-            check_num_workers(last, config.cluster.num_workers)
-
-
-def _refuse_other_settings(record: Mapping[str, Any], config: Config) -> None:
+    if not record:
+        return
     new = json.loads(redact(json.dumps(flatten(config))))
     known = {_leaf(field) for field in record["config"]}  # a version without a field did what its default does
     new = {field: value for field, value in new.items() if field in record["config"] or _leaf(field) in known}

@@ -21,9 +21,9 @@ from bft_ray.places import storage
 from bft_ray.places.kept import read_kept, write_kept
 from bft_ray.places.modes import keep_for
 from bft_ray.places.scratch import scratch
-from bft_ray.places.storage import fetch_folder, folders_in, join, put_folder
+from bft_ray.places.storage import fetch_folder, join, put_folder
 from bft_ray.tracking.run import Tracker
-from bft_ray.train.checkpoint import STEP, LoopState, flaw_of, passed_over, step_name, verify_manifest
+from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest
 from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.failure import Decision, explain, first_cause
 from bft_ray.train.host import SCORE_FILE
@@ -46,17 +46,15 @@ class RayHost:
 
     def last_checkpoint(self) -> Path | None:
         # From the folders: Ray's own list of them is missing after some kinds of end.
-        found, passed = None, []
-        for name in sorted(folders_in(self.folder, STEP), reverse=True):
-            place = join(self.folder, name)
-            if (flaw := flaw_of(place)) is None:
-                found = fetch_folder(place)
-                self._origins[found] = place
-                break
-            passed.append(passed_over(place, flaw))
+        passed: list[str] = []
+        place = last_complete(self.folder, passed.append)
         if passed:
             log.warning("%s", "\n".join(passed))
             self.notify("passed over", {"lines": passed})
+        if place is None:
+            return None
+        found = fetch_folder(place)
+        self._origins[found] = place
         return found
 
     def best_checkpoint(self, step: int) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from bft_ray.train.snapshot import SCORE, delete_unfit
 from bft_ray.workers.room import num_gpus_per_worker
 
 log = logging.getLogger(__name__)
+
+_COUNT_AGAIN_S = 10.0  # longest wait for a placement of so many workers as there seemed to be room for
 
 
 def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
@@ -44,13 +47,17 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     remove_cut_off(storage.join(storage_path, name))
     delete_unfit(storage.join(storage_path, name))
     cluster = config.cluster
-    gpus = num_gpus_per_worker(cluster)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_s)
+    is_fixed, gpus = cluster.least_workers == cluster.num_workers, num_gpus_per_worker(cluster)
+    # the number of workers may come from a count that still has a lost node: then it is soon tried with another
+    start_s = cluster.start_timeout_s if is_fixed else min(cluster.start_timeout_s, _COUNT_AGAIN_S)
+    num_starts = cluster.max_failures + (0 if is_fixed else math.ceil(cluster.start_timeout_s / start_s))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_s)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # a value that it returns is rank 0's `return_value`
         train_loop_config=payload | {"config": config},
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=cluster.num_workers if is_fixed else (cluster.least_workers, cluster.num_workers),  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=cluster.resize_interval_s,  # type: ignore[call-arg]
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": cluster.cpus_per_worker}
             | ({"GPU": gpus} if gpus else {})
@@ -63,7 +70,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
             callbacks=[StopAtFinal(payload.get("board"))],  # type: ignore[list-item]  # stated for Ray Tune's
             failure_config=FailureConfig(
                 max_failures=cluster.max_failures,
-                controller_failure_limit=cluster.max_failures,  # type: ignore[call-arg]  # also bounds the wait for a lost node
+                controller_failure_limit=num_starts,  # type: ignore[call-arg]  # also bounds the wait for a lost node
             ),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.checkpoint.keep, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"

@@ -38,7 +38,7 @@ def num_gpus_per_worker(cluster: ClusterConfig) -> float:
 
 @waiting("waiting for room for the workers")
 def require_resources(cluster: ClusterConfig) -> None:
-    """Return once the cluster's nodes could hold all workers (free or not); within `connect` only.
+    """Return once the cluster's nodes could hold the workers, at least as many as training needs (free or not); within `connect` only.
 
     A local Ray cannot grow and is refused at once. Any other cluster may be scaling up, so it gets
     `cluster.start_timeout_s`.
@@ -54,7 +54,7 @@ def require_resources(cluster: ClusterConfig) -> None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         need = worker_resources(cluster)
         room = num_places(nodes, need, cluster.placement)
-        if room >= cluster.num_workers:
+        if room >= cluster.least_workers:
             return
         if time.monotonic() >= deadline:
             raise too_small(cluster, need, f"at most {room}")
@@ -63,7 +63,7 @@ def require_resources(cluster: ClusterConfig) -> None:
                 "waiting up to %.0f s for the cluster to grow: it has room for %d of %d workers of %s",
                 cluster.start_timeout_s,
                 room,
-                cluster.num_workers,
+                cluster.least_workers,
                 _amounts(need),
             )
             told = True
@@ -101,8 +101,8 @@ def too_small(cluster: ClusterConfig, need: dict[str, float], rule: str) -> NoRo
     has = _amounts({name: total.get(name, 0.0) for name in need})
     left = _amounts({name: free.get(name, 0.0) for name in need})
     return NoRoom(
-        "cluster.num_workers",
-        cluster.num_workers,
+        "cluster.num_workers" if cluster.min_workers is None else "cluster.min_workers",
+        cluster.least_workers,
         f"{rule}: each worker asks for {_amounts(need)} ({cluster.placement}), and the cluster has {has} "
         f"on {len(nodes)} node{'s' if len(nodes) != 1 else ''} ({left} free)",
         "Lower num_workers, cpus_per_worker or gpus_per_worker, or use a larger cluster.",

@@ -49,13 +49,13 @@ def start_ray(
     }
     variables = dict(env or {})
     if workers:
-        _start_raylet(state, "ray-head", head, 0, [], variables)
+        start_raylet(state, "ray-head", head, 0, [], variables)
     else:
-        _start_raylet(state, "ray-head", head, cpus, _devices(0, gpus), variables)
+        start_raylet(state, "ray-head", head, cpus, _devices(0, gpus), variables)
     wait(state, ["ray-head"], lambda: _connects(state.ports["gcs"]), end)
     names = [f"ray-worker-{number}" for number in range(1, workers + 1)]
     for number, name in enumerate(names):
-        _start_raylet(state, name, {"address": address}, cpus, _devices(number, gpus), variables)
+        start_raylet(state, name, {"address": address}, cpus, _devices(number, gpus), variables)
     wait(state, ["ray-head", *names], lambda: _num_nodes(state) == workers + 1, end)
 
 
@@ -66,10 +66,10 @@ def _devices(number: int, gpus: int) -> list[str]:
     return known[number * gpus : (number + 1) * gpus]
 
 
-def _start_raylet(
+def start_raylet(
     state: State, name: str, options: Mapping[str, Any], cpus: int, devices: Sequence[str], env: Mapping[str, str]
 ) -> None:
-    """Start one; it has ports and a folder of its own.
+    """Start one, and do not wait for it; it has ports and a folder of its own.
 
     Raylets that share a folder unpack a job's files over those in which its driver is running.
     """

@@ -1,7 +1,10 @@
 """What early stopping costs: recorded full curves, replayed in many orders under several rules.
 
-    python -m jobs.bench.stopping record --out docs/stopping.jsonl    trains every trial to its end (starter model, CPU)
+    python -m jobs.bench.stopping record --out docs/stopping.jsonl [CONFIG] [FIELD=VALUE ...] [--metric NAME]
     python -m jobs.bench.stopping replay --curves docs/stopping.jsonl
+
+record trains every trial to its end, 60 steps (default: the starter model and its data, CPU); the metric is one of which more is
+better.
 
 Recorded are numbers alone: the objective of each trial at each rung and at the end, a line a trial; those that the file has are
 not trained again, so the run may be cut at any time. A replay draws `--trials` of them in a random
@@ -36,6 +39,13 @@ from bft_ray.study.propose.halving import is_promoted
 from bft_ray.study.report.agreement import Agreement, kendall
 
 METRIC, REDUCTION = "choices/probability", 3
+_STARTER = [
+    "cluster.num_workers=1",
+    "data.max_length=256",
+    "data.too_long=drop",
+    "data.global_batch_size=8",
+    "data.validation=[]",
+]
 RUNGS, STEPS = (4, 12, 36), 60
 Curve = Mapping[int, float]  # step -> value
 #: trials in their order -> steps taken, place of the pick
@@ -59,23 +69,15 @@ def trees(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return found
 
 
-def record(count: int, path: Path) -> None:
+def record(count: int, path: Path, source: str, overrides: Sequence[str], metric: str) -> None:
     """Curves of as many trials, one after the other in this process, added to a file."""
     from bft_ray.config import load_config, make_config
     from bft_ray.study.execute.trial import run_trial
     from bft_ray.study.execute.warm import Warm
 
     warm, done = Warm(), set(read(path))
-    overrides = [
-        "cluster.num_workers=1",
-        "data.max_length=256",
-        "data.too_long=drop",
-        "data.global_batch_size=8",
-        "data.validation=[]",
-        "checkpoint.export=last",
-        f"schedule.steps={STEPS}",
-    ]
-    base = load_config("starter", overrides).model_dump(mode="json")
+    fixed = [f"schedule.steps={STEPS}", "checkpoint.export=last"]
+    base = load_config(source, [*overrides, *fixed]).model_dump(mode="json")
     for number, tree in enumerate(trees(count)):
         if number in done:
             continue
@@ -83,7 +85,7 @@ def record(count: int, path: Path) -> None:
             base | {"loss": tree["loss"], "seed": tree["seed"]} | {"optimizer": base["optimizer"] | tree["optimizer"]}
         )
         result = run_trial(config, RUNGS, lambda step, metrics: True, warm)
-        curve = {str(step): metrics[METRIC] for step, metrics in result.metrics.items()}
+        curve = {str(step): metrics[metric] for step, metrics in result.metrics.items()}
         with path.open("a") as out:
             out.write(json.dumps({"trial": number, "status": result.status, "curve": curve}) + "\n")
 
@@ -196,14 +198,18 @@ def main() -> None:
     """Record, or replay and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["record", "replay"])
+    parser.add_argument("config", nargs="?", default="starter", help="of record")
+    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="of record")
+    parser.add_argument("--metric", default=METRIC, help="of record")
     parser.add_argument("--out", type=Path, default=Path("stopping.jsonl"), help="of record")
     parser.add_argument("--curves", type=Path, default=Path("docs/stopping.jsonl"), help="of replay")
     parser.add_argument("--count", type=int, default=36, help="trials to record")
     parser.add_argument("--trials", type=int, default=24, help="trials of a replayed study")
     parser.add_argument("--orders", type=int, default=4000, help="replayed studies")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.part == "record":
-        record(args.count, args.out)
+        overrides = args.overrides if args.config != "starter" else [*_STARTER, *args.overrides]
+        record(args.count, args.out, args.config, overrides, args.metric)
         return
     curves = [curve for curve in read(args.curves).values() if curve]
     for rung in RUNGS:

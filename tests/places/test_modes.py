@@ -108,7 +108,7 @@ def test_a_run_is_its_owner_s_or_the_group_s_and_listens_on_loopback(
     found = modes(tmp_path)
     for part in ("results/run/export/model.safetensors", "results/run/run.json", "mlflow.db"):
         assert part in found, part
-    assert any("step-" in name and name.endswith(".pt") for name in found)
+    assert any("step-" in name and name.endswith(".safetensors") for name in found)
     assert any(name.endswith("tokens.bin") for name in found) and any(name.startswith("mlartifacts/") for name in found)
     of_the_user = {name for name in found if name.startswith("home/")}  # his own cache: nobody shares that
     wrong = {name: mode for name, mode in found.items() if mode not in (folders, files) and name not in of_the_user}

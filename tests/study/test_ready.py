@@ -208,3 +208,11 @@ def test_large_files_are_read_in_part(tmp_path, monkeypatch):
     file.write_bytes(file.read_bytes()[:-1])
     assert fingerprint() != before
     assert weights_fingerprint(ModelConfig(path="somebody/model")) == ""
+
+
+def test_a_deterministic_study_has_one_number_of_workers(tmp_path):
+    space, base = load_study("starter", overrides=["cluster.num_workers=[1,2]", f"cluster.storage_path={tmp_path}"])
+    with pytest.raises(
+        BadInput, match=r"`cluster.num_workers` is \[1, 2\], but must be one number in a deterministic study"
+    ):
+        inspect_study(space.model_copy(update={"deterministic": True}), base)

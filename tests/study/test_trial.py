@@ -76,7 +76,7 @@ class Paused:
 def paused_and_resumed(tree: dict, folder: str) -> Paused:
     pause = Path(folder) / "state"
     parts = [trial(tree, [0, 2, 4], until=stop, pause=pause)[0] for stop in (2, 4, None)]
-    (state,) = (pause / "engine").glob("*model_states.pt")
+    (state,) = (pause / "engine").glob("*.safetensors")
     state.write_bytes(state.read_bytes()[:-1] + b"!")
     damaged = trial(tree, [4], until=4, pause=pause)[0]
     return Paused(parts, trial(tree, [0, 2, 4])[0], [path.name for path in pause.parent.iterdir()], damaged)

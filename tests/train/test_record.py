@@ -12,7 +12,6 @@ import pytest
 from bft_ray.config import make_config
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model.causal_lm import load_tokenizer
-from bft_ray.train.checkpoint import write_manifest
 from bft_ray.train.launch import load_datasets, pin, train
 from bft_ray.train.progress import Display
 from bft_ray.train.record import identity_of, write_record
@@ -99,19 +98,6 @@ def test_a_run_of_before_is_taken_with_a_word(begun, tmp_path):
     assert [
         text for text in lines.said if text.startswith("note: the run run began with a version of bft-ray that kept")
     ]
-
-
-def test_another_number_of_workers_is_refused_before_they_start(begun, tmp_path):
-    folder = tmp_path / "results" / "run" / "step-00000002"
-    folder.mkdir()
-    for rank in range(2):
-        write_manifest(folder, rank, 2)
-    with pytest.raises(BadInput) as caught:
-        train(make_config(begun), Lines())
-    assert str(caught.value) == (
-        "`cluster.num_workers` is 1, but must be 2, the number of workers that wrote the checkpoint step-00000002. "
-        "Resume with cluster.num_workers=2, or start a run with another name."
-    )
 
 
 def test_a_run_that_is_refused_leaves_no_folder(make_tree, tmp_path):

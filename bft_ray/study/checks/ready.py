@@ -57,6 +57,7 @@ def inspect_study(space: SearchSpace, base: Config, line: Callable[[str], None] 
             written, no server.
     """
     first = pin_paths(config_of(base, space, representatives(space, 1)[0]))
+    _require_one_layout(space, first)
     storage.check_writable(first.cluster.storage_path)
     check_server(first.tracking)
     check_artifacts(first.tracking, first.experiment)
@@ -92,6 +93,14 @@ def inspect_study(space: SearchSpace, base: Config, line: Callable[[str], None] 
     _require_items(space, rows)
     num_items = {split: len(own) for split, own in rows.items() if own}
     return Facts(first, None if varies else longest, None if varies else samples, fingerprints, num_items)
+
+
+def _require_one_layout(space: SearchSpace, config: Config) -> None:
+    """Raise BadInput for a deterministic study whose number of workers may change, and with it the last bits."""
+    least, most = config.cluster.least_workers, config.cluster.num_workers
+    if space.deterministic and least < most:
+        rule = "one number in a deterministic study: another number of workers changes the last bits of a result"
+        raise BadInput("cluster.num_workers", [least, most], rule, f"Use {most}, or deterministic: false.")
 
 
 def _require_items(space: SearchSpace, rows: Mapping[str, Rows]) -> None:

@@ -158,14 +158,24 @@ def _every_few_seconds(function: Callable[[], None]) -> Callable[[], None]:
 
 
 def num_runs(nodes: Sequence[dict[str, float]], need: dict[str, float], cluster: ClusterConfig) -> int:
-    """How many runs of `cluster.num_workers` workers fit on nodes with these resources, under its placement."""
+    """How many runs fit on nodes with these resources, under the placement: of `cluster.num_workers` workers, or if not one of
+    them fits of the fewest.
+    """
+    return _num_runs(nodes, need, cluster, cluster.num_workers) or _num_runs(
+        nodes, need, cluster, cluster.least_workers
+    )
+
+
+def _num_runs(
+    nodes: Sequence[dict[str, float]], need: dict[str, float], cluster: ClusterConfig, num_workers: int
+) -> int:
     if cluster.placement == "STRICT_PACK":
-        return sum(num_places([node], need) // cluster.num_workers for node in nodes)
+        return sum(num_places([node], need) // num_workers for node in nodes)
     free, runs = [num_places([node], need) for node in nodes], 0
     if cluster.placement != "STRICT_SPREAD":
-        return sum(free) // cluster.num_workers
-    while sum(places > 0 for places in free) >= cluster.num_workers:  # each run on as many nodes, those with most room
-        for index in sorted(range(len(free)), key=lambda index: -free[index])[: cluster.num_workers]:
+        return sum(free) // num_workers
+    while sum(places > 0 for places in free) >= num_workers:  # each run on as many nodes, those with most room
+        for index in sorted(range(len(free)), key=lambda index: -free[index])[:num_workers]:
             free[index] -= 1
         runs += 1
     return runs
