@@ -27,7 +27,7 @@ def propose(config: Config, source: str, parameters: Mapping[str, Any], num_samp
     """A search space (YAML) over method, window, epsilon, cap and learning rate for this data.
 
     - the objective is the headline of the domain where the config measures it, else token accuracy;
-    - early stopping: ASHA, whose first rung is a ninth of a trial;
+    - early stopping: ASHA, its first rung where ranks agree with those at the end (`grace_steps`);
     - confirmation and test are measured on the files beside the validation data that are named like it
       (`validation.jsonl`, `confirmation.jsonl`, `test.jsonl`), where these exist. Comments on top say what is missing.
 
@@ -38,7 +38,7 @@ def propose(config: Config, source: str, parameters: Mapping[str, Any], num_samp
     named, fixed = config_and_fixed(config, source, parameters)
     headline = domain(config.domain).headline
     metric = headline if is_measured(config, headline) else "validation/token_accuracy"
-    grace = grace_steps(_num_steps(config, num_samples))
+    grace = grace_steps(_num_steps(config, num_samples), metric)
     confirmation, missing = _confirmation(pin_paths(config), metric, config.seed)
     space = {
         "name": f"{config.domain}_proposed",

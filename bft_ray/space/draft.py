@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from bft_ray.config.measured import VALIDATION
+
 #: how the space that `bft-ray init` wrote begins; `bft-ray profile` rewrites no other
 MARK = "# Written by `bft-ray init`"
 WHOLE = 0.95  # a window that covers more of the answers whole tells little from the next
@@ -13,6 +15,7 @@ MOST_WINDOWS = 4
 _LOOKED_AT = 9
 CONFIRMATION_SEEDS = (101, 102, 103, 104, 105)
 REDUCTION = 3
+_LATE = 0.6
 
 
 def window_grid(longest: int) -> list[int]:
@@ -39,6 +42,12 @@ def differing_windows(windows: Sequence[int], lengths: Sequence[int], most: int 
     return sorted({*slides[-most:], *also})
 
 
-def grace_steps(num_steps: int) -> int | None:
-    """Steps of the first rung, so that a trial may stop after a ninth and after a third of it; None: too short to stop."""
-    return math.ceil(num_steps / REDUCTION**2) if num_steps > 1 else None
+def grace_steps(num_steps: int, metric: str) -> int | None:
+    """Steps of the first rung: where a trial may stop first. None: too short to stop.
+
+    A ninth of a trial for metrics of every token of validation rows, whose ranks agree early; 3 of 5 for those of a task, such as
+    the probability of a choice, whose ranks were seen to agree only late (docs/benchmarks.md, "Early stopping").
+    """
+    if num_steps < 2:
+        return None
+    return math.ceil(num_steps / REDUCTION**2) if metric.startswith(f"{VALIDATION}/") else math.ceil(num_steps * _LATE)

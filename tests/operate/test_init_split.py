@@ -135,7 +135,8 @@ def test_what_so_few_items_can_show():
     assert smallest_share(1) is None and smallest_share(5) is None  # five changes that go one way are within chance
     found = [smallest_share(n) for n in (6, 20, 30, 100, 1000)]
     assert found == pytest.approx([0.963, 0.366, 0.251, 0.128, 0.040], abs=1e-3)
-    assert [grace_steps(n) for n in (1, 2, 9, 45, 263)] == [None, 1, 1, 5, 30]
+    assert [grace_steps(n, "validation/token_accuracy") for n in (1, 2, 9, 45, 263)] == [None, 1, 1, 5, 30]
+    assert [grace_steps(n, "choices/probability") for n in (1, 2, 9, 45, 263)] == [None, 2, 6, 27, 158]
 
 
 def test_a_group_is_the_same_however_it_is_spelled():

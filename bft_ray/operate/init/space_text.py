@@ -53,7 +53,7 @@ def space_text(plan: SpacePlan) -> str:
     """YAML, every section with a comment; each parameter is on one line, because `bft-ray profile` rewrites these lines."""
     few = plan.num_train < _FEW
     windows = f"  loss.window: {_among(plan.windows)}  # tokens; estimated" if plan.windows else f"  {_ONE_WINDOW}"
-    grace = grace_steps(plan.num_steps)
+    grace = grace_steps(plan.num_steps, plan.metric)
     scheduler = (
         f"{{kind: asha, grace_steps: {grace}, reduction: {REDUCTION}}}  # of {plan.num_steps} steps: the worse trials "
         f"stop early"
