@@ -20,8 +20,10 @@ from torch import Tensor
 from torch._C._autograd import _get_current_graph_task_keep_graph as graph_is_kept
 
 from bft_ray.config import LossConfig
-from bft_ray.loss.head import Head, OtherWords, add_product, product
-from bft_ray.loss.reference import LossSums, Supervised, gather_sums, supervised_positions
+from bft_ray.loss.entropy import TopLogits, largest, relative_entropy
+from bft_ray.loss.head import Head, OtherWords, add_product, product, residual, row_gradient
+from bft_ray.loss.reference import LossSums, Supervised, check_start, gather_sums, supervised_positions
+from bft_ray.loss.start import Start, StartWords
 from bft_ray.loss.weights import Weights, weigh
 
 #: Logits held at once under a frozen head: 16 MB on a CPU, about its caches; 64 MB on devices with more to fill.
@@ -44,6 +46,8 @@ def fused_loss_sums(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     num_words: int | None = None,
+    start: Start | None = None,
+    start_logp: Tensor | None = None,
 ) -> LossSums:
     """`loss_sums` of the logits `z = cap(logit_scale (hidden W^T + bias))`, which are never held together.
 
@@ -67,11 +71,13 @@ def fused_loss_sums(
         logit_scale: multiplies the logits (Cohere; the inverse of Granite's `logits_scaling`).
         softcap: bound of the logits (Gemma).
         num_words: words of the tokenizer where the head is padded beyond it; the others have probability 0.
+        start: hidden states and head under the starting weights; `anchor` reads them.
+        start_logp: as for `loss_sums`.
     """
     return fused_row_sums(
         hidden.flatten(0, 1),
         head_weight,
-        supervised_positions(labels, sample_index),
+        supervised_positions(labels, sample_index, start_logp),
         num_samples,
         config,
         bias=bias,
@@ -79,6 +85,7 @@ def fused_loss_sums(
         logit_scale=logit_scale,
         softcap=softcap,
         num_words=num_words,
+        start=None if start is None else start._replace(hidden=start.hidden.flatten(0, 1)),
     )
 
 
@@ -95,14 +102,17 @@ def fused_row_sums(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     num_words: int | None = None,
+    start: Start | None = None,
 ) -> LossSums:
     """`fused_loss_sums` for given supervised tokens; nothing waits for the device, if their lengths are given.
 
     Args:
         hidden: [B T, D] last hidden states of all positions.
         supervised: the tokens; without `lengths` a trainable head waits for the device once, to know them.
+        start: hidden states [B T, D'] and head under the starting weights.
     """
-    position, sample, target, lengths = supervised
+    position, sample, target, lengths, start_logp = supervised
+    check_start(config, start_logp, "start", start)
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -111,6 +121,8 @@ def fused_row_sums(
     job = _Job(
         config=config,
         num_samples=num_samples,
+        start_logp=start_logp if config.reads_prior else None,
+        start=_rows_of(start, position, dtype) if config.anchor else None,
         lengths=lengths,
         chunk_tokens=chunk_tokens,
         num_words=num_words or len(head_weight),
@@ -120,9 +132,9 @@ def fused_row_sums(
         weight_learns=learns and head_weight.requires_grad,
         bias_learns=learns and bias is not None and bias.requires_grad,
     )
-    loss_sum, logp, correct = _FusedLoss.apply(x, head_weight, bias, target, sample, job)
-    weights = _weigh(logp, sample, num_samples, config, dtype)
-    return gather_sums(loss_sum, logp, correct, weights)
+    loss_sum, logp, correct, signal, divergence = _FusedLoss.apply(x, head_weight, bias, target, sample, job)
+    weights = _weigh(logp, signal, sample, num_samples, config, dtype)
+    return gather_sums(loss_sum, logp, correct, weights, divergence)
 
 
 @torch.no_grad()
@@ -155,11 +167,13 @@ def target_logp(
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything that is no tensor."""
+    """Everything that has no gradient, but for target and sample."""
 
     config: LossConfig
     num_samples: int
     num_words: int
+    start_logp: Tensor | None = None  # [N]
+    start: Start | None = None  # hidden states [N, D']
     lengths: list[int] | None = None
     chunk_tokens: int | None = None
     logit_scale: float = 1.0
@@ -175,24 +189,32 @@ class _Rows:
 
     logp: Tensor  # [N]
     correct: Tensor  # [N] bool
-    gradient: Tensor | None  # [N, D] d(-logp)/dx, no weight in it
+    gradient: Tensor | None  # [N, D] d(-logp + anchor KL)/dx, no weight in it
+    signal: Tensor | None  # [N] what the token weight reads beside logp
+    divergence: Tensor | None  # [N] KL to the starting weights
 
     @classmethod
-    def empty(cls, x: Tensor, learns: bool) -> _Rows:
+    def empty(cls, x: Tensor, job: _Job) -> _Rows:
+        dtype = _accumulation_dtype(x.dtype)
+        has_entropy = job.config.token_weight == "entropy"
         return cls(
-            logp=x.new_empty(len(x), dtype=_accumulation_dtype(x.dtype)),
+            logp=x.new_empty(len(x), dtype=dtype),
             correct=x.new_empty(len(x), dtype=torch.bool),
-            gradient=torch.empty_like(x) if learns else None,
+            gradient=torch.empty_like(x) if job.hidden_learns else None,
+            signal=x.new_empty(len(x), dtype=dtype) if has_entropy else job.start_logp,
+            divergence=x.new_empty(len(x), dtype=dtype) if job.start is not None else None,
         )
 
 
 class _FusedLoss(torch.autograd.Function):
-    """(x [N, D], weight [V, D], bias [V]) -> loss_sum [], logp [N], correct [N]; only the first has a gradient."""
+    """(x [N, D], weight [V, D], bias [V]) -> loss_sum [], logp [N], correct [N], signal and divergence [N] or None; only
+    the first has a gradient.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sample: Tensor, job: _Job
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         with torch.autocast(x.device.type, enabled=False):
             head = Head(
                 weight=weight[: job.num_words],
@@ -211,12 +233,14 @@ class _FusedLoss(torch.autograd.Function):
                 rows = _frozen(x, target, head, job)
             else:
                 rows = _trainable(x, target, sample, head, job, grad_weight, grad_bias)
-            weights = _weigh(rows.logp, sample, job.num_samples, job.config, x.dtype)
+            weights = _weigh(rows.logp, rows.signal, sample, job.num_samples, job.config, x.dtype)
         ctx.save_for_backward(rows.gradient, weights.row, grad_weight, grad_bias)
         ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(rows.logp, rows.correct)
+        plain = [rows.logp, rows.correct, rows.signal, rows.divergence]
+        ctx.mark_non_differentiable(*(tensor for tensor in plain if tensor is not None))
         ctx.set_materialize_grads(False)
-        return (weights.row * -rows.logp).sum(), rows.logp, rows.correct
+        loss = -rows.logp if rows.divergence is None else rows.divergence * job.config.anchor - rows.logp
+        return (weights.row * loss).sum(), rows.logp, rows.correct, rows.signal, rows.divergence
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -236,18 +260,25 @@ class _FusedLoss(torch.autograd.Function):
 def _frozen(x: Tensor, target: Tensor, head: Head, job: _Job) -> _Rows:
     """Two matmuls, over blocks of rows and words: logits, then the row gradients, as flash attention does it."""
     num_words = len(head.weight)
-    rows = _Rows.empty(x, job.hidden_learns)
+    rows, config = _Rows.empty(x, job), job.config
     room = job.chunk_tokens * num_words if job.chunk_tokens else BLOCK_LOGITS.get(x.device.type, BLOCK_LOGITS_DEVICE)
     rows_at_once = max(1, min(len(x), isqrt(room)))
     words_at_once = min(num_words, room // rows_at_once)
     buffer = x.new_empty(rows_at_once * words_at_once, dtype=_accumulation_dtype(x.dtype))
+    start_buffer = torch.empty_like(buffer) if job.start is not None else None
     for first_row in range(0, len(x), rows_at_once):
         part = slice(first_row, first_row + rows_at_once)
         others = OtherWords(target[part], buffer.dtype)
+        top = TopLogits(config.entropy_top_k) if config.token_weight == "entropy" else None
+        start = _start_words(job, head, part, target, start_buffer, None if rows.gradient is None else x[part])
         total = torch.zeros_like(x[part], dtype=buffer.dtype)  # [n, D] sum over other words of e^(z - peak) slope W
         for first_word in range(0, num_words, words_at_once):
             words = slice(first_word, first_word + words_at_once)
             z, slope = head.logits(x[part], words, buffer)
+            if top is not None:
+                top.add(z)
+            if start is not None:
+                start.add(z, slope, words, head.weight[words].to(x.dtype))
             shrink = others.add(z, first_word)
             if rows.gradient is not None:
                 if slope is not None:
@@ -256,12 +287,16 @@ def _frozen(x: Tensor, target: Tensor, head: Head, job: _Job) -> _Rows:
                 add_product(total, z.to(x.dtype), head.weight[words].to(x.dtype))
         rows.logp[part] = others.logp()
         rows.correct[part] = others.correct()
+        if top is not None:
+            rows.signal[part] = top.relative_entropy()  # type: ignore[index]
+        if start is not None:
+            rows.divergence[part] = start.divergence(others)  # type: ignore[index]
         if rows.gradient is not None:
-            slope_target = others.total
-            if head.softcap is not None:
-                slope_target = slope_target * (1 - (others.target_logit / head.softcap).square())
-            total.addcmul_(slope_target[:, None], head.weight[others.target].to(total.dtype), value=-1)
-            rows.gradient[part] = total.mul_((others.factor() * head.scale)[:, None])
+            slope_target = None if head.softcap is None else 1 - (others.target_logit / head.softcap).square()
+            gradient = row_gradient(total, others, head, slope_target)
+            if start is not None:
+                gradient.mul_(1 + config.anchor).sub_(start.row_gradient(head, slope_target), alpha=config.anchor)
+            rows.gradient[part] = gradient
     return rows
 
 
@@ -275,23 +310,31 @@ def _trainable(
     grad_bias: Tensor | None,
 ) -> _Rows:
     """Three matmuls, over chunks of whole samples: logits, row gradients, and the weighted gradient of the head."""
-    rows = _Rows.empty(x, job.hidden_learns)
+    rows, config = _Rows.empty(x, job), job.config
     rows_at_once = job.chunk_tokens or max(1, CHUNK_LOGITS // len(head.weight))
     lengths = job.lengths
     if lengths is None:
         lengths = torch.bincount(sample, minlength=job.num_samples).tolist()
     longest = min(len(x), rows_at_once)
     buffer = x.new_empty(longest * len(head.weight), dtype=_accumulation_dtype(x.dtype))
+    start_buffer = torch.empty_like(buffer) if job.start is not None else None
     head = replace(head, weight=head.weight.to(x.dtype))
 
-    def residual(part: slice) -> Tensor:
-        """[n, V] `(softmax - onehot) slope`, the gradient of -logp to the logits before cap and scale."""
+    def weightless(part: slice) -> Tensor:
+        """[n, V] `(softmax - onehot) slope`, the gradient of -logp (and of the anchor) to the logits before cap and scale."""
         z, slope = head.logits(x[part], slice(None), buffer)
         others = OtherWords(target[part], z.dtype)
+        start = _start_words(job, head, part, target, start_buffer, None)
+        if config.token_weight == "entropy":
+            rows.signal[part] = relative_entropy(largest(z, config.entropy_top_k))  # type: ignore[index]
+        if start is not None:
+            start.add(z, None, slice(0, z.shape[1]), head.weight)
         others.add(z, 0)
         rows.logp[part], rows.correct[part] = others.logp(), others.correct()
-        z.scatter_(1, target[part, None], -others.total[:, None])
-        z *= others.factor()[:, None]
+        residual(z, others)
+        if start is not None:
+            rows.divergence[part] = start.divergence(others)  # type: ignore[index]
+            z.mul_(1 + config.anchor).sub_(start.residual(), alpha=config.anchor)
         if slope is not None:
             z *= slope
         return z.to(x.dtype)
@@ -299,15 +342,20 @@ def _trainable(
     for first, stop, first_sample, stop_sample in _whole_samples(lengths, rows_at_once):
         pieces = [slice(i, min(i + rows_at_once, stop)) for i in range(first, stop, rows_at_once)]
         for piece in pieces:
-            z = residual(piece)
+            z = weightless(piece)
             if rows.gradient is not None:
                 rows.gradient[piece] = product(z, head.weight, rows.logp.dtype).mul_(head.scale)
         weights = _weigh(
-            rows.logp[first:stop], sample[first:stop] - first_sample, stop_sample - first_sample, job.config, x.dtype
+            rows.logp[first:stop],
+            None if rows.signal is None else rows.signal[first:stop],
+            sample[first:stop] - first_sample,
+            stop_sample - first_sample,
+            config,
+            x.dtype,
         )
         for piece in reversed(pieces):
             if piece is not pieces[-1]:
-                z = residual(piece)
+                z = weightless(piece)
             weight = weights.row[piece.start - first : piece.stop - first] * head.scale
             if grad_weight is not None:
                 add_product(grad_weight[: job.num_words], z.t(), (x[piece] * weight[:, None]).to(x.dtype))
@@ -328,9 +376,28 @@ def _whole_samples(lengths: list[int], rows: int) -> Iterator[tuple[int, int, in
         yield first, stop, first_sample, len(lengths)
 
 
-def _weigh(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, dtype: torch.dtype) -> Weights:
+def _rows_of(start: Start | None, position: Tensor, dtype: torch.dtype) -> Start:
+    """The hidden states [N, D'] that predict the tokens at these positions."""
+    assert start is not None  # as `check_start` has seen
+    return start._replace(hidden=start.hidden.index_select(0, position - 1).to(dtype).detach())
+
+
+def _start_words(
+    job: _Job, head: Head, part: slice, target: Tensor, buffer: Tensor | None, like: Tensor | None
+) -> StartWords | None:
+    """What the anchor looks at for these rows; None without an anchor."""
+    if job.start is None or buffer is None:
+        return None
+    hidden, weight, bias = job.start
+    own = replace(head, weight=weight[: job.num_words], bias=None if bias is None else bias[: job.num_words])
+    return StartWords(hidden[part], own, target[part], buffer, like)
+
+
+def _weigh(
+    logp: Tensor, signal: Tensor | None, sample: Tensor, num_samples: int, config: LossConfig, dtype: torch.dtype
+) -> Weights:
     """`weigh`; probabilities of `token_weight: prob` are rounded to the dtype of the logits."""
-    return weigh(logp, sample, num_samples, config, prob=logp.exp().to(dtype))
+    return weigh(logp, sample, num_samples, config, logp.exp().to(dtype) if config.token_weight == "prob" else signal)
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
