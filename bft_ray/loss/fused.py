@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,6 +137,14 @@ def fused_row_sums(
     return gather_sums(loss_sum, logp, correct, weights, divergence)
 
 
+class TargetRows(NamedTuple):
+    """What is known of N rows of hidden states and their targets."""
+
+    logp: Tensor  # [N] in nats, fp32 (fp64 for fp64)
+    correct: Tensor  # [N] bool, whether the target has the largest logit
+    entropy: Tensor | None  # [N] relative entropy of the likeliest words, where it was asked for
+
+
 @torch.no_grad()
 def target_logp(
     x: Tensor,
@@ -146,7 +154,8 @@ def target_logp(
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
+    entropy_top_k: int | None = None,
+) -> TargetRows:
     """Log-probability of a target for each row of hidden states; the logits are never held together.
 
         logp_t = z_t[target_t] - log sum_v e^{z_t[v]},        z as in `fused_loss_sums`
@@ -156,13 +165,12 @@ def target_logp(
         head_weight: [V, D].
         target: [N] int64.
         bias, logit_scale, softcap: as in `fused_loss_sums`.
-
-    Returns:
-        logp [N] in nats, fp32 (fp64 for fp64), and whether the target has the largest logit [N] bool.
+        entropy_top_k: also the relative entropy of so many of the likeliest words: `bft_ray.loss.entropy`.
     """
     head = Head(head_weight, bias, logit_scale, softcap)
-    rows = _frozen(x, target, head, _Job(LossConfig(), 0, len(head_weight)))
-    return rows.logp, rows.correct
+    asked: dict[str, Any] = {} if entropy_top_k is None else {"token_weight": "entropy", "entropy_top_k": entropy_top_k}
+    rows = _frozen(x, target, head, _Job(LossConfig(**asked), 0, len(head_weight)))
+    return TargetRows(rows.logp, rows.correct, rows.signal)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def cross_entropy(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
 
 def weighted(batch: Batch, hidden: Tensor, nll_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """BFT from any function (rows, targets) -> -logp."""
-    position, sample, target, _ = supervised_positions(batch.labels, batch.sample_index)
+    position, sample, target, *_ = supervised_positions(batch.labels, batch.sample_index)
     nll = nll_of(hidden.flatten(0, 1)[position - 1], target).float()
     row = weigh(-nll.detach(), sample, len(batch.labels), CONFIG).row
     return (row * nll).sum() / len(batch.labels)
