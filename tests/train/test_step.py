@@ -18,7 +18,6 @@ LOSSES = {
     "bft": {"method": "bft", "window": 8},
     "inverse": {"method": "bft_inverse", "window": 8, "weight_cap": 6.0},  # normalised
     "group": {"method": "bft_group", "window": 4},
-    "power": {"method": "bft", "window": 8, "token_weight": "power", "token_power": 0.4},
     "entropy": {"method": "bft_inverse", "window": 8, "token_weight": "entropy"},
     "prior, anchor": {"method": "bft", "window": 8, "token_weight": "prior", "token_power": 0.5, "anchor": 0.5},
 }
