@@ -110,6 +110,12 @@ class LossConfig(Section):
         """Whether the loss reads the log-probabilities of the tokens under the starting weights."""
         return self.token_weight == "prior" and self.token_power > 0
 
+    def own_fields(self) -> dict[str, Any]:
+        """The fields that have an effect and are otherwise than the method has them."""
+        usual, unused = LossConfig(method=self.method), {"method", *self.unused_fields()}
+        values = {name: getattr(self, name) for name in LossConfig.model_fields if name not in unused}
+        return {name: value for name, value in values.items() if value != getattr(usual, name)}
+
     def unused_fields(self) -> list[str]:
         """Names of the fields that have no effect under these settings (for a notice, and to find duplicates)."""
         unused = []
