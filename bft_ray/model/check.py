@@ -40,13 +40,18 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         if not (Path(adapter) / "adapter_model.safetensors").is_file():
             raise BadInput(field, adapter, *adapter_without_safetensors(Path(adapter)))
         _check_headers(Path(adapter), field)
-        if config.loss.anchor:
-            raise BadInput("loss.anchor", config.loss.anchor, *ANCHORED_ADAPTER)
+        check_anchor(config)
     model = skeleton(config, described)
     _check_tokens(config, tokenizer, model)
     if config.lora:
         check_targets(model, config.lora)
     return _check_length(config, described, model)
+
+
+def check_anchor(config: Config) -> None:
+    """Raise BadInput for an anchor where an adapter is trained on, whose start is neither kept nor the base model."""
+    if config.loss.anchor and adapter_of(config.model)[1]:
+        raise BadInput("loss.anchor", config.loss.anchor, *ANCHORED_ADAPTER)
 
 
 def describe(config: Config) -> Any:
