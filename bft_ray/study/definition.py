@@ -21,7 +21,7 @@ _SHORT = {
     "loss.token_power": "a",
     "loss.token_threshold": "t",
     "loss.entropy_top_k": "k",
-    "loss.sample_weight": "",
+    "loss.sample_weight": "sample_weight=",
     "loss.window": "w",
     "loss.epsilon": "e",
     "loss.weight_cap": "c",
@@ -107,7 +107,7 @@ class Study:
 
 
 def trial_name(assignment: Mapping[str, Any], first: str = "") -> str:
-    """`bft_inverse w128 e0.05 c8 lr0.001`, `power a0.5 complement w64 anchor0.1`: the method, then the varied settings, for
+    """`bft_inverse w128 e0.05 c8 lr0.001`, `power a0.5 sample_weight=complement w64`: the method, then the varied settings, for
     tables and MLflow.
 
     Args:

@@ -1,6 +1,6 @@
 """What the loss costs, from hidden states to their gradient, beside what people use today.
 
-    python -m jobs.bench.loss [--small] [--case NAME ...] [--repeats 5] [--threads N] [--out bench_loss]
+    python -m jobs.bench.loss [--small] [--forms] [--case NAME ...] [--repeats 5] [--threads N] [--out bench_loss]
 
 Every peer but those forms computes the same loss (BFT, window 256; `cross-entropy` plain SFT, for scale) and the gradient of the
 hidden states, those named `trainable` that of the head too. Peers take turns, and medians count. Prints a table
@@ -318,8 +318,7 @@ def gradient_errors(dtype: str, chunk_tokens: int) -> dict[str, float]:
     }
 
 
-def measure(case: Case, chunk_tokens: int, repeats: int, threads: int) -> dict[str, Any]:
-    peers = list(PEERS)
+def measure(case: Case, chunk_tokens: int, repeats: int, threads: int, peers: Sequence[str]) -> dict[str, Any]:
     batch = Batch(case, chunk_tokens)
     rounds = times_s(batch, [*peers, MATMULS], repeats)
     seconds = {peer: statistics.median(values) for peer, values in rounds.items()}
@@ -338,6 +337,7 @@ def measure(case: Case, chunk_tokens: int, repeats: int, threads: int) -> dict[s
                 "memory": memory[form] / max(memory[BFT], 1),
             }
             for form in FORMS
+            if form in peers
         },
         "bound_flops_per_s": 4 * num_tokens * case.hidden * case.vocabulary / bound,
         "peers": {
@@ -365,7 +365,7 @@ def table(results: dict[str, Any]) -> str:
             f"  {'':20} {'time, s':>10} {'/ fused':>8} {'of bound':>9} {'memory, MB':>11} {'/ fused':>8}",
         ]
         for peer, row in peers.items():
-            peer_row = peers["fused, trainable" if PEERS[peer][1] else "fused"]
+            peer_row = peers.get("fused, trainable" if PEERS[peer][1] else "fused", peers[BFT])
             lines.append(
                 f"  {peer:20} {row['time_s']:10.4g} {row['time_s'] / peer_row['time_s']:8.2f} {row['share_of_bound']:9.1%}"
                 f" {row['memory_bytes'] / 1e6:11,.1f} {row['memory_bytes'] / max(peer_row['memory_bytes'], 1):8.2f}"
@@ -400,6 +400,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny shapes: does it run?")
+    parser.add_argument("--forms", action="store_true", help="only BFT and the other forms of the loss")
     parser.add_argument("--case", action="append", choices=list(CASES), help="default: all that this machine can run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -409,11 +410,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = SMALL if args.small else CASES
     names = args.case or [name for name in cases if cases[name].device == "cpu" or torch.cuda.is_available()]
     chunk_tokens = args.chunk_tokens or (16 if args.small else 256)
+    peers = [BFT, *FORMS] if args.forms else list(PEERS)
     torch.set_num_threads(args.threads)
     results = {
         "machine": machine(args.threads, ["liger-kernel", "cut-cross-entropy", "triton"]),
         "config": CONFIG.model_dump(),
-        "cases": {name: measure(cases[name], chunk_tokens, args.repeats, args.threads) for name in names},
+        "cases": {name: measure(cases[name], chunk_tokens, args.repeats, args.threads, peers) for name in names},
         "gradient_error": {dtype: gradient_errors(dtype, 64) for dtype in ("float32", "bfloat16")},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def test_arms_are_the_best_trials_and_the_tuned_baselines(tmp_path):
                 "loss.token_weight": "power",
             },
             "",
-            "power a0.5 complement w64 anchor0.3",
+            "power a0.5 sample_weight=complement w64 anchor0.3",
         ),
         ({"loss.token_weight": "threshold", "loss.token_threshold": 0.05}, "", "threshold t0.05"),
         ({}, "", "as configured"),
