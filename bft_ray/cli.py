@@ -219,6 +219,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--model", default="starter", help="base model: starter (the default), smollm2, a folder or a hub id"
     )
     init.add_argument(
+        "--space",
+        default="bft",
+        metavar="NAME",
+        help="what the search varies: bft (the forms of BFT, the default), or families (token weights from plain "
+        "fine-tuning to BFT, and an anchor)",
+    )
+    init.add_argument(
         "--out",
         default="bft.yaml",
         metavar="FILE",

@@ -246,6 +246,7 @@ def init_command(options: argparse.Namespace) -> int:
         limit=options.limit,
         domain=options.domain,
         model=options.model,
+        space=options.space,
         force=options.force,
     )
     print(write_study(request))

@@ -10,6 +10,11 @@ from bft_ray.config.base import Section, rule
 
 Method = Literal["sft", "dft", "bft_no_sample", "bft_no_token", "bft", "bft_group", "bft_inverse"]
 
+TokenWeight = Literal["none", "prob", "exp_nll", "group", "power", "prior", "entropy", "threshold"]
+
+#: Token weights that `token_power` is the exponent of.
+POWERED = ("power", "prior", "entropy")
+
 #: The settings of each named method. "bft" equals the official code of arXiv 2511.21075 (weight 1 - c),
 #: "bft_inverse" the paper's text (weights inverse to the confidence), "bft_group" its third version.
 METHODS: dict[str, dict[str, Any]] = {
@@ -31,9 +36,20 @@ class LossConfig(Section):
     """
 
     method: Method = Field("bft", description="named set of defaults over the fields below")
-    token_weight: Literal["none", "prob", "exp_nll", "group"] = Field(
+    token_weight: TokenWeight = Field(
         "exp_nll",
-        description="weight of each token's loss: 1, its probability (two roundings), or relative to its group",
+        description="weight of each token's loss: 1, its probability p (two roundings), p relative to its group, a power of p, "
+        "of p under the starting weights, or of the entropy, or 1 where p reaches a threshold, else 0",
+    )
+    token_power: float = Field(
+        1.0,
+        ge=0,
+        le=4,
+        description="exponent of the `power`, `prior` and `entropy` token weights; 0: all weights are 1",
+    )
+    entropy_top_k: int = Field(20, ge=2, description="likeliest tokens whose entropy the `entropy` token weight takes")
+    token_threshold: float = Field(
+        0.1, ge=0, lt=1, description="least probability of a token that counts in the `threshold` token weight"
     )
     token_epsilon: float = Field(1e-6, gt=0, description="added to the group mean in the `group` token weight")
     token_cap: float = Field(1.0, gt=0, description="largest `group` token weight")
@@ -57,6 +73,11 @@ class LossConfig(Section):
     )
     aggregate: Literal["sample", "token"] = Field(
         "sample", description="mean over samples of per-sample means, or mean over all supervised tokens"
+    )
+    anchor: float = Field(
+        0.0,
+        ge=0,
+        description="times KL(p0 || p) is added to the loss of each token, p0 under the starting weights; 0: no anchor",
     )
 
     @model_validator(mode="before")
@@ -84,9 +105,26 @@ class LossConfig(Section):
             )
         return self
 
+    @property
+    def reads_prior(self) -> bool:
+        """Whether the loss reads the log-probabilities of the tokens under the starting weights."""
+        return self.token_weight == "prior" and self.token_power > 0
+
+    def own_fields(self) -> dict[str, Any]:
+        """The fields that have an effect and are otherwise than the method has them."""
+        usual, unused = LossConfig(method=self.method), {"method", *self.unused_fields()}
+        values = {name: getattr(self, name) for name in LossConfig.model_fields if name not in unused}
+        return {name: value for name, value in values.items() if value != getattr(usual, name)}
+
     def unused_fields(self) -> list[str]:
         """Names of the fields that have no effect under these settings (for a notice, and to find duplicates)."""
         unused = []
+        if self.token_weight not in POWERED:
+            unused += ["token_power"]
+        if self.token_weight != "entropy" or self.token_power == 0:
+            unused += ["entropy_top_k"]
+        if self.token_weight != "threshold":
+            unused += ["token_threshold"]
         if self.token_weight != "group":
             unused += ["token_epsilon", "token_cap", "window_alignment"]
         if self.sample_weight == "none":

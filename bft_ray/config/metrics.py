@@ -33,6 +33,12 @@ _TRAIN = (
     ),
     Metric("train/epoch", "epochs", "none", "passes over the training data so far"),
     Metric("train/token_weight_mean", "", "none", "mean token weight over the batch's supervised tokens"),
+    Metric(
+        "train/anchor_kl",
+        "nats/token",
+        "none",
+        "mean KL(p0 || p) from the starting weights over the batch's supervised tokens; with an anchor",
+    ),
     Metric("train/confidence_p10", "share", "none", "window confidence of the samples: 10 % quantile"),
     Metric("train/confidence_p50", "share", "none", "window confidence of the samples: median"),
     Metric("train/confidence_p90", "share", "none", "window confidence of the samples: 90 % quantile"),

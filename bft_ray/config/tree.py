@@ -13,6 +13,11 @@ from bft_ray.config.loss import LossConfig
 from bft_ray.config.profile import ProfileConfig
 from bft_ray.config.tasks import Task
 
+#: (rule, remedy) where the anchor is asked of a model that continues an adapter
+ANCHORED_ADAPTER = (
+    "0 where an adapter is trained on: without it the model is not the one that training starts from",
+    "Merge the adapter first (checkpoint.merge_lora when it was trained), and train new ones on the result.",
+)
 _TAKEN = {"train", "validation", "final"}  # names that no task may have
 
 
@@ -347,6 +352,15 @@ class Config(Section):
             )
         if self.model.adapter and self.lora:
             raise rule("lora", "set", "null when model.adapter is given", "The adapter brings its own LoRA settings.")
+        if self.loss.anchor and self.model.adapter:
+            raise rule("loss.anchor", self.loss.anchor, *ANCHORED_ADAPTER)
+        if self.loss.anchor and not self.lora and self.deepspeed.preset == "zero3":
+            raise rule(
+                "loss.anchor",
+                self.loss.anchor,
+                "0 where all weights train under zero3, which cuts them over the ranks before a copy could be made",
+                "Train adapters (`lora`), whose anchor needs no copy, or use zero2.",
+            )
         if self.evaluation.batch_tokens < self.data.max_length:
             raise rule(
                 "evaluation.batch_tokens",

@@ -14,7 +14,7 @@ from bft_ray.data.dataset import IGNORED, TokenDataset
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tensors of one forward pass, all int64; [B, T] where nothing else is said; packed: B is 1.
+    """Tensors of one forward pass, int64; [B, T] where nothing else is said; packed: B is 1.
 
     Attributes:
         input_ids: tokens; `pad_id` at padding.
@@ -31,6 +31,8 @@ class MicroBatch:
         sample_ids: ids of the samples, by sample_index.
         num_samples: samples with a supervised token, which are all of them; 0 for the stand-in of an empty
             micro-batch.
+        start_logp: [N] float32 log-probability of each supervised token under the weights that training starts from; None
+            where the loss does not read it.
     """
 
     input_ids: torch.Tensor
@@ -43,6 +45,7 @@ class MicroBatch:
     lengths: list[int]
     sample_ids: list[str]
     num_samples: int
+    start_logp: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same micro-batch with its tensors on a device."""

@@ -9,6 +9,7 @@ from bft_ray.loss.batch import BftLoss, bft_loss
 from bft_ray.loss.confidence import window_confidence
 from bft_ray.loss.fused import fused_loss_sums, fused_row_sums, target_logp
 from bft_ray.loss.reference import LossSums, Supervised, combine, loss_sums, normalisation
+from bft_ray.loss.start import Start
 from bft_ray.loss.trainer import CountSamplesMixin, compute_loss_func
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "CountSamplesMixin",
     "LossConfig",
     "LossSums",
+    "Start",
     "Supervised",
     "bft_loss",
     "combine",

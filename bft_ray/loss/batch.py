@@ -24,7 +24,14 @@ class BftLoss:
     num_tokens: Tensor  # []   supervised tokens
 
 
-def bft_loss(logits: Tensor, labels: Tensor, config: LossConfig) -> BftLoss:
+def bft_loss(
+    logits: Tensor,
+    labels: Tensor,
+    config: LossConfig,
+    *,
+    start_logits: Tensor | None = None,
+    start_logp: Tensor | None = None,
+) -> BftLoss:
     """Balanced Fine-Tuning (arXiv 2511.21075) of one whole batch, each row one sample.
 
         loss = 1/S sum_s r_s 1/L_s sum_t w_t (-logp_t)          `aggregate: sample`
@@ -37,6 +44,10 @@ def bft_loss(logits: Tensor, labels: Tensor, config: LossConfig) -> BftLoss:
         result = bft_loss(model(**inputs).logits, labels, LossConfig(method="bft", window=256))
         result.loss.backward()
 
+    `anchor` and `token_weight: prior` read the weights that training starts from: give `start_logits`, computed without
+    gradient by a frozen copy of the model (LoRA: by the model with its adapters off). `prior` can do with numbers that
+    were computed once: `start_logp`.
+
     The batch must be the whole of what one optimizer step sees. Under gradient accumulation or on several
     ranks use `loss_sums` and `combine`, or with transformers' Trainer `CountSamplesMixin`.
 
@@ -44,12 +55,26 @@ def bft_loss(logits: Tensor, labels: Tensor, config: LossConfig) -> BftLoss:
         logits: [B, T, V], any floating dtype.
         labels: [B, T] integers, *not* shifted: position t is predicted from t - 1; -100 is not supervised.
         config: the loss settings.
+        start_logits: [B, T, V] under the starting weights.
+        start_logp: [B, T] log-probability of each label under them, at the place of the label.
 
     Raises:
-        BadInput: shapes that do not match, wrong dtypes, a label outside 0..V-1 that is not -100.
+        BadInput: settings that read the starting weights, of which nothing is given; shapes that do not match, wrong dtypes, a
+            label outside 0..V-1 that is not -100.
     """
     check_batch(logits, labels)
-    sums = loss_sums(logits, labels, row_index(labels), len(labels), config)
+    for name, given, shape in (("start_logits", start_logits, logits.shape), ("start_logp", start_logp, labels.shape)):
+        if given is not None and (given.shape != shape or not given.is_floating_point()):
+            raise BadInput(name, _describe(given), f"a floating-point tensor {list(shape)}")
+    sums = loss_sums(
+        logits,
+        labels,
+        row_index(labels),
+        len(labels),
+        config,
+        start_logits=start_logits,
+        start_logp=start_logp,
+    )
     scale = normalisation(sums.weight_sum, sums.num_samples, config)
     return BftLoss(
         loss=combine(sums.loss_sum, sums.weight_sum, sums.num_samples, sums.num_tokens, config),

@@ -10,25 +10,17 @@ matmuls. A sample longer than the chunk is cut, and the logits of all but its la
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from math import isqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._C._autograd import _get_current_graph_task_keep_graph as graph_is_kept
 
 from bft_ray.config import LossConfig
-from bft_ray.loss.head import Head, OtherWords, add_product, product
-from bft_ray.loss.reference import LossSums, Supervised, gather_sums, supervised_positions
-from bft_ray.loss.weights import Weights, weigh
-
-#: Logits held at once under a frozen head: 16 MB on a CPU, about its caches; 64 MB on devices with more to fill.
-BLOCK_LOGITS = {"cpu": 2**22}
-BLOCK_LOGITS_DEVICE = 2**24
-#: Logits held at once under a trainable head, 256 MB: whole samples fit, and the head's gradient is as large.
-CHUNK_LOGITS = 2**26
+from bft_ray.loss.head import Head
+from bft_ray.loss.passes import Job, accumulation_dtype, frozen_pass, trainable_pass, weigh_rows
+from bft_ray.loss.reference import LossSums, Supervised, check_start, gather_sums, supervised_positions
+from bft_ray.loss.start import Start
 
 
 def fused_loss_sums(
@@ -44,6 +36,8 @@ def fused_loss_sums(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     num_words: int | None = None,
+    start: Start | None = None,
+    start_logp: Tensor | None = None,
 ) -> LossSums:
     """`loss_sums` of the logits `z = cap(logit_scale (hidden W^T + bias))`, which are never held together.
 
@@ -67,11 +61,13 @@ def fused_loss_sums(
         logit_scale: multiplies the logits (Cohere; the inverse of Granite's `logits_scaling`).
         softcap: bound of the logits (Gemma).
         num_words: words of the tokenizer where the head is padded beyond it; the others have probability 0.
+        start: hidden states and head under the starting weights; `anchor` reads them.
+        start_logp: as for `loss_sums`.
     """
     return fused_row_sums(
         hidden.flatten(0, 1),
         head_weight,
-        supervised_positions(labels, sample_index),
+        supervised_positions(labels, sample_index, start_logp),
         num_samples,
         config,
         bias=bias,
@@ -79,6 +75,7 @@ def fused_loss_sums(
         logit_scale=logit_scale,
         softcap=softcap,
         num_words=num_words,
+        start=None if start is None else start._replace(hidden=start.hidden.flatten(0, 1)),
     )
 
 
@@ -95,22 +92,27 @@ def fused_row_sums(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     num_words: int | None = None,
+    start: Start | None = None,
 ) -> LossSums:
     """`fused_loss_sums` for given supervised tokens; nothing waits for the device, if their lengths are given.
 
     Args:
         hidden: [B T, D] last hidden states of all positions.
         supervised: the tokens; without `lengths` a trainable head waits for the device once, to know them.
+        start: hidden states [B T, D'] and head under the starting weights.
     """
-    position, sample, target, lengths = supervised
+    position, sample, target, lengths, start_logp = supervised
+    check_start(config, start_logp, "start", start)
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
     x = hidden.index_select(0, position - 1).to(dtype)  # [N, D]
     learns = torch.is_grad_enabled()
-    job = _Job(
+    job = Job(
         config=config,
         num_samples=num_samples,
+        start_logp=start_logp if config.reads_prior else None,
+        start=_rows_of(start, position, dtype) if config.anchor else None,
         lengths=lengths,
         chunk_tokens=chunk_tokens,
         num_words=num_words or len(head_weight),
@@ -120,9 +122,17 @@ def fused_row_sums(
         weight_learns=learns and head_weight.requires_grad,
         bias_learns=learns and bias is not None and bias.requires_grad,
     )
-    loss_sum, logp, correct = _FusedLoss.apply(x, head_weight, bias, target, sample, job)
-    weights = _weigh(logp, sample, num_samples, config, dtype)
-    return gather_sums(loss_sum, logp, correct, weights)
+    loss_sum, logp, correct, signal, divergence = _FusedLoss.apply(x, head_weight, bias, target, sample, job)
+    weights = weigh_rows(logp, signal, sample, num_samples, config, dtype)
+    return gather_sums(loss_sum, logp, correct, weights, divergence)
+
+
+class TargetRows(NamedTuple):
+    """What is known of N rows of hidden states and their targets."""
+
+    logp: Tensor  # [N] in nats, fp32 (fp64 for fp64)
+    correct: Tensor  # [N] bool, whether the target has the largest logit
+    entropy: Tensor | None  # [N] relative entropy of the likeliest words, where it was asked for
 
 
 @torch.no_grad()
@@ -134,7 +144,8 @@ def target_logp(
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
+    entropy_top_k: int | None = None,
+) -> TargetRows:
     """Log-probability of a target for each row of hidden states; the logits are never held together.
 
         logp_t = z_t[target_t] - log sum_v e^{z_t[v]},        z as in `fused_loss_sums`
@@ -144,55 +155,23 @@ def target_logp(
         head_weight: [V, D].
         target: [N] int64.
         bias, logit_scale, softcap: as in `fused_loss_sums`.
-
-    Returns:
-        logp [N] in nats, fp32 (fp64 for fp64), and whether the target has the largest logit [N] bool.
+        entropy_top_k: also the relative entropy of so many of the likeliest words: `bft_ray.loss.entropy`.
     """
     head = Head(head_weight, bias, logit_scale, softcap)
-    rows = _frozen(x, target, head, _Job(LossConfig(), 0, len(head_weight)))
-    return rows.logp, rows.correct
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything that is no tensor."""
-
-    config: LossConfig
-    num_samples: int
-    num_words: int
-    lengths: list[int] | None = None
-    chunk_tokens: int | None = None
-    logit_scale: float = 1.0
-    softcap: float | None = None
-    hidden_learns: bool = False
-    weight_learns: bool = False
-    bias_learns: bool = False
-
-
-@dataclass
-class _Rows:
-    """What is found out about each of the N rows."""
-
-    logp: Tensor  # [N]
-    correct: Tensor  # [N] bool
-    gradient: Tensor | None  # [N, D] d(-logp)/dx, no weight in it
-
-    @classmethod
-    def empty(cls, x: Tensor, learns: bool) -> _Rows:
-        return cls(
-            logp=x.new_empty(len(x), dtype=_accumulation_dtype(x.dtype)),
-            correct=x.new_empty(len(x), dtype=torch.bool),
-            gradient=torch.empty_like(x) if learns else None,
-        )
+    asked: dict[str, Any] = {} if entropy_top_k is None else {"token_weight": "entropy", "entropy_top_k": entropy_top_k}
+    rows = frozen_pass(x, target, head, Job(LossConfig(**asked), 0, len(head_weight)))
+    return TargetRows(rows.logp, rows.correct, rows.signal)
 
 
 class _FusedLoss(torch.autograd.Function):
-    """(x [N, D], weight [V, D], bias [V]) -> loss_sum [], logp [N], correct [N]; only the first has a gradient."""
+    """(x [N, D], weight [V, D], bias [V]) -> loss_sum [], logp [N], correct [N], signal and divergence [N] or None; only
+    the first has a gradient.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sample: Tensor, job: _Job
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sample: Tensor, job: Job
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         with torch.autocast(x.device.type, enabled=False):
             head = Head(
                 weight=weight[: job.num_words],
@@ -203,20 +182,22 @@ class _FusedLoss(torch.autograd.Function):
             grad_weight = grad_bias = None
             if job.weight_learns:
                 grad_weight = torch.zeros_like(
-                    weight, dtype=_accumulation_dtype(x.dtype), memory_format=torch.contiguous_format
+                    weight, dtype=accumulation_dtype(x.dtype), memory_format=torch.contiguous_format
                 )
             if bias is not None and job.bias_learns:
-                grad_bias = torch.zeros_like(bias, dtype=_accumulation_dtype(x.dtype))
+                grad_bias = torch.zeros_like(bias, dtype=accumulation_dtype(x.dtype))
             if grad_weight is None and grad_bias is None:
-                rows = _frozen(x, target, head, job)
+                rows = frozen_pass(x, target, head, job)
             else:
-                rows = _trainable(x, target, sample, head, job, grad_weight, grad_bias)
-            weights = _weigh(rows.logp, sample, job.num_samples, job.config, x.dtype)
+                rows = trainable_pass(x, target, sample, head, job, grad_weight, grad_bias)
+            weights = weigh_rows(rows.logp, rows.signal, sample, job.num_samples, job.config, x.dtype)
         ctx.save_for_backward(rows.gradient, weights.row, grad_weight, grad_bias)
         ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(rows.logp, rows.correct)
+        plain = [rows.logp, rows.correct, rows.signal, rows.divergence]
+        ctx.mark_non_differentiable(*(tensor for tensor in plain if tensor is not None))
         ctx.set_materialize_grads(False)
-        return (weights.row * -rows.logp).sum(), rows.logp, rows.correct
+        loss = -rows.logp if rows.divergence is None else rows.divergence * job.config.anchor - rows.logp
+        return (weights.row * loss).sum(), rows.logp, rows.correct, rows.signal, rows.divergence
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -233,108 +214,10 @@ class _FusedLoss(torch.autograd.Function):
         )
 
 
-def _frozen(x: Tensor, target: Tensor, head: Head, job: _Job) -> _Rows:
-    """Two matmuls, over blocks of rows and words: logits, then the row gradients, as flash attention does it."""
-    num_words = len(head.weight)
-    rows = _Rows.empty(x, job.hidden_learns)
-    room = job.chunk_tokens * num_words if job.chunk_tokens else BLOCK_LOGITS.get(x.device.type, BLOCK_LOGITS_DEVICE)
-    rows_at_once = max(1, min(len(x), isqrt(room)))
-    words_at_once = min(num_words, room // rows_at_once)
-    buffer = x.new_empty(rows_at_once * words_at_once, dtype=_accumulation_dtype(x.dtype))
-    for first_row in range(0, len(x), rows_at_once):
-        part = slice(first_row, first_row + rows_at_once)
-        others = OtherWords(target[part], buffer.dtype)
-        total = torch.zeros_like(x[part], dtype=buffer.dtype)  # [n, D] sum over other words of e^(z - peak) slope W
-        for first_word in range(0, num_words, words_at_once):
-            words = slice(first_word, first_word + words_at_once)
-            z, slope = head.logits(x[part], words, buffer)
-            shrink = others.add(z, first_word)
-            if rows.gradient is not None:
-                if slope is not None:
-                    z *= slope
-                total *= shrink[:, None]
-                add_product(total, z.to(x.dtype), head.weight[words].to(x.dtype))
-        rows.logp[part] = others.logp()
-        rows.correct[part] = others.correct()
-        if rows.gradient is not None:
-            slope_target = others.total
-            if head.softcap is not None:
-                slope_target = slope_target * (1 - (others.target_logit / head.softcap).square())
-            total.addcmul_(slope_target[:, None], head.weight[others.target].to(total.dtype), value=-1)
-            rows.gradient[part] = total.mul_((others.factor() * head.scale)[:, None])
-    return rows
-
-
-def _trainable(
-    x: Tensor,
-    target: Tensor,
-    sample: Tensor,
-    head: Head,
-    job: _Job,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-) -> _Rows:
-    """Three matmuls, over chunks of whole samples: logits, row gradients, and the weighted gradient of the head."""
-    rows = _Rows.empty(x, job.hidden_learns)
-    rows_at_once = job.chunk_tokens or max(1, CHUNK_LOGITS // len(head.weight))
-    lengths = job.lengths
-    if lengths is None:
-        lengths = torch.bincount(sample, minlength=job.num_samples).tolist()
-    longest = min(len(x), rows_at_once)
-    buffer = x.new_empty(longest * len(head.weight), dtype=_accumulation_dtype(x.dtype))
-    head = replace(head, weight=head.weight.to(x.dtype))
-
-    def residual(part: slice) -> Tensor:
-        """[n, V] `(softmax - onehot) slope`, the gradient of -logp to the logits before cap and scale."""
-        z, slope = head.logits(x[part], slice(None), buffer)
-        others = OtherWords(target[part], z.dtype)
-        others.add(z, 0)
-        rows.logp[part], rows.correct[part] = others.logp(), others.correct()
-        z.scatter_(1, target[part, None], -others.total[:, None])
-        z *= others.factor()[:, None]
-        if slope is not None:
-            z *= slope
-        return z.to(x.dtype)
-
-    for first, stop, first_sample, stop_sample in _whole_samples(lengths, rows_at_once):
-        pieces = [slice(i, min(i + rows_at_once, stop)) for i in range(first, stop, rows_at_once)]
-        for piece in pieces:
-            z = residual(piece)
-            if rows.gradient is not None:
-                rows.gradient[piece] = product(z, head.weight, rows.logp.dtype).mul_(head.scale)
-        weights = _weigh(
-            rows.logp[first:stop], sample[first:stop] - first_sample, stop_sample - first_sample, job.config, x.dtype
-        )
-        for piece in reversed(pieces):
-            if piece is not pieces[-1]:
-                z = residual(piece)
-            weight = weights.row[piece.start - first : piece.stop - first] * head.scale
-            if grad_weight is not None:
-                add_product(grad_weight[: job.num_words], z.t(), (x[piece] * weight[:, None]).to(x.dtype))
-            if grad_bias is not None:
-                grad_bias[: job.num_words] += z.t() @ weight.to(z.dtype)
-    return rows
-
-
-def _whole_samples(lengths: list[int], rows: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut rows between samples: (first row, stop, first sample, stop), at most `rows` rows or one sample."""
-    first = stop = first_sample = 0
-    for sample, length in enumerate(lengths):
-        if stop > first and stop + length - first > rows:
-            yield first, stop, first_sample, sample
-            first, first_sample = stop, sample
-        stop += length
-    if stop > first:
-        yield first, stop, first_sample, len(lengths)
-
-
-def _weigh(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, dtype: torch.dtype) -> Weights:
-    """`weigh`; probabilities of `token_weight: prob` are rounded to the dtype of the logits."""
-    return weigh(logp, sample, num_samples, config, prob=logp.exp().to(dtype))
-
-
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _rows_of(start: Start | None, position: Tensor, dtype: torch.dtype) -> Start:
+    """The hidden states [N, D'] that predict the tokens at these positions."""
+    assert start is not None  # as `check_start` has seen
+    return start._replace(hidden=start.hidden.index_select(0, position - 1).to(dtype).detach())
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -101,6 +101,24 @@ class OtherWords:
         return self.target_logit > self.peak
 
 
+def row_gradient(total: Tensor, others: OtherWords, head: Head, slope: Tensor | None) -> Tensor:
+    """[n, D] `sum_v p_v (slope_v W_v) - slope_t W_t` over other words, scaled: the gradient of -logp to a row. In place.
+
+    Args:
+        total: [n, D] sum of `e^(z - peak) slope W` over the other words.
+        slope: [n] of the soft cap at the target.
+    """
+    at_target = others.total if slope is None else others.total * slope
+    total.addcmul_(at_target[:, None], head.weight[others.target].to(total.dtype), value=-1)
+    return total.mul_((others.factor() * head.scale)[:, None])
+
+
+def residual(z: Tensor, others: OtherWords) -> Tensor:
+    """[n, V] `p - onehot` from `e^(z - peak)` of all words, in place."""
+    z.scatter_(1, others.target[:, None], -others.total[:, None])
+    return z.mul_(others.factor()[:, None])
+
+
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """`a @ b` in `dtype`; of 16-bit matrices rounded once, or not at all where the device can."""
     if a.dtype != dtype and a.is_cuda:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bft_ray.config import LossConfig
+from bft_ray.errors import BadInput
+from bft_ray.loss.entropy import largest, relative_entropy
 from bft_ray.loss.weights import Weights, weigh
 
 #: The label of a position that is not supervised.
@@ -26,6 +28,9 @@ class Supervised(NamedTuple):
     sample: Tensor  # [N] in 0..S-1
     target: Tensor  # [N] the token, int64
     lengths: list[int] | None = None  # [S] supervised tokens of each sample, where the host knows them
+    start_logp: Tensor | None = (
+        None  # [N] log-probability under the starting weights, which `token_weight: prior` reads
+    )
 
 
 class LossSums(NamedTuple):  # a tuple, because DeepSpeed looks for tensors in those
@@ -42,9 +47,19 @@ class LossSums(NamedTuple):  # a tuple, because DeepSpeed looks for tensors in t
     confidence: Tensor  # [S]  c_s; NaN without a supervised token
     sample_weight: Tensor  # [S]  r_s, capped, not normalised; NaN without a supervised token
     num_supervised: Tensor  # [S]  L_s, int64
+    divergence_sum: Tensor  # []   sum of KL(p0_t || p_t), unweighted, float64; 0 without an anchor
 
 
-def loss_sums(logits: Tensor, labels: Tensor, sample_index: Tensor, num_samples: int, config: LossConfig) -> LossSums:
+def loss_sums(
+    logits: Tensor,
+    labels: Tensor,
+    sample_index: Tensor,
+    num_samples: int,
+    config: LossConfig,
+    *,
+    start_logits: Tensor | None = None,
+    start_logp: Tensor | None = None,
+) -> LossSums:
     """Balanced Fine-Tuning (arXiv 2511.21075) over one micro-batch, as sums.
 
         aggregate sample   loss_sum = sum_s r_s 1/L_s sum_t w_t (-logp_t)
@@ -55,6 +70,9 @@ def loss_sums(logits: Tensor, labels: Tensor, sample_index: Tensor, num_samples:
     a softmax in the dtype of the logits. Without any supervised token the sum is a zero that is attached
     to the graph.
 
+    With an anchor `-logp_t` becomes `-logp_t + anchor KL(p0_t || p_t)`, p0 under the starting weights:
+    `bft_ray.loss.start`.
+
     Args:
         logits: [B, T, V], any floating dtype.
         labels: [B, T] int64, not yet shifted: position t is predicted by `logits[:, t - 1]`; -100 is not
@@ -63,30 +81,80 @@ def loss_sums(logits: Tensor, labels: Tensor, sample_index: Tensor, num_samples:
         sample_index: [B, T] int64, sample of each position in 0..S-1; read at supervised positions only.
         num_samples: S.
         config: the loss settings.
+        start_logits: [B, T, V] under the starting weights; `anchor` reads them.
+        start_logp: [B, T] log-probability of each label under the starting weights, at the place of the label; read at
+            supervised positions, by `token_weight: prior` alone. None: from `start_logits`.
+
+    Raises:
+        BadInput: settings that read the starting weights, of which nothing is given.
     """
-    position, sample, target, _ = supervised_positions(labels, sample_index)
-    rows = logits.flatten(0, 1)[position - 1]  # [N, V]
-    nll = F.cross_entropy(rows if rows.dtype == torch.float64 else rows.float(), target, reduction="none")
+    position, sample, target, _, prior = supervised_positions(labels, sample_index, start_logp)
+    rows = _full(logits.flatten(0, 1)[position - 1])  # [N, V]
+    nll = F.cross_entropy(rows, target, reduction="none")
+    start = None if start_logits is None else _full(start_logits.detach().flatten(0, 1)[position - 1])
+    if config.reads_prior and prior is None and start is not None:
+        prior = -F.cross_entropy(start, target, reduction="none")
+    check_start(config, prior, "start_logits", start)
 
-    prob = None
+    signal = prior
     if config.token_weight == "prob":
-        prob = rows.detach().softmax(-1).gather(1, target[:, None]).squeeze(1)
-    weights = weigh(-nll, sample, num_samples, config, prob)
-    return gather_sums((weights.row * nll).sum(), -nll.detach(), rows.detach().argmax(-1) == target, weights)
+        own = logits.detach().flatten(0, 1)[position - 1]
+        signal = own.softmax(-1).gather(1, target[:, None]).squeeze(1)
+    elif config.token_weight == "entropy":
+        signal = relative_entropy(largest(rows.detach(), config.entropy_top_k))
+    weights = weigh(-nll, sample, num_samples, config, signal)
+    correct = rows.detach().argmax(-1) == target
+    if not config.anchor:
+        return gather_sums((weights.row * nll).sum(), -nll.detach(), correct, weights)
+    assert start is not None
+    divergence = kl_divergence(start, rows)
+    loss_sum = (weights.row * (nll + config.anchor * divergence)).sum()
+    return gather_sums(loss_sum, -nll.detach(), correct, weights, divergence.detach())
 
 
-def supervised_positions(labels: Tensor, sample_index: Tensor) -> Supervised:
+def kl_divergence(start: Tensor, rows: Tensor) -> Tensor:
+    """`KL(p0 || p)` in nats of logits [N, V] under the starting weights and logits [N, V]: [N]."""
+    logp0, logp = start.log_softmax(-1), rows.log_softmax(-1)
+    p0 = logp0.exp()
+    return (p0 * torch.where(p0 > 0, logp0 - logp, 0)).sum(-1)
+
+
+def check_start(config: LossConfig, start_logp: object, name: str, start: object) -> None:
+    """Raise BadInput where the loss reads the starting weights, and they are not given.
+
+    Args:
+        name: of the argument that `anchor` reads.
+    """
+    if config.reads_prior and start_logp is None:
+        rule = "given with `loss.token_weight: prior`, which reads the log-probabilities under the starting weights"
+        raise BadInput("start_logp", None, rule, "Compute them once, before training, and keep them with the batches.")
+    if config.anchor and start is None:
+        remedy = "Compute them without gradient with the weights that training starts from (LoRA: adapters off)."
+        raise BadInput(name, None, f"given with an anchor (loss.anchor is {config.anchor:g})", remedy)
+
+
+def _full(rows: Tensor) -> Tensor:
+    """In fp32; fp64 stays."""
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def supervised_positions(labels: Tensor, sample_index: Tensor, start_logp: Tensor | None = None) -> Supervised:
     """The supervised tokens of `labels` [B, T] and `sample_index` [B, T], as `loss_sums` takes them."""
     supervised = labels != IGNORE
     supervised[:, 0] = False
     position = supervised.flatten().nonzero().squeeze(1)  # the only wait for the device
     sample, order = sample_index.flatten()[position].sort(stable=True)
     position = position[order]
-    return Supervised(position, sample, labels.flatten()[position].long())
+    prior = None if start_logp is None else start_logp.detach().flatten()[position]
+    return Supervised(position, sample, labels.flatten()[position].long(), start_logp=prior)
 
 
-def gather_sums(loss_sum: Tensor, logp: Tensor, correct: Tensor, weights: Weights) -> LossSums:
-    """`LossSums` from log-probabilities [N], whether the target has the largest logit [N], and the weights."""
+def gather_sums(
+    loss_sum: Tensor, logp: Tensor, correct: Tensor, weights: Weights, divergence: Tensor | None = None
+) -> LossSums:
+    """`LossSums` from log-probabilities [N], whether the target has the largest logit [N], the weights, and with an anchor
+    KL(p0 || p) [N].
+    """
     has_token = weights.num_supervised > 0
     return LossSums(
         loss_sum=loss_sum,
@@ -100,6 +168,7 @@ def gather_sums(loss_sum: Tensor, logp: Tensor, correct: Tensor, weights: Weight
         confidence=weights.confidence,
         sample_weight=weights.sample,
         num_supervised=weights.num_supervised,
+        divergence_sum=logp.new_zeros((), dtype=torch.float64) if divergence is None else divergence.double().sum(),
     )
 
 

@@ -32,8 +32,26 @@ _MIX_IN = "Mix `CountSamplesMixin` into the trainer: class BftTrainer(CountSampl
 
 
 def compute_loss_func(config: LossConfig) -> TrainerLoss:
-    """The `compute_loss_func` argument of transformers' Trainer and TRL's SFTTrainer: see `TrainerLoss`."""
+    """The `compute_loss_func` argument of transformers' Trainer and TRL's SFTTrainer: see `TrainerLoss`.
+
+    Raises:
+        BadInput: settings that read the weights that training starts from, which a Trainer does not hand over.
+    """
+    for field, value in _of_start(config).items():
+        raise BadInput(
+            f"loss.{field}",
+            value,
+            "left out in a Trainer, which hands over nothing of the weights that training starts from",
+            "Use `bft-ray train`, or in a loop of your own bft_loss(..., start_logits=...).",
+        )
     return TrainerLoss(config)
+
+
+def _of_start(config: LossConfig) -> dict[str, Any]:
+    """The fields that read the starting weights."""
+    return ({"token_weight": "prior"} if config.reads_prior else {}) | (
+        {"anchor": config.anchor} if config.anchor else {}
+    )
 
 
 class TrainerLoss:

@@ -1,7 +1,7 @@
 """Token and sample weights, all constants to the gradient (`sg[...]`, stop-gradient).
 
-They depend on the log-probabilities of the supervised tokens alone, so that a loss which never holds the
-[tokens, vocabulary] matrix can use them as they are.
+They depend on one or two numbers of each supervised token alone, its log-probability and at most one more (`signal`), so
+that a loss which never holds the [tokens, vocabulary] matrix can use them as they are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Weights:
 
 
 @torch.no_grad()
-def weigh(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, prob: Tensor | None = None) -> Weights:
+def weigh(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, signal: Tensor | None = None) -> Weights:
     """All weights of the supervised tokens of one micro-batch.
 
     Args:
@@ -41,10 +41,12 @@ def weigh(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, pr
         sample: [N] their samples, sorted, in 0..S-1.
         num_samples: S.
         config: the loss settings.
-        prob: [N] probabilities from a softmax in the dtype of the logits; only `token_weight: prob` reads it.
+        signal: [N] what the token weight reads beside logp. `prob`: probabilities from a softmax in the dtype of the
+            logits; `prior`: log-probabilities under the starting weights; `entropy`: relative entropies in 0..1
+            (`bft_ray.loss.entropy`).
     """
     _, length = spans(sample, num_samples)
-    token = token_weights(logp, sample, num_samples, config, prob)
+    token = token_weights(logp, sample, num_samples, config, signal)
     confidence = window_confidence(logp, sample, num_samples, config.window, config.confidence)
     weight, capped = sample_weights(confidence, config)
     row = weight[sample] * token
@@ -55,27 +57,49 @@ def weigh(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, pr
 
 
 def token_weights(
-    logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, prob: Tensor | None = None
+    logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig, signal: Tensor | None = None
 ) -> Tensor:
     """Weight `w_t` of each supervised token: [N], in the dtype of `logp`; arguments as for `weigh`.
 
-        none      1
-        prob      p_t, as given                          arXiv 2508.05629 and 2511.21075, their code
-        exp_nll   exp(logp_t)                            the same from the fp32 log-probability
-        group     min(p_t / (C_t(g) + token_epsilon), token_cap)       `group_weights`
+        none        1
+        prob        p_t, as given                          arXiv 2508.05629 and 2511.21075, their code
+        exp_nll     exp(logp_t)                            the same from the fp32 log-probability
+        group       min(p_t / (C_t(g) + token_epsilon), token_cap)       `group_weights`
+        power       p_t^a                                  arXiv 2510.00526
+        threshold   1 where p_t >= token_threshold, else 0        arXiv 2510.00526
+        prior       p0_t^a, p0 under the starting weights         arXiv 2606.09396 (PriFT)
+        entropy     (H_t / log k)^a                        arXiv 2601.02151 (EAFT), `bft_ray.loss.entropy`
+
+    with a = `token_power`. What is known of the sources:
+
+    - `power`, `threshold`: abstract and public code of 2510.00526 were seen. Its family `(1 - p^a) / a` has the gradient
+      `p^a` times that of -logp, which `power` gives; the loss that is shown differs. Its thresholded objective
+      `-log p` where p >= q is `threshold`. Its models that know the domain did best with a large a or a threshold, those
+      that do not with a = 0.
+    - `prior`: only the abstract of 2606.09396 was seen, which names the "pretrained token probability" as one of two
+      weights (a = 1). The exponent is this project's.
+    - `entropy`: see `bft_ray.loss.entropy`; the code of 2601.02151 has the exponent too.
 
     Raises:
-        ValueError: `token_weight: prob` without `prob`.
+        ValueError: a token weight without the signal that it reads.
     """
-    if config.token_weight == "none":
+    kind, power = config.token_weight, config.token_power
+    if kind == "none" or (kind == "prior" and not config.reads_prior):
         return torch.ones_like(logp)
-    if config.token_weight == "exp_nll":
+    if kind == "exp_nll":
         return logp.exp()
-    if config.token_weight == "group":
+    if kind == "group":
         return group_weights(logp, sample, num_samples, config).to(logp.dtype)
-    if prob is None:
-        raise ValueError("`token_weight: prob` needs the probabilities of the targets")
-    return prob.to(logp.dtype)
+    if kind == "power":
+        return (power * logp).exp()
+    if kind == "threshold":
+        return (logp.exp() >= config.token_threshold).to(logp.dtype)
+    if signal is None:
+        raise ValueError(f"`token_weight: {kind}` needs its signal")
+    signal = signal.to(logp.dtype)
+    if kind == "prior":
+        return (power * signal).exp()
+    return signal.clamp(min=0) ** power if kind == "entropy" else signal
 
 
 def group_weights(logp: Tensor, sample: Tensor, num_samples: int, config: LossConfig) -> Tensor:

@@ -55,6 +55,8 @@ def model_card(
     ]
     loss = config.loss
     shown = f"`{loss.method}`" + ("" if "window" in loss.unused_fields() else f", window {loss.window}")
+    own = ", ".join(f"{name} {value}" for name, value in loss.own_fields().items() if name != "window")
+    own = own and f", with {own},"
     return "\n".join(
         [
             *front,
@@ -62,7 +64,7 @@ def model_card(
             f"# {config.name or config.domain}: {config.domain}, {shown}",
             "",
             f"A LoRA adapter for `{config.model.path}`." if adapter else f"`{config.model.path}`, fine-tuned.",
-            f"Trained with `{loss.method}` of Balanced Fine-Tuning (arXiv 2511.21075) by bft-ray. "
+            f"Trained with `{loss.method}` of Balanced Fine-Tuning (arXiv 2511.21075){own} by bft-ray. "
             f"Weights of step {step}; MLflow run `{run_id}`.",
             "",
             "## Measured",

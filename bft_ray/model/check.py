@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config
+from bft_ray.config.tree import ANCHORED_ADAPTER
 from bft_ray.errors import BadInput, first_line
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.export import require_unchanged
@@ -27,8 +28,8 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         Sentences about what is allowed and may surprise.
 
     Raises:
-        BadInput: a model that cannot be read, weights that are missing or cut off, more tokens than rows of the
-            embedding, rows longer than the model's positions, a LoRA target that names no linear module.
+        BadInput: a model that cannot be read, weights that are missing or cut off, an anchor where an adapter is trained
+            on, more tokens than rows of the embedding, rows longer than the model's positions, a LoRA target that names no linear module.
     """
     base, adapter = adapter_of(config.model)
     described = describe(config)
@@ -39,11 +40,18 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         if not (Path(adapter) / "adapter_model.safetensors").is_file():
             raise BadInput(field, adapter, *adapter_without_safetensors(Path(adapter)))
         _check_headers(Path(adapter), field)
+        check_anchor(config)
     model = skeleton(config, described)
     _check_tokens(config, tokenizer, model)
     if config.lora:
         check_targets(model, config.lora)
     return _check_length(config, described, model)
+
+
+def check_anchor(config: Config) -> None:
+    """Raise BadInput for an anchor where an adapter is trained on, whose start is neither kept nor the base model."""
+    if config.loss.anchor and adapter_of(config.model)[1]:
+        raise BadInput("loss.anchor", config.loss.anchor, *ANCHORED_ADAPTER)
 
 
 def describe(config: Config) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from bft_ray.config import LoraConfig
@@ -35,6 +37,32 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
         adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
     join_adapters(adapted)
     return adapted
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether peft has attached adapters."""
+    return hasattr(model, "peft_config")
+
+
+@contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """A context in which the model computes without its adapters.
+
+    peft's own `disable_adapter` also sets `requires_grad` off and on, behind the back of an engine that has hooks on the
+    parameters.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [
+        module for module in model.modules() if isinstance(module, BaseTunerLayer) and not module.disable_adapters
+    ]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def remove_adapters(model: Any) -> Any:

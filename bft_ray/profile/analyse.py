@@ -12,6 +12,8 @@ from bft_ray.config import Config, LossConfig
 from bft_ray.config.profile import ProfileConfig
 from bft_ray.profile.propose import parameters_for, propose
 from bft_ray.profile.result import Profile
+from bft_ray.profile.stretches import Stretches, stretches
+from bft_ray.profile.token_weights import token_settings, weigh_tokens
 from bft_ray.profile.weights import (
     Setting,
     TokenLogps,
@@ -43,6 +45,8 @@ def analyse(
     equal = equal_groups(made, longest)
     near = near_pairs(made, equal, settings.near)
     drift = _drift(made, earlier) if earlier is not None else {}
+    forms = token_settings(settings, config.loss.window, tokens.entropy is not None)
+    low = stretches(tokens, settings.low_confidence)
     rows = [{"name": setting.name} | setting.loss.model_dump(include=_FIELDS) | setting.figures() for setting in made]
     parameters = parameters_for(config, made, equal, longest, windows)
     return Profile(
@@ -50,11 +54,13 @@ def analyse(
         tokens=tokens,
         windows=windows,
         settings=rows,
+        token_weights=weigh_tokens(tokens, forms, settings.low_confidence),
+        stretches=low,
         equal=equal,
         near=near,
         ranks=rank_correlations([made[group[0]] for group in equal]),
         drift=drift,
-        findings=_findings(tokens, windows, rows, equal, near, settings, drift),
+        findings=[*_findings(tokens, windows, rows, equal, near, settings, drift), _about_stretches(low)],
         parameters=parameters,
         proposal=propose(config, source, parameters, len(made[0].weight)),
         seconds={"windows": windows_s, "analysis": time.perf_counter() - began},
@@ -82,6 +88,18 @@ def _drift(made: list[Setting], earlier: TokenLogps) -> dict[str, dict[str, floa
         }
         for now, then in zip(made, before, strict=True)
     }
+
+
+def _about_stretches(low: Stretches) -> str:
+    told = low.figures()
+    if not told["longest_run"]:
+        return f"No token has a probability below {low.below:g}."
+    return (
+        f"Tokens with a probability below {low.below:g} are {told['share_p50']:.0%} of a sample (median; 10 % to 90 % of the "
+        f"samples: {told['share_p10']:.0%} to {told['share_p90']:.0%}), and their longest run is "
+        f"{told['longest_run_p50']:.0f} tokens ({told['longest_run_p10']:.0f} to {told['longest_run_p90']:.0f}, at most "
+        f"{told['longest_run']:.0f}): long runs are dense hard stretches, short ones are spread."
+    )
 
 
 def _findings(

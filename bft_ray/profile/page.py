@@ -31,6 +31,14 @@ def to_html(profile: Profile, pictures: dict[str, bytes]) -> str:
     parts += ["<h2>Starting weights</h2>", _image(pictures["settings"], "effective share of the samples")]
     header = ["setting", "effective share", "largest share", "cut by the cap", "p10", "median", "p90"]
     parts.append(_table(header, _setting_rows(profile)))
+    parts += ["<h2>Token weights</h2>", "<p>A `prior` weight starts as the power of its exponent does.</p>"]
+    below = f"{profile.stretches.below:g}"
+    header = ["form", "mean weight", "effective share of the tokens", f"weight where p < {below}", "weight 0"]
+    parts.append(_table(header, _token_rows(profile)))
+    parts += [
+        "<h2>Hard stretches</h2>",
+        _image(pictures["stretches"], "share and longest run of low-confidence tokens"),
+    ]
     parts += ["<h2>Which settings differ</h2>", _image(pictures["ranks"], "rank correlations")]
     if equal := [group for group in profile.equal if len(group) > 1]:
         names = [", ".join(profile.settings[index]["name"] for index in group) for group in equal]
@@ -115,6 +123,19 @@ def _setting_rows(profile: Profile) -> list[list[str]]:
             *(f"{row[name]:.2f}" for name in names),
         ]
         for row in profile.settings
+    ]
+
+
+def _token_rows(profile: Profile) -> list[list[str]]:
+    return [
+        [
+            row["name"],
+            f"{row['mean']:.3f}",
+            f"{row['effective_share']:.3f}",
+            f"{row['low_share']:.1%}",
+            f"{row['zero_share']:.1%}",
+        ]
+        for row in profile.token_weights
     ]
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-PICTURES = ("lengths", "tokens", "windows", "settings", "ranks")
+PICTURES = ("lengths", "tokens", "windows", "settings", "stretches", "ranks")
 _BAND = ("confidence_p10", "confidence_p50", "confidence_p90")
 _STYLES = ("-", "--", "-.", ":")  # of caps, from the smallest
 _OF_CONFIDENCE = {"geometric": "black", "arithmetic": "grey"}
@@ -21,7 +21,7 @@ _LEGIBLE = 24  # settings whose names fit beside a matrix
 
 def draw(profile: Profile) -> dict[str, Figure]:
     """Name -> figure, for each of PICTURES."""
-    figures = (_lengths, _tokens, _windows, _settings, _ranks)
+    figures = (_lengths, _tokens, _windows, _settings, _stretches, _ranks)
     return {name: figure(profile) for name, figure in zip(PICTURES, figures, strict=True)}
 
 
@@ -102,6 +102,18 @@ def _settings(profile: Profile) -> Figure:
     axes.set_xticks([], minor=True)
     axes.legend(fontsize=6, ncols=3)
     axes.set_title("How even the starting weights are (1: all samples weigh the same)")
+    return figure
+
+
+def _stretches(profile: Profile) -> Figure:
+    """A point a sample, a little apart where many have the same numbers."""
+    figure, axes = _figure()
+    low = profile.stretches
+    shaken = low.longest + np.random.default_rng(0).uniform(-0.3, 0.3, len(low.longest))
+    axes.scatter(low.share, shaken, s=6, alpha=0.4, color="tab:blue")
+    axes.set(xlabel=f"share of tokens with a probability below {low.below:g}", ylabel="longest run of them, tokens")
+    axes.set_yscale("symlog")
+    axes.set_title("Where the model is unsure: spread (low) or in one stretch (high), a point a sample", fontsize=10)
     return figure
 
 

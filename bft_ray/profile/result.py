@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bft_ray.profile.rewrite import Rewritten
+from bft_ray.profile.stretches import Stretches
 from bft_ray.profile.weights import (
     TokenLogps,
 )
@@ -22,6 +23,8 @@ class Profile:
         title: domain and model.
         windows: a row a window, see `window_figures`.
         settings: a row a setting: its name, fields, and `Setting.figures`.
+        token_weights: a row a form of the token weight, see `weigh_tokens`.
+        stretches: low-confidence tokens of each sample.
         equal: groups that are the same run at every step, singles among them.
         near: pairs of different groups that start alike: (index, index, share of the weight that differs).
         distinct: one setting of each group.
@@ -37,6 +40,8 @@ class Profile:
     tokens: TokenLogps
     windows: list[dict[str, float]]
     settings: list[dict[str, Any]]
+    token_weights: list[dict[str, Any]]
+    stretches: Stretches
     equal: list[list[int]]
     near: list[tuple[int, int, float]]
     ranks: np.ndarray
@@ -75,6 +80,8 @@ class Profile:
             "lengths": {f"p{level}": float(np.percentile(lengths, level)) for level in (0, 5, 25, 50, 75, 95, 99, 100)},
             "windows": self.windows,
             "settings": self.settings,
+            "token_weights": self.token_weights,
+            "low_confidence": {"below": self.stretches.below} | self.stretches.figures(),
             "equal": [[names[index] for index in group] for group in self.equal if len(group) > 1],
             "near": self.near_rows(),
             "rank_correlations": {

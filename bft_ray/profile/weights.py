@@ -10,24 +10,16 @@ import torch
 
 from bft_ray.config import LossConfig
 from bft_ray.loss.weights import sample_weights
+from bft_ray.model.start_logps import StartLogps
 from bft_ray.space.duplicates import canonical
 
 _QUANTILES = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
-class TokenLogps:
-    """The log-probabilities of all supervised tokens of a dataset, sample after sample.
+class TokenLogps(StartLogps):
+    """The supervised tokens of a dataset, with the confidences that follow from their log-probabilities."""
 
-    Args:
-        ids: of the S samples.
-        logp: [N] float32, natural logarithm.
-        num_tokens: [S] int64, supervised tokens of each sample (at least 1).
-    """
-
-    ids: list[str]
-    logp: np.ndarray
-    num_tokens: np.ndarray
     _prefixes: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
     _confidences: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from bft_ray.config.loss import LossConfig
+from bft_ray.config.loss import POWERED, LossConfig
 from bft_ray.config.tree import Config
 
 _ENDLESS = 2**40  # a length that no window holds
@@ -21,7 +21,9 @@ def canonical(loss: LossConfig, longest: int) -> dict[str, Any]:
     - windows that hold the longest sample whole: `L_s <= g` has one window, all of it. A *centered* group reaches
       `(g - 1) // 2` tokens ahead, so there the window must be about twice as long;
     - `inverse` weights under a cap >= 1 / epsilon, which `1 / (c^gamma + epsilon)` never reaches;
-    - `inverse`, normalised, under a cap <= 1 / (1 + epsilon): `c <= 1`, so every weight is cut, and all are equal.
+    - `inverse`, normalised, under a cap <= 1 / (1 + epsilon): `c <= 1`, so every weight is cut, and all are equal;
+    - token weights that are 1 for every token: `power`, `prior` and `entropy` with `token_power` 0, `threshold` at 0;
+    - `power` with `token_power` 1, which is `exp_nll`.
 
     Settings that only start alike are no duplicates.
 
@@ -36,12 +38,13 @@ def canonical(loss: LossConfig, longest: int) -> dict[str, Any]:
         fields["weight_cap"] = None
     elif _all_cut(loss):
         fields |= {"sample_weight": "none", "weight_cap": None, "normalise": False}
+    fields["token_weight"] = _token_weight(loss)
     # what is unused under the settings as simplified
     settings = LossConfig.model_construct(**fields)
     reaches_ahead = settings.token_weight == "group" and settings.window_alignment == "centered"
     whole = 2 * longest - 1 if reaches_ahead else longest
     fields["window"] = min(settings.window, max(whole, 1))
-    unused = {"method", *settings.unused_fields()}
+    unused = {"method", *settings.unused_fields()} | ({"anchor"} if not loss.anchor else set())
     return {name: value for name, value in fields.items() if name not in unused}
 
 
@@ -95,6 +98,8 @@ def duplicate_reasons(a: LossConfig, b: LossConfig, longest: int | None) -> list
     flat = [loss for loss in (a, b) if _all_cut(loss)]
     if flat and a != b:
         reasons.append(f"all weights are equal where weight_cap ({flat[0].weight_cap:g}) <= 1 / (1 + epsilon)")
+    if a.token_weight != b.token_weight:
+        reasons += [_why_simpler(loss) for loss in (a, b) if _token_weight(loss) != loss.token_weight]
     for name in LossConfig.model_fields:
         values = getattr(a, name), getattr(b, name)
         if name == "method" or values[0] == values[1]:
@@ -106,6 +111,24 @@ def duplicate_reasons(a: LossConfig, b: LossConfig, longest: int | None) -> list
         elif name in a.unused_fields() and name in b.unused_fields():
             reasons.append(f"{name} is not used")
     return list(dict.fromkeys(reasons)) or ["both methods give the same fields"] * (a != b)
+
+
+def _token_weight(loss: LossConfig) -> str:
+    """The simplest name of the same token weight."""
+    if (loss.token_weight in POWERED and loss.token_power == 0) or (
+        loss.token_weight == "threshold" and loss.token_threshold == 0
+    ):
+        return "none"
+    return "exp_nll" if loss.token_weight == "power" and loss.token_power == 1 else loss.token_weight
+
+
+def _why_simpler(loss: LossConfig) -> str:
+    """Why `_token_weight` is another name than the loss has."""
+    if loss.token_weight == "threshold":
+        return "every probability reaches token_threshold 0, so all token weights are 1"
+    if loss.token_power == 0:
+        return f"token_weight {loss.token_weight} with token_power 0 is 1 for every token"
+    return "token_weight power with token_power 1 is exp_nll"
 
 
 def _never_cut(loss: LossConfig) -> bool:

@@ -207,6 +207,7 @@ def champion_tags(choice: Choice, config: Config) -> dict[str, str]:
     assert choice.champion is not None
     arm, loss, unused = choice.arm(choice.champion), config.loss, config.loss.unused_fields()
     settings = {name: getattr(loss, name) for name in ("window", "epsilon", "weight_cap") if name not in unused}
+    settings |= loss.own_fields()
     tags: dict[str, Any] = {"method": loss.method}
     tags |= {name: value for name, value in settings.items() if value is not None}
     tags |= {

@@ -17,10 +17,16 @@ from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 
 #: field -> prefix of its value in the name of a trial
 _SHORT = {
+    "loss.token_weight": "",
+    "loss.token_power": "a",
+    "loss.token_threshold": "t",
+    "loss.entropy_top_k": "k",
+    "loss.sample_weight": "sample_weight=",
     "loss.window": "w",
     "loss.epsilon": "e",
     "loss.weight_cap": "c",
     "loss.gamma": "gamma",
+    "loss.anchor": "anchor",
     "optimizer.learning_rate": "lr",
 }
 
@@ -101,7 +107,8 @@ class Study:
 
 
 def trial_name(assignment: Mapping[str, Any], first: str = "") -> str:
-    """`bft_inverse w128 e0.05 c8 lr0.001`: the method, then the varied settings, for tables and MLflow.
+    """`bft_inverse w128 e0.05 c8 lr0.001`, `power a0.5 sample_weight=complement w64`: the method, then the varied settings, for
+    tables and MLflow.
 
     Args:
         first: such as the name of a baseline, instead of the method.

@@ -21,6 +21,7 @@ from bft_ray.loss import LossSums
 from bft_ray.model.causal_lm import load_model
 from bft_ray.model.host_memory import give_back
 from bft_ray.model.packing import Layouts, Rows, choose_rows
+from bft_ray.train.anchor import StartingWeights
 from bft_ray.train.loss_model import LossModel
 from bft_ray.train.settings import deepspeed_settings
 from bft_ray.train.state import TrainingState
@@ -79,9 +80,13 @@ class Engine:
         model.train()
         self.num_trainable = sum(_numel(p) for p in model.parameters() if p.requires_grad)
         self.num_parameters = sum(map(_numel, model.parameters()))
+        self.start = StartingWeights(model, device) if config.loss.anchor else None
         self._deepspeed = deepspeed
         self._engine, *_ = deepspeed.initialize(
-            model=LossModel(model), optimizer=_adamw(model, config, device), config=settings, dist_init_required=False
+            model=LossModel(model, self.start),
+            optimizer=_adamw(model, config, device),
+            config=settings,
+            dist_init_required=False,
         )
         self._only_trainable = self.num_trainable < self.num_parameters
         self._engine(None, None)  # before any GPU hour is spent: what this architecture does with logits and rows
@@ -104,6 +109,10 @@ class Engine:
     def sums(self, micro: MicroBatch, loss: LossConfig) -> LossSums:
         """Loss sums of a micro-batch on the device: the forward pass."""
         return self._engine(micro, loss)  # `LossModel.forward`, within DeepSpeed's hooks
+
+    def logps(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and relative entropy [N] of the supervised tokens of a micro-batch on the device."""
+        return self._engine(micro, None)
 
     def peak_memory_bytes(self) -> int:
         """Most memory so far: of this process's tensors on its GPU, or of the whole process on CPU."""

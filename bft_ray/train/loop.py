@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,18 @@ from bft_ray.config import Config, LossConfig
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.config.steps import num_steps
 from bft_ray.data.dataset import TokenDataset
-from bft_ray.data.pack import collate
+from bft_ray.data.pack import MicroBatch, collate
 from bft_ray.data.plan import BatchPlan, layout
 from bft_ray.data.prefetch import prefetch
 from bft_ray.evaluate.engine.likelihood import LikelihoodSums
+from bft_ray.model.start_logps import StartLogps
 from bft_ray.places.scratch import scratch
 from bft_ray.train.checkpoint import LoopState, improves, verify_manifest, write_manifest
 from bft_ray.train.engine import Engine
 from bft_ray.train.host import Host
 from bft_ray.train.profiling import phase, profiled
 from bft_ray.train.schedule import learning_rate
+from bft_ray.train.start import start_logps
 from bft_ray.train.step import Share, train_step
 
 _PLAIN = LossConfig(method="sft")  # validation: the likelihood, without any weight
@@ -33,11 +35,16 @@ _PLAIN = LossConfig(method="sft")  # validation: the likelihood, without any wei
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on and validates with."""
+    """What a run trains on and validates with.
+
+    Args:
+        start: log-probabilities of `train` under the starting weights, where the loss reads them.
+    """
 
     train: TokenDataset
     validation: TokenDataset | None
     pad_id: int
+    start: StartLogps | None = None
 
 
 def make_plan(config: Config, train: TokenDataset) -> tuple[BatchPlan, int]:
@@ -71,6 +78,8 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
     save_every = config.checkpoint.every_steps or evaluate_every
     higher = higher_is_better(config.checkpoint.metric)
     rank0 = engine.rank == 0
+    if config.loss.reads_prior:  # before a checkpoint is loaded: also after a resume, the start is the start
+        data = _with_start(engine, config, data, host)
     state = _resume(engine, host)
     if rank0:
         host.notify(
@@ -142,7 +151,7 @@ def share_of(engine: Engine, config: Config, data: Data, indices: np.ndarray) ->
     packing, size = engine.rows.packing, engine.rows.size or config.data.micro_batch_size
     ranks = layout(lengths.tolist(), engine.world_size, config.data.micro_batch_tokens, size, packing)
     places = ranks[engine.rank]
-    micro_batches = [collate(data.train, indices[place].tolist(), packing, data.pad_id) for place in places]
+    micro_batches = [_micro_batch(data, indices[place].tolist(), packing) for place in places]
     if engine.device.type == "cuda":
         micro_batches = [micro.pinned() for micro in micro_batches]
     return Share(
@@ -152,6 +161,22 @@ def share_of(engine: Engine, config: Config, data: Data, indices: np.ndarray) ->
         num_samples=int((supervised > 0).sum()),
         num_tokens=int(supervised.sum()),
     )
+
+
+def _micro_batch(data: Data, indices: list[int], packing: bool) -> MicroBatch:
+    micro = collate(data.train, indices, packing, data.pad_id)
+    if data.start is None:
+        return micro
+    own = [data.start.of(index) for index in indices]
+    return replace(micro, start_logp=torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own])))
+
+
+def _with_start(engine: Engine, config: Config, data: Data, host: Host) -> Data:
+    began = time.perf_counter()
+    start, found = start_logps(engine, config, data.train, data.pad_id)
+    if engine.rank == 0:
+        host.notify("prior", {"found": found, "seconds": time.perf_counter() - began})
+    return replace(data, start=start)
 
 
 def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
@@ -210,4 +235,5 @@ def _arithmetic(engine: Engine, config: Config, data: Data, num_steps: int) -> d
         "device": str(engine.device),
         "packing": engine.rows.packing,
         "rows": engine.rows.why,
+        "anchor": "" if engine.start is None else f"; anchor {config.loss.anchor:g}: {engine.start.cost}",
     }

@@ -17,6 +17,7 @@ _PREFIX = "bft/"
 #: parts of a step, in its order
 PHASES = {
     "data": "waiting for the next batch",
+    "start": "forward pass under the starting weights, with an anchor",
     "decoder": "forward pass up to the hidden states",
     "head": "head and loss, with the gradient of the hidden states",
     "backward": "backward pass, with the reduction of gradients",

@@ -75,8 +75,11 @@ def describe_event(event: str, values: dict[str, Any]) -> str:
         return (
             f"{begin}: {{num_steps}} steps of {{global_batch_size}} samples from {{num_samples}} "
             "({num_supervised_tokens:,} supervised of {num_tokens:,} tokens), {num_workers} workers on {device}, "
-            "{num_trainable:,} of {num_parameters:,} parameters train; rows: {rows}"
+            "{num_trainable:,} of {num_parameters:,} parameters train; rows: {rows}{anchor}"
         ).format(**values)
+    if event == "prior":
+        made = "found beside the tokens" if values["found"] else f"one forward pass, {values['seconds']:.1f} s"
+        return f"log-probabilities under the starting weights, which the token weights read: {made}"
     if event == "profile":
         return f"{values['table']}profile: {values['folder']} (trace.json.gz opens in ui.perfetto.dev)"
     if event == "step":
@@ -105,6 +108,7 @@ def what_follows(event: str, values: dict[str, Any]) -> str:
     step = values.get("step", 0)
     return {
         "ready": "training: loading data and model on the workers",
+        "prior": "training: what follows the pass under the starting weights",
         "start": "training: the first step",
         "resume": f"training: the step after {step}",
         "step": f"training: the step after {step}",

@@ -37,7 +37,7 @@ class Share:
 
 
 # scalars of the step, summed over micro-batches and ranks
-_SCALARS = ("loss_sum", "weight_sum", "nll_sum", "token_weight_sum", "num_capped", "num_correct")
+_SCALARS = ("loss_sum", "weight_sum", "nll_sum", "token_weight_sum", "num_capped", "num_correct", "divergence_sum")
 _LEVELS = (10, 50, 90)  # quantiles, in per cent
 
 
@@ -96,16 +96,21 @@ def train_step(
     total = dict(zip(_SCALARS, values, strict=False))
     names = [f"train/{what}_p{level}" for what in ("confidence", "sample_weight") for level in _LEVELS]
     tokens, samples = max(share.num_tokens, 1), max(share.num_samples, 1)
-    return {
-        "train/loss": loss_value,
-        "train/nll": total["nll_sum"] / tokens,
-        "train/token_accuracy": total["num_correct"] / tokens,
-        "train/grad_norm": grad_norm,
-        "train/learning_rate": learning_rate,
-        "train/token_weight_mean": total["token_weight_sum"] / tokens,
-        "train/capped_share": total["num_capped"] / samples,
-        "train/peak_memory_bytes": peak,
-    } | dict(zip(names, values[len(_SCALARS) :], strict=True))
+    moved = {"train/anchor_kl": total["divergence_sum"] / tokens} if loss.anchor else {}
+    return (
+        moved
+        | {
+            "train/loss": loss_value,
+            "train/nll": total["nll_sum"] / tokens,
+            "train/token_accuracy": total["num_correct"] / tokens,
+            "train/grad_norm": grad_norm,
+            "train/learning_rate": learning_rate,
+            "train/token_weight_mean": total["token_weight_sum"] / tokens,
+            "train/capped_share": total["num_capped"] / samples,
+            "train/peak_memory_bytes": peak,
+        }
+        | dict(zip(names, values[len(_SCALARS) :], strict=True))
+    )
 
 
 def _together(

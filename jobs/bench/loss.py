@@ -1,8 +1,8 @@
 """What the loss costs, from hidden states to their gradient, beside what people use today.
 
-    python -m jobs.bench.loss [--small] [--case NAME ...] [--repeats 5] [--threads N] [--out bench_loss]
+    python -m jobs.bench.loss [--small] [--forms] [--case NAME ...] [--repeats 5] [--threads N] [--out bench_loss]
 
-Every peer computes the same loss (BFT, window 256; `cross-entropy` plain SFT, for scale) and the gradient of the
+Every peer but those forms computes the same loss (BFT, window 256; `cross-entropy` plain SFT, for scale) and the gradient of the
 hidden states, those named `trainable` that of the head too. Peers take turns, and medians count. Prints a table
 and writes OUT.json, with the machine, and OUT.png where matplotlib is installed.
 
@@ -11,6 +11,8 @@ and writes OUT.json, with the machine, and OUT.png where matplotlib is installed
 - cross-entropy: full logits, F.cross_entropy.
 - chunked: prompt and padding dropped, chunks of `--chunk-tokens` rows recomputed by checkpoint.
 - fused: `bft_ray.loss.fused`; with the same chunk, and `default` with its own.
+- fused, power ... fused, anchor: the other token weights, and the anchor, whose starting weights have a head and hidden states of their
+  own; beside `fused, default`, which is BFT.
 - liger, cut: on GPU and where installed, their losses a token, with BFT's weights.
 
 Bound: the two matmuls (three: the same and half more) over the supervised rows alone, in blocks that suit caches,
@@ -40,12 +42,22 @@ from torch.utils.checkpoint import checkpoint
 from bft_ray.config import LossConfig
 from bft_ray.loss.fused import fused_loss_sums
 from bft_ray.loss.reference import combine, loss_sums, supervised_positions
+from bft_ray.loss.start import Start
 from bft_ray.loss.weights import weigh
 from jobs.bench.machine import machine
 
 CONFIG = LossConfig(method="bft", window=256)
 SFT = LossConfig(method="sft")
 MATMULS = "two matmuls"
+BFT = "fused, default"
+#: the other forms of the loss -> their settings beside BFT's
+FORMS: dict[str, dict[str, Any]] = {
+    "fused, power": {"token_weight": "power", "token_power": 0.5},
+    "fused, threshold": {"token_weight": "threshold"},
+    "fused, prior": {"token_weight": "prior", "token_power": 0.5},
+    "fused, entropy": {"token_weight": "entropy"},
+    "fused, anchor": {"anchor": 0.1},
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ class Batch:
     weight: Tensor = field(init=False)
     labels: Tensor = field(init=False)
     sample_index: Tensor = field(init=False)
+    start_logp: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         case, num_samples, longest = self.case, len(self.case.lengths), max(self.case.lengths)
@@ -102,6 +115,7 @@ class Batch:
         self.labels = tokens.masked_fill(~supervised, -100)
         self.labels[:, 0] = -100
         self.sample_index = torch.arange(num_samples, device=device)[:, None].expand_as(tokens)
+        self.start_logp = -5 * torch.rand(num_samples, longest, generator=generator, device=device)
 
     @property
     def samples(self) -> tuple[Tensor, Tensor, int]:
@@ -143,7 +157,7 @@ def cross_entropy(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
 
 def weighted(batch: Batch, hidden: Tensor, nll_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """BFT from any function (rows, targets) -> -logp."""
-    position, sample, target, _ = supervised_positions(batch.labels, batch.sample_index)
+    position, sample, target, *_ = supervised_positions(batch.labels, batch.sample_index)
     nll = nll_of(hidden.flatten(0, 1)[position - 1], target).float()
     row = weigh(-nll.detach(), sample, len(batch.labels), CONFIG).row
     return (row * nll).sum() / len(batch.labels)
@@ -160,10 +174,13 @@ def chunked(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
     return weighted(batch, hidden, nll_of)
 
 
-def fused(batch: Batch, hidden: Tensor, weight: Tensor, default: bool = False) -> Tensor:
+def fused(batch: Batch, hidden: Tensor, weight: Tensor, default: bool = False, config: LossConfig = CONFIG) -> Tensor:
     chunk_tokens = None if default else batch.chunk_tokens
-    sums = fused_loss_sums(hidden, weight, *batch.samples, CONFIG, chunk_tokens=chunk_tokens)
-    return combine(sums.loss_sum, sums.weight_sum, sums.num_samples, sums.num_tokens, CONFIG)
+    start = Start(batch.hidden, batch.weight) if config.anchor else None  # itself: the numbers do not change the cost
+    sums = fused_loss_sums(
+        hidden, weight, *batch.samples, config, chunk_tokens=chunk_tokens, start=start, start_logp=batch.start_logp
+    )
+    return combine(sums.loss_sum, sums.weight_sum, sums.num_samples, sums.num_tokens, config)
 
 
 def liger(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
@@ -197,7 +214,11 @@ PEERS: dict[str, tuple[Callable[..., Tensor], bool]] = {
     "cross-entropy": (cross_entropy, False),
     "chunked": (chunked, False),
     "fused": (fused, False),
-    "fused, default": (partial(fused, default=True), False),
+    BFT: (partial(fused, default=True), False),
+    **{
+        name: (partial(fused, default=True, config=LossConfig(method="bft", window=256, **fields)), False)
+        for name, fields in FORMS.items()
+    },
     "chunked, trainable": (chunked, True),
     "fused, trainable": (fused, True),
 }
@@ -228,15 +249,15 @@ def _wait(device: str) -> None:
 # ---- measurements ------------------------------------------------------------------------------------------------
 
 
-def times_s(batch: Batch, peers: Sequence[str], repeats: int) -> dict[str, float]:
-    """Median seconds of each peer; they take turns, after one round that does not count."""
+def times_s(batch: Batch, peers: Sequence[str], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each peer in each round; they take turns, after one round that does not count."""
     seconds: dict[str, list[float]] = {peer: [] for peer in peers}
     for turn in range(repeats + 1):
         for peer in peers:
             second, _ = run_once(peer, batch)
             if turn:
                 seconds[peer].append(second)
-    return {peer: statistics.median(values) for peer, values in seconds.items()}
+    return seconds
 
 
 def peak_bytes(peer: str, case: Case, chunk_tokens: int, threads: int) -> int:
@@ -287,7 +308,7 @@ def gradient_errors(dtype: str, chunk_tokens: int) -> dict[str, float]:
 
     exact = reference(batch.hidden.double(), batch.weight.double())
     ours = {"full logits": reference(batch.hidden, batch.weight)}
-    ours |= {peer: run_once(peer, batch)[1] for peer in PEERS if peer != "cross-entropy"}
+    ours |= {peer: run_once(peer, batch)[1] for peer in PEERS if peer not in ("cross-entropy", *FORMS)}
     return {
         peer: max(
             float((got.double() - want).abs().max() / want.abs().max())
@@ -297,10 +318,10 @@ def gradient_errors(dtype: str, chunk_tokens: int) -> dict[str, float]:
     }
 
 
-def measure(case: Case, chunk_tokens: int, repeats: int, threads: int) -> dict[str, Any]:
-    peers = list(PEERS)
+def measure(case: Case, chunk_tokens: int, repeats: int, threads: int, peers: Sequence[str]) -> dict[str, Any]:
     batch = Batch(case, chunk_tokens)
-    seconds = times_s(batch, [*peers, MATMULS], repeats)
+    rounds = times_s(batch, [*peers, MATMULS], repeats)
+    seconds = {peer: statistics.median(values) for peer, values in rounds.items()}
     bound = seconds[MATMULS]
     num_tokens = batch.num_tokens
     del batch
@@ -310,6 +331,14 @@ def measure(case: Case, chunk_tokens: int, repeats: int, threads: int) -> dict[s
         "num_tokens": num_tokens,
         "chunk_tokens": chunk_tokens,
         "bound_s": bound,
+        "over_bft": {  # medians of the ratios within a round
+            form: {
+                "time": statistics.median(a / b for a, b in zip(rounds[form], rounds[BFT], strict=True)),
+                "memory": memory[form] / max(memory[BFT], 1),
+            }
+            for form in FORMS
+            if form in peers
+        },
         "bound_flops_per_s": 4 * num_tokens * case.hidden * case.vocabulary / bound,
         "peers": {
             peer: {
@@ -336,11 +365,13 @@ def table(results: dict[str, Any]) -> str:
             f"  {'':20} {'time, s':>10} {'/ fused':>8} {'of bound':>9} {'memory, MB':>11} {'/ fused':>8}",
         ]
         for peer, row in peers.items():
-            peer_row = peers["fused, trainable" if PEERS[peer][1] else "fused"]
+            peer_row = peers.get("fused, trainable" if PEERS[peer][1] else "fused", peers[BFT])
             lines.append(
                 f"  {peer:20} {row['time_s']:10.4g} {row['time_s'] / peer_row['time_s']:8.2f} {row['share_of_bound']:9.1%}"
                 f" {row['memory_bytes'] / 1e6:11,.1f} {row['memory_bytes'] / max(peer_row['memory_bytes'], 1):8.2f}"
             )
+        over = ", ".join(f"{form} {row['time']:.3f} ({row['memory']:.2f})" for form, row in result["over_bft"].items())
+        lines.append(f"  time (memory) by that of bft, round by round: {over}")
     for dtype, errors in results["gradient_error"].items():
         lines.append(f"gradient error, {dtype}: " + ", ".join(f"{peer} {value:.1e}" for peer, value in errors.items()))
     return "\n".join(lines)
@@ -369,6 +400,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny shapes: does it run?")
+    parser.add_argument("--forms", action="store_true", help="only BFT and the other forms of the loss")
     parser.add_argument("--case", action="append", choices=list(CASES), help="default: all that this machine can run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -378,11 +410,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = SMALL if args.small else CASES
     names = args.case or [name for name in cases if cases[name].device == "cpu" or torch.cuda.is_available()]
     chunk_tokens = args.chunk_tokens or (16 if args.small else 256)
+    peers = [BFT, *FORMS] if args.forms else list(PEERS)
     torch.set_num_threads(args.threads)
     results = {
         "machine": machine(args.threads, ["liger-kernel", "cut-cross-entropy", "triton"]),
         "config": CONFIG.model_dump(),
-        "cases": {name: measure(cases[name], chunk_tokens, args.repeats, args.threads) for name in names},
+        "cases": {name: measure(cases[name], chunk_tokens, args.repeats, args.threads, peers) for name in names},
         "gradient_error": {dtype: gradient_errors(dtype, 64) for dtype in ("float32", "bfloat16")},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from bft_ray.config import METHODS
 from bft_ray.loss import LossConfig, loss_sums
 from bft_ray.loss.fused import fused_loss_sums, fused_row_sums
 from bft_ray.loss.reference import LossSums, Supervised
+from bft_ray.loss.start import Start
 from tests.support.losses import CONFIGS
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -65,15 +66,38 @@ def logits_of(hidden, weight, bias, logit_scale=1.0, softcap=None, num_words=Non
     return z
 
 
+@torch.no_grad()
+def start_of_head(hidden, weight, bias) -> Start:
+    """Another model of the same words, with one feature more: a LoRA adapter on a head makes such a difference."""
+    more = hidden.new_ones(*hidden.shape[:-1], 1)
+    other = torch.cat([0.6 * weight + 0.3 * weight.roll(1, 0), 0.2 * weight[:, :1]], 1)
+    return Start(torch.cat([0.8 * hidden + 0.2 * hidden.roll(1, -1), more], -1), other, bias)
+
+
+def logp_of(logits, labels) -> torch.Tensor:
+    """[B, T] log-probability of each label, at its place."""
+    targets = labels.clamp(min=0)[:, 1:, None]
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    logp = logits[:, :-1].to(dtype).log_softmax(-1).gather(2, targets).squeeze(2)
+    return F.pad(logp, (1, 0), value=torch.nan)
+
+
 def run(fused: bool, tensors, batch, config, learn=tuple(NAMES), chunk_tokens=None, use_bias=True, **head):
     """LossSums and the gradients of 3 x loss_sum, by either path."""
     leaves = {name: tensor.detach().clone().requires_grad_(name in learn) for name, tensor in tensors.items()}
     hidden, weight, bias = leaves["hidden"], leaves["weight"], leaves["bias"] if use_bias else None
     args = batch["labels"], batch["sample_index"], batch["num_samples"], config
+    start = start_logits = logp = None
+    if config.anchor or config.reads_prior:
+        start = start_of_head(hidden, weight, bias)
+        start_logits = logits_of(*start, **head)
+        logp = logp_of(start_logits, batch["labels"])
     if fused:
-        sums = fused_loss_sums(hidden, weight, *args, bias=bias, chunk_tokens=chunk_tokens, **head)
+        sums = fused_loss_sums(
+            hidden, weight, *args, bias=bias, chunk_tokens=chunk_tokens, start=start, start_logp=logp, **head
+        )
     else:
-        sums = loss_sums(logits_of(hidden, weight, bias, **head), *args)
+        sums = loss_sums(logits_of(hidden, weight, bias, **head), *args, start_logits=start_logits)
     if sums.loss_sum.requires_grad:
         (3 * sums.loss_sum).backward()
     return sums, {name: leaf.grad for name, leaf in leaves.items()}
@@ -338,8 +362,8 @@ def test_nothing_waits_for_the_device(name, learn):
         bias = torch.empty(50, requires_grad="bias" in LEARN[learn])
         tokens = [torch.empty(sum(lengths), dtype=torch.long) for _ in range(3)]
         config = LossConfig(**CONFIGS[name], window=4)
-        sums = fused_row_sums(
-            hidden, weight, Supervised(*tokens, lengths), len(lengths), config, bias=bias, chunk_tokens=6
-        )
+        start = Start(torch.empty(40, 9), torch.empty(50, 9))
+        supervised = Supervised(*tokens, lengths, torch.empty(sum(lengths)))
+        sums = fused_row_sums(hidden, weight, supervised, len(lengths), config, bias=bias, chunk_tokens=6, start=start)
         sums.loss_sum.backward()
         assert (hidden if "hidden" in LEARN[learn] else weight).grad.shape

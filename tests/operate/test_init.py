@@ -19,7 +19,7 @@ from bft_ray.operate.init.config_text import Device, longest_positions
 from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.space_text import SPACE
 from bft_ray.operate.init.study import domain_of, write_study
-from bft_ray.space.load import load_study
+from bft_ray.space.load import load_space, load_study
 from tests.support.paths import SHARED
 from tests.support.rows import questions, write_csv, write_jsonl
 
@@ -199,6 +199,22 @@ def test_every_size_has_a_config_and_a_space_that_fit_each_other(tmp_path, size,
     assert (space.confirmation is None) == (size < 20) == ("too few for a confirmation" in said)
     if size >= 20:
         assert len(space.confirmation.seeds) == 5 and bool(space.confirmation.test) == (size >= 40)
+
+
+@pytest.mark.parametrize("words", [1, 60])
+def test_the_families_of_token_weights(tmp_path, words):
+    rows = [[f"What is {n}?", " ".join(["word"] * (1 + n % words))] for n in range(60)]
+    init(write_csv(tmp_path / "x.csv", ["question", "answer"], rows), tmp_path / "bft.yaml", space="families")
+    space, base = load_study(tmp_path / "search_space.yaml")  # with `check_space`
+    shipped = load_space("families")
+    for name in ("token_weight", "token_power", "token_threshold", "anchor", "sample_weight", "epsilon", "weight_cap"):
+        assert space.parameters[f"loss.{name}"] == shipped.parameters[f"loss.{name}"]
+    assert ("loss.window" in space.parameters) == (words > 1) and "loss.method" not in space.parameters
+    assert space.fixed == {"loss.method": "bft"} and space.budget.trials == 24 and base.loss.method == "bft"
+    text = (tmp_path / "search_space.yaml").read_text()
+    assert text.startswith("# Written by `bft-ray init`: which token weight between plain fine-tuning and BFT")
+    with pytest.raises(BadInput, match=r"--space` is 'all'.*one of bft, families"):
+        init(tmp_path / "x.csv", tmp_path / "other.yaml", space="all")
 
 
 def test_every_field_is_commented(tmp_path):

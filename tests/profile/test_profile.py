@@ -24,6 +24,8 @@ from bft_ray.profile.analyse import analyse
 from bft_ray.profile.page import to_html
 from bft_ray.profile.pictures import PICTURES
 from bft_ray.profile.run import SHOWN_FILES, profile_data
+from bft_ray.profile.stretches import stretches
+from bft_ray.profile.token_weights import token_settings, weigh_tokens
 from bft_ray.profile.tokens import read, token_logps, write
 from bft_ray.profile.varied import config_and_fixed
 from bft_ray.profile.weights import (
@@ -166,6 +168,47 @@ def test_weights_by_hand():
     assert setting.name == "inverse w2 e0.1 c3"
 
 
+def test_token_weights_by_hand():
+    entropy = np.array([0.5, 0.1, 0.2, 0.9, 1.0, 0.0, 0.3, 0.4, 0.6], dtype=np.float32)
+    tokens = replace(by_hand(), entropy=entropy)
+    settings = ProfileConfig(powers=[0.5, 2.0], thresholds=[0.3], low_confidence=0.3)
+    rows = {row["name"]: row for row in weigh_tokens(tokens, token_settings(settings, 2, True), 0.3)}
+    p = np.array([0.5, 0.2, 0.8, 0.4, 0.9, 0.9, 0.1, 0.1, 0.9])
+    group = np.minimum(p / (np.array([0.5, 0.2, 0.5, 0.6, 0.9, 0.9, 0.5, 0.1, 0.5]) + 1e-6), 1)
+    weights = {
+        "power a0.5": p**0.5,
+        "power a2": p**2,
+        "threshold t0.3": p >= 0.3,
+        "entropy of 20": entropy,
+        "group w2": group,
+    }
+    assert list(rows) == list(weights)
+    for name, weight in weights.items():
+        row = rows[name]
+        assert row["mean"] == pytest.approx(weight.mean(), rel=1e-6)
+        assert row["effective_share"] == pytest.approx(
+            weight.sum() ** 2 / (9 * (weight.astype(float) ** 2).sum()), rel=1e-6
+        )
+        assert row["low_share"] == pytest.approx(weight[p < 0.3].sum() / weight.sum(), abs=1e-6)
+        assert row["zero_share"] == pytest.approx((weight < 1e-6).mean())
+    without = token_settings(settings, 2, has_entropy=False)
+    assert [loss.token_weight for loss in without] == ["power", "power", "threshold", "group"]
+
+
+def test_stretches_by_hand():
+    found = stretches(by_hand(), 0.45)
+    assert found.share.tolist() == pytest.approx([0, 2 / 3, 2 / 5]) and found.longest.tolist() == [0, 1, 2]
+    logp = np.log(np.array([0.1] * 3 + [0.1] * 2 + [0.9, 0.1]))  # a run ends with its sample
+    told = stretches(TokenLogps(["a", "b"], logp.astype(np.float32), np.array([3, 4])), 0.5)
+    assert told.longest.tolist() == [3, 2] and told.figures()["longest_run"] == 3 and told.figures()["without"] == 0
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 30, 50)
+    tokens = TokenLogps([str(i) for i in range(50)], -draw.gamma(0.5, 2, lengths.sum()).astype(np.float32), lengths)
+    for index, longest in enumerate(stretches(tokens, 0.4).longest):
+        text = "".join("x" if p < 0.4 else " " for p in np.exp(tokens.of(index)))
+        assert longest == max(map(len, text.split()), default=0)
+
+
 def test_equal_and_near_settings():
     losses = [
         LossConfig(method="bft", window=5),
@@ -227,10 +270,12 @@ def test_files_pictures_page_and_record(config, tmp_path, tiny_data):
     assert told["lengths"]["p100"] == profile.tokens.num_tokens.max()
     # completions have at most 60 words and an end: windows 64 and 128 are the same
     assert ["complement w64", "complement w128"] in told["equal"]
-    for name in ("lengths", "tokens", "windows", "settings", "ranks"):
+    for name in PICTURES:
         assert min(Image.open(tmp_path / "out" / f"{name}.png").size) > 200
     page = (tmp_path / "out" / "profile.html").read_text()
-    assert page.count("data:image/png;base64,") == 5 and "inverse w8 e0.05 c4" in page
+    assert page.count("data:image/png;base64,") == len(PICTURES) and "inverse w8 e0.05 c4" in page
+    assert [row["name"] for row in told["token_weights"]][-2:] == ["entropy of 20", "group w256"]
+    assert "threshold t0.03" in page and told["low_confidence"]["below"] == 0.1
     words = tiny_data.read_text().split('"prompt": "')[1].split('"')[0]
     assert words not in page and words not in json.dumps(told)
     client = mlflow.MlflowClient(config.tracking.uri)
@@ -347,3 +392,7 @@ def test_what_a_profile_looks_at_is_checked():
         ProfileConfig(windows=[0, 64])
     with pytest.raises((BadConfig, ValueError), match="different numbers"):
         ProfileConfig(caps=[2.0, 2.0])
+    with pytest.raises((BadConfig, ValueError), match="powers"):
+        ProfileConfig(powers=[5.0])
+    with pytest.raises((BadConfig, ValueError), match="thresholds"):
+        ProfileConfig(thresholds=[1.0])

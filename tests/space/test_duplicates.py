@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bft_ray.config import METHODS, LossConfig, load_config
+from bft_ray.config.loss import POWERED
 from bft_ray.loss import normalisation
 from bft_ray.loss.reference import gather_sums
 from bft_ray.loss.weights import weigh
@@ -38,6 +39,19 @@ EQUAL = [
         loss("bft_group", window=99, window_alignment="centered"),
         "windows 23 and 99",
     ),
+    # token weights that are 1 for every token, or the probability
+    (loss("bft", token_weight="power", token_power=0.0), loss("bft_no_token"), "power with token_power 0 is 1"),
+    (loss("bft", token_weight="prior", token_power=0.0), loss("bft_no_token"), "prior with token_power 0 is 1"),
+    (loss("dft", token_weight="entropy", token_power=0.0, entropy_top_k=7), loss("sft"), "entropy with token_power 0"),
+    (
+        loss("bft", token_weight="entropy", token_power=0.0),
+        loss("bft", token_weight="power", token_power=0.0),
+        "power with token_power 0 is 1",
+    ),
+    (loss("bft", token_weight="threshold", token_threshold=0.0), loss("bft_no_token"), "reaches token_threshold 0"),
+    (loss("bft", token_weight="power", token_power=1.0), loss("bft"), "power with token_power 1 is exp_nll"),
+    (loss("bft", token_power=3.0, token_threshold=0.5, entropy_top_k=5), loss("bft"), "token_power is not used"),
+    (loss("bft", anchor=0.0), loss("bft_no_token", token_weight="exp_nll"), "both methods give the same fields"),
     # a cap that is never reached
     (loss("bft_inverse", epsilon=0.125, weight_cap=8.0), loss("bft_inverse", epsilon=0.125, weight_cap=None), "never"),
     (loss("bft_inverse", epsilon=0.125, weight_cap=8.0), loss("bft_inverse", epsilon=0.125, weight_cap=99.0), "never"),
@@ -72,6 +86,12 @@ DIFFERENT = [
     # without normalising, weights that are all cut scale the loss
     (loss("bft_inverse", epsilon=0.25, weight_cap=0.8, normalise=False), loss("bft_no_sample")),
     (loss("sft", weight_cap=0.5), loss("sft")),
+    (loss("bft", token_weight="power", token_power=1.5), loss("bft")),
+    (loss("bft", token_weight="prior"), loss("bft")),  # alike at the start alone
+    (loss("bft", token_weight="entropy"), loss("bft", token_weight="entropy", entropy_top_k=10)),
+    (loss("bft", token_weight="threshold"), loss("bft", token_weight="threshold", token_threshold=0.2)),
+    (loss("bft"), loss("bft", anchor=0.1)),
+    (loss("bft", anchor=0.1), loss("bft", anchor=0.2)),
 ]
 
 
@@ -100,14 +120,17 @@ def test_a_setting_is_equal_to_itself_and_the_order_does_not_matter():
 
 def applied(logp: torch.Tensor, sample: torch.Tensor, num_samples: int, config: LossConfig) -> torch.Tensor:
     """Weight of each token in the loss of the batch: as applied, normalised, by the functions of the loss."""
-    weights = weigh(logp, sample, num_samples, config, prob=logp.exp())
+    signal = {"prior": logp.flip(0), "entropy": -logp.exp() * logp}.get(config.token_weight, logp.exp())
+    weights = weigh(logp, sample, num_samples, config, signal)
     sums = gather_sums((weights.row * -logp).sum(), logp, torch.zeros_like(sample, dtype=torch.bool), weights)
     return weights.row * normalisation(sums.weight_sum, sums.num_samples, config)
 
 
 #: values with many collisions, so that equal settings are met often
 FIELDS = {
-    "token_weight": ["none", "prob", "exp_nll", "group"],
+    "token_weight": ["none", "prob", "exp_nll", "group", "power", "prior", "entropy", "threshold"],
+    "token_power": [0.0, 0.5, 1.0],
+    "token_threshold": [0.0, 0.3],
     "sample_weight": ["none", "complement", "inverse"],
     "confidence": ["geometric", "arithmetic"],
     "window": [1, 3, 11, 12, 13, 22, 23, 24, 40],
@@ -169,6 +192,15 @@ def test_the_rules_hold_for_any_sample_up_to_the_longest(seed, longest, epsilon,
         (
             loss("bft_inverse", weight_cap=1 / epsilon / share, window=longest, **common),
             loss("bft_inverse", weight_cap=None, window=longest + extra, **common),
+        ),
+        (loss("bft", token_weight="power", token_power=1.0, **common), loss("bft", **common)),
+        *(
+            (loss("bft", token_weight=weight, token_power=0.0, **common), loss("bft", token_weight="none", **common))
+            for weight in POWERED
+        ),
+        (
+            loss("bft", token_weight="threshold", token_threshold=0.0, **common),
+            loss("bft", token_weight="none", **common),
         ),
         (loss("bft_group", window=longest, **common), loss("bft_group", window=longest + extra, **common)),
         (

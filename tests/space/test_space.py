@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from bft_ray.errors import BadConfig, BadInput
 from bft_ray.space.assign import active, baseline_config, config_of, with_overrides
 from bft_ray.space.cost import cost_of, describe
 from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.duplicates import run_key
 from bft_ray.space.grid import baseline_assignments, grid, num_combinations, representatives
 from bft_ray.space.load import check_space, load_base, load_space, load_study, spaces
 from tests.support.paths import ROOT
@@ -616,7 +618,7 @@ SHIPPED = sorted(spaces())
 
 
 def test_what_is_shipped():
-    assert set(SHIPPED) == {*DOMAINS, "starter", "window", "ablation"}
+    assert set(SHIPPED) == {*DOMAINS, "starter", "window", "ablation", "families"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -649,10 +651,34 @@ def test_the_studies():
     assert ablation.seeds == [0, 1, 2]
 
 
+def test_no_two_combinations_of_the_families_are_the_same_run():
+    """1,500 drawn ones, and the ends of all ranges: nothing that cannot differ."""
+    space, base = load_study("families")
+    draw, assignments = random.Random(0), representatives(space, 1)
+    for _ in range(1500):
+        chosen: dict[str, Any] = {}
+        for name in space.ordered():
+            one = space.parameters[name]
+            if name in active(space, chosen):
+                chosen[name] = draw.choice(one.finite()) if one.finite() else draw.uniform(one.low, one.high)
+        assignments.append(chosen)
+    configs = [config_of(base, space, chosen, 0) for chosen in assignments]
+    distinct_assignments = {repr(sorted(chosen.items())) for chosen in assignments}
+    assert len({run_key(config, 230) for config in configs}) == len(distinct_assignments) > 1000
+    for chosen, config in zip(assignments, configs, strict=True):
+        varied = {name.removeprefix("loss.") for name in chosen if name.startswith("loss.")}
+        assert not varied & set(config.loss.unused_fields()), chosen
+        assert config.loss.method == "bft" and config.loss.aggregate == "sample"
+        assert config.loss.normalise == (config.loss.sample_weight == "inverse")
+    forms = {config.loss.token_weight for config in configs}
+    assert forms == {"none", "power", "prior", "entropy", "threshold", "group"}
+    assert len(space.confirmation.seeds) == 5 and space.budget.trials == 24
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_spaces_fit_other_configs_too(name):
     """`--config`: any recipe with validation data, for the tasks come with the space."""
-    if name == "starter":
+    if name in ("starter", "families"):
         return
     space = load_space(name)
     check_space(space, load_base(space, "llama_8b_lora_80gb"), name)

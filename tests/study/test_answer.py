@@ -71,6 +71,18 @@ def test_arms_are_the_best_trials_and_the_tuned_baselines(tmp_path):
         ({"loss.method": "bft_inverse", "loss.window": 64}, "", "bft_inverse w64"),
         ({"optimizer.learning_rate": 3e-4}, "sft", "sft lr0.0003"),
         ({"lora.rank": 8, "loss.weight_cap": None}, "", "cnone rank=8"),
+        (
+            {
+                "loss.anchor": 0.3,
+                "loss.window": 64,
+                "loss.sample_weight": "complement",
+                "loss.token_power": 0.5,
+                "loss.token_weight": "power",
+            },
+            "",
+            "power a0.5 sample_weight=complement w64 anchor0.3",
+        ),
+        ({"loss.token_weight": "threshold", "loss.token_threshold": 0.05}, "", "threshold t0.05"),
         ({}, "", "as configured"),
     ],
 )

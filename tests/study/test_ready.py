@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from bft_ray.config import ModelConfig
+from bft_ray.config import ModelConfig, make_config
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model import base_weights
 from bft_ray.model.base_weights import weights_fingerprint
+from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.space.load import load_space, load_study, spaces
 from bft_ray.study.checks.ready import Facts, inspect_study
 from bft_ray.study.records.same_study import refuse_others, study_settings
@@ -89,7 +90,7 @@ def test_rows_in_part_are_refused_and_named_without_their_text(look):
     ):
         look({"search": rows[:10], "confirmation": rows[10:30], "test": rows[25:45]})
     told = look({"search": rows[:20], "confirmation": rows[20:40], "test": rows[40:]})[1]
-    assert not [text for text in told if "note" in text]
+    assert not [text for text in told if "note" in text and "an anchor" not in text]
 
 
 def test_one_row_in_a_hundred_is_told(look):
@@ -144,7 +145,7 @@ def test_shipped_spaces_on_the_bundled_data(name, tmp_path, monkeypatch):
     told: list[str] = []
     own = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", f"data.cache_dir={tmp_path}/cache"]
     facts = inspect_study(*load_study(name, overrides=own), told.append)
-    assert facts.samples_per_source and not [text for text in told if "note" in text]
+    assert facts.samples_per_source and not [text for text in told if "note" in text and "an anchor" not in text]
     assert load_space(name).confirmation is not None
 
 
@@ -157,6 +158,32 @@ def flip(path: Path, place: int) -> None:
         (byte,) = file.read(1)
         file.seek(place)
         file.write(bytes([byte ^ 1]))
+
+
+def test_an_anchor_is_checked_and_its_cost_told_though_the_first_trial_has_none(make_tree, tmp_path):
+    def lines_of(**sections: Any) -> list[str]:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(make_tree(**sections)))
+        space = {
+            "name": "small",
+            "config": "config.yaml",
+            "parameters": {"loss.anchor": {"kind": "categorical", "values": [0.0, 0.1]}},
+            "objective": {"metric": "validation/nll"},
+            "budget": {"trials": 2, "steps": 4},
+            "sampler": {"kind": "random"},
+        }
+        (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+        lines: list[str] = []
+        inspect_study(*load_study(tmp_path / "space.yaml"), lines.append)
+        return [line for line in lines if "anchor" in line]
+
+    assert lines_of()[0].endswith("through a frozen copy of the weights, which takes memory")
+    assert lines_of(lora={"rank": 2})[0].endswith("with the adapters off")
+    tree = make_tree(lora={"rank": 2})
+    config = make_config(tree)
+    load_model(config.model, config.lora).save_pretrained(tmp_path / "adapter")
+    load_tokenizer(config.model).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(BadInput, match=r"loss\.anchor.*an adapter is trained on"):
+        lines_of(model={"path": str(tmp_path / "adapter")})
 
 
 def test_weights_that_were_trained_again_make_another_study(make_tree, tiny_model, tmp_path, monkeypatch):

@@ -59,9 +59,11 @@ def test_a_warm_trial_is_the_fresh_one(make_tree, tiny_data, tmp_path):
         tree("zero1", "fp32", None, False, loss={"method": "sft"}, optimizer={"learning_rate": 1e-2}) | {"stop": True},
     ]
     kinds = [tree(*kind, optimizer={"learning_rate": 1e-3}) for kind in KINDS]
+    kinds[1]["loss"] = {"token_weight": "prior", "anchor": 0.5}  # what it reads of the start is the base model's
+    others.append(kinds[1] | {"seed": 9})
     (warm,) = run_ranks(in_turn, 1, [*others, *kinds], str(tmp_path))
     assert [one["result"].status for one in warm[:3]] == ["complete", "failed", "pruned"]
-    for kind, settings, own in zip(KINDS, kinds, warm[3:], strict=True):
+    for kind, settings, own in zip(KINDS, kinds, warm[4:], strict=True):
         ((fresh,),) = run_ranks(in_turn, 1, [settings], str(tmp_path), fresh=True)
         a, b = own["result"], fresh["result"]
         assert steps_of(a) == steps_of(b) and len(a.train) == 6, kind

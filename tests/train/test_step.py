@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,19 @@ LOSSES = {
     "bft": {"method": "bft", "window": 8},
     "inverse": {"method": "bft_inverse", "window": 8, "weight_cap": 6.0},  # normalised
     "group": {"method": "bft_group", "window": 4},
+    "entropy": {"method": "bft_inverse", "window": 8, "token_weight": "entropy"},
+    "prior, anchor": {"method": "bft", "window": 8, "token_weight": "prior", "token_power": 0.5, "anchor": 0.5},
 }
 RATE = 1000.0
 LAYOUTS = [(1, False), (2, False), (8, False), (2, True), (4, True), (8, True)]  # micro-batch size, packing
+
+
+def move(start: Any) -> None:
+    """Make the copy of the starting weights another model: at the true start the anchor pulls nowhere."""
+    generator = torch.Generator().manual_seed(5)
+    for module in (start._halves.decoder, start._halves.head):
+        for parameter in module.parameters():
+            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
 
 
 def one_steps(tree: dict, cases: list[tuple[str, str, int, bool]]) -> list[tuple[float, np.ndarray]]:
@@ -32,6 +44,7 @@ def one_steps(tree: dict, cases: list[tuple[str, str, int, bool]]) -> list[tuple
     from bft_ray.model.causal_lm import load_tokenizer
     from bft_ray.train.engine import Engine
     from bft_ray.train.loop import Data, make_plan, share_of
+    from bft_ray.train.start import start_logps
     from bft_ray.train.step import train_step
 
     engine_module._adamw = lambda model, *_: torch.optim.SGD(model.parameters(), lr=RATE)
@@ -52,6 +65,10 @@ def one_steps(tree: dict, cases: list[tuple[str, str, int, bool]]) -> list[tuple
         data = Data(prepare(config.data.train, tokenizer, config.data), None, tokenizer.pad_token_id)
         plan, _ = make_plan(config, data.train)
         engine = Engine(config, torch.device("cpu"))
+        if config.loss.reads_prior:
+            data = replace(data, start=start_logps(engine, config, data.train, data.pad_id)[0])
+        if engine.start is not None:
+            move(engine.start)
         before = engine.weights()
         share = share_of(engine, config, data, plan.batch(0))
         metrics = train_step(engine, share, config.loss, step=0, learning_rate=RATE, seed=config.seed)

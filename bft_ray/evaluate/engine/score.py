@@ -158,7 +158,7 @@ def _score_batch(
     x = hidden.flatten(0, 1)[torch.from_numpy(np.concatenate(places)).to(device)]  # [N, D]
     x, weight, bias = parts.operands(x)
     target = torch.from_numpy(np.concatenate(targets)).to(device)
-    logp, correct = target_logp(x, weight, target, bias=bias, logit_scale=parts.scale, softcap=parts.softcap)
+    logp, correct, _ = target_logp(x, weight, target, bias=bias, logit_scale=parts.scale, softcap=parts.softcap)
     np.add.at(scores.nll, owner, -logp.double().cpu().numpy())
     np.add.at(scores.num_tokens, owner, 1)
     np.add.at(scores.num_correct, owner, correct.cpu().numpy())

@@ -8,6 +8,8 @@ from pathlib import Path
 from bft_ray.config import SourceConfig
 from bft_ray.errors import BadInput
 
+SPACES = ("bft", "families")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -18,6 +20,8 @@ class Request:
         out: config to write, or a folder for `bft.yaml`; all other files go to its folder.
         prompt, completion: a column each, or a template with columns in braces.
         group: column whose equal values stay on one side of a split.
+        space: what the search space varies: `bft`, the published forms of BFT; or `families`, every token weight from plain
+            fine-tuning to BFT, and the anchor.
     """
 
     data: str
@@ -30,18 +34,21 @@ class Request:
     limit: int | None = None
     domain: str | None = None
     model: str = "starter"
+    space: str = "bft"
     force: bool = False
 
     def source(self, path: Path | None = None) -> SourceConfig:
         """The data, or a file beside it that is read in the same way.
 
         Raises:
-            BadInput: one of --prompt and --completion without the other, a limit below 1.
+            BadInput: one of --prompt and --completion without the other, a limit below 1, a space that there is not.
         """
         for given, missing in (("prompt", "completion"), ("completion", "prompt")):
             if getattr(self, given) and not getattr(self, missing):
                 remedy = f"Add --{missing} COLUMN; a template in braces joins several columns."
                 raise BadInput(f"--{missing}", None, f"given with --{given}", remedy)
+        if self.space not in SPACES:
+            raise BadInput("--space", self.space, f"one of {', '.join(SPACES)}")
         if self.limit is not None and self.limit < 1:
             raise BadInput("--limit", self.limit, "at least 1", "Leave --limit out for all rows.")
         named = {"prompt": self.prompt, "completion": self.completion, "group": self.group}

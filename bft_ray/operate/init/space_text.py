@@ -12,6 +12,10 @@ from bft_ray.space.draft import CONFIRMATION_SEEDS, MARK, REDUCTION, grace_steps
 
 SPACE = "search_space.yaml"
 _FEW = 100  # training rows
+_FORMS = "form, window, epsilon and cap of BFT suit"
+_FAMILY = "token weight between plain fine-tuning and BFT, which anchor, window, epsilon and cap suit"
+_TRIALS = {False: {True: 12, False: 18}, True: {True: 24, False: 36}}  # by family and few rows
+_FIXED = "fixed: {loss.method: bft}  # what the parameters leave open\n"
 _ONE_WINDOW = "# loss.window is not varied: the answers are so short that all windows are the same run"
 _NO_CONFIRMATION = """\
 # confirmation: there are too few rows for one. The study compares and chooses no champion: what looks best on so few
@@ -33,6 +37,7 @@ class SpacePlan:
         rates: learning rates.
         metric: of the objective.
         is_choice: whether that is measured on a choice task rather than on `data.validation`.
+        is_family: whether every token weight and the anchor are varied, and not the published forms of BFT.
         num_train: training rows.
         num_steps: optimizer steps of a trial.
         paths: split -> its file.
@@ -44,6 +49,7 @@ class SpacePlan:
     rates: Sequence[float]
     metric: str
     is_choice: bool
+    is_family: bool
     num_train: int
     num_steps: int
     paths: Mapping[str, Path]
@@ -52,7 +58,6 @@ class SpacePlan:
 def space_text(plan: SpacePlan) -> str:
     """YAML, every section with a comment; each parameter is on one line, because `bft-ray profile` rewrites these lines."""
     few = plan.num_train < _FEW
-    windows = f"  loss.window: {_among(plan.windows)}  # tokens; estimated" if plan.windows else f"  {_ONE_WINDOW}"
     grace = grace_steps(plan.num_steps, plan.metric)
     scheduler = (
         f"{{kind: asha, grace_steps: {grace}, reduction: {REDUCTION}}}  # of {plan.num_steps} steps: the worse trials "
@@ -61,22 +66,48 @@ def space_text(plan: SpacePlan) -> str:
         else "{kind: none}  # a trial is too short to stop early"
     )
     return f"""\
-{MARK}: which form, window, epsilon and cap of BFT suit these rows?
+{MARK}: which {_FAMILY if plan.is_family else _FORMS} these rows?
 # Run `bft-ray profile {plan.config}` first: it replaces the estimated windows and caps by the measured ones.
 # What it would run and cost: bft-ray search {SPACE} --dry-run.
 name: {plan.name}
 config: {plan.config}  # beside this file
 parameters:
-  loss.method: {{kind: categorical, values: [bft, bft_inverse, bft_group]}}
-{windows}
-  loss.epsilon: {{kind: float, low: 0.01, high: 0.2, log: true, when: {{loss.method: [bft_inverse]}}}}
-  loss.weight_cap: {{kind: categorical, values: [2.0, 4.0, 8.0, null], when: {{loss.method: [bft_inverse]}}}}
+{_family(plan) if plan.is_family else _forms(plan)}
   optimizer.learning_rate: {_among(plan.rates)}  # of the baselines sft, dft and bft too
-objective: {{metric: {plan.metric}}}  # on the validation rows
-budget: {{trials: {12 if few else 18}}}  # the baselines run beside them, once a learning rate; the length is the config's
+{_FIXED if plan.is_family else ""}objective: {{metric: {plan.metric}}}  # on the validation rows
+budget: {{trials: {_TRIALS[plan.is_family][few]}}}  # the baselines run beside them, once a learning rate; the length is the config's
 sampler: {{kind: tpe, seed: 0, startup_trials: 6}}
 scheduler: {scheduler}
 {_confirmation(plan)}"""
+
+
+def _forms(plan: SpacePlan) -> str:
+    """The published forms of BFT."""
+    return f"""\
+  loss.method: {{kind: categorical, values: [bft, bft_inverse, bft_group]}}
+{_window(plan)}
+  loss.epsilon: {{kind: float, low: 0.01, high: 0.2, log: true, when: {{loss.method: [bft_inverse]}}}}
+  loss.weight_cap: {{kind: categorical, values: [2.0, 4.0, 8.0, null], when: {{loss.method: [bft_inverse]}}}}"""
+
+
+def _family(plan: SpacePlan) -> str:
+    """Token weights from plain fine-tuning to BFT, as in `search_spaces/families.yaml`."""
+    powered = "{loss.token_weight: [power, prior, entropy]}"
+    return f"""\
+  loss.token_weight: {{kind: categorical, values: [none, power, prior, entropy, threshold, group]}}
+  loss.token_power: {{kind: float, low: 0.1, high: 4.0, log: true, when: {powered}}}  # 0: plain, 1: the probability
+  loss.token_threshold: {{kind: float, low: 0.01, high: 0.5, log: true, when: {{loss.token_weight: [threshold]}}}}
+  loss.anchor: {{kind: categorical, values: [0.0, 0.03, 0.3]}}  # above 0: one more forward pass a step
+  loss.sample_weight: {{kind: categorical, values: [none, complement, inverse]}}
+{_window(plan, ", when: {loss.sample_weight: [complement, inverse]}")}
+  loss.epsilon: {{kind: float, low: 0.01, high: 0.2, log: true, when: {{loss.sample_weight: [inverse]}}}}
+  loss.weight_cap: {{kind: categorical, values: [2.0, 4.0, null], when: {{loss.sample_weight: [inverse]}}}}"""
+
+
+def _window(plan: SpacePlan, when: str = "") -> str:
+    if not plan.windows:
+        return f"  {_ONE_WINDOW}"
+    return f"  loss.window: {_among(plan.windows)[:-1]}{when}}}  # tokens; estimated"
 
 
 def _confirmation(plan: SpacePlan) -> str:

@@ -166,6 +166,7 @@ class _Plan:
                 rates=self.settings.rates,
                 metric=self.metric,
                 is_choice=self.look.kind == "choice",
+                is_family=self.request.space == "families",
                 num_train=num_train,
                 num_steps=num_steps(config_from_yaml(self.config([]), str(self.request.out)), [num_train]),
                 paths=self.made,

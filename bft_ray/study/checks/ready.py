@@ -12,7 +12,7 @@ from bft_ray.data.tokenise import TOKENISING
 from bft_ray.errors import BadInput
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
-from bft_ray.model.check import check_model
+from bft_ray.model.check import check_anchor, check_model
 from bft_ray.places import storage
 from bft_ray.space.assign import config_of, with_overrides
 from bft_ray.space.definition import SearchSpace
@@ -70,6 +70,7 @@ def inspect_study(space: SearchSpace, base: Config, line: Callable[[str], None] 
     tokenizer = load_tokenizer(first.model)
     for note in check_model(first, tokenizer):
         line(f"note: {note}")
+    _tell_anchor(space, base, line)
     train = prepare(first.data.train, tokenizer, first.data, "data.train")
     line(f"train data: {_brief(train)}")
     fingerprints = {"train": train.fingerprint, "model": weights_fingerprint(first.model)}
@@ -101,6 +102,17 @@ def _require_one_layout(space: SearchSpace, config: Config) -> None:
     if space.deterministic and least < most:
         rule = "one number in a deterministic study: another number of workers changes the last bits of a result"
         raise BadInput("cluster.num_workers", [least, most], rule, f"Use {most}, or deterministic: false.")
+
+
+def _tell_anchor(space: SearchSpace, base: Config, line: Callable[[str], None]) -> None:
+    """Check trials with an anchor, and say what they cost beyond the first trial, whose needs are measured."""
+    trials = (config_of(base, space, assignment) for assignment in representatives(space, 1))
+    anchored = next((trial for trial in trials if trial.loss.anchor), None)
+    if anchored is None:
+        return
+    check_anchor(pin_paths(anchored))
+    held = "with the adapters off" if anchored.lora else "through a frozen copy of the weights, which takes memory"
+    line(f"note: trials with an anchor do one more forward pass of each micro-batch, {held}")
 
 
 def _require_items(space: SearchSpace, rows: Mapping[str, Rows]) -> None:

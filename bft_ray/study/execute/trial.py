@@ -80,6 +80,7 @@ def trial(
     with _set_apart(), warm.model(config) as model:
         engine = Engine(config, warm.device, model)
         try:
+            data = warm.with_start(config, engine, data)
             if start:
                 assert pause is not None
                 engine.load(pause)

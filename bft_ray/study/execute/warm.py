@@ -8,7 +8,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +25,10 @@ from bft_ray.evaluate.run import prepare_all
 from bft_ray.model.causal_lm import adapter_of, attach, load_base, load_tokenizer, resolve_model
 from bft_ray.model.ends import end_tokens
 from bft_ray.model.lora import remove_adapters
+from bft_ray.model.start_logps import StartLogps
+from bft_ray.train.engine import Engine
 from bft_ray.train.loop import Data
+from bft_ray.train.start import start_logps
 
 T = TypeVar("T")
 
@@ -63,10 +66,11 @@ class Warm:
         self._tokenizers: _Kept[Any] = _Kept(_OTHERS)
         self._data: _Kept[Data] = _Kept(_OTHERS)
         self._tasks: _Kept[Tasks] = _Kept(_OTHERS)
+        self._starts: _Kept[StartLogps] = _Kept(_OTHERS)
 
     def forget(self) -> None:
         """Drop everything that is loaded: to be called after an error that may have damaged it."""
-        for kept in (self._models, self._tokenizers, self._data, self._tasks):
+        for kept in (self._models, self._tokenizers, self._data, self._tasks, self._starts):
             kept.clear()
         gc.collect()
         if torch.cuda.is_available():
@@ -78,14 +82,26 @@ class Warm:
 
     def data(self, config: Config) -> Data:
         """The tokenised training data. (Validation is one of the tasks.)"""
-        sources = [source.model_dump(exclude={"ratio"}) for source in config.data.train]
-        key = _key(_tokenizer_key(config.model), _tokenising(config), sources, _stamps(_files_in(config.data.train)))
+        key = _data_key(config)
 
         def make() -> Data:
             tokenizer = self.tokenizer(config.model)
             return Data(prepare(config.data.train, tokenizer, config.data), None, tokenizer.pad_token_id)
 
         return self._data.get(key, make)
+
+    def with_start(self, config: Config, engine: Engine, data: Data) -> Data:
+        """`data` with its log-probabilities under the starting weights, where the loss reads them; see `start_logps`.
+
+        Args:
+            engine: before the first step, and before a state is loaded.
+        """
+        if not config.loss.reads_prior:
+            return data
+        weights = [name for name in adapter_of(config.model) if name]
+        key = _key(_data_key(config), config.model.model_dump(), _stamps(weights))
+        start = self._starts.get(key, lambda: start_logps(engine, config, data.train, data.pad_id)[0])
+        return replace(data, start=start)
 
     def tasks(self, config: Config) -> Tasks:
         """Validation and the tasks of the config, read, checked and tokenised; see `prepare_all`."""
@@ -164,6 +180,11 @@ def _tokenizer_key(config: ModelConfig) -> str:
     return _key(
         adapter_of(config), config.revision, config.trust_remote_code, _stamps(filter(None, adapter_of(config)))
     )
+
+
+def _data_key(config: Config) -> str:
+    sources = [source.model_dump(exclude={"ratio"}) for source in config.data.train]
+    return _key(_tokenizer_key(config.model), _tokenising(config), sources, _stamps(_files_in(config.data.train)))
 
 
 def _tokenising(config: Config) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from bft_ray.tracking.registry import ALIAS, Champion
 from bft_ray.tracking.server import where
 
 #: numbers of the loss that are always shown, even where they are the defaults of the method
-_SHOWN = ("window", "gamma", "epsilon", "weight_cap", "token_cap")
+_SHOWN = ("window", "gamma", "epsilon", "weight_cap", "token_cap", "token_power", "token_threshold", "entropy_top_k")
 
 
 def describe_champion(champion: Champion, uri: str) -> str:
