@@ -11,7 +11,7 @@ import pytest
 from tests.support.paths import ROOT
 
 ROOMS = [
-    "errors", "waits", "metrics", "domains", "config", "space", "stats", "places", "data", "model", "loss", "workers", "evaluate",
+    "errors", "waits", "metrics", "domains", "config", "space", "stats", "places", "page", "data", "model", "loss", "workers", "evaluate",
     "tracking", "train", "profile", "study", "operate", "commands", "cli",
 ]  # fmt: skip
 #: library -> the rooms that may import it

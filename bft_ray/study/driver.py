@@ -32,6 +32,7 @@ from bft_ray.study.conclude import StudyResult, conclude, describe_study, requir
 from bft_ray.study.controller import Controller, segments_ahead
 from bft_ray.study.definition import Study
 from bft_ray.study.execute.measure import measure as measured_on
+from bft_ray.study.kept import note_study, profile_folder
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store
@@ -111,6 +112,7 @@ def _search(
                 require_resources(facts.first.cluster)
                 require_shared(facts.first.cluster)
                 study, facts = settle_packing(study, facts, store, shown.note)
+                note_study(store, study)
                 if measure and not store.records():  # only when the study begins
                     found, slots = measured_on(facts.first, shown.note), local_slots(facts.first.cluster)
                     for text in requirements(space, facts.first, cost, found, slots):
@@ -260,12 +262,12 @@ def _log_inputs(tracker: Tracker, study: Study, first: Config, fingerprint: str)
     if study.num_samples is not None:
         tracker.log_dataset("train", paths, fingerprint, study.num_samples, "train")
     with scratch("profile") as temporary, contextlib.suppress(FileNotFoundError):  # a study without one
-        log_files(tracker, storage.fetch_folder(storage.join(study.folder, "profile"), temporary))
+        log_files(tracker, storage.fetch_folder(profile_folder(study), temporary))
 
 
 def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
     """The window profile of the training data; its forward pass is done once for the same data and model."""
-    place = storage.join(study.folder, "profile")
+    place = profile_folder(study)
     if read_kept(storage.join(place, "profile.json")) is not None:
         return
     line("profile of the training data")

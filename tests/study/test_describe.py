@@ -12,9 +12,10 @@ from bft_ray.places.addresses import absolute_uri
 from bft_ray.space.definition import SearchSpace
 from bft_ray.stats.power import detectable
 from bft_ray.study.confirm.choose import Choice, Plan, Record, choose
+from bft_ray.study.confirm.tested import TestResult
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.report.compare import evidence, reach, verdict
-from bft_ray.study.report.describe import LIMIT, TestResult, conclusion, describe
+from bft_ray.study.report.describe import LIMIT, conclusion, describe
 from bft_ray.study.report.explain import explain
 from tests.support.noted import METRIC, baseline, space, trial
 

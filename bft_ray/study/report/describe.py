@@ -6,14 +6,15 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bft_ray.config import TrackingConfig
 from bft_ray.config.metrics import format_value
+from bft_ray.page.model import text_of
 from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.study.confirm.choose import Choice
 from bft_ray.study.confirm.standing import Items, leader, standing_of, training_command
+from bft_ray.study.confirm.tested import TestResult
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.leaderboard import (
     as_markdown,
@@ -39,34 +40,6 @@ LIMIT = 7_900
 _TOP = 10  # trials in the note
 _LINES, _WIDTH = 25, 110  # of the conclusion
 _LONGEST = 120  # characters of a cell in the note
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """The single measurement on the test split.
-
-    Args:
-        champion, default: names of the arms; the same where the default is the champion.
-        metric: of the objective.
-        champion_value, default_value: the metric on the test split.
-        gain, low, high: champion over default, paired by item, and its interval (NaN where there is none); above 0 is
-            better. For these two models: the interval does not contain the variation between seeds.
-        num_items: of the test split.
-        detectable: the true gain that such a test shows in 8 of 10 repetitions; NaN for one item.
-    """
-
-    __test__ = False  # not for pytest
-
-    champion: str
-    default: str
-    metric: str
-    champion_value: float
-    default_value: float
-    gain: float
-    low: float
-    high: float
-    num_items: int
-    detectable: float
 
 
 def describe(
@@ -96,12 +69,12 @@ def describe(
         first, _, evidence = explain(choice).partition("\n\n")
     else:
         first, evidence = compare.verdict(records, space, items), compare.evidence(search, space)
-    settings, commands = _chosen(records, space, choice), _commands(records, space, domain, choice, uri, items)
+    settings, typed = chosen_settings(records, space, choice), commands(records, space, domain, choice, uri, items)
     before = [
         first,
         _few(space, choice),
         _blind(space, search),
-        test and _test(test),
+        test and test_sentence(test),
         _along(records, choice, test),
         _unconfirmed(space),
     ]
@@ -112,9 +85,9 @@ def describe(
         "#### Baselines" if records.get(BASELINES) else "",
         _baselines(records, space),
         "#### What was searched",
-        "\n".join(f"- {line}" for line in _searched(records, space, domain, sizes or {})),
-        "#### How to use it" if commands else "",
-        "\n".join(f"- `{command}`: {what}" for command, what in commands),
+        "\n".join(f"- {line}" for line in searched(records, space, domain, sizes or {})),
+        "#### How to use it" if typed else "",
+        "\n".join(f"- `{command}`: {what}" for command, what in typed),
     ]
     for limit in range(_TOP, -1, -1):
         rows = [
@@ -146,13 +119,13 @@ def conclusion(
     first = explain(choice).partition("\n\n")[0] if choice is not None else compare.verdict(records, space, items)
     lines = _wrapped(first) + _wrapped(_few(space, choice))
     if test is not None:
-        lines += _wrapped(_test(test))
-    settings = _chosen(records, space, choice)
+        lines += _wrapped(test_sentence(test))
+    settings = chosen_settings(records, space, choice)
     if settings:
         short = short_names(settings)
         lines += _wrapped("Settings: " + ", ".join(f"{short[name]} {value}" for name, value in settings.items()))
-    end = [_plain(_saved(records)), *_wrapped(_unconfirmed(space)), ""]
-    end += [f"{command:<40}  # {what}" for command, what in _commands(records, space, domain, choice, uri, items)]
+    end = [_plain(saved_sentence(records)), *_wrapped(_unconfirmed(space)), ""]
+    end += [f"{command:<40}  # {what}" for command, what in commands(records, space, domain, choice, uri, items)]
     rows = _rows(records, space, choice)
     room = _LINES - len(lines) - len(end) - 2
     shown = ["", *as_text(rows[:room]).splitlines(), ""] if len(rows) > 1 and room > 1 else [""]
@@ -162,7 +135,8 @@ def conclusion(
 # ---- what came out -----------------------------------------------------------------------------------------------------
 
 
-def _test(test: TestResult) -> str:
+def test_sentence(test: TestResult) -> str:
+    """What the test split showed, Markdown."""
     value = format_value(test.metric, test.champion_value)
     text = f"**Test split, measured once**: `{test.champion}` has {test.metric} {value} on {test.num_items:,} items"
     if test.champion == test.default:
@@ -238,7 +212,7 @@ def _source(records: Records, metric: str, name: str) -> TrialRecord | None:
     return source or tuned(records.get(BASELINES, ()), metric).get(name)
 
 
-def _chosen(records: Records, space: SearchSpace, choice: Choice | None) -> dict[str, str]:
+def chosen_settings(records: Records, space: SearchSpace, choice: Choice | None) -> dict[str, str]:
     """Dotted field -> value of the champion; empty where there is none."""
     if choice is None or choice.champion is None:
         return {}
@@ -267,7 +241,8 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
         return rows
     setting = compare.single(space)
     if space.confirmation is None and setting is not None:
-        return compare.rows(search, metric, setting)
+        found = compare.by_value(search, metric, setting)
+        return [list(found.head), *[[text_of(cell) for cell in row] for row in found.rows]]
     beside = list(tuned(records.get(BASELINES, ()), metric).values())
     return table([*search, *beside], metric, rung_metric=rung_metric(space), limit=_TOP)
 
@@ -275,7 +250,7 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
 # ---- how it was found --------------------------------------------------------------------------------------------------
 
 
-def _searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[str, int]) -> list[str]:
+def searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[str, int]) -> list[str]:
     search = records.get(SEARCH, ())
     parameters = ", ".join(f"`{name}` {_range(parameter)}" for name, parameter in space.parameters.items())
     lines = [f"study `{space.name}`, domain `{domain}`, config `{space.config}`, objective {space.objective.metric}"]
@@ -293,7 +268,7 @@ def _searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[
         else "none"
     )
     lines.append(f"sampler {space.sampler.kind}, seed {space.sampler.seed}; early stops: {stops}")
-    lines.append(_saved(records))
+    lines.append(saved_sentence(records))
     if isinstance(scheduler, Asha):
         orders = agreement.by_rung(search, scheduler.metric or space.objective.metric, space.objective.metric)
         lines += [text for text in [agreement.in_words(orders)] if text]
@@ -310,8 +285,8 @@ def _range(parameter: Any) -> str:
     return f"{value_text(parameter.low)} to {value_text(parameter.high)}" + (" (log)" if parameter.log else "")
 
 
-def _saved(records: Records) -> str:
-    """The steps that were trained and saved, over all parts: baselines and confirmation too."""
+def saved_sentence(records: Records) -> str:
+    """The steps that were trained and saved, over all parts: baselines and confirmation too; no full stop."""
     found = saved(record for part in records.values() for record in part)
     parts = []
     if found.num_duplicates:
@@ -342,7 +317,7 @@ def _baselines(records: Records, space: SearchSpace) -> str:
     return as_markdown(rows)
 
 
-def _commands(
+def commands(
     records: Records, space: SearchSpace, domain: str, choice: Choice | None, uri: str, items: Items | None
 ) -> list[tuple[str, str]]:
     """(command, what it does): what to type next."""
