@@ -151,7 +151,8 @@ def make_parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--database",
         metavar="URL",
-        help="of the study: sqlite:///FILE or postgresql://... (default: the environment variable STUDY_DATABASE, which "
+        help="of the study: sqlite:///FILE or postgresql://... (default: the environment variable "
+        "STUDY_DATABASE, which "
         "shows its password to nobody, else sqlite:///bft_studies.db)",
     )
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
@@ -163,6 +164,21 @@ def make_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--cancel", action="store_true", help="end the study cleanly; the same command resumes it")
     how.add_argument("--list", action="store_true", help="the search spaces that come with the package")
+
+    report = _command(
+        commands,
+        "report",
+        commands_of.report_command,
+        "the answer of a study as one page, made from its records at any time",
+    )
+    report.add_argument(
+        "study", metavar="STUDY", nargs="?", help="NAME, NAME/DOMAIN or its search space; may still run"
+    )
+    report.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="as given to `bft-ray search`, for a space")
+    report.add_argument("--config", metavar="CONFIG", help="as given to `bft-ray search`, for a space")
+    report.add_argument("--database", metavar="URL", help="of the study (default: as for `bft-ray search`)")
+    report.add_argument("--domains", action="store_true", help="instead all studies of the database, domain by domain")
+    report.add_argument("--out", metavar="FILE", help="HTML file (default: NAME-DOMAIN.html, or domains.html)")
 
     best = _command(
         commands, "best", commands_of.best_command, "show what the studies of a domain have chosen, and how to use it"

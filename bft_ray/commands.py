@@ -151,7 +151,8 @@ def search_command(options: argparse.Namespace) -> int:
         for name in spaces():
             print(f"{name:<20}{load_space(name).description}")
         return 0
-    from bft_ray.operate.studies import cancel_study, database_url, dry_run, run_study, status_of
+    from bft_ray.operate.studies import cancel_study, dry_run, run_study, status_of
+    from bft_ray.study.records.database import database_url
 
     database = database_url(options.database)
     if options.status:
@@ -179,6 +180,21 @@ def search_command(options: argparse.Namespace) -> int:
     if result.failed:
         print(f"error: {result.failed}", file=sys.stderr)
     return int(bool(result.failed))
+
+
+def report_command(options: argparse.Namespace) -> int:
+    if bool(options.study) == options.domains:
+        raise BadInput("STUDY", options.study, "one study, or --domains for all", "Give one of the two.")
+    from bft_ray.operate.report import domains_report, study_report  # neither torch nor Ray
+    from bft_ray.study.records.database import database_url
+
+    out, database = Path(options.out) if options.out else None, database_url(options.database)
+    if options.domains:
+        path = domains_report(database, out)
+    else:
+        path = study_report(options.study, options.config, options.overrides, database, out)
+    print(path)
+    return 0
 
 
 def _shards(done: int, total: int) -> None:

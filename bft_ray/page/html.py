@@ -28,7 +28,7 @@ def to_html(page: Page) -> str:
     if figures := page.figures:
         live = (
             f'<script type="application/json" id="figures">{to_json(figures)}</script>'
-            f"<script>{library()}</script><script>{script}</script>"
+            f'<script type="text/plain" id="plotly">{library()}</script><script>{script}</script>'
         )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 from importlib import resources
 from typing import Any, Literal
@@ -18,9 +21,11 @@ _STROKES = {"line": "solid", "step": "solid", "dash": "dash", "dots": "dot"}
 _ROW, _FLAT = 30, 380  # pixels
 
 
+@cache
 def library() -> str:
-    """The whole of plotly.js, as the installed package has it; MIT licence."""
-    return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    """plotly.js as the installed package has it (MIT licence), gzipped, as base64: a third of its size."""
+    content = (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
 def to_json(figures: Sequence[Figure | Plot]) -> str:

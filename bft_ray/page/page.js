@@ -1,7 +1,7 @@
 // Live figures in the places of the static ones, each drawn when it comes near the window.
 (function () {
   "use strict";
-  if (!window.Plotly || !window.IntersectionObserver) return;
+  if (!window.DecompressionStream || !window.IntersectionObserver) return; // the static ones stay
   var figures = JSON.parse(document.getElementById("figures").textContent);
   var isNarrow = window.matchMedia("(max-width: 34rem)").matches;
   var config = { responsive: true, displayModeBar: false }; // drag to zoom, double-click to go back
@@ -18,12 +18,21 @@
       place.parentNode.classList.remove("is-live"); // the static one stays
     });
   }
-  var near = new IntersectionObserver(function (entries) {
-    entries.forEach(function (entry) {
-      if (!entry.isIntersecting) return;
-      near.unobserve(entry.target);
-      draw(entry.target.querySelector(".live"));
-    });
-  }, { rootMargin: "600px" });
-  document.querySelectorAll("figure").forEach(function (figure) { near.observe(figure); });
+  function watch() {
+    var near = new IntersectionObserver(function (entries) {
+      entries.forEach(function (entry) {
+        if (!entry.isIntersecting) return;
+        near.unobserve(entry.target);
+        draw(entry.target.querySelector(".live"));
+      });
+    }, { rootMargin: "600px" });
+    document.querySelectorAll("figure").forEach(function (figure) { near.observe(figure); });
+  }
+  var packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), function (c) { return c.charCodeAt(0); });
+  new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text().then(function (text) {
+    var library = document.createElement("script");
+    library.textContent = text;
+    document.head.appendChild(library);
+    if (window.Plotly) watch();
+  });
 })();

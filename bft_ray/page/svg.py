@@ -162,11 +162,21 @@ def _marks(marks: Marks, frame: _Frame, ends: tuple[float, float]) -> list[str]:
             out.append(
                 f'<path d="M{frame.px(low):.1f} {frame.py(y):.1f}H{frame.px(high):.1f}" stroke="{colour}" stroke-width="2"/>'
             )
-    for place, (px, py) in enumerate(points):
-        fill = _colour(marks.values[place], ends) if marks.values else colour
-        if math.isfinite(px) and math.isfinite(py):
-            out.append(_point(px, py, marks.shape, fill))
-    return out
+    if marks.values:
+        points_of = [
+            _point(px, py, marks.shape, _colour(value, ends))
+            for (px, py), value in zip(points, marks.values, strict=True)
+        ]
+        return out + points_of
+    shown = "".join(_point(px, py, marks.shape) for px, py in points if math.isfinite(px) and math.isfinite(py))
+    return [*out, f"<g {_ink(marks.shape, colour)}>{shown}</g>"] if shown else out
+
+
+def _ink(shape: str, colour: str) -> str:
+    """The attributes of the points of some marks."""
+    if shape in ("ring", "cross"):
+        return f'fill="{"#fff" if shape == "ring" else "none"}" stroke="{colour}" stroke-width="1.4"'
+    return f'fill="{colour}"'
 
 
 def _path(points: Sequence[tuple[float, float]], stroke: str) -> str:
@@ -183,18 +193,18 @@ def _path(points: Sequence[tuple[float, float]], stroke: str) -> str:
     return "".join(parts)
 
 
-def _point(x: float, y: float, shape: str, colour: str) -> str:
+def _point(x: float, y: float, shape: str, colour: str = "") -> str:
+    """A point; its ink is that of the group around it, or a colour of its own."""
+    own = f' fill="{colour}" stroke="#444"' if colour else ""
     match shape:
-        case "dot":
-            return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{colour}"/>'
-        case "ring":
-            return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.4" fill="#fff" stroke="{colour}" stroke-width="1.4"/>'
+        case "dot" | "ring":
+            return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if colour else 3.5}"{own}/>'
         case "square":
-            return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{colour}"/>'
+            return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"{own}/>'
         case "diamond":
-            return f'<path d="M{x:.1f} {y - 5.2:.1f}l5.2 5.2l-5.2 5.2l-5.2 -5.2z" fill="{colour}"/>'
+            return f'<path d="M{x:.1f} {y - 5.2:.1f}l5.2 5.2l-5.2 5.2l-5.2 -5.2z"{own}/>'
         case "cross":
-            return f'<path d="M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6" stroke="{colour}" stroke-width="1.5"/>'
+            return f'<path d="M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6"/>'
     return ""
 
 
@@ -225,7 +235,7 @@ def _legend(rows: Sequence[Sequence[Marks]], left: float) -> list[str]:
                     f'<path d="M{x:.1f} {y - 0.5:.1f}h20" stroke="{colour}" stroke-width="1.8" stroke-dasharray="{dashes}"/>'
                 )
             if not marks.is_bar:
-                out.append(_point(x + 10, y - 0.5, marks.shape, colour))
+                out.append(f"<g {_ink(marks.shape, colour)}>{_point(x + 10, y - 0.5, marks.shape)}</g>")
             out.append(_text(x + 25, y + 3.5, marks.label, "start"))
             x += _LETTER * (len(marks.label) + 6)
     return out

@@ -224,7 +224,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             return result
         except Cancelled as error:
             reason = str(error)
-            describe_study(study, controller, None, recorder)
+            describe_study(store, None, recorder)
             tracker.finish("KILLED", reason)
             raise
         except DiskFull:

@@ -116,6 +116,11 @@ class Tracker(Sender):
         what = artifact_path or Path(folder).name
         return self._upload(what, folder, lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
 
+    def link_to(self, artifact: str) -> str:
+        """The address of an artifact within MLflow's page, for links in notes of the same server."""
+        run = patiently(PATIENCE_S, self.client.get_run, self.run_id)
+        return f"#/experiments/{run.info.experiment_id}/runs/{self.run_id}/artifacts/{artifact}"
+
     def log_model(
         self, folder: str | Path, name: str, metrics: dict[str, float] | None = None, step: int = 0
     ) -> str | None:

@@ -14,7 +14,9 @@ from bft_ray.stats.effects import effects
 def test_a_balanced_design_gives_plain_means():
     """2 x 3 cells, each twice: marginal means are the means of the cells, and the interval is that of the residuals."""
     a, b = ["x"] * 6 + ["y"] * 6, [64, 64, 128, 128, 256, 256] * 2
-    y = [0.3 + 0.1 * (one == "y") + 0.02 * (two == 128) + e for one, two, e in zip(a, b, [0.01, -0.01] * 6, strict=True)]
+    y = [
+        0.3 + 0.1 * (one == "y") + 0.02 * (two == 128) + e for one, two, e in zip(a, b, [0.01, -0.01] * 6, strict=True)
+    ]
     found = effects(y, {"method": a, "window": b})
     method = {level.at: level for level in found["method"].levels}
     assert method["x"].mean == pytest.approx(np.mean(y[:6])) and method["y"].mean == pytest.approx(np.mean(y[6:]))

@@ -247,7 +247,7 @@ def test_a_driver_killed_before_the_status_is_set_leaves_the_rest_to_the_next(dr
     ("upload", "fails", "lacks"),
     [
         ("log_model", lambda *_, **__: None, "the champion's model (tracking.log_model=false registers it without)"),
-        ("log_artifacts", lambda *_, **__: False, "the pictures"),
+        ("log_artifacts", lambda *_, **__: False, "the report"),
     ],
 )
 def test_what_mlflow_did_not_take_is_tried_again(driver, monkeypatch, upload, fails, lacks):

@@ -29,7 +29,8 @@ from bft_ray.study.records.leaderboard import (
 )
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
-from bft_ray.study.report import agreement, compare
+from bft_ray.study.report import compare
+from bft_ray.study.report.diagnoses import diagnose
 from bft_ray.study.report.explain import explain
 from bft_ray.tracking.server import where
 
@@ -37,9 +38,8 @@ Records = Mapping[str, Sequence[TrialRecord]]
 
 #: characters of a note: MLflow cuts a tag at 8,000
 LIMIT = 7_900
-_TOP = 10  # trials in the note
+_TOP = 10  # trials in the table of the conclusion
 _LINES, _WIDTH = 25, 110  # of the conclusion
-_LONGEST = 120  # characters of a cell in the note
 
 
 def describe(
@@ -49,60 +49,43 @@ def describe(
     test: TestResult | None,
     *,
     domain: str,
-    sizes: Mapping[str, int] | None = None,
+    page: str = "",
     uri: str = TrackingConfig().uri,
     items: Items | None = None,
 ) -> str:
-    """The note, Markdown: what won and by how much, the evidence, and how to use it.
+    """The note, Markdown: what won and by how much, what to look at, and how to use it. The page has all else.
 
     Args:
         records: part -> its trials.
         choice: the result of the confirmation; None: there was none, or not yet.
         test: the measurement on the test split; None: there was none.
         domain: of the study.
-        sizes: name of the data, such as `train` -> number of its samples.
+        page: address of the study's page; "" none.
         uri: of the tracking server, for the commands.
         items: scores of the trials that a study without a confirmation compares; None: not known.
     """
-    search, metric = records.get(SEARCH, ()), space.objective.metric
     if choice is not None:
         first, _, evidence = explain(choice).partition("\n\n")
     else:
+        search = records.get(SEARCH, ())
         first, evidence = compare.verdict(records, space, items), compare.evidence(search, space)
     settings, typed = chosen_settings(records, space, choice), commands(records, space, domain, choice, uri, items)
-    before = [
+    parts = [
+        f"[**Read the report**]({page})" if page else "",
         first,
         _few(space, choice),
-        _blind(space, search),
         test and test_sentence(test),
-        _along(records, choice, test),
         _unconfirmed(space),
     ]
+    if found := diagnose(records, space, choice):
+        parts.append("#### What to look at")
+        parts += [f"- **{finding.title}**. {finding.text} {finding.remedy}" for finding in found]
     if settings:
-        before += ["#### Chosen settings", as_markdown([["field", "value"], *map(list, settings.items())])]
-    before += ["#### Evidence" if evidence else "", evidence.strip()]
-    after = [
-        "#### Baselines" if records.get(BASELINES) else "",
-        _baselines(records, space),
-        "#### What was searched",
-        "\n".join(f"- {line}" for line in searched(records, space, domain, sizes or {})),
-        "#### How to use it" if typed else "",
-        "\n".join(f"- `{command}`: {what}" for command, what in typed),
-    ]
-    for limit in range(_TOP, -1, -1):
-        rows = [
-            [cell[:_LONGEST] for cell in row]
-            for row in table(search, metric, rung_metric=rung_metric(space), limit=limit)
-        ]
-        shown = (
-            [f"#### Leaderboard, {len(rows) - 1} of {len(search)} trials", as_markdown(rows)]
-            if limit and search
-            else []
-        )
-        note = "\n\n".join(part for part in (*before, *shown, *after) if part) + "\n"
-        if len(note) <= LIMIT:
-            return note
-    return note[: LIMIT - 4].rpartition("\n")[0] + "\n..."
+        parts += ["#### Chosen settings", as_markdown([["field", "value"], *map(list, settings.items())])]
+    parts += ["#### Evidence" if evidence else "", evidence.strip()]
+    parts += ["#### How to use it" if typed else "", "\n".join(f"- `{command}`: {what}" for command, what in typed)]
+    note = "\n\n".join(part for part in parts if part) + "\n"
+    return note if len(note) <= LIMIT else note[: LIMIT - 4].rpartition("\n")[0] + "\n..."
 
 
 def conclusion(
@@ -152,21 +135,6 @@ def test_sentence(test: TestResult) -> str:
     )
 
 
-def _along(records: Records, choice: Choice | None, test: TestResult | None) -> str:
-    """The winner's value in each part of the study: a choice that fits only the search shows there."""
-    if choice is None or choice.champion is None:
-        return ""
-    metric, arm = choice.plan.metric, choice.arm(choice.champion)
-    source = _source(records, metric, choice.champion)
-    shown = [
-        ("search", source.value if source else None),
-        ("confirmation", arm.mean),
-        ("test", test.champion_value if test else None),
-    ]
-    found = [f"{format_value(metric, value)} in the {part}" for part, value in shown if value is not None]
-    return f"`{arm.name}` has {metric} {', '.join(found)}." if len(found) > 1 else ""
-
-
 def _few(space: SearchSpace, choice: Choice | None) -> str:
     """A sentence if fewer candidates were confirmed than were asked for; "" otherwise."""
     if choice is None or space.confirmation is None:
@@ -177,19 +145,6 @@ def _few(space: SearchSpace, choice: Choice | None) -> str:
     return (
         f"**Confirmed: {count or 'none'} of the {asked} candidates** that confirmation.top_k asks for. Of the trials that ran to "
         "their end, no more differ from each other and from the baselines."
-    )
-
-
-def _blind(space: SearchSpace, search: Sequence[TrialRecord]) -> str:
-    """Of rungs that could not tell trials apart; "" where all could."""
-    blind = agreement.blind_rungs(search) if isinstance(space.scheduler, Asha) else {}
-    if not blind:
-        return ""
-    steps = ", ".join(f"step {step} ({count} trials)" for step, count in blind.items())
-    return (
-        f"**Early stopping had nothing to choose by**: at {steps} all values of {rung_metric(space)} were the same, so the first trial "
-        "was promoted and others were stopped. Take a scheduler.metric that moves, such as validation/token_accuracy, or a "
-        "later scheduler.grace_steps."
     )
 
 
@@ -269,9 +224,6 @@ def searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[s
     )
     lines.append(f"sampler {space.sampler.kind}, seed {space.sampler.seed}; early stops: {stops}")
     lines.append(saved_sentence(records))
-    if isinstance(scheduler, Asha):
-        orders = agreement.by_rung(search, scheduler.metric or space.objective.metric, space.objective.metric)
-        lines += [text for text in [agreement.in_words(orders)] if text]
     times = [(record.started, record.finished) for part in records.values() for record in part]
     begun, ended = [a for a, _ in times if a is not None], [b for _, b in times if b is not None]
     if begun and ended:
@@ -302,19 +254,6 @@ def saved_sentence(records: Records) -> str:
 
 def _trials(count: int) -> str:
     return f"{count} trial{'s' * (count != 1)}"
-
-
-def _baselines(records: Records, space: SearchSpace) -> str:
-    """A table of each baseline with its best values of what it was tuned over."""
-    metric, part = space.objective.metric, records.get(BASELINES, ())
-    if not part:
-        return ""
-    fields = list(dict.fromkeys(name for record in part for name in record.assignment))
-    rows = [["baseline", *fields, metric]]
-    for name, record in tuned(part, metric).items():
-        value = "" if record.value is None else format_value(metric, record.value)
-        rows.append([name, *(value_text(record.assignment.get(field, "")) for field in fields), value])
-    return as_markdown(rows)
 
 
 def commands(

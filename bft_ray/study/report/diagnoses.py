@@ -30,6 +30,7 @@ _LEVEL = 0.01  # of a test for a sign
 _FEW = 5  # trials; of fewer no sign is told
 _NO_NUMBER = ("not finite", "non-finite", "nan", " inf")
 _MANY_FAILED, _MANY_DUPLICATES, _LITTLE = 0.1, 0.4, 0.1
+_LONGEST = 300  # letters of a reason
 _TOP = 3  # trials that must agree on an end of a range
 
 
@@ -60,7 +61,7 @@ def not_finite(parts: Parts, space: SearchSpace, choice: Choice | None) -> Findi
         "Unstable: trials ended without a number",
         f"{len(lost)} of {len(_own(parts))} trials failed because a loss or a metric was not finite{where}. For "
         f"example `{lost[0].id}`: "
-        f"{lost[0].reason}",
+        f"{lost[0].reason[:_LONGEST]}",
         f"Leave out learning rates from {value_text(min(rates))} on, or lengthen schedule.warmup_ratio."
         if rates
         else "Lower optimizer.learning_rate, or lengthen schedule.warmup_ratio; with half precision, try "
@@ -79,7 +80,7 @@ def failures(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding
     reason, times = Counter(record.reason for record in lost).most_common(1)[0]
     return Finding(
         "Many trials failed",
-        f"{len(lost)} of {len(own)} trials failed; {times} of them: {reason}",
+        f"{len(lost)} of {len(own)} trials failed; {times} of them: {reason[:_LONGEST]}",
         "Mend the cause and give the study another `name`: `bft-ray doctor` with its config finds most causes "
         "before they cost time.",
     )
@@ -90,7 +91,7 @@ def unstable_seeds(parts: Parts, space: SearchSpace, choice: Choice | None) -> F
     arms: dict[str, list[float]] = {}
     for record in parts.get(CONFIRMATION, ()):
         if record.value is not None and not record.duplicate_of:
-            arms.setdefault(record.extra["arm"], []).append(record.value)
+            arms.setdefault(record.extra.get("arm", record.name), []).append(record.value)
     arms = {name: values for name, values in arms.items() if len(values) > 2}
     if len(arms) < 3:
         return None
@@ -159,7 +160,7 @@ def sft_wins(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding
 
 def plateau(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """Most trials improve hardly after half of their steps."""
-    gains = _late_gains(parts[SEARCH], space)
+    gains = _late_gains(parts.get(SEARCH, ()), space)
     if len(gains) < _FEW:
         return None
     shares = [late / whole for whole, late in gains if whole > 0]
@@ -178,7 +179,7 @@ def plateau(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding 
 
 def falling(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """More trials end below their last rung than chance allows: they train too long (sign test)."""
-    gains = _late_gains(parts[SEARCH], space)
+    gains = _late_gains(parts.get(SEARCH, ()), space)
     if len(gains) < _FEW or not _falls(gains):
         return None
     count = sum(late < 0 for _, late in gains)
@@ -192,7 +193,7 @@ def falling(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding 
 
 def rising(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """Most trials make much of their improvement after their last rung: they are cut short."""
-    gains = [(whole, late) for whole, late in _late_gains(parts[SEARCH], space) if whole > 0]
+    gains = [(whole, late) for whole, late in _late_gains(parts.get(SEARCH, ()), space) if whole > 0]
     if len(gains) < _FEW or float(np.median([late / whole for whole, late in gains])) < 0.5:
         return None
     share = float(np.median([late / whole for whole, late in gains]))
@@ -209,7 +210,7 @@ def rising(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding |
 
 def blind_rungs(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """Rungs at which all trials had one value."""
-    blind = agreement.blind_rungs(parts[SEARCH]) if isinstance(space.scheduler, Asha) else {}
+    blind = agreement.blind_rungs(parts.get(SEARCH, ())) if isinstance(space.scheduler, Asha) else {}
     if not blind:
         return None
     steps = ", ".join(f"step {step} ({count} trials)" for step, count in blind.items())
@@ -223,7 +224,7 @@ def blind_rungs(parts: Parts, space: SearchSpace, choice: Choice | None) -> Find
 
 def misleading_rungs(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """The order at a rung does not show the order at the end."""
-    search = parts[SEARCH]
+    search = parts.get(SEARCH, ())
     stopped = {
         record.last_rung[0]
         for record in search
@@ -248,7 +249,9 @@ def misleading_rungs(parts: Parts, space: SearchSpace, choice: Choice | None) ->
 def at_an_end(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """The best trials all lie at one end of a range: the best value may lie beyond it."""
     own = [
-        one for one in ranked(parts[SEARCH], space.objective.metric) if one.state == "complete" and not one.duplicate_of
+        one
+        for one in ranked(parts.get(SEARCH, ()), space.objective.metric)
+        if one.state == "complete" and not one.duplicate_of
     ]
     if len(own) < 2 * _TOP + 2:
         return None
@@ -276,7 +279,7 @@ def at_an_end(parts: Parts, space: SearchSpace, choice: Choice | None) -> Findin
 
 def duplicates(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """Many trials were the same run as an earlier one."""
-    search = [record for record in parts[SEARCH] if record.is_finished]
+    search = [record for record in parts.get(SEARCH, ()) if record.is_finished]
     same = [record for record in search if record.duplicate_of]
     if len(search) < _FEW or len(same) <= _MANY_DUPLICATES * len(search):
         return None
@@ -291,7 +294,9 @@ def duplicates(parts: Parts, space: SearchSpace, choice: Choice | None) -> Findi
 def unmoved(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """All trials have one value: the metric cannot tell settings apart."""
     values = [
-        one.value for one in [*parts[SEARCH], *parts[BASELINES]] if one.value is not None and not one.duplicate_of
+        one.value
+        for one in [*parts.get(SEARCH, ()), *parts.get(BASELINES, ())]
+        if one.value is not None and not one.duplicate_of
     ]
     if len(values) < _FEW or max(values) - min(values) > 1e-9:
         return None
@@ -338,7 +343,7 @@ def flattered(parts: Parts, space: SearchSpace, choice: Choice | None) -> Findin
         if record.extra.get("arm") == best.name
     ]
     source = next((one for one in sources if one is not None and one.value is not None), None)
-    default = tuned(parts[BASELINES], space.objective.metric).get(DEFAULT)
+    default = tuned(parts.get(BASELINES, ()), space.objective.metric).get(DEFAULT)
     if source is None or default is None or source.value is None or default.value is None:
         return None
     sign = 1 if higher_is_better(space.objective.metric) else -1
@@ -384,14 +389,14 @@ def _by_method(parts: Parts, space: SearchSpace, choice: Choice | None) -> dict[
     overrides = {one.name: one.overrides.get("loss.method") for one in space.baselines}
     arms: dict[str, list[float]] = {}
     for record in parts.get(CONFIRMATION, ()):
-        method = overrides.get(record.extra["arm"]) or record.assignment.get("loss.method")
+        method = overrides.get(record.extra.get("arm", record.name)) or record.assignment.get("loss.method")
         if record.value is not None and method is not None and choice is not None:
-            arms.setdefault(f"{method} {record.extra['arm']}", []).append(record.value)
+            arms.setdefault(f"{method} {record.extra.get('arm', record.name)}", []).append(record.value)
     found = _best({name: mean(values) for name, values in arms.items()}, space)
     if {"bft_no_token", "sft"} <= set(found):
         return found
     own: dict[str, float] = {}
-    for record in [*parts[BASELINES], *parts[SEARCH]]:
+    for record in [*parts.get(BASELINES, ()), *parts.get(SEARCH, ())]:
         method = overrides.get(record.extra.get("baseline", "")) or record.assignment.get("loss.method")
         method = method or (space.fixed.get("loss.method") if record.part == SEARCH else None)
         if record.value is not None and method is not None:

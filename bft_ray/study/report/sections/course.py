@@ -72,7 +72,8 @@ def _history(known: Known) -> Figure | None:
                 ],
             )
         )
-    marks.append(Marks("best so far", *map(list, zip(*steps, strict=True)), shape="none", stroke="step", tone="best"))
+    reached, values = [at for at, _ in steps], [value for _, value in steps]
+    marks.append(Marks("best so far", reached, values, shape="none", stroke="step", tone="best"))
     first = factor * min(at.values())
     for (name, record), stroke in zip(baselines.items(), _STROKES, strict=False):
         if record.value is not None:
@@ -126,7 +127,6 @@ def _rungs(search: Sequence[TrialRecord], space: SearchSpace) -> list[Part]:
     if not found:
         return []
     orders = agreement.by_rung(search, rung_metric(space), space.objective.metric)
-    places = list(range(len(found)))
     texts = [f"step {step}: {further} of {count} trained on" for step, (count, further) in found.items()]
     marks = [
         _counts("measured at the rung", [count for count, _ in found.values()], texts, "light", 0.6),

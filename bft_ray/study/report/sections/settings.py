@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def levels_of(own: Sequence[TrialRecord], name: str, space: SearchSpace) -> list
         return [None if value is None else value_text(value) for value in values]
     count = min(max(len(numbers) // _RANGE, 2), _RANGES)
     cuts = np.quantile(numbers, np.linspace(0, 1, count + 1))
-    names = [f"{low:.3g} to {high:.3g}" for low, high in zip(cuts[:-1], cuts[1:], strict=True)]
+    names = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(cuts)]
 
     def level(value: Any) -> str | None:
         if value is None or isinstance(value, str):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from bft_ray.config import to_yaml
-from bft_ray.config.metrics import format_value
 from bft_ray.page.model import Cell, Code, Number, Part, Section, Table
 from bft_ray.places.addresses import redact
 from bft_ray.study.confirm.candidates import arms_of
 from bft_ray.study.definition import by_id
 from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import table
+from bft_ray.study.records.leaderboard import ranked, table
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report.describe import chosen_settings, commands, searched
 
@@ -50,13 +49,14 @@ def trials(known: Known) -> Section | None:
     records = [*known.parts[SEARCH], *known.parts[BASELINES]]
     if not records:
         return None
-    head, *rows = table(records, metric, rung_metric=rung_metric(space))
-    at = head.index(metric)
-    values = {format_value(metric, record.value): record.value for record in records if record.value is not None}
-    shown: list[list[Cell]] = [
-        [Number(values[cell], cell) if place == at and cell in values else cell for place, cell in enumerate(row)]
-        for row in rows
-    ]
+    of_rungs = rung_metric(space)
+    head, *rows = table(records, metric, rung_metric=of_rungs)
+    at, shown = head.index(metric), []
+    for record, row in zip(ranked(records, metric, of_rungs), rows, strict=True):
+        cells: list[Cell] = [*row]
+        if record.value is not None:
+            cells[at] = Number(record.value, row[at])
+        shown.append(cells)
     lines = searched(
         known.parts,
         space,
