@@ -59,6 +59,7 @@ def _write(page: Page, out: Path) -> Path:
     if out.is_dir():
         raise BadInput("--out", str(out), "a file", "Name the HTML file.")
     check_out(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(to_html(page), encoding="utf-8")
     settle(out)
     return out

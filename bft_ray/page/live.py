@@ -28,6 +28,11 @@ def library() -> str:
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
+def colour_scale() -> list[list[Any]]:
+    """The scale of colours, from the lowest value to the highest."""
+    return [[place / (len(CIVIDIS) - 1), one] for place, one in enumerate(CIVIDIS)]
+
+
 def to_json(figures: Sequence[Figure | Plot]) -> str:
     """Name -> data and layout, as JSON that may stand in a page."""
     tree = {figure.name: figure.tree if isinstance(figure, Plot) else _tree(figure) for figure in figures}
@@ -91,13 +96,12 @@ def _points(figure: Figure, marks: Marks) -> dict[str, Any]:
         }
     if marks.values:
         low, high = ends_of(figure)
-        scale = [[place / (len(CIVIDIS) - 1), one] for place, one in enumerate(CIVIDIS)]
         bar = {"title": {"text": figure.scale, "side": "right"}, "thickness": 12}
         trace["marker"] |= {
             "color": list(marks.values),
             "cmin": low,
             "cmax": high,
-            "colorscale": scale,
+            "colorscale": colour_scale(),
             "colorbar": bar,
         }
         trace["marker"] |= {"size": 13, "line": {"width": 1, "color": "#444"}}

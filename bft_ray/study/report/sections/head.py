@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from bft_ray.config.metrics import format_value, higher_is_better
+from bft_ray.config.metrics import format_value
 from bft_ray.domains import domain
 from bft_ray.page.model import Cell, Number
 from bft_ray.space.definition import DEFAULT, SearchSpace
@@ -37,10 +37,10 @@ def question(space: SearchSpace, name: str) -> str:
     """The question of the study, in a sentence."""
     varied = list(short_names(space.parameters).values())
     listed = varied[0] if len(varied) == 1 else f"{', '.join(varied[:-1])} and {varied[-1]}"
-    beats = f", and does it beat `{DEFAULT}` at window 256 as published" if space.confirmation else ""
-    asked = f"Which {listed.replace('_', ' ')} of BFT suits {domain(name).title}{beats}?"
-    direction = "higher" if higher_is_better(space.objective.metric) else "lower"
-    return f"{asked} Judged by {space.objective.metric} ({direction} is better)."
+    does, it = ("does", "it") if len(varied) == 1 else ("do", "they")
+    beats = f", and {does} {it} beat `{DEFAULT}` at window 256 as published" if space.confirmation else ""
+    suit = f"suit{'s' * (len(varied) == 1)} {domain(name).title}"
+    return f"Judged by {space.objective.metric}, which {listed.replace('_', ' ')} of BFT {suit}{beats}?"
 
 
 def answer(known: Known) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
@@ -10,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from bft_ray.config.metrics import format_value, higher_is_better
+from bft_ray.config.metrics import format_value
+from bft_ray.page.live import colour_scale
 from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Plot, Section, Span, Table
+from bft_ray.page.svg import tick_text
+from bft_ray.page.ticks import scale_of
 from bft_ray.space.definition import DEFAULT, SearchSpace
 from bft_ray.stats.effects import Effect, effects
 from bft_ray.study.kept import Known
-from bft_ray.study.records.frozen import to_optuna
 from bft_ray.study.records.leaderboard import short_names, tuned, value_text
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
@@ -37,7 +38,7 @@ def settings(known: Known) -> Section | None:
     if found:
         parts += [_effects_figure(found, own, space, known), _effects_table(found, space)]
         parts += [part for part in (_shares(found, space),) if part is not None]
-    parts += [part for part in (_map(own, space), _parallel(own, space)) if part is not None]
+    parts += [*(part for part in (_map(own, space),) if part is not None), _parallel(own, space)]
     return Section("settings", "What each setting does", parts)
 
 
@@ -244,26 +245,53 @@ def _map(own: Sequence[TrialRecord], space: SearchSpace) -> Figure | None:
     )
 
 
-def _parallel(own: Sequence[TrialRecord], space: SearchSpace) -> Plot | None:
-    """Optuna's parallel coordinates: drag over an axis to pick trials."""
-    import optuna  # late: its pictures take plotly
-
-    metric = space.objective.metric
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize" if higher_is_better(metric) else "minimize")
-    study.add_trials([to_optuna(record, space) for record in own])
-    figure = optuna.visualization.plot_parallel_coordinate(
-        study, target=lambda trial: trial.value or 0.0, target_name=metric
-    )
-    tree = json.loads(figure.to_json())
-    kept = {name: value for name, value in tree["layout"].items() if name not in ("template", "title")}
-    tree["layout"] = kept | {"height": 420, "margin": {"l": 70, "r": 40, "t": 40, "b": 60}, "font": {"size": 11}}
+def _parallel(own: Sequence[TrialRecord], space: SearchSpace) -> Plot:
+    """Parallel coordinates, as plotly draws them: Optuna's own ones have a trace a trial, and cannot be brushed."""
+    metric, short = space.objective.metric, short_names(space.parameters)
+    values = [record.value or 0.0 for record in own]
+    axes = [
+        _axis(short[name], [_value(record, name) for record in own], space.parameters[name])
+        for name in space.parameters
+    ]
+    lines = {"color": values, "colorscale": colour_scale(), "showscale": True, "colorbar": {"thickness": 12}}
+    trace = {"type": "parcoords", "line": lines, "dimensions": [*axes, {"label": metric, "values": values}]}
+    layout = {
+        "height": 420,
+        "margin": {"l": 70, "r": 50, "t": 60, "b": 30},
+        "font": {"size": 12},
+        "paper_bgcolor": "#fff",
+    }
     return Plot(
         "parallel",
         "All settings of all trials",
-        f"Parallel coordinates: a line a trial through its settings, coloured by {metric}; the leaderboard has "
-        f"the same numbers.",
+        f"Parallel coordinates: a line a trial through its settings, coloured by {metric}; the table of all "
+        f"trials has the same numbers.",
         "A line is a trial. Drag along an axis to keep only the trials that pass there. On a narrow screen, in "
-        "print and without script, see the table of all trials.",
-        tree,
+        "print and without script, see the "
+        "table of all trials.",
+        {"data": [trace], "layout": layout},
     )
+
+
+def _axis(label: str, values: Sequence[Any], parameter: Any) -> dict[str, Any]:
+    """An axis: numbers of a range as they are (or their powers of ten), other values as places of a list."""
+    if parameter.finite() is None and all(value is None or _is_number(value) for value in values):
+        low = min((value for value in values if value is not None), default=1.0)
+        kept = [low if value is None else float(value) for value in values]  # without the setting: at the low end
+        if not parameter.log:
+            return {"label": label, "values": kept}
+        ticks = scale_of(kept, True, 5).ticks
+        powers = {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": [tick_text(tick) for tick in ticks]}
+        return {"label": label, "values": [math.log10(value) for value in kept], **powers}
+    texts = ["(unused)" if value is None else value_text(value) for value in values]
+    names = sorted(dict.fromkeys(texts), key=_order)
+    return {
+        "label": label,
+        "values": [names.index(text) for text in texts],
+        "tickvals": list(range(len(names))),
+        "ticktext": names,
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
