@@ -35,12 +35,13 @@ def colour_scale() -> list[list[Any]]:
 
 def to_json(figures: Sequence[Figure | Plot]) -> str:
     """Name -> data and layout, as JSON that may stand in a page."""
-    tree = {figure.name: figure.tree if isinstance(figure, Plot) else _tree(figure) for figure in figures}
+    tree = {figure.name: to_tree(figure) for figure in figures}
     return json.dumps(tree, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _tree(figure: Figure) -> dict[str, Any]:
-    return {"data": _data(figure), "layout": _layout(figure)}
+def to_tree(figure: Figure | Plot) -> dict[str, Any]:
+    """Data and layout, plain."""
+    return dict(figure.tree) if isinstance(figure, Plot) else {"data": _data(figure), "layout": _layout(figure)}
 
 
 def _data(figure: Figure) -> list[dict[str, Any]]:

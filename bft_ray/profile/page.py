@@ -32,6 +32,11 @@ _NEAREST = 20  # pairs on the page; the JSON has all
 
 
 def to_html(profile: Mapping[str, Any], proposal: str) -> str:
+    """The page as one HTML file (arguments: see `page_of`)."""
+    return render(page_of(profile, proposal))
+
+
+def page_of(profile: Mapping[str, Any], proposal: str) -> Page:
     """One page: what was found, in words, figures and tables; only names of settings, no text of the data.
 
     Args:
@@ -45,7 +50,7 @@ def to_html(profile: Mapping[str, Any], proposal: str) -> str:
     ]
     asked = "Which windows, epsilons and caps differ at all on this data, before anything is trained?"
     title = f"Window profile of {profile['title']}"
-    return render(Page(title=title, above=title, question=asked, answer=first, sections=sections))
+    return Page(title=title, above=title, question=asked, answer=first, sections=sections)
 
 
 def parts_of(profile: Mapping[str, Any]) -> list[Part]:
