@@ -188,6 +188,22 @@ def make_parser() -> argparse.ArgumentParser:
     best.add_argument("--version", metavar="N", help="this version instead of the champion")
     best.add_argument("--yaml", action="store_true", help="print its config alone")
 
+    export = _command(
+        commands,
+        "export",
+        commands_of.export_command,
+        "the champion of a domain as one checked model, with its evidence",
+    )
+    export.add_argument("domain", metavar="DOMAIN", help="sub-domain, e.g. medical_qa")
+    export.add_argument(
+        "--uri", help="tracking server or database (default: MLFLOW_TRACKING_URI, else that of a config)"
+    )
+    export.add_argument("--version", metavar="N", help="this version instead of the champion")
+    export.add_argument("--out", metavar="FOLDER", help="new folder (default: bft-DOMAIN-VERSION)")
+    export.add_argument(
+        "--push", metavar="REPOSITORY", help="also to a hub, private where it is new (HF_TOKEN, HF_ENDPOINT)"
+    )
+
     ui = _command(
         commands,
         "ui",

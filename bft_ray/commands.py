@@ -67,6 +67,22 @@ def best_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def export_command(options: argparse.Namespace) -> int:
+    from bft_ray.operate.export import export_champion
+
+    def line(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    out = Path(options.out) if options.out else None
+    found = export_champion(options.domain, options.uri, options.version, out, options.push, line)
+    print(f"model     {found.folder}: {found.champion}, merged, {found.checks.num_parameters:,} parameters")
+    print(f"checked   loads with transformers; stops at {', '.join(found.checks.ends)}; vLLM: {found.checks.engine}")
+    print(f"card      {found.folder / 'README.md'}")
+    if found.pushed:
+        print(f"pushed    {found.pushed}")
+    return 0
+
+
 def ui_command(options: argparse.Namespace) -> int:
     from bft_ray.config import TrackingConfig
     from bft_ray.tracking.ui import show
