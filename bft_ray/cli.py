@@ -204,6 +204,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--push", metavar="REPOSITORY", help="also to a hub, private where it is new (HF_TOKEN, HF_ENDPOINT)"
     )
 
+    clean = _command(
+        commands,
+        "clean",
+        commands_of.clean_command,
+        "list what was made of a config's data, with sizes, and remove it when asked",
+    )
+    _config_arguments(clean)
+    clean.add_argument("--database", metavar="URL", help="of studies (default: as for `bft-ray search`)")
+    clean.add_argument("--yes", action="store_true", help="remove all of it without asking")
+
     ui = _command(
         commands,
         "ui",

@@ -83,6 +83,34 @@ def export_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def clean_command(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+    from bft_ray.operate.clean import found_places, listed
+    from bft_ray.study.records.database import database_url
+
+    config = load_config(options.config, options.overrides, for_training=False)
+    places = found_places(config, database_url(options.database))
+    print(listed(places, config))
+    if not places:
+        return 0
+    if not options.yes:
+        if not sys.stdin.isatty():
+            print("nothing was removed; --yes removes all of it")
+            return 0
+        if input(f"Remove these {len(places)} places for good? Type yes: ").strip().lower() != "yes":
+            print("nothing was removed")
+            return 0
+    for place in sorted(
+        places, key=lambda place: place.kind != "records"
+    ):  # a study that runs refuses, before all else
+        place.remove()
+    left = found_places(config, database_url(options.database))
+    print(f"removed {len(places) - len(left)} places")
+    for place in left:
+        print(f"error: {place.name} is still there", file=sys.stderr)
+    return int(bool(left))
+
+
 def ui_command(options: argparse.Namespace) -> int:
     from bft_ray.config import TrackingConfig
     from bft_ray.tracking.ui import show
