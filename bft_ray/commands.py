@@ -83,6 +83,26 @@ def export_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def compare_command(options: argparse.Namespace) -> int:
+    from bft_ray.operate.compare import compare_models
+
+    def line(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    path = compare_models(
+        options.models,
+        Path(options.prompts),
+        domain=options.champion,
+        uri=options.uri,
+        out=Path(options.out),
+        limit=options.limit,
+        max_new_tokens=options.max_new_tokens,
+        line=line,
+    )
+    print(path)
+    return 0
+
+
 def clean_command(options: argparse.Namespace) -> int:
     from bft_ray.config import load_config
     from bft_ray.operate.clean import found_places, listed

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from bft_ray.page.live import library, to_json
-from bft_ray.page.model import Cell, Code, Figure, Finding, Number, Page, Part, Plot, Section, Span, Table
+from bft_ray.page.model import Cell, Code, Columns, Figure, Finding, Number, Page, Part, Plot, Section, Span, Table
 from bft_ray.page.svg import to_svg
 
 
@@ -82,6 +82,11 @@ def _part(part: Part) -> str:
             return f'<div class="finding"><h3>{_inline(part.title)}</h3><p>{_inline(part.text)}</p>{remedy}</div>'
         case Code():
             return _folded(part.title, f"<pre>{html.escape(part.text)}</pre>", part.is_open)
+        case Columns():
+            boxes = (
+                f"<div><h4>{html.escape(title)}</h4><pre>{html.escape(text)}</pre></div>" for title, text in part.texts
+            )
+            return f'<div class="columns">{"".join(boxes)}</div>'
     return f"<ul>{''.join(f'<li>{_inline(one)}</li>' for one in part)}</ul>"
 
 

@@ -158,8 +158,15 @@ class Code:
     is_open: bool = True
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Texts side by side, (title, text) each, with their line breaks."""
+
+    texts: Sequence[tuple[str, str]]
+
+
 #: a paragraph in a little Markdown (**bold**, `code`), or a list of them
-Part = str | Sequence[str] | Table | Figure | Plot | Finding | Code
+Part = str | Sequence[str] | Table | Figure | Plot | Finding | Code | Columns
 
 
 @dataclass(frozen=True)

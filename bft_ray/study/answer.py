@@ -35,6 +35,7 @@ class Answer:
         champion: the arm that won; None where nothing could be chosen.
         config: its config, with which the weights below were trained.
         weights: path of the weights of its first confirmation run.
+        default_weights: the same of the default.
         test: of champion and default on the test split; None without one.
         items: of a study that chooses nothing, the scores of the trials that it compares; see `Items`.
     """
@@ -43,6 +44,7 @@ class Answer:
     champion: Arm | None = None
     config: Config | None = None
     weights: str | None = None
+    default_weights: str | None = None
     test: TestResult | None = None
     items: Items = field(default_factory=dict)
 
@@ -72,7 +74,7 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
         measured = {name: _tested(study, parts[SEARCH], arms[name], weights[name], records, line) for name in weights}
         test = on_test_split(study.space.objective.metric, champion.name, measured)
     _drop_others(study, records[CONFIRMATION], set(weights.values()))
-    return Answer(choice, champion, pin_paths(config), weights[champion.name], test)
+    return Answer(choice, champion, pin_paths(config), weights[champion.name], weights[DEFAULT], test)
 
 
 def _config(study: Study, arm: Arm, records: Mapping[str, Sequence[TrialRecord]]) -> Config:

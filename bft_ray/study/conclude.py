@@ -25,7 +25,7 @@ from bft_ray.study.records.store import Store
 from bft_ray.study.report.describe import conclusion
 from bft_ray.study.report.recorder import Recorder
 from bft_ray.tracking.begin import has_run
-from bft_ray.tracking.registry import NO_CHAMPION, register_champion
+from bft_ray.tracking.registry import DEFAULT_SOURCE, NO_CHAMPION, register_champion
 from bft_ray.tracking.run import Tracker
 
 log = logging.getLogger(__name__)
@@ -169,6 +169,7 @@ def _register(study: Study, store: Store, found: Answer, tracker: Tracker) -> st
     about = {
         "study": study.name,
         "bft.study_id": study.id,
+        DEFAULT_SOURCE: redact(found.default_weights or ""),
         "data_fingerprint": store.notes()["settings"]["data.train"],
     }
     try:
