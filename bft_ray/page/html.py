@@ -12,8 +12,12 @@ from bft_ray.page.model import Cell, Code, Columns, Figure, Finding, Number, Pag
 from bft_ray.page.svg import to_svg
 
 
-def to_html(page: Page) -> str:
-    """The page. Figures are static pictures; where script runs, plotly.js puts live ones in their places on a screen."""
+def to_html(page: Page, live: bool = True) -> str:
+    """The page. Figures are static pictures; where script runs, plotly.js puts live ones in their places on a screen.
+
+    Args:
+        live: False: only static ones, in a hundredth of the size.
+    """
     body = [
         f'<header><p class="above">{_inline(page.above)}</p><h1>{_inline(page.question)}</h1>',
         f'<p class="answer">{_inline(page.answer)}</p>{_facts(page.facts)}</header>',
@@ -24,16 +28,16 @@ def to_html(page: Page) -> str:
         "</main>",
     ]
     style, script = (_file(name) for name in ("page.css", "page.js"))
-    live = ""
-    if figures := page.figures:
-        live = (
+    scripts = ""
+    if live and (figures := page.figures):
+        scripts = (
             f'<script type="application/json" id="figures">{to_json(figures)}</script>'
             f'<script type="text/plain" id="plotly">{library()}</script><script>{script}</script>'
         )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(page.title)}</title><style>{style}</style></head>\n<body>{''.join(body)}{live}</body></html>\n"
+        f"<title>{html.escape(page.title)}</title><style>{style}</style></head>\n<body>{''.join(body)}{scripts}</body></html>\n"
     )
 
 

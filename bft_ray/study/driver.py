@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 
 from bft_ray.config import Config, to_yaml
+from bft_ray.config.metrics import higher_is_better
 from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError, DiskFull
@@ -192,6 +193,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
     ) as tracker:
         store.note("run_id", tracker.run_id)
         shown.note(f"study {study.name}: MLflow run {tracker.run_id} in experiment {first.experiment}")
+        tracker.prefer(study.space.objective.metric, higher_is_better(study.space.objective.metric))
         _log_inputs(tracker, study, first, notes["settings"]["data.train"])
         recorder = Recorder(study, tracker)
         controller = Controller(
