@@ -213,9 +213,7 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("models", nargs="*", metavar="MODEL", help="folder, hub id, starter or smollm2")
     compare.add_argument("--champion", metavar="DOMAIN", help="also the base, the default and the champion of a domain")
     compare.add_argument("--uri", help="tracking server or database that has the champion (default: that of a config)")
-    compare.add_argument(
-        "--prompts", metavar="FILE", required=True, help="rows that no model was trained on, e.g. test.jsonl"
-    )
+    compare.add_argument("--prompts", metavar="FILE", help="rows that no model was trained on, e.g. test.jsonl")
     compare.add_argument("--limit", type=int, default=20, metavar="N", help="the first N rows (default: 20)")
     compare.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
     compare.add_argument(

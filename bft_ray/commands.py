@@ -84,6 +84,10 @@ def export_command(options: argparse.Namespace) -> int:
 
 
 def compare_command(options: argparse.Namespace) -> int:
+    if not options.prompts:
+        raise BadInput(
+            "--prompts", None, "a file of rows that no model was trained on", "For example --prompts test.jsonl."
+        )
     from bft_ray.operate.compare import compare_models
 
     def line(text: str) -> None:
