@@ -151,7 +151,8 @@ def make_parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--database",
         metavar="URL",
-        help="of the study: sqlite:///FILE or postgresql://... (default: the environment variable STUDY_DATABASE, which "
+        help="of the study: sqlite:///FILE or postgresql://... (default: the environment variable "
+        "STUDY_DATABASE, which "
         "shows its password to nobody, else sqlite:///bft_studies.db)",
     )
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
@@ -164,6 +165,21 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--cancel", action="store_true", help="end the study cleanly; the same command resumes it")
     how.add_argument("--list", action="store_true", help="the search spaces that come with the package")
 
+    report = _command(
+        commands,
+        "report",
+        commands_of.report_command,
+        "the answer of a study as one page, made from its records at any time",
+    )
+    report.add_argument(
+        "study", metavar="STUDY", nargs="?", help="NAME, NAME/DOMAIN or its search space; may still run"
+    )
+    report.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="as given to `bft-ray search`, for a space")
+    report.add_argument("--config", metavar="CONFIG", help="as given to `bft-ray search`, for a space")
+    report.add_argument("--database", metavar="URL", help="of the study (default: as for `bft-ray search`)")
+    report.add_argument("--domains", action="store_true", help="instead all studies of the database, domain by domain")
+    report.add_argument("--out", metavar="FILE", help="HTML file (default: NAME-DOMAIN.html, or domains.html)")
+
     best = _command(
         commands, "best", commands_of.best_command, "show what the studies of a domain have chosen, and how to use it"
     )
@@ -171,6 +187,48 @@ def make_parser() -> argparse.ArgumentParser:
     best.add_argument("--uri", help="tracking server or database (default: MLFLOW_TRACKING_URI, else that of a config)")
     best.add_argument("--version", metavar="N", help="this version instead of the champion")
     best.add_argument("--yaml", action="store_true", help="print its config alone")
+
+    export = _command(
+        commands,
+        "export",
+        commands_of.export_command,
+        "the champion of a domain as one checked model, with its evidence",
+    )
+    export.add_argument("domain", metavar="DOMAIN", help="sub-domain, e.g. medical_qa")
+    export.add_argument(
+        "--uri", help="tracking server or database (default: MLFLOW_TRACKING_URI, else that of a config)"
+    )
+    export.add_argument("--version", metavar="N", help="this version instead of the champion")
+    export.add_argument("--out", metavar="FOLDER", help="new folder (default: bft-DOMAIN-VERSION)")
+    export.add_argument(
+        "--push", metavar="REPOSITORY", help="also to a hub, private where it is new (HF_TOKEN, HF_ENDPOINT)"
+    )
+
+    compare = _command(
+        commands,
+        "compare",
+        commands_of.compare_command,
+        "answers of several models to held-out prompts, side by side, for you alone",
+    )
+    compare.add_argument("models", nargs="*", metavar="MODEL", help="folder, hub id, starter or smollm2")
+    compare.add_argument("--champion", metavar="DOMAIN", help="also the base, the default and the champion of a domain")
+    compare.add_argument("--uri", help="tracking server or database that has the champion (default: that of a config)")
+    compare.add_argument("--prompts", metavar="FILE", help="rows that no model was trained on, e.g. test.jsonl")
+    compare.add_argument("--limit", type=int, default=20, metavar="N", help="the first N rows (default: 20)")
+    compare.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    compare.add_argument(
+        "--out", default="compare.html", metavar="FILE", help="page, of mode 0600 (default: compare.html)"
+    )
+
+    clean = _command(
+        commands,
+        "clean",
+        commands_of.clean_command,
+        "list what was made of a config's data, with sizes, and remove it when asked",
+    )
+    _config_arguments(clean)
+    clean.add_argument("--database", metavar="URL", help="of studies (default: as for `bft-ray search`)")
+    clean.add_argument("--yes", action="store_true", help="remove all of it without asking")
 
     ui = _command(
         commands,

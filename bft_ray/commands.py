@@ -67,6 +67,74 @@ def best_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def export_command(options: argparse.Namespace) -> int:
+    from bft_ray.operate.export import export_champion
+
+    def line(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    out = Path(options.out) if options.out else None
+    found = export_champion(options.domain, options.uri, options.version, out, options.push, line)
+    print(f"model     {found.folder}: {found.champion}, merged, {found.checks.num_parameters:,} parameters")
+    print(f"checked   loads with transformers; stops at {', '.join(found.checks.ends)}; vLLM: {found.checks.engine}")
+    print(f"card      {found.folder / 'README.md'}")
+    if found.pushed:
+        print(f"pushed    {found.pushed}")
+    return 0
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    if not options.prompts:
+        raise BadInput(
+            "--prompts", None, "a file of rows that no model was trained on", "For example --prompts test.jsonl."
+        )
+    from bft_ray.operate.compare import compare_models
+
+    def line(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    path = compare_models(
+        options.models,
+        Path(options.prompts),
+        domain=options.champion,
+        uri=options.uri,
+        out=Path(options.out),
+        limit=options.limit,
+        max_new_tokens=options.max_new_tokens,
+        line=line,
+    )
+    print(path)
+    return 0
+
+
+def clean_command(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+    from bft_ray.operate.clean import found_places, listed
+    from bft_ray.study.records.database import database_url
+
+    config = load_config(options.config, options.overrides, for_training=False)
+    places = found_places(config, database_url(options.database))
+    print(listed(places, config))
+    if not places:
+        return 0
+    if not options.yes:
+        if not sys.stdin.isatty():
+            print("nothing was removed; --yes removes all of it")
+            return 0
+        if input(f"Remove these {len(places)} places for good? Type yes: ").strip().lower() != "yes":
+            print("nothing was removed")
+            return 0
+    for place in sorted(
+        places, key=lambda place: place.kind != "records"
+    ):  # a study that runs refuses, before all else
+        place.remove()
+    left = found_places(config, database_url(options.database))
+    print(f"removed {len(places) - len(left)} places")
+    for place in left:
+        print(f"error: {place.name} is still there", file=sys.stderr)
+    return int(bool(left))
+
+
 def ui_command(options: argparse.Namespace) -> int:
     from bft_ray.config import TrackingConfig
     from bft_ray.tracking.ui import show
@@ -151,7 +219,8 @@ def search_command(options: argparse.Namespace) -> int:
         for name in spaces():
             print(f"{name:<20}{load_space(name).description}")
         return 0
-    from bft_ray.operate.studies import cancel_study, database_url, dry_run, run_study, status_of
+    from bft_ray.operate.studies import cancel_study, dry_run, run_study, status_of
+    from bft_ray.study.records.database import database_url
 
     database = database_url(options.database)
     if options.status:
@@ -179,6 +248,21 @@ def search_command(options: argparse.Namespace) -> int:
     if result.failed:
         print(f"error: {result.failed}", file=sys.stderr)
     return int(bool(result.failed))
+
+
+def report_command(options: argparse.Namespace) -> int:
+    if bool(options.study) == options.domains:
+        raise BadInput("STUDY", options.study, "one study, or --domains for all", "Give one of the two.")
+    from bft_ray.operate.report import domains_report, study_report  # neither torch nor Ray
+    from bft_ray.study.records.database import database_url
+
+    out, database = Path(options.out) if options.out else None, database_url(options.database)
+    if options.domains:
+        path = domains_report(database, out)
+    else:
+        path = study_report(options.study, options.config, options.overrides, database, out)
+    print(path)
+    return 0
 
 
 def _shards(done: int, total: int) -> None:

@@ -25,6 +25,7 @@ def main(overrides: list[str]) -> int:
     result = search(space, base, DEFAULT_DATABASE, measure=False)
     bft_ray, (option, _) = Path(sys.executable).parent / "bft-ray", where(base.tracking.uri)
     print(f"\n{result.text}\n\nThe study took {time.monotonic() - began:.0f} s. Look on:")
+    print(f"  {bft_ray} report {result.name}   its answer and evidence as one page")
     print(f"  {result.folder}/profile/profile.html   windows, epsilons and caps on this data")
     print(f"  {bft_ray} best {base.domain}{option}   the champion, from the registry")
     print(f"  {bft_ray} train --champion {base.domain}{option}   trains with its settings")

@@ -11,8 +11,8 @@ import pytest
 from tests.support.paths import ROOT
 
 ROOMS = [
-    "errors", "waits", "metrics", "domains", "config", "space", "stats", "places", "data", "model", "loss", "workers", "evaluate",
-    "tracking", "train", "profile", "study", "operate", "commands", "cli",
+    "errors", "waits", "metrics", "domains", "config", "space", "stats", "places", "page", "data", "model", "loss", "workers", "evaluate",
+    "tracking", "train", "profile", "study", "operate", "notebook", "commands", "cli",
 ]  # fmt: skip
 #: library -> the rooms that may import it
 ALLOWED = {
@@ -51,7 +51,7 @@ def room_of(path: Path) -> str:
 def test_imports_follow_the_layout(path):
     room = room_of(path)
     if room == "__init__":
-        assert not imports(path)
+        assert imports(path) <= {"typing", "importlib"}  # so that `import bft_ray` takes no time
         return
     assert room in ROOMS, f"{path} stands in no room of the layout"
     for name in imports(path):

@@ -100,6 +100,73 @@ def model_card(
     )
 
 
+def release_card(
+    config: Config, *, name: str, evidence: Mapping[str, str], checks: Mapping[str, str], settings: Mapping[str, str]
+) -> str:
+    """The card of a champion that leaves the house: what was shown, and how it was checked. No path of this machine is in it.
+
+    Args:
+        config: of its training.
+        name: of the registered version, such as `bft-medical_qa/3`.
+        evidence: what the study found, (what -> value).
+        checks: what was checked on the files beside the card.
+        settings: of the training: field -> value.
+    """
+
+    def rows(head: str, values: Mapping[str, str]) -> list[str]:
+        return [f"| {head} | |", "|---|---|", *(f"| {what} | {value} |" for what, value in values.items() if value)]
+
+    base = (
+        config.model.path
+        if not config.model.path.startswith((".", "/"))
+        else config.model.path.rstrip("/").rpartition("/")[2]
+    )
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {base}",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            f"tags: [{', '.join(dict.fromkeys(('bft', config.loss.method, config.domain)))}]",
+            "---",
+            "",
+            f"# {config.domain}: `{base}`, fine-tuned with `{config.loss.method}`",
+            "",
+            f"The champion `{name}` of a study by bft-ray, with Balanced Fine-Tuning (arXiv 2511.21075): these "
+            f"settings were confirmed against "
+            "published baselines with fresh seeds on data that the search had not seen.",
+            "",
+            "## Evidence",
+            "",
+            *rows("confirmation", evidence),
+            "",
+            "A gain is over `bft` with window 256 as published, positive for better. It is about the data, the "
+            "base model and the budget of the study.",
+            "",
+            "## Training",
+            "",
+            *rows("field", settings),
+            "",
+            "## Checks of these files",
+            "",
+            *rows("check", checks),
+            "",
+            "## Load",
+            "",
+            "```python",
+            _LOAD["model"].format(folder="FOLDER"),
+            "```",
+            "",
+            "## Limits",
+            "",
+            "Evaluated on the sets of its study alone. Not a medical device; not for clinical decisions. What a "
+            "model has seen in training it may "
+            "repeat: share it as you would share its training data.",
+            "",
+        ]
+    )
+
+
 def measured_table(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
     """Lines of a Markdown table: every metric that has a better and a worse, before and after."""
     names = [name for name in after if is_judged(name)]

@@ -38,7 +38,7 @@ def export_model(
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder), state_dict=weights)
         if merge:
-            _merge_in_place(folder, config, settings)
+            merge_in_place(folder, config, settings)
     else:
         model.config.use_cache = True  # off while training only
         model.generation_config = settings
@@ -47,6 +47,11 @@ def export_model(
     settings.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft writes a template; the run's own card comes later
+    write_checksums(folder)
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of the weights in a folder beside them."""
     write_kept(
         folder / CHECKSUMS, {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}, indent=1
     )
@@ -66,7 +71,7 @@ def require_unchanged(folder: Path, field: str) -> None:
             raise BadInput(field, folder / name, rule, remedy)
 
 
-def _merge_in_place(folder: Path, config: ModelConfig, settings: Any) -> None:
+def merge_in_place(folder: Path, config: ModelConfig, settings: Any) -> None:
     """Turn an adapter folder into the folder of the merged model: W + alpha/rank * B A, in the base's dtype."""
     from bft_ray.model.causal_lm import load_model
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bft_ray.config.metrics import format_value
-from bft_ray.errors import BadInput
 from bft_ray.operate.lasting import require_outlasting
 from bft_ray.space.assign import config_of
 from bft_ray.space.cost import cost_of, describe
 from bft_ray.space.grid import representatives
-from bft_ray.space.load import find_space, load_study
+from bft_ray.space.load import load_study, study_name
 from bft_ray.study.agenda import PARTS
 from bft_ray.study.checks.expect import caveats, local_slots, requirements
 from bft_ray.study.checks.ready import inspect_study
 from bft_ray.study.conclude import StudyResult
 from bft_ray.study.driver import search
 from bft_ray.study.execute.measure import measure as measured_on
-from bft_ray.study.records.database import DEFAULT_DATABASE, Database
+from bft_ray.study.records.database import Database
 from bft_ray.study.records.leaderboard import as_text, best, counts, expected_s, saved, span, status_text, tuned
 from bft_ray.study.records.lease import Holder
 from bft_ray.study.records.record import TrialRecord, mean
@@ -30,13 +28,6 @@ from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store, 
 
 _NUM_FAILED = 3  # whose reasons are shown
 _RESUME = ": the same `bft-ray search` resumes it"
-
-
-def database_url(given: str | None) -> str:
-    """The address of the database of studies: `given`, else STUDY_DATABASE, else a file. In the environment no list of
-    processes and no record of a job shows its password.
-    """
-    return given or os.environ.get("STUDY_DATABASE") or DEFAULT_DATABASE
 
 
 def run_study(
@@ -98,7 +89,7 @@ def status_of(source: str | None, config: str | None, overrides: Sequence[str], 
         with Database(database, make=False) as opened:
             found = [_Status.at(Store.find(opened, name)) for name in studies(opened)]
         return "\n".join(_line(look) for look in found) or "the database holds no study"
-    name = _name_of(source, config, overrides)
+    name = study_name(source, config, overrides)
     with Database(database, make=False) as opened:
         look = _Status.at(Store.find(opened, name))
     text = [f"study    {name}, {look.state}" + ("" if look.is_driven or look.is_finished else _RESUME)]
@@ -221,7 +212,7 @@ def cancel_study(source: str, config: str | None, overrides: Sequence[str], data
     Raises:
         BadInput: no such database or study.
     """
-    name = _name_of(source, config, overrides)
+    name = study_name(source, config, overrides)
     with Database(database, make=False) as opened:
         store = Store.find(opened, name)
         holder = store.lease.holder()
@@ -229,15 +220,3 @@ def cancel_study(source: str, config: str | None, overrides: Sequence[str], data
             return f"no driver of {name} runs"
         store.note("cancel", True)
     return f"asked the driver of {name} to end: within seconds while trials run. The same command resumes the study"
-
-
-def _name_of(source: str, config: str | None, overrides: Sequence[str]) -> str:
-    """`NAME/DOMAIN`, as given or from a search space."""
-    try:
-        find_space(source)
-    except BadInput:
-        if "/" in source:
-            return source
-        raise
-    space, base = load_study(source, config, overrides)
-    return f"{space.name}/{space.domain or base.domain}"

@@ -2,74 +2,312 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bft_ray.profile.result import Profile
+from bft_ray.page.html import to_html as render
+from bft_ray.page.model import (
+    Axis,
+    Cell,
+    Code,
+    Figure,
+    Marks,
+    Number,
+    Page,
+    Part,
+    Section,
+    Shape,
+    Stroke,
+    Table,
+    Tone,
+    text_of,
+)
+
+if TYPE_CHECKING:
+    from bft_ray.profile.result import Profile  # which needs torch
 
 _NEAREST = 20  # pairs on the page; the JSON has all
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .15rem .7rem; text-align: right; }
-td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f4f6f8; }
-img { max-width: 100%; } code { background: #f4f6f8; padding: 0 .25rem; } pre { background: #f4f6f8; padding: .7rem; }
-"""
 
 
-def to_html(profile: Profile, pictures: dict[str, bytes]) -> str:
-    """One page: what was found, in words, pictures and tables; only names of settings, no text of the data."""
-    parts = [f"<h1>Window profile of {html.escape(profile.title)}</h1>"]
-    parts += [f"<p>{html.escape(sentence)}</p>" for sentence in profile.findings]
-    for name, text in (("lengths", "Lengths"), ("windows", "Windows"), ("tokens", "Tokens")):
-        parts += [f"<h2>{text}</h2>", _image(pictures[name], text)]
-    parts.append(_table(["window", "covered whole", "confidence p10", "median", "p90"], _window_rows(profile)))
-    parts += ["<h2>Starting weights</h2>", _image(pictures["settings"], "effective share of the samples")]
-    header = ["setting", "effective share", "largest share", "cut by the cap", "p10", "median", "p90"]
-    parts.append(_table(header, _setting_rows(profile)))
-    parts += ["<h2>Token weights</h2>", "<p>A `prior` weight starts as the power of its exponent does.</p>"]
-    below = f"{profile.stretches.below:g}"
-    header = ["form", "mean weight", "effective share of the tokens", f"weight where p < {below}", "weight 0"]
-    parts.append(_table(header, _token_rows(profile)))
-    parts += [
-        "<h2>Hard stretches</h2>",
-        _image(pictures["stretches"], "share and longest run of low-confidence tokens"),
+def to_html(profile: Mapping[str, Any], proposal: str) -> str:
+    """The page as one HTML file (arguments: see `page_of`)."""
+    return render(page_of(profile, proposal))
+
+
+def page_of(profile: Mapping[str, Any], proposal: str) -> Page:
+    """One page: what was found, in words, figures and tables; only names of settings, no text of the data.
+
+    Args:
+        profile: as `Profile.to_dict` gives it.
+        proposal: a search space, YAML.
+    """
+    first, *others = profile["findings"]
+    sections = [
+        Section("windows", "What windows see", parts_of({**profile, "findings": others})),
+        Section("space", "Proposed search space", [Code(proposal)]),
     ]
-    parts += ["<h2>Which settings differ</h2>", _image(pictures["ranks"], "rank correlations")]
-    if equal := [group for group in profile.equal if len(group) > 1]:
-        names = [", ".join(profile.settings[index]["name"] for index in group) for group in equal]
-        parts.append("<p>The same run at every step, so one of each is enough:</p>")
-        parts.append("<ul>" + "".join(f"<li>{html.escape(name)}</li>" for name in names) + "</ul>")
-    if profile.near:
-        shown = profile.near_rows(_NEAREST)
+    asked = "Which windows, epsilons and caps differ at all on this data, before anything is trained?"
+    title = f"Window profile of {profile['title']}"
+    return Page(title=title, above=title, question=asked, answer=first, sections=sections)
+
+
+def parts_of(profile: Mapping[str, Any]) -> list[Part]:
+    """A profile as parts of a page: of its own, and of a study's.
+
+    Args:
+        profile: as `Profile.to_dict` gives it.
+    """
+    parts: list[Part] = [list(profile["findings"])] if profile["findings"] else []
+    parts += [_windows(profile["windows"]), _window_table(profile["windows"]), _length_table(profile)]
+    counted = profile.get("histograms")
+    if counted:
+        parts += [_lengths(counted["lengths"], profile["windows"]), _tokens(counted["tokens"])]
+    if profile["settings"]:
+        parts += [_shares(profile["settings"]), _setting_table(profile["settings"])]
+    if profile.get("token_weights"):
+        parts.append(_token_table(profile["token_weights"], profile["low_confidence"]["below"]))
+        if counted:
+            parts.append(_runs(counted["runs"], profile["low_confidence"]))
+        parts.append(_run_table(profile["low_confidence"]))
+    if profile["equal"]:
+        rows: list[list[Cell]] = [[first, ", ".join(others)] for first, *others in profile["equal"]]
         parts.append(
-            f"<p>Different runs that start nearly alike, nearest first ({len(shown)} of {len(profile.near)} pairs); "
-            "they are no duplicates for that:</p>"
+            Table(["setting", "is also"], rows, "The same run at every step: one of each is enough", is_open=False)
         )
-        parts.append(
-            _table(["setting", "setting", "share of the weight that differs", "rank correlation"], _near(shown))
+    if profile["near"]:
+        parts.append(_near_table(profile["near"]))
+    if profile["drift"]:
+        parts.append(_drift_table(profile["drift"]))
+    return parts
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------------
+
+
+def _windows(rows: Sequence[Mapping[str, float]]) -> Figure:
+    at = [row["window"] for row in rows]
+
+    def line(label: str, name: str, shape: Shape, stroke: Stroke, tone: Tone) -> Marks:
+        texts = [f"window {row['window']:g}: {label} {row[name]:.3f}" for row in rows]
+        return Marks(label, at, [row[name] for row in rows], shape=shape, stroke=stroke, tone=tone, texts=texts)
+
+    return Figure(
+        "windows",
+        "What a window sees",
+        "Median confidence and the share of samples that a window covers whole, by window; the table has the numbers.",
+        Axis("window, supervised tokens", is_log=True),
+        Axis("share"),
+        [
+            line("confidence, 10 % of the samples below", "confidence_p10", "none", "dots", "main"),
+            line("median confidence", "confidence_p50", "dot", "line", "main"),
+            line("confidence, 90 % below", "confidence_p90", "none", "dash", "main"),
+            line("samples that the window covers whole", "whole_share", "square", "line", "best"),
+        ],
+        "Confidence is that of the least sure window of a sample. Windows that cover a sample whole are one and the same for it.",
+    )
+
+
+def _lengths(counted: Mapping[str, Sequence[float]], windows: Sequence[Mapping[str, float]]) -> Figure:
+    ends = counted["edges"]
+    known = ", ".join(f"{row['window']:g}" for row in windows)
+    return Figure(
+        "lengths",
+        "How long the answers are",
+        "Samples by their number of supervised tokens; the table has the percentiles.",
+        Axis("supervised tokens of a sample", is_log=True),
+        Axis("samples"),
+        [
+            Marks(
+                "",
+                [*ends],
+                [*counted["counts"], 0],
+                shape="none",
+                stroke="step",
+                texts=_between(ends, counted["counts"]),
+            )
+        ],
+        f"A window longer than a sample covers it whole. Windows of the profile: {known}.",
+    )
+
+
+def _tokens(counted: Mapping[str, Sequence[float]]) -> Figure:
+    ends = counted["edges"]
+    return Figure(
+        "tokens",
+        "How sure the model is, token by token",
+        "Supervised tokens by the probability that the model gives them.",
+        Axis("probability of a supervised token"),
+        Axis("tokens"),
+        [
+            Marks(
+                "",
+                [*ends],
+                [*counted["counts"], 0],
+                shape="none",
+                stroke="step",
+                texts=_between(ends, counted["counts"]),
+            )
+        ],
+    )
+
+
+def _runs(counted: Mapping[str, Sequence[float]], low: Mapping[str, float]) -> Figure:
+    ends = counted["edges"]
+    return Figure(
+        "runs",
+        "Hard stretches: spread, or in one piece",
+        f"Samples by their longest run of tokens with a probability below {low['below']:g}; the table has the percentiles.",
+        Axis("longest run of low-confidence tokens in a sample"),
+        Axis("samples"),
+        [
+            Marks(
+                "",
+                [*ends],
+                [*counted["counts"], 0],
+                shape="none",
+                stroke="step",
+                texts=_between(ends, counted["counts"]),
+            )
+        ],
+        "Long runs are dense hard stretches, short ones are spread over the sample.",
+    )
+
+
+def _between(ends: Sequence[float], counts: Sequence[float]) -> list[str]:
+    return [
+        f"{low:.3g} to {high:.3g}: {count:,}" for low, high, count in zip(ends[:-1], ends[1:], counts, strict=True)
+    ] + [""]
+
+
+def _shares(settings: Sequence[Mapping[str, Any]]) -> Figure:
+    lines: dict[tuple[Any, ...], list[tuple[float, float, str]]] = {}
+    for row in settings:
+        is_inverse = row["sample_weight"] == "inverse"
+        own = (row["epsilon"], row["weight_cap"]) if is_inverse else (None, None)
+        text = f"{row['name']}: {row['effective_share']:.3f}"
+        lines.setdefault((row["sample_weight"], row["confidence"], *own), []).append(
+            (row["window"], row["effective_share"], text)
         )
-    if profile.drift:
-        parts += ["<h2>How far the weights have moved</h2>"]
-        rows = [[name, f"{row['moved']:.3f}", f"{row['rank_correlation']:.3f}"] for name, row in profile.drift.items()]
-        parts.append(_table(["setting", "share of the weight that moved", "rank correlation"], rows))
-    parts += ["<h2>Proposed search space</h2>", f"<pre>{html.escape(profile.proposal)}</pre>"]
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Window profile</title>'
-        f"<style>{_STYLE}</style></head><body>{body}</body></html>"
+    marks = []
+    for (form, confidence, *_), points in lines.items():
+        x, y, texts = map(list, zip(*sorted(points), strict=True))
+        stroke: Stroke = "dash" if confidence == "arithmetic" else "line"
+        tone: Tone = "main" if form == "inverse" else "dark"
+        marks.append(Marks(f"{form}, {confidence}", x, y, shape="dot", stroke=stroke, tone=tone, texts=texts))
+    return Figure(
+        "weights",
+        "How even the starting weights are",
+        "Effective share of the samples under each setting, by window; the table has the numbers.",
+        Axis("window, supervised tokens", is_log=True),
+        Axis("effective share of the samples"),
+        marks,
+        "1: all samples weigh the same; 0.5: as if half of them counted. A line is an epsilon and a cap.",
+    )
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------
+
+
+def _window_table(rows: Sequence[Mapping[str, float]]) -> Table:
+    names = ("confidence_p10", "confidence_p50", "confidence_p90")
+    cells: list[list[Cell]] = [
+        [
+            f"{row['window']:g}",
+            Number(row["whole_share"], f"{row['whole_share']:.1%}"),
+            *(Number(row[name], f"{row[name]:.3f}") for name in names),
+        ]
+        for row in rows
+    ]
+    return Table(["window", "covered whole", "confidence p10", "median", "p90"], cells)
+
+
+def _length_table(profile: Mapping[str, Any]) -> Table:
+    lengths = profile["lengths"]
+    row: list[Cell] = [
+        f"{profile['num_samples']:,} samples",
+        *(Number(value, f"{value:,.0f}") for value in lengths.values()),
+    ]
+    return Table(["supervised tokens", *lengths], [row])
+
+
+def _setting_table(settings: Sequence[Mapping[str, Any]]) -> Table:
+    names = ("weight_p10", "weight_p50", "weight_p90")
+    rows: list[list[Cell]] = [
+        [
+            row["name"],
+            Number(row["effective_share"], f"{row['effective_share']:.3f}"),
+            Number(row["largest_share"], f"{row['largest_share']:.2e}"),
+            Number(row["capped_share"], f"{row['capped_share']:.1%}"),
+            *(Number(row[name], f"{row[name]:.2f}") for name in names),
+        ]
+        for row in settings
+    ]
+    head = ["setting", "effective share", "largest share", "cut by the cap", "p10", "median", "p90"]
+    return Table(head, rows, "Starting weights of all settings", is_open=False)
+
+
+def _token_table(rows: Sequence[Mapping[str, Any]], below: float) -> Table:
+    cells: list[list[Cell]] = [
+        [
+            row["name"],
+            Number(row["mean"], f"{row['mean']:.3f}"),
+            Number(row["effective_share"], f"{row['effective_share']:.3f}"),
+            Number(row["low_share"], f"{row['low_share']:.1%}"),
+            Number(row["zero_share"], f"{row['zero_share']:.1%}"),
+        ]
+        for row in rows
+    ]
+    head = ["form", "mean weight", "effective share of the tokens", f"weight where p < {below:g}", "weight 0"]
+    return Table(head, cells, "Token weights at the start; `prior` starts as the `power` of its exponent does")
+
+
+def _run_table(low: Mapping[str, float]) -> Table:
+    levels = (10, 50, 90)
+    rows: list[list[Cell]] = [
+        ["share of a sample's tokens", *(Number(low[f"share_p{p}"], f"{low[f'share_p{p}']:.1%}") for p in levels)],
+        ["longest run, tokens", *(Number(low[f"longest_run_p{p}"], f"{low[f'longest_run_p{p}']:.0f}") for p in levels)],
+    ]
+    return Table([f"tokens with p < {low['below']:g}", "p10", "median", "p90"], rows)
+
+
+def _near_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    shown = rows[:_NEAREST]
+    cells: list[list[Cell]] = [
+        [
+            row["a"],
+            row["b"],
+            Number(row["moved"], f"{row['moved']:.2%}"),
+            "" if (rank := row["rank_correlation"]) is None else Number(rank, f"{rank:.4f}"),
+        ]
+        for row in shown
+    ]
+    title = f"Different runs that start nearly alike, nearest first ({len(shown)} of {len(rows)} pairs); they are no duplicates for that"
+    return Table(
+        ["setting", "setting", "share of the weight that differs", "rank correlation"], cells, title, is_open=False
+    )
+
+
+def _drift_table(drift: Mapping[str, Mapping[str, float]]) -> Table:
+    cells: list[list[Cell]] = [
+        [
+            name,
+            Number(row["moved"], f"{row['moved']:.3f}"),
+            Number(row["rank_correlation"], f"{row['rank_correlation']:.3f}"),
+        ]
+        for name, row in drift.items()
+    ]
+    return Table(
+        ["setting", "share of the weight that moved", "rank correlation"], cells, "How far the weights have moved"
     )
 
 
 def to_text(profile: Profile) -> str:
     """For a terminal: the findings and the table of windows."""
-    header = ["window", "covered whole", "confidence p10", "median", "p90"]
-    rows = [header, *_window_rows(profile)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    table = _window_table(profile.windows)
+    rows = [list(table.head), *[[text_of(cell) for cell in row] for row in table.rows]]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([*profile.findings, "", *lines])
 
@@ -95,63 +333,3 @@ def next_steps(profile: Profile, out: Path, beside: Path | None) -> str:
         lines += [f"          {line[2:]}" for line in profile.proposal.splitlines() if line.startswith("# ")]
     command = f"bft-ray search {shlex.quote(str(path))}"
     return "\n".join([*lines, f"next      {command} --dry-run", f"          {command}"])
-
-
-def png(figure: Any) -> bytes:
-    """A figure as PNG."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
-
-
-def _window_rows(profile: Profile) -> list[list[str]]:
-    names = ("confidence_p10", "confidence_p50", "confidence_p90")
-    return [
-        [f"{row['window']:g}", f"{row['whole_share']:.1%}", *(f"{row[name]:.3f}" for name in names)]
-        for row in profile.windows
-    ]
-
-
-def _setting_rows(profile: Profile) -> list[list[str]]:
-    names = ("weight_p10", "weight_p50", "weight_p90")
-    return [
-        [
-            row["name"],
-            f"{row['effective_share']:.3f}",
-            f"{row['largest_share']:.2e}",
-            f"{row['capped_share']:.1%}",
-            *(f"{row[name]:.2f}" for name in names),
-        ]
-        for row in profile.settings
-    ]
-
-
-def _token_rows(profile: Profile) -> list[list[str]]:
-    return [
-        [
-            row["name"],
-            f"{row['mean']:.3f}",
-            f"{row['effective_share']:.3f}",
-            f"{row['low_share']:.1%}",
-            f"{row['zero_share']:.1%}",
-        ]
-        for row in profile.token_weights
-    ]
-
-
-def _near(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    return [
-        [row["a"], row["b"], f"{row['moved']:.2%}", "" if (rank := row["rank_correlation"]) is None else f"{rank:.4f}"]
-        for row in rows
-    ]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>" + line(header, "th") + "".join(line(row, "td") for row in rows) + "</table>"
-
-
-def _image(content: bytes, text: str) -> str:
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'

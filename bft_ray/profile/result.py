@@ -14,6 +14,8 @@ from bft_ray.profile.weights import (
     TokenLogps,
 )
 
+_BINS = 40
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -69,6 +71,17 @@ class Profile:
             for a, b, apart in self.near[:limit]
         ]
 
+    def _histograms(self) -> dict[str, dict[str, list[float]]]:
+        """Samples by their length, tokens by their probability, and samples by their longest run of low-confidence tokens."""
+        lengths, runs = self.tokens.num_tokens, self.stretches.longest
+        longest = int(runs.max()) + 1
+        edges = np.geomspace(max(lengths.min(), 1), lengths.max() + 1, _BINS + 1)
+        return {
+            "lengths": _counted(lengths, edges),
+            "tokens": _counted(np.exp(self.tokens.logp), np.linspace(0, 1, _BINS + 1)),
+            "runs": _counted(runs, np.linspace(0, longest, min(longest, _BINS) + 1)),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tokens and the pictures, for JSON."""
         lengths = self.tokens.num_tokens
@@ -78,6 +91,7 @@ class Profile:
             "num_samples": len(lengths),
             "num_supervised_tokens": int(lengths.sum()),
             "lengths": {f"p{level}": float(np.percentile(lengths, level)) for level in (0, 5, 25, 50, 75, 95, 99, 100)},
+            "histograms": self._histograms(),
             "windows": self.windows,
             "settings": self.settings,
             "token_weights": self.token_weights,
@@ -92,6 +106,11 @@ class Profile:
             "findings": self.findings,
             "seconds": self.seconds,
         }
+
+
+def _counted(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
+    counts, _ = np.histogram(values, edges)
+    return {"edges": [round(float(edge), 6) for edge in edges], "counts": counts.tolist()}
 
 
 def _number(value: float) -> float | None:

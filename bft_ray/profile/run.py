@@ -22,8 +22,7 @@ from bft_ray.places.modes import kept_for
 from bft_ray.places.scratch import scratch
 from bft_ray.profile import tokens as files
 from bft_ray.profile.analyse import analyse
-from bft_ray.profile.page import png, to_html
-from bft_ray.profile.pictures import PICTURES, draw
+from bft_ray.profile.page import to_html
 from bft_ray.profile.result import Profile
 from bft_ray.profile.rewrite import replaced, rewrite
 from bft_ray.profile.weights import (
@@ -36,8 +35,8 @@ from bft_ray.tracking.server import check_server
 from bft_ray.waits import waiting
 
 TOKENS_FILE = "tokens.parquet"
-#: what else `write` leaves: numbers, pictures and names of settings, without sample ids
-SHOWN_FILES = ("profile.html", "profile.json", "search_space.yaml", *(f"{name}.png" for name in PICTURES))
+#: what else `write` leaves: numbers, a page and names of settings, without sample ids
+SHOWN_FILES = ("profile.html", "profile.json", "search_space.yaml")
 
 
 def profile_data(
@@ -49,7 +48,7 @@ def profile_data(
     progress: Callable[[int, int], None] | None = None,
     space: Path | None = None,
 ) -> Profile:
-    """Profile `data.train` with `config.model`; write JSON, pictures and a page to `out`, and to MLflow.
+    """Profile `data.train` with `config.model`; write JSON and a page to `out`, and to MLflow.
 
     Args:
         against: folder of an earlier profile of the same data (such as the base model's): the profile then shows how far weights moved.
@@ -98,7 +97,7 @@ def _profile_data(
     if space is not None:
         profile = _rewriting(profile, space, config)
     profile.seconds.update({"forward": forward_s, "cached": float(cached)})
-    with waiting("profiling: pictures and page"):
+    with waiting("profiling: the page"):
         write(profile, out)
     if profile.rewritten is not None:
         profile.rewritten.save()
@@ -120,14 +119,12 @@ def _rewriting(profile: Profile, space: Path, config: Config) -> Profile:
 
 
 def write(profile: Profile, out: Path) -> None:
-    """`profile.json`, `profile.html`, `search_space.yaml`, `tokens.parquet` and a PNG a picture."""
+    """`profile.json`, `profile.html`, `search_space.yaml` and `tokens.parquet`."""
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {name: png(figure) for name, figure in draw(profile).items()}
-    for name, content in pictures.items():
-        (out / f"{name}.png").write_bytes(content)
-    write_kept(out / "profile.json", profile.to_dict(), indent=1)
+    tree = profile.to_dict()
+    write_kept(out / "profile.json", tree, indent=1)
     (out / "search_space.yaml").write_text(profile.proposal)
-    (out / "profile.html").write_text(to_html(profile, pictures))
+    (out / "profile.html").write_text(to_html(tree, profile.proposal))
     files.write(out / TOKENS_FILE, profile.tokens)
 
 

@@ -90,6 +90,22 @@ def load_study(
     return space, base
 
 
+def study_name(source: str, config: str | None = None, overrides: Sequence[str] = ()) -> str:
+    """`NAME/DOMAIN` of a study, as given or from its search space.
+
+    Raises:
+        BadInput: neither a name of this form nor a search space.
+    """
+    try:
+        find_space(source)
+    except BadInput:
+        if "/" in source:
+            return source
+        raise
+    space, base = load_study(source, config, overrides)
+    return f"{space.name}/{space.domain or base.domain}"
+
+
 def check_space(space: SearchSpace, base: Config, source: str = "the search space") -> None:
     """Raise BadConfig with every problem that a run of the study would have with its config.
 

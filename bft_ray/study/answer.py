@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from bft_ray.config import Config
-from bft_ray.config.metrics import higher_is_better
-from bft_ray.errors import BadInput, BftError
+from bft_ray.errors import BftError
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.evaluate.run import evaluate_model
 from bft_ray.places import storage
 from bft_ray.space.assign import with_overrides
 from bft_ray.space.definition import DEFAULT
-from bft_ray.stats.errors import as_groups
-from bft_ray.stats.paired import paired_difference
-from bft_ray.study.confirm.candidates import Arm, arms_of, confirmed, plan_of
-from bft_ray.study.confirm.choose import Choice, Limit, choose
+from bft_ray.study.confirm.candidates import Arm, arms_of
+from bft_ray.study.confirm.choose import Choice
 from bft_ray.study.confirm.items import item_groups, item_scores
-from bft_ray.study.confirm.standing import Items, compared
+from bft_ray.study.confirm.standing import Items
+from bft_ray.study.confirm.tested import TestResult, note_of, on_test_split
 from bft_ray.study.definition import Study, by_id
+from bft_ray.study.kept import chosen, compared_items
 from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.records.segment import Run
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
-from bft_ray.study.report.describe import TestResult
 from bft_ray.train.launch import pin_paths
 
 
@@ -41,6 +35,7 @@ class Answer:
         champion: the arm that won; None where nothing could be chosen.
         config: its config, with which the weights below were trained.
         weights: path of the weights of its first confirmation run.
+        default_weights: the same of the default.
         test: of champion and default on the test split; None without one.
         items: of a study that chooses nothing, the scores of the trials that it compares; see `Items`.
     """
@@ -49,6 +44,7 @@ class Answer:
     champion: Arm | None = None
     config: Config | None = None
     weights: str | None = None
+    default_weights: str | None = None
     test: TestResult | None = None
     items: Items = field(default_factory=dict)
 
@@ -64,13 +60,11 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
     """
     confirmation = study.space.confirmation
     if confirmation is None:
-        return Answer(items=_compared_items(study, parts))
+        return Answer(items=compared_items(study, {part: parts[part].records() for part in (BASELINES, SEARCH)}))
     records = {part: parts[part].records() for part in (BASELINES, SEARCH, CONFIRMATION)}
     arms = {arm.name: arm for arm in arms_of(study.space, records[BASELINES], records[SEARCH])}
-    limit = _limit(study, parts[SEARCH], next(iter(arms.values())), records, line)
-    plan = plan_of(study.space, list(arms.values()), limit, records[CONFIRMATION])
-    choice = choose(confirmed(study.space, records[CONFIRMATION]), plan)
-    if choice.champion is None:
+    choice = chosen(study.space, records, _before(study, parts[SEARCH], next(iter(arms.values())), records, line))
+    if choice is None or choice.champion is None:
         return Answer(choice)
     champion = arms[choice.champion]
     config = _config(study, champion, records)
@@ -78,26 +72,9 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
     test = None
     if confirmation.test:
         measured = {name: _tested(study, parts[SEARCH], arms[name], weights[name], records, line) for name in weights}
-        test = _compare(study.space.objective.metric, champion.name, measured)
+        test = on_test_split(study.space.objective.metric, champion.name, measured)
     _drop_others(study, records[CONFIRMATION], set(weights.values()))
-    return Answer(choice, champion, pin_paths(config), weights[champion.name], test)
-
-
-def _compared_items(study: Study, parts: Mapping[str, Store]) -> dict[str, dict[int, dict[str, float]]]:
-    """Scores of the items of the best trial and of the one that it is compared with, from the files of their runs. A trial
-    is left out if a file is gone or if the metric has no scores of single items.
-    """
-    records = {part: parts[part].records() for part in (BASELINES, SEARCH)}
-    ran, metric = by_id([*records[BASELINES], *records[SEARCH]]), study.space.objective.metric
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    for record in compared(records, metric):
-        own = ran[record.duplicate_of or record.id]
-        runs = {seed: Run.of(study.id, study.files_of(own, seed)) for seed in record.seeds}
-        with contextlib.suppress(BadInput):
-            scores = {seed: item_scores(metric, run.records) for seed, run in runs.items() if run is not None}
-            if len(scores) == len(runs):
-                found[record.id] = scores
-    return found
+    return Answer(choice, champion, pin_paths(config), weights[champion.name], weights[DEFAULT], test)
 
 
 def _config(study: Study, arm: Arm, records: Mapping[str, Sequence[TrialRecord]]) -> Config:
@@ -125,10 +102,10 @@ def _drop_others(study: Study, records: Sequence[TrialRecord], kept: set[str]) -
 # --- measured once, and kept ------------------------------------------------------------------------------------
 
 
-def _limit(
+def _before(
     study: Study, store: Store, arm: Arm, records: Mapping[str, Sequence[TrialRecord]], line: Callable[[str], None]
-) -> Limit | None:
-    """The second objective, with the base model's value on the confirmation split."""
+) -> float | None:
+    """The base model's value of the second objective on the confirmation split; None where there is none."""
     second, confirmation = study.space.objective.second, study.space.confirmation
     if second is None or confirmation is None:
         return None
@@ -138,7 +115,7 @@ def _limit(
         config = pin_paths(with_overrides(_config(study, arm, records), confirmation.overrides, "confirmation"))
         before = evaluate_model(config, names=[second.metric.split("/")[0]]).metrics[second.metric]
         store.note("before", before)
-    return Limit(second.metric, before, second.largest_loss)
+    return before
 
 
 def _tested(
@@ -150,7 +127,7 @@ def _tested(
     line: Callable[[str], None],
 ) -> dict[str, Any]:
     """Metrics and scores of items of an arm's model on the test split."""
-    known = store.notes().get(f"test {arm.name}")
+    known = store.notes().get(note_of(arm.name))
     if known is not None:
         return known
     assert study.space.confirmation is not None
@@ -161,7 +138,7 @@ def _tested(
     found: dict[str, Any] = {"metrics": measured.metrics, "items": item_scores(metric, measured.records)}
     if groups := item_groups(metric, measured.records):
         found["groups"] = groups
-    store.note(f"test {arm.name}", found)
+    store.note(note_of(arm.name), found)
     return found
 
 
@@ -171,31 +148,6 @@ def _measure(config: Config, weights: str) -> EvaluationResult:
         raise BftError(f"the weights {weights} are gone, so the test split cannot be measured")
     model = config.model.model_copy(update={"path": weights, "adapter": None})
     return evaluate_model(config.model_copy(update={"model": model}))
-
-
-def _compare(metric: str, champion: str, measured: Mapping[str, Mapping[str, Any]]) -> TestResult:
-    """Champion against default, paired by item (`bft_ray.stats.paired`). One model each: the interval does not contain
-    the variation between seeds.
-    """
-    values = {name: one["metrics"][metric] for name, one in measured.items()}
-    own, default = (measured[name]["items"] for name in (champion, DEFAULT))
-    sides = [np.array([scores[item] for item in sorted(own)]) for scores in (own, default)]
-    shared = measured[champion].get("groups", {})
-    groups = as_groups([shared.get(item, ()) for item in sorted(own)]) if shared else None
-    first, second = sides if higher_is_better(metric) else sides[::-1]
-    found = paired_difference(first, second, groups=groups)
-    return TestResult(
-        champion=champion,
-        default=DEFAULT,
-        metric=metric,
-        champion_value=values[champion],
-        default_value=values[DEFAULT],
-        gain=found.value,
-        low=found.low,
-        high=found.high,
-        num_items=len(own),
-        detectable=found.detectable,
-    )
 
 
 def as_json(found: Answer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The results of a finished study in MLflow: text and pictures on its run, and the champion in the registry."""
+"""The results of a finished study in MLflow: note and page on its run, and the champion in the registry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bft_ray.config import Config, TrackingConfig, to_yaml
@@ -19,13 +19,13 @@ from bft_ray.study.answer import Answer, as_json
 from bft_ray.study.confirm.choose import Choice
 from bft_ray.study.controller import Controller
 from bft_ray.study.definition import Study
+from bft_ray.study.kept import known
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import Store
-from bft_ray.study.report.describe import conclusion, describe
-from bft_ray.study.report.pictures import draw
+from bft_ray.study.report.describe import conclusion
 from bft_ray.study.report.recorder import Recorder
 from bft_ray.tracking.begin import has_run
-from bft_ray.tracking.registry import NO_CHAMPION, register_champion
+from bft_ray.tracking.registry import DEFAULT_SOURCE, NO_CHAMPION, register_champion
 from bft_ray.tracking.run import Tracker
 
 log = logging.getLogger(__name__)
@@ -65,15 +65,15 @@ def conclude(
     recorder: Recorder,
     line: Callable[[str], None] = lambda text: None,
 ) -> StudyResult:
-    """Write text and pictures, and register the champion. Each may be repeated, and all are tried.
+    """Write note and page, and register the champion. Each may be repeated, and all are tried.
 
     Args:
         line: called with the answer where MLflow does not store it.
 
     Raises:
-        Unrecorded: MLflow did not store the pictures, the model or its version.
+        Unrecorded: MLflow did not store the page, the model or its version.
     """
-    lacking = [] if describe_study(study, controller, found, recorder) else ["the pictures"]
+    lacking = [] if describe_study(store, found, recorder) else ["the report"]
     tracker.log_text(json.dumps(as_json(found), indent=1), "choice.json")
     if found.champion is None:
         tracker.set_tags({NO_CHAMPION: _why_none(study, found)})
@@ -139,25 +139,14 @@ def require_left(result: StudyResult, tracking: TrackingConfig, database: str) -
         raise BadInput("study", result.name, f"whole, to be shown again: {', and '.join(gone)}", remedy)
 
 
-def describe_study(study: Study, controller: Controller, found: Answer | None, recorder: Recorder) -> bool:
-    """Write text and pictures to the run; whether MLflow stored the pictures (text is sent in the background)."""
-    parts: dict[str, list[TrialRecord]] = controller.all_records()
-    choice, test = (found.choice, found.test) if found else (None, None)
-    sizes = {} if study.num_samples is None else {"train": study.num_samples}
-    return recorder.describe(
-        describe(
-            parts,
-            study.space,
-            choice,
-            test,
-            domain=study.domain,
-            sizes=sizes,
-            uri=study.base.tracking.uri,
-            items=found.items if found else None,
-        ),
-        parts,
-        draw(parts, study.space, choice),
-    )
+def describe_study(store: Store, found: Answer | None, recorder: Recorder) -> bool:
+    """Write note, records and page to the run; whether MLflow stored the page (text is sent in the background).
+
+    Args:
+        found: the result; None: the study ended without one.
+    """
+    now_known = known(store)
+    return recorder.describe(replace(now_known, is_driven=False, is_finished=found is not None))
 
 
 def _register(study: Study, store: Store, found: Answer, tracker: Tracker) -> str | None:
@@ -180,6 +169,7 @@ def _register(study: Study, store: Store, found: Answer, tracker: Tracker) -> st
     about = {
         "study": study.name,
         "bft.study_id": study.id,
+        DEFAULT_SOURCE: redact(found.default_weights or ""),
         "data_fingerprint": store.notes()["settings"]["data.train"],
     }
     try:

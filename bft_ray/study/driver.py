@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 
 from bft_ray.config import Config, to_yaml
+from bft_ray.config.metrics import higher_is_better
 from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError, DiskFull
@@ -32,6 +33,7 @@ from bft_ray.study.conclude import StudyResult, conclude, describe_study, requir
 from bft_ray.study.controller import Controller, segments_ahead
 from bft_ray.study.definition import Study
 from bft_ray.study.execute.measure import measure as measured_on
+from bft_ray.study.kept import note_study, profile_folder
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store
@@ -111,6 +113,7 @@ def _search(
                 require_resources(facts.first.cluster)
                 require_shared(facts.first.cluster)
                 study, facts = settle_packing(study, facts, store, shown.note)
+                note_study(store, study)
                 if measure and not store.records():  # only when the study begins
                     found, slots = measured_on(facts.first, shown.note), local_slots(facts.first.cluster)
                     for text in requirements(space, facts.first, cost, found, slots):
@@ -190,6 +193,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
     ) as tracker:
         store.note("run_id", tracker.run_id)
         shown.note(f"study {study.name}: MLflow run {tracker.run_id} in experiment {first.experiment}")
+        tracker.prefer(study.space.objective.metric, higher_is_better(study.space.objective.metric))
         _log_inputs(tracker, study, first, notes["settings"]["data.train"])
         recorder = Recorder(study, tracker)
         controller = Controller(
@@ -222,7 +226,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             return result
         except Cancelled as error:
             reason = str(error)
-            describe_study(study, controller, None, recorder)
+            describe_study(store, None, recorder)
             tracker.finish("KILLED", reason)
             raise
         except DiskFull:
@@ -260,12 +264,12 @@ def _log_inputs(tracker: Tracker, study: Study, first: Config, fingerprint: str)
     if study.num_samples is not None:
         tracker.log_dataset("train", paths, fingerprint, study.num_samples, "train")
     with scratch("profile") as temporary, contextlib.suppress(FileNotFoundError):  # a study without one
-        log_files(tracker, storage.fetch_folder(storage.join(study.folder, "profile"), temporary))
+        log_files(tracker, storage.fetch_folder(profile_folder(study), temporary))
 
 
 def _profile(study: Study, first: Config, line: Callable[[str], None]) -> None:
     """The window profile of the training data; its forward pass is done once for the same data and model."""
-    place = storage.join(study.folder, "profile")
+    place = profile_folder(study)
     if read_kept(storage.join(place, "profile.json")) is not None:
         return
     line("profile of the training data")

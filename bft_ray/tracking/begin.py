@@ -116,6 +116,10 @@ def reopen_run(client: MlflowClient, run: Run) -> str:
     return run.info.run_id
 
 
+#: MLflow's page then opens with runs and models, where it would otherwise guess, and may show chats
+_KIND, _TRAINING = "mlflow.experimentKind", "custom_model_development"
+
+
 def experiment_id_of(client: MlflowClient, name: str, root: str | None) -> str:
     """The experiment's id; created, with its artifacts under `root`, where there is none."""
     from mlflow.exceptions import MlflowException
@@ -123,7 +127,7 @@ def experiment_id_of(client: MlflowClient, name: str, root: str | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=root and f"{root}/{name}")
+            return client.create_experiment(name, artifact_location=root and f"{root}/{name}", tags={_KIND: _TRAINING})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ALIAS = "champion"
 NO_CHAMPION = "bft.no_champion"  # tag of a study's run: why it has registered nothing
 STUDY_ID, SOURCE = "bft.study_id", "bft.source"
+DEFAULT_SOURCE = "bft.default_source"  # where the weights of the default lie that the champion was compared with
 _CONFIG, _DIGEST = "bft.config", "bft.config_digest"  # artifact of the run that holds the config; what is in it
 _CROWNED = "bft.crowned"  # tag: the version has been given the alias once; who moves it away later means it
 

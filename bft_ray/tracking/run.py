@@ -7,7 +7,7 @@ import logging
 import platform
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from bft_ray.places.addresses import absolute_uri, redact
 from bft_ray.tracking import begin
 from bft_ray.tracking.keeper import Keeper
 from bft_ray.tracking.retry import patiently
-from bft_ray.tracking.sender import LONGEST_REASON, Sender, Status, now_ms
+from bft_ray.tracking.sender import LONGEST_REASON, Sender, Status, digest_of, now_ms
 from bft_ray.tracking.server import artifact_root, connect
 from bft_ray.waits import waiting
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_PRIMARY = "mlflow.experiment.primaryMetric"  # of the experiment's tags
 PATIENCE_S = 120.0  # how long an upload is tried again while the server is away
 
 
@@ -116,8 +117,43 @@ class Tracker(Sender):
         what = artifact_path or Path(folder).name
         return self._upload(what, folder, lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
 
+    def link_to(self, artifact: str) -> str:
+        """The address of an artifact within MLflow's page, for links in notes of the same server."""
+        run = patiently(PATIENCE_S, self.client.get_run, self.run_id)
+        return f"#/experiments/{run.info.experiment_id}/runs/{self.run_id}/artifacts/{artifact}"
+
+    def history(self, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+        """Metric -> (step, value) as the server has them, in order; {}, with a warning, if it stays away."""
+        self.flush(self.tracking.timeout_s)
+        try:
+            found = {
+                name: patiently(self.tracking.timeout_s, self.client.get_metric_history, self.run_id, name)
+                for name in names
+            }
+        except Exception as error:  # a page without curves is better than a run without an end
+            _log.warning("the history of run %s is not read: %s", self.run_id, redact(first_line(error)))
+            return {}
+        return {
+            name: sorted({one.step: one.value for one in points}.items()) for name, points in found.items() if points
+        }
+
+    def prefer(self, metric: str, higher_is_better: bool) -> None:
+        """Name the metric by which the experiment's page compares runs; an experiment that cannot be written stays as it is."""
+        tags = {f"{_PRIMARY}.name": metric, f"{_PRIMARY}.greaterIsBetter": str(higher_is_better)}
+        try:
+            run = patiently(self.tracking.timeout_s, self.client.get_run, self.run_id)
+            for name, value in tags.items():
+                patiently(self.tracking.timeout_s, self.client.set_experiment_tag, run.info.experiment_id, name, value)
+        except Exception as error:  # such as of a server that lets users write runs alone
+            _log.warning("the experiment's primary metric is not set: %s", redact(first_line(error)))
+
     def log_model(
-        self, folder: str | Path, name: str, metrics: dict[str, float] | None = None, step: int = 0
+        self,
+        folder: str | Path,
+        name: str,
+        metrics: dict[str, float] | None = None,
+        step: int = 0,
+        datasets: Mapping[str, str] | None = None,
     ) -> str | None:
         """Log an exported folder (safetensors, tokenizer, card) as an MLflow 3 logged model of the run.
 
@@ -126,6 +162,8 @@ class Tracker(Sender):
         Args:
             metrics: shown with the model, under the names that the run has for them: the run is not given them twice.
             step: the step that the weights are of.
+            datasets: name of a dataset of the run -> its fingerprint; metrics of its set (`final/validation/nll`) are tied
+                to it.
 
         Returns:
             The model's id (it is `models:/ID`), or None, with a warning, if the server stays away.
@@ -141,7 +179,7 @@ class Tracker(Sender):
                 model_ids.append(model.model_id)
                 self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
             self.client.log_model_artifacts(model_ids[0], str(folder))
-            self._log_model_metrics(model_ids[0], metrics or {}, step)
+            self._log_model_metrics(model_ids[0], metrics or {}, step, datasets or {})
             self.client.finalize_logged_model(model_ids[0], "READY")
 
         if self._upload(f"the model {name}", folder, log):
@@ -150,14 +188,20 @@ class Tracker(Sender):
             self.client.finalize_logged_model(model_ids[0], "FAILED")
         return None
 
-    def _log_model_metrics(self, model_id: str, metrics: dict[str, float], step: int) -> None:
+    def _log_model_metrics(
+        self, model_id: str, metrics: dict[str, float], step: int, datasets: Mapping[str, str]
+    ) -> None:
         from mlflow.entities import Metric
 
         self.flush(self.tracking.timeout_s)
         held = {metric.key: metric for metric in self.client.get_run(self.run_id).data._metric_objs}
         # MLflow writes them to the run as well, unless it has them with this very time
         times = {name: metric.timestamp for name, metric in held.items() if metric.step == step}
-        batch = [Metric(name, value, times.get(name, now_ms()), step, model_id) for name, value in metrics.items()]
+        batch = []
+        for name, value in metrics.items():
+            of = name.removeprefix("final/").partition("/")[0]
+            tied = (of, digest_of(datasets[of])) if of in datasets else (None, None)
+            batch.append(Metric(name, value, times.get(name, now_ms()), step, model_id, *tied))
         self.client.log_batch(self.run_id, metrics=batch)
 
     def _upload(self, what: str, folder: str | Path, call: Callable[[], None]) -> bool:

@@ -80,7 +80,7 @@ class Sender:
         """
         dataset = {
             "name": name,
-            "digest": fingerprint[:36],
+            "digest": digest_of(fingerprint),
             "source_type": "uri" if "://" in source else "local",
             "source": json.dumps({"uri": redact(source)}),
             "profile": json.dumps({"num_rows": num_rows, "fingerprint": fingerprint}),
@@ -198,3 +198,8 @@ def _reason(reason: str | None) -> dict[str, str]:
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     return {key: redact(str(value))[:LONGEST_VALUE] for key, value in values.items()}
+
+
+def digest_of(fingerprint: str) -> str:
+    """The digest under which MLflow knows a dataset: it takes 36 characters."""
+    return fingerprint[:36]

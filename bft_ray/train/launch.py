@@ -23,6 +23,7 @@ from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
 from bft_ray.model.export import describe_weights
 from bft_ray.model.named import NAMES
+from bft_ray.page.html import to_html
 from bft_ray.places import storage
 from bft_ray.places.addresses import absolute_uri, redact
 from bft_ray.places.modes import kept_for, settle
@@ -32,6 +33,8 @@ from bft_ray.tracking.recall import Recalled, folder_tag, recall
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server
 from bft_ray.train.overlay import check_overlay
+from bft_ray.train.page import METRICS as STEP_METRICS
+from bft_ray.train.page import training_page
 from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (
     identity_of,
@@ -259,11 +262,13 @@ def _finish(
     exported = storage.join(folder, "export")
     local = storage.fetch_folder(exported)
     after: dict[str, float] = {}
+    items: list[dict[str, Any]] = []
     if datasets.get("validation") or config.evaluation.tasks:
         display.line("evaluating the trained model")
         # not `local`: workers on other nodes fetch it for themselves
         model = config.model.model_copy(update={"path": exported, "adapter": None})
-        after = evaluate_model(config.model_copy(update={"model": model})).metrics
+        measured = evaluate_model(config.model_copy(update={"model": model}))
+        after, items = measured.metrics, measured.records
         tracker.log_metrics(_final(after), step=step)
     text = model_card(
         config,
@@ -283,10 +288,13 @@ def _finish(
             with waiting("storing the export"):
                 storage.put_folder(temporary, exported)
     tracker.log_text(card, "model_card.md")
+    page = training_page(f"{config.name}: {config.domain}, {config.loss.method}", tracker.history(STEP_METRICS), items)
+    tracker.log_text(to_html(page, live=False), "training.html")
     note = "\n".join([f"Exported: the weights of step {step}, `{exported}`", "", *measured_table(before, after)])
     tracker.set_tags({"bft.step": str(step), "bft.export": exported, "mlflow.note.content": note})
     if config.tracking.log_model:
-        tracker.log_model(local, name=f"bft-{config.domain}", metrics=_final(after), step=step)
+        digests = {use: dataset.fingerprint for use, dataset in datasets.items()}
+        tracker.log_model(local, name=f"bft-{config.domain}", metrics=_final(after), step=step, datasets=digests)
     keep(before=before, after=after, step=step)
     return TrainResult(str(config.name), tracker.run_id, folder, exported, step, before, after)
 

@@ -23,7 +23,7 @@ import numpy as np
 from bft_ray.config import load_config
 from bft_ray.config.profile import ProfileConfig
 from bft_ray.profile.analyse import analyse
-from bft_ray.profile.pictures import draw
+from bft_ray.profile.page import to_html
 from bft_ray.profile.weights import TokenLogps
 
 TARGET_S = 2.0
@@ -53,7 +53,7 @@ def measure(num_samples: int) -> dict[str, float]:
     tokens, config = draw_tokens(num_samples), load_config("starter")
     looked = ProfileConfig(windows=WINDOWS)
     profile = timed("whole analysis", lambda: analyse(tokens, looked, "drawn", config, "starter"))
-    timed("pictures", lambda: draw(profile))
+    timed("page", lambda: to_html(profile.to_dict(), profile.proposal))
     return taken
 
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from bft_ray.cli import make_parser
-from bft_ray.operate.studies import database_url
 from bft_ray.space.load import load_study
+from bft_ray.study.records.database import database_url
 from tests.support.paths import ROOT, SHARED
 
 FOLDER = ROOT / "cluster" / "kuberay"

@@ -13,7 +13,8 @@ from bft_ray import commands
 from bft_ray.cli import main
 from bft_ray.errors import BadInput
 from bft_ray.operate import studies
-from bft_ray.operate.studies import cancel_study, database_url, dry_run, run_study, status_of
+from bft_ray.operate.studies import cancel_study, dry_run, run_study, status_of
+from bft_ray.study.records.database import database_url
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, Store
 from tests.support.records import METRIC, A, B, add, new
 

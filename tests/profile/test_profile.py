@@ -20,9 +20,9 @@ from bft_ray.data.pack import collate
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.loss import loss_sums, window_confidence
 from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.page.model import Table, text_of
 from bft_ray.profile.analyse import analyse
-from bft_ray.profile.page import to_html
-from bft_ray.profile.pictures import PICTURES
+from bft_ray.profile.page import parts_of, to_html
 from bft_ray.profile.run import SHOWN_FILES, profile_data
 from bft_ray.profile.stretches import stretches
 from bft_ray.profile.token_weights import token_settings, weigh_tokens
@@ -130,7 +130,7 @@ def test_all_windows_of_12000_samples_take_less_than_2_seconds():
 def test_the_benchmark_tells_every_part(tmp_path, capsys):
     assert bench_profile.main(["--samples", "100", "--repeat", "1", "--out", str(tmp_path / "out")]) == 0
     told = json.loads((tmp_path / "out.json").read_text())
-    parts = ["all windows, geometric", "all windows, arithmetic", "whole analysis", "pictures"]
+    parts = ["all windows, geometric", "all windows, arithmetic", "whole analysis", "page"]
     assert list(told["seconds"]) == parts and told["samples"] == 100 and told["machine"]["num_cores"] >= 1
     said = capsys.readouterr().out
     assert said.startswith("100 samples, ") and all(f"  {part} " in said for part in parts)
@@ -257,9 +257,8 @@ def test_batches_and_workers_change_nothing(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_files_pictures_page_and_record(config, tmp_path, tiny_data):
+def test_files_page_and_record(config, tmp_path, tiny_data):
     import mlflow
-    from PIL import Image
 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "data.json").write_text('[{"text": "of the user"}]')  # as with --out .
@@ -270,12 +269,17 @@ def test_files_pictures_page_and_record(config, tmp_path, tiny_data):
     assert told["lengths"]["p100"] == profile.tokens.num_tokens.max()
     # completions have at most 60 words and an end: windows 64 and 128 are the same
     assert ["complement w64", "complement w128"] in told["equal"]
-    for name in PICTURES:
-        assert min(Image.open(tmp_path / "out" / f"{name}.png").size) > 200
-    page = (tmp_path / "out" / "profile.html").read_text()
-    assert page.count("data:image/png;base64,") == len(PICTURES) and "inverse w8 e0.05 c4" in page
     assert [row["name"] for row in told["token_weights"]][-2:] == ["entropy of 20", "group w256"]
-    assert "threshold t0.03" in page and told["low_confidence"]["below"] == 0.1
+    assert told["low_confidence"]["below"] == 0.1
+    assert sum(told["histograms"]["lengths"]["counts"]) == 48
+    assert sum(told["histograms"]["tokens"]["counts"]) == told["num_supervised_tokens"]
+    page = (tmp_path / "out" / "profile.html").read_text()
+    assert (
+        page.count("<figure") == page.count("<svg viewBox") == 5
+        and "threshold t0.03" in page
+        and "inverse w8 e0.05 c4" in page
+    )
+    assert sum(told["histograms"]["runs"]["counts"]) == 48
     words = tiny_data.read_text().split('"prompt": "')[1].split('"')[0]
     assert words not in page and words not in json.dumps(told)
     client = mlflow.MlflowClient(config.tracking.uri)
@@ -300,12 +304,11 @@ def test_the_page_shows_the_nearest_pairs(config):
     names, matrix = told["rank_correlations"]["settings"], told["rank_correlations"]["matrix"]
     for row in told["near"]:
         assert row["rank_correlation"] == matrix[names.index(row["a"])][names.index(row["b"])]
-    page = to_html(profile, dict.fromkeys(PICTURES, b""))
-    rows = page.split("rank correlation</th></tr>")[1].split("</table>")[0].split("</tr>")[:-1]
-    assert len(rows) == 20 and f"20 of {len(profile.near)} pairs" in page
-    for row, pair in zip(rows, told["near"], strict=False):
+    (table,) = [part for part in parts_of(told) if isinstance(part, Table) and "nearest first" in part.title]
+    assert len(table.rows) == 20 and f"20 of {len(profile.near)} pairs" in to_html(told, profile.proposal)
+    for row, pair in zip(table.rows, told["near"], strict=False):
         cells = [pair["a"], pair["b"], f"{pair['moved']:.2%}", f"{pair['rank_correlation']:.4f}"]
-        assert row == "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells)
+        assert [text_of(cell) for cell in row] == cells
 
 
 @pytest.mark.slow

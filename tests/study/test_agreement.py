@@ -7,7 +7,7 @@ import math
 import pytest
 
 from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.report.agreement import blind_rungs, by_rung, in_words, kendall
+from bft_ray.study.report.agreement import blind_rungs, by_rung, kendall
 from jobs.bench.stopping import STEPS, asha, half, none, pasha, read, replay
 
 
@@ -36,8 +36,7 @@ def test_which_trials_count_and_which_way_is_better():
     assert set(same) == {4} and same[4].tau == pytest.approx(0.8)
     turned = by_rung(done, "validation/nll", "choices/accuracy")
     assert turned[4].tau == pytest.approx(-0.8)
-    assert "tau of the 5 complete trials (1: the same): step 4 0.80 [-0.19, 0.98]" in in_words(same)
-    assert in_words({}) == "" and by_rung(done[:4], "choices/accuracy", "choices/accuracy") == {}
+    assert by_rung(done[:4], "choices/accuracy", "choices/accuracy") == {}
 
 
 def test_a_rung_at_which_all_trials_are_equal_is_blind():

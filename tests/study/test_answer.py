@@ -14,8 +14,9 @@ from bft_ray.config import make_config
 from bft_ray.errors import BftError
 from bft_ray.evaluate.run import evaluate_model
 from bft_ray.space.assign import with_overrides
-from bft_ray.study.answer import _compare, _measure, answer, as_json
+from bft_ray.study.answer import _measure, answer, as_json
 from bft_ray.study.confirm.candidates import arms_of
+from bft_ray.study.confirm.tested import on_test_split
 from bft_ray.study.definition import Study, trial_name
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
@@ -178,7 +179,7 @@ def test_the_test_split_tells_what_it_could_have_shown():
     """Differences 1, 2, 3, 6 of four items: mean 3, sd sqrt(14/3); skewed to the right, which takes nothing from a gain."""
     own = {"metrics": {METRIC: 0.5}, "items": dict(zip("abcd", (1.0, 2.0, 3.0, 6.0), strict=True))}
     default = {"metrics": {METRIC: 0.4}, "items": dict.fromkeys("abcd", 0.0)}
-    found = _compare(METRIC, "w64", {"w64": own, "bft": default})
+    found = on_test_split(METRIC, "w64", {"w64": own, "bft": default})
     se = math.sqrt(14 / 3) / 2
     assert (found.gain, found.low) == (3.0, pytest.approx(3 - 3.182446 * se))
     draw = np.random.default_rng(0)  # studies like this one, each with an error of its own: 8 of 10 show it
@@ -186,7 +187,7 @@ def test_the_test_split_tells_what_it_could_have_shown():
     shown = (draw.standard_normal(400_000) + found.detectable / se * off) / other > 3.182446  # t(0.975) with 3 degrees
     assert shown.mean() == pytest.approx(0.8, abs=0.003)
     one = {name: {**each, "items": {"a": 1.0}} for name, each in (("w64", own), ("bft", default))}
-    assert math.isnan(_compare(METRIC, "w64", one).detectable)
+    assert math.isnan(on_test_split(METRIC, "w64", one).detectable)
 
 
 def test_weights_that_are_gone_are_told(make_tree, tmp_path):

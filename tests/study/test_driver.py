@@ -112,6 +112,10 @@ def driver(make_tree, tmp_path, monkeypatch, empty_mlflow) -> Driver:
 def test_a_larger_budget_goes_on_with_a_study_that_only_compares(driver):
     first = driver.search(**COMPARES)
     assert len(driver.records()) == 6 and driver.run().info.status == "FINISHED"
+    experiment = connect(driver.base.tracking.uri).get_experiment(driver.run().info.experiment_id)
+    assert experiment.tags["mlflow.experiment.primaryMetric.name"] == METRIC
+    assert experiment.tags["mlflow.experiment.primaryMetric.greaterIsBetter"] == "True"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert "standard error" in first.text and " over 30 items" in first.text  # from the files of the runs
     assert "note: no confirmation: " in driver.told.getvalue()
     assert "has no `confirmation`" in driver.run().data.tags["bft.no_champion"]
@@ -247,7 +251,7 @@ def test_a_driver_killed_before_the_status_is_set_leaves_the_rest_to_the_next(dr
     ("upload", "fails", "lacks"),
     [
         ("log_model", lambda *_, **__: None, "the champion's model (tracking.log_model=false registers it without)"),
-        ("log_artifacts", lambda *_, **__: False, "the pictures"),
+        ("log_artifacts", lambda *_, **__: False, "the report"),
     ],
 )
 def test_what_mlflow_did_not_take_is_tried_again(driver, monkeypatch, upload, fails, lacks):

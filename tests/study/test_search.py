@@ -264,7 +264,7 @@ def test_mlflow_has_one_run_a_trial_below_that_of_the_study(twins, name):
 def test_the_run_of_a_study_holds_its_answer(twins, name):
     study, _ = children_of(twins.client, "bft/test", name)
     files = {item.path for item in twins.client.list_artifacts(study.info.run_id)}
-    assert files >= {"leaderboard.md", "study.md", "pictures", "profile", "search_space.yaml", "champion.yaml"}
+    assert files >= {"report.html", "records.json", "profile", "search_space.yaml", "champion.yaml"}
     assert "token_accuracy" in study.data.tags["mlflow.note.content"]
 
 

@@ -127,10 +127,21 @@ def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"train", "validation"}
     assert "| quiz/accuracy |" in run.data.tags["mlflow.note.content"]  # the description on the run's page
     files = {item.path for item in client.list_artifacts(result.run_id)}
-    assert {"config.yaml", "model_card.md"} <= files
+    assert {"config.yaml", "model_card.md", "training.html"} <= files
+    page = Path(client.download_artifacts(result.run_id, "training.html", str(tmp_path))).read_text()
+    assert (
+        page.count("<svg viewBox") == 3
+        and "`validation`" not in page
+        and "<code>validation</code>, 12 of 12 items" in page
+    )
     card = (Path(result.export) / "README.md").read_text()
     assert "library_name: peft" in card and "| quiz/accuracy |" in card
     assert run.outputs.model_outputs, "the exported adapter is no logged model of the run"
+    tied = {
+        metric.key: metric.dataset_name
+        for metric in client.get_logged_model(run.outputs.model_outputs[0].model_id).metrics
+    }
+    assert tied["final/validation/nll"] == "validation" and tied["final/quiz/accuracy"] is None
     kept = sorted(path.name for path in Path(result.folder).glob("step-*"))
     assert kept[-1] == "step-00000006" and len(kept) <= 2  # the best and the last
 

@@ -61,6 +61,16 @@ def arms_of(space: SearchSpace, baselines: Sequence[TrialRecord], search: Sequen
     return arms
 
 
+def limit_of(space: SearchSpace, before: float | None) -> Limit | None:
+    """The second objective; None: there is none, or the base model was not measured yet.
+
+    Args:
+        before: its value of the base model, on the confirmation split.
+    """
+    second = space.objective.second
+    return None if second is None or before is None else Limit(second.metric, before, second.largest_loss)
+
+
 def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None, records: Sequence[TrialRecord] = ()) -> Plan:
     """The plan of the confirmation for `bft_ray.study.confirm.choose.choose`; its records name the groups of items."""
     confirmation = space.confirmation

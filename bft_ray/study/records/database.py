@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -53,6 +54,13 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 _OPENING_S = 10.0  # a wrong address is reported soon; one that has answered before is waited for
 
 _log = logging.getLogger(__name__)
+
+
+def database_url(given: str | None) -> str:
+    """The address of the database of studies: `given`, else STUDY_DATABASE, else a file. In the environment no list of
+    processes and no record of a job shows its password.
+    """
+    return given or os.environ.get("STUDY_DATABASE") or DEFAULT_DATABASE
 
 
 class DatabaseAway(BftError, ConnectionError):

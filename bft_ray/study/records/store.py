@@ -161,6 +161,25 @@ class Store:
         """Write a value (JSON) to the part, from any process: for what concerns no trial, or finished ones."""
         self._retry("writing a note", lambda: self._storage.set_study_user_attr(self._id, name, value))
 
+    def delete(self) -> None:
+        """Delete the study from the database: the records and notes of all of its parts.
+
+        Raises:
+            BadInput: a driver runs it.
+        """
+        holder = self.lease.holder()
+        if holder is not None and holder.is_alive:
+            remedy = "End it first: `bft-ray search --cancel`."
+            raise BadInput(
+                "study", self.study, f"not driven, by process {holder.owner.pid} on {holder.owner.host}", remedy
+            )
+        ids = {
+            study.study_name: study._study_id for study in self._retry("listing studies", self._storage.get_all_studies)
+        }
+        for part in (CONFIRMATION, BASELINES, SEARCH):  # the part that names the study goes last
+            if (study_id := ids.get(f"{self.study}/{part}")) is not None:
+                self._retry("deleting the study", partial(self._storage.delete_study, study_id))
+
     # ---- driving ----------------------------------------------------------------------------------------------------
 
     def reconcile(self) -> list[str]:

@@ -75,15 +75,3 @@ def blind_rungs(records: Iterable[TrialRecord]) -> dict[int, int]:
             for step, value in record.rung_values.items():
                 values.setdefault(step, []).append(value)
     return {step: len(at) for step, at in sorted(values.items()) if len(at) > 1 and len(set(at)) == 1}
-
-
-def in_words(found: dict[int, Agreement]) -> str:
-    """One line; "" where there is no agreement to report."""
-    if not found:
-        return ""
-    parts = [f"step {step} {one.tau:.2f} [{one.low:.2f}, {one.high:.2f}]" for step, one in found.items()]
-    most = max(one.num_trials for one in found.values())
-    return (
-        f"order at the rungs against the end, Kendall's tau of the {most} complete trials (1: the same): {', '.join(parts)}; "
-        "an interval that reaches 0 or below: a stopped trial may have been the best"
-    )

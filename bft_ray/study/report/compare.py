@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from scipy import stats
 
 from bft_ray.config.metrics import format_value, higher_is_better
+from bft_ray.page.model import Cell, Number, Table
 from bft_ray.space.definition import SearchSpace
 from bft_ray.stats.power import detectable
 from bft_ray.study.confirm.standing import Items, Records, in_words, standing_of
-from bft_ray.study.records.leaderboard import Spread, as_markdown, metric_by, ranked, value_text
+from bft_ray.study.records.leaderboard import Spread, metric_by, ranked, value_text
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
+from bft_ray.study.report.arms import markdown
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,17 @@ def _means(search: Sequence[TrialRecord], metric: str, setting: str, means: Sequ
 
 def evidence(search: Sequence[TrialRecord], space: SearchSpace) -> str:
     """The objective by each setting, with its spread over runs, Markdown."""
+    parts = evidence_tables(search, space)
+    return "\n\n".join(part if isinstance(part, str) else markdown(part) for part in parts)
+
+
+def evidence_tables(search: Sequence[TrialRecord], space: SearchSpace) -> list[str | Table]:
+    """The same, as tables and sentences."""
     metric, setting = space.objective.metric, single(space)
     finite = [name for name, parameter in space.parameters.items() if parameter.finite() is not None]
-    parts = [as_markdown(rows(search, metric, name)) for name in finite if len(metric_by(search, metric, name)) > 1]
+    parts: list[str | Table] = [
+        by_value(search, metric, name) for name in finite if len(metric_by(search, metric, name)) > 1
+    ]
     seen = reach(search, metric, setting) if setting else None
     if parts and seen is not None and seen.least > 0:
         parts.append(
@@ -92,17 +102,19 @@ def evidence(search: Sequence[TrialRecord], space: SearchSpace) -> str:
         )
     elif parts and not setting:
         parts.append("Runs at one value differ in the other settings as well: this is a hint, not a test.")
-    return "\n\n".join(parts)
+    return parts
 
 
-def rows(search: Sequence[TrialRecord], metric: str, setting: str) -> list[list[str]]:
-    """A table: a head, then one row a value, best mean first; see `bft_ray.study.records.leaderboard.Spread`."""
-    found = [[setting, f"mean {metric}", "sd", "least", "largest", "runs"]]
+def by_value(search: Sequence[TrialRecord], metric: str, setting: str) -> Table:
+    """A row a value, best mean first; see `bft_ray.study.records.leaderboard.Spread`."""
+    rows: list[list[Cell]] = []
     for spread in _ordered(search, metric, setting):
-        mean, low, high = (format_value(metric, value) for value in (spread.mean, spread.low, spread.high))
-        sd = "" if math.isnan(spread.sd) else f"{spread.sd:.2g}"
-        found.append([value_text(spread.at), mean, sd, low, high, str(spread.num_runs)])
-    return found
+        mean, low, high = (
+            Number(value, format_value(metric, value)) for value in (spread.mean, spread.low, spread.high)
+        )
+        sd: Cell = "" if math.isnan(spread.sd) else Number(spread.sd, f"{spread.sd:.2g}")
+        rows.append([value_text(spread.at), mean, sd, low, high, Number(spread.num_runs, str(spread.num_runs))])
+    return Table([setting, f"mean {metric}", "sd", "least", "largest", "runs"], rows)
 
 
 def reach(search: Sequence[TrialRecord], metric: str, setting: str) -> Reach | None:

@@ -6,14 +6,15 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bft_ray.config import TrackingConfig
 from bft_ray.config.metrics import format_value
+from bft_ray.page.model import text_of
 from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.study.confirm.choose import Choice
 from bft_ray.study.confirm.standing import Items, leader, standing_of, training_command
+from bft_ray.study.confirm.tested import TestResult
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.leaderboard import (
     as_markdown,
@@ -28,7 +29,8 @@ from bft_ray.study.records.leaderboard import (
 )
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
-from bft_ray.study.report import agreement, compare
+from bft_ray.study.report import compare
+from bft_ray.study.report.diagnoses import diagnose
 from bft_ray.study.report.explain import explain
 from bft_ray.tracking.server import where
 
@@ -36,37 +38,8 @@ Records = Mapping[str, Sequence[TrialRecord]]
 
 #: characters of a note: MLflow cuts a tag at 8,000
 LIMIT = 7_900
-_TOP = 10  # trials in the note
+_TOP = 10  # trials in the table of the conclusion
 _LINES, _WIDTH = 25, 110  # of the conclusion
-_LONGEST = 120  # characters of a cell in the note
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """The single measurement on the test split.
-
-    Args:
-        champion, default: names of the arms; the same where the default is the champion.
-        metric: of the objective.
-        champion_value, default_value: the metric on the test split.
-        gain, low, high: champion over default, paired by item, and its interval (NaN where there is none); above 0 is
-            better. For these two models: the interval does not contain the variation between seeds.
-        num_items: of the test split.
-        detectable: the true gain that such a test shows in 8 of 10 repetitions; NaN for one item.
-    """
-
-    __test__ = False  # not for pytest
-
-    champion: str
-    default: str
-    metric: str
-    champion_value: float
-    default_value: float
-    gain: float
-    low: float
-    high: float
-    num_items: int
-    detectable: float
 
 
 def describe(
@@ -76,60 +49,43 @@ def describe(
     test: TestResult | None,
     *,
     domain: str,
-    sizes: Mapping[str, int] | None = None,
+    page: str = "",
     uri: str = TrackingConfig().uri,
     items: Items | None = None,
 ) -> str:
-    """The note, Markdown: what won and by how much, the evidence, and how to use it.
+    """The note, Markdown: what won and by how much, what to look at, and how to use it. The page has all else.
 
     Args:
         records: part -> its trials.
         choice: the result of the confirmation; None: there was none, or not yet.
         test: the measurement on the test split; None: there was none.
         domain: of the study.
-        sizes: name of the data, such as `train` -> number of its samples.
+        page: address of the study's page; "" none.
         uri: of the tracking server, for the commands.
         items: scores of the trials that a study without a confirmation compares; None: not known.
     """
-    search, metric = records.get(SEARCH, ()), space.objective.metric
     if choice is not None:
         first, _, evidence = explain(choice).partition("\n\n")
     else:
+        search = records.get(SEARCH, ())
         first, evidence = compare.verdict(records, space, items), compare.evidence(search, space)
-    settings, commands = _chosen(records, space, choice), _commands(records, space, domain, choice, uri, items)
-    before = [
+    settings, typed = chosen_settings(records, space, choice), commands(records, space, domain, choice, uri, items)
+    parts = [
+        f"[**Read the report**]({page})" if page else "",
         first,
         _few(space, choice),
-        _blind(space, search),
-        test and _test(test),
-        _along(records, choice, test),
+        test and test_sentence(test),
         _unconfirmed(space),
     ]
+    if found := diagnose(records, space, choice):
+        parts.append("#### What to look at")
+        parts += [f"- **{finding.title}**. {finding.text} {finding.remedy}" for finding in found]
     if settings:
-        before += ["#### Chosen settings", as_markdown([["field", "value"], *map(list, settings.items())])]
-    before += ["#### Evidence" if evidence else "", evidence.strip()]
-    after = [
-        "#### Baselines" if records.get(BASELINES) else "",
-        _baselines(records, space),
-        "#### What was searched",
-        "\n".join(f"- {line}" for line in _searched(records, space, domain, sizes or {})),
-        "#### How to use it" if commands else "",
-        "\n".join(f"- `{command}`: {what}" for command, what in commands),
-    ]
-    for limit in range(_TOP, -1, -1):
-        rows = [
-            [cell[:_LONGEST] for cell in row]
-            for row in table(search, metric, rung_metric=rung_metric(space), limit=limit)
-        ]
-        shown = (
-            [f"#### Leaderboard, {len(rows) - 1} of {len(search)} trials", as_markdown(rows)]
-            if limit and search
-            else []
-        )
-        note = "\n\n".join(part for part in (*before, *shown, *after) if part) + "\n"
-        if len(note) <= LIMIT:
-            return note
-    return note[: LIMIT - 4].rpartition("\n")[0] + "\n..."
+        parts += ["#### Chosen settings", as_markdown([["field", "value"], *map(list, settings.items())])]
+    parts += ["#### Evidence" if evidence else "", evidence.strip()]
+    parts += ["#### How to use it" if typed else "", "\n".join(f"- `{command}`: {what}" for command, what in typed)]
+    note = "\n\n".join(part for part in parts if part) + "\n"
+    return note if len(note) <= LIMIT else note[: LIMIT - 4].rpartition("\n")[0] + "\n..."
 
 
 def conclusion(
@@ -146,13 +102,13 @@ def conclusion(
     first = explain(choice).partition("\n\n")[0] if choice is not None else compare.verdict(records, space, items)
     lines = _wrapped(first) + _wrapped(_few(space, choice))
     if test is not None:
-        lines += _wrapped(_test(test))
-    settings = _chosen(records, space, choice)
+        lines += _wrapped(test_sentence(test))
+    settings = chosen_settings(records, space, choice)
     if settings:
         short = short_names(settings)
         lines += _wrapped("Settings: " + ", ".join(f"{short[name]} {value}" for name, value in settings.items()))
-    end = [_plain(_saved(records)), *_wrapped(_unconfirmed(space)), ""]
-    end += [f"{command:<40}  # {what}" for command, what in _commands(records, space, domain, choice, uri, items)]
+    end = [_plain(saved_sentence(records)), *_wrapped(_unconfirmed(space)), ""]
+    end += [f"{command:<40}  # {what}" for command, what in commands(records, space, domain, choice, uri, items)]
     rows = _rows(records, space, choice)
     room = _LINES - len(lines) - len(end) - 2
     shown = ["", *as_text(rows[:room]).splitlines(), ""] if len(rows) > 1 and room > 1 else [""]
@@ -162,7 +118,8 @@ def conclusion(
 # ---- what came out -----------------------------------------------------------------------------------------------------
 
 
-def _test(test: TestResult) -> str:
+def test_sentence(test: TestResult) -> str:
+    """What the test split showed, Markdown."""
     value = format_value(test.metric, test.champion_value)
     text = f"**Test split, measured once**: `{test.champion}` has {test.metric} {value} on {test.num_items:,} items"
     if test.champion == test.default:
@@ -178,21 +135,6 @@ def _test(test: TestResult) -> str:
     )
 
 
-def _along(records: Records, choice: Choice | None, test: TestResult | None) -> str:
-    """The winner's value in each part of the study: a choice that fits only the search shows there."""
-    if choice is None or choice.champion is None:
-        return ""
-    metric, arm = choice.plan.metric, choice.arm(choice.champion)
-    source = _source(records, metric, choice.champion)
-    shown = [
-        ("search", source.value if source else None),
-        ("confirmation", arm.mean),
-        ("test", test.champion_value if test else None),
-    ]
-    found = [f"{format_value(metric, value)} in the {part}" for part, value in shown if value is not None]
-    return f"`{arm.name}` has {metric} {', '.join(found)}." if len(found) > 1 else ""
-
-
 def _few(space: SearchSpace, choice: Choice | None) -> str:
     """A sentence if fewer candidates were confirmed than were asked for; "" otherwise."""
     if choice is None or space.confirmation is None:
@@ -203,19 +145,6 @@ def _few(space: SearchSpace, choice: Choice | None) -> str:
     return (
         f"**Confirmed: {count or 'none'} of the {asked} candidates** that confirmation.top_k asks for. Of the trials that ran to "
         "their end, no more differ from each other and from the baselines."
-    )
-
-
-def _blind(space: SearchSpace, search: Sequence[TrialRecord]) -> str:
-    """Of rungs that could not tell trials apart; "" where all could."""
-    blind = agreement.blind_rungs(search) if isinstance(space.scheduler, Asha) else {}
-    if not blind:
-        return ""
-    steps = ", ".join(f"step {step} ({count} trials)" for step, count in blind.items())
-    return (
-        f"**Early stopping had nothing to choose by**: at {steps} all values of {rung_metric(space)} were the same, so the first trial "
-        "was promoted and others were stopped. Take a scheduler.metric that moves, such as validation/token_accuracy, or a "
-        "later scheduler.grace_steps."
     )
 
 
@@ -238,7 +167,7 @@ def _source(records: Records, metric: str, name: str) -> TrialRecord | None:
     return source or tuned(records.get(BASELINES, ()), metric).get(name)
 
 
-def _chosen(records: Records, space: SearchSpace, choice: Choice | None) -> dict[str, str]:
+def chosen_settings(records: Records, space: SearchSpace, choice: Choice | None) -> dict[str, str]:
     """Dotted field -> value of the champion; empty where there is none."""
     if choice is None or choice.champion is None:
         return {}
@@ -267,7 +196,8 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
         return rows
     setting = compare.single(space)
     if space.confirmation is None and setting is not None:
-        return compare.rows(search, metric, setting)
+        found = compare.by_value(search, metric, setting)
+        return [list(found.head), *[[text_of(cell) for cell in row] for row in found.rows]]
     beside = list(tuned(records.get(BASELINES, ()), metric).values())
     return table([*search, *beside], metric, rung_metric=rung_metric(space), limit=_TOP)
 
@@ -275,7 +205,7 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
 # ---- how it was found --------------------------------------------------------------------------------------------------
 
 
-def _searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[str, int]) -> list[str]:
+def searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[str, int]) -> list[str]:
     search = records.get(SEARCH, ())
     parameters = ", ".join(f"`{name}` {_range(parameter)}" for name, parameter in space.parameters.items())
     lines = [f"study `{space.name}`, domain `{domain}`, config `{space.config}`, objective {space.objective.metric}"]
@@ -293,10 +223,7 @@ def _searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[
         else "none"
     )
     lines.append(f"sampler {space.sampler.kind}, seed {space.sampler.seed}; early stops: {stops}")
-    lines.append(_saved(records))
-    if isinstance(scheduler, Asha):
-        orders = agreement.by_rung(search, scheduler.metric or space.objective.metric, space.objective.metric)
-        lines += [text for text in [agreement.in_words(orders)] if text]
+    lines.append(saved_sentence(records))
     times = [(record.started, record.finished) for part in records.values() for record in part]
     begun, ended = [a for a, _ in times if a is not None], [b for _, b in times if b is not None]
     if begun and ended:
@@ -310,8 +237,8 @@ def _range(parameter: Any) -> str:
     return f"{value_text(parameter.low)} to {value_text(parameter.high)}" + (" (log)" if parameter.log else "")
 
 
-def _saved(records: Records) -> str:
-    """The steps that were trained and saved, over all parts: baselines and confirmation too."""
+def saved_sentence(records: Records) -> str:
+    """The steps that were trained and saved, over all parts: baselines and confirmation too; no full stop."""
     found = saved(record for part in records.values() for record in part)
     parts = []
     if found.num_duplicates:
@@ -329,20 +256,7 @@ def _trials(count: int) -> str:
     return f"{count} trial{'s' * (count != 1)}"
 
 
-def _baselines(records: Records, space: SearchSpace) -> str:
-    """A table of each baseline with its best values of what it was tuned over."""
-    metric, part = space.objective.metric, records.get(BASELINES, ())
-    if not part:
-        return ""
-    fields = list(dict.fromkeys(name for record in part for name in record.assignment))
-    rows = [["baseline", *fields, metric]]
-    for name, record in tuned(part, metric).items():
-        value = "" if record.value is None else format_value(metric, record.value)
-        rows.append([name, *(value_text(record.assignment.get(field, "")) for field in fields), value])
-    return as_markdown(rows)
-
-
-def _commands(
+def commands(
     records: Records, space: SearchSpace, domain: str, choice: Choice | None, uri: str, items: Items | None
 ) -> list[tuple[str, str]]:
     """(command, what it does): what to type next."""

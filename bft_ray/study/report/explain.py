@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choose import Arm, Choice
+from bft_ray.study.report.arms import arms_table, gain_text, markdown, signed, size
 
 _NAMED = 8  # arms that a sentence names
 _SEEMS = 2.0  # standard errors from which on a gain seems to be one
@@ -19,16 +20,21 @@ def explain(choice: Choice) -> str:
 
     Gains are in the metric's unit, above 0 for better, whichever way the metric points.
     """
-    parts = [_verdict(choice)]
+    parts = [verdict(choice)]
     if choice.num_items:
-        parts += [_evidence(choice), _table(choice)]
-    if choice.champion is not None:
-        parts.append(_doubt(choice))
-    parts += [_second(choice), _missing(choice), _left_out(choice), _waiver(choice), _few_groups(choice)]
+        parts += [measured(choice), markdown(arms_table(choice))]
+    parts += [" ".join(doubts(choice)), *limits(choice)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _verdict(choice: Choice) -> str:
+def limits(choice: Choice) -> list[str]:
+    """What else to know of the choice, Markdown."""
+    found = [_second(choice), _missing(choice), _left_out(choice), _waiver(choice), _few_groups(choice)]
+    return [text for text in found if text]
+
+
+def verdict(choice: Choice) -> str:
+    """The first sentence, Markdown: what won, and by how much."""
     if choice.champion is None:
         return f"**Nothing was chosen**: {choice.reason}."
     arm = choice.arm(choice.champion)
@@ -38,10 +44,10 @@ def _verdict(choice: Choice) -> str:
         if best is not None and best.gain is not None:
             is_same = not best.gain.has_spread and best.gain.gain == 0
             text += f"; the best candidate, `{best.name}`, " + (
-                "is identical to it" if is_same else f"differs from it by {_gain(best.gain)}"
+                "is identical to it" if is_same else f"differs from it by {gain_text(best.gain)}"
             )
         return f"{text}.{_ahead(choice)}"
-    gain = f", by {_gain(arm.gain)} over the default" if arm.gain else ""
+    gain = f", by {gain_text(arm.gain)} over the default" if arm.gain else ""
     if choice.verdict == "baseline":
         return f"**The baseline `{arm.name}` wins, not BFT**{gain}: {choice.reason}."
     return f"**`{arm.name}` wins**{gain}: {choice.reason}.{_ahead(choice)}"
@@ -59,7 +65,8 @@ def _ahead(choice: Choice) -> str:
     return f" But {' and '.join(names)} had a better mean still, {rule}."
 
 
-def _evidence(choice: Choice) -> str:
+def measured(choice: Choice) -> str:
+    """What was measured, and how the table of the arms is read."""
     plan = choice.plan
     better = "higher" if higher_is_better(plan.metric) else "lower"
     shared = _num_groups(choice)
@@ -74,49 +81,22 @@ def _evidence(choice: Choice) -> str:
     )
 
 
-def _table(choice: Choice) -> str:
-    second = choice.plan.second
-    header = ["arm", "kind", "mean", "gain", "interval", "p", "best", "detectable"] + (
-        [second.metric, "front"] if second else []
-    )
-    lines = [_row(header), _row(["---"] * len(header))]
-    for arm in choice.arms:
-        name = f"**{arm.name}**" if arm.name == choice.champion else arm.name
-        cells = [name, arm.kind, _value(arm.mean)]
-        cells += _cells(arm.gain, choice.best.get(arm.name))
-        if second:
-            cells += ["" if arm.second is None else format_value(second.metric, arm.second), "yes" * arm.on_front]
-        lines.append(_row(cells))
-    return "\n".join(lines)
-
-
-def _cells(gain: Comparison | None, best: float | None) -> list[str]:
-    chance = "" if best is None else f"{best:.0%}"
-    if gain is None:
-        return ["", "", "", chance, ""]
-    if not gain.has_spread:
-        return [_signed(gain.gain), "no spread", "", chance, ""]
-    return [
-        _signed(gain.gain),
-        _interval(gain),
-        f"{gain.p:.2g}",
-        chance,
-        "" if math.isnan(gain.detectable) else _size(gain.detectable),
-    ]
-
-
-def _doubt(choice: Choice) -> str:
-    """The paragraph on what the data do not rule out."""
-    arm = choice.arm(choice.champion or "")
-    lines = [f"**How far this could still be wrong**, as far as intervals of {1 - choice.plan.alpha:.0%} tell."]
+def doubts(choice: Choice) -> list[str]:
+    """Sentences on what the data do not rule out; [] where nothing was chosen."""
+    if choice.champion is None:
+        return []
+    arm = choice.arm(choice.champion)
     sentences = _default_doubt(choice) if choice.verdict == "default" else _winner_doubt(choice, arm)
     if not sentences:
-        return ""
+        return []
+    lines = [f"**How far this could still be wrong**, as far as intervals of {1 - choice.plan.alpha:.0%} tell."]
     lines += sentences
-    lines += [f"Over `{c.against}` it gains {_gain(c)}." for c in choice.against if c.against != choice.plan.default]
+    lines += [
+        f"Over `{c.against}` it gains {gain_text(c)}." for c in choice.against if c.against != choice.plan.default
+    ]
     lines += [_not_told(choice), _rare(choice)]
     lines.append("All of it is about this data, this base model and this budget.")
-    return " ".join(line for line in lines if line)
+    return [line for line in lines if line]
 
 
 def _default_doubt(choice: Choice) -> list[str]:
@@ -126,14 +106,14 @@ def _default_doubt(choice: Choice) -> list[str]:
     name, most = max(gains.items(), key=lambda pair: pair[1].high)
     least = min((gain.detectable for gain in gains.values() if math.isfinite(gain.detectable)), default=math.nan)
     if most.high > 0:
-        first = f"`{name}` could be better than the default by up to {_size(most.high)}."
+        first = f"`{name}` could be better than the default by up to {size(most.high)}."
     else:
         first = "The intervals of all arms end at or below 0: none is likely to be better than the default."
     missed = (
         ""
         if math.isnan(least)
         else (
-            f"A true gain below {_size(least)} would have been missed more often than in about 2 of 10 such studies, "
+            f"A true gain below {size(least)} would have been missed more often than in about 2 of 10 such studies, "
             "so no difference shown is not the same as none."
         )
     )
@@ -155,11 +135,11 @@ def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
             "All its items and seeds differ from the default's by the same, so there is no noise to compare it with."
         ]
     span = (
-        f"The true gain over the default may be as small as {_signed(gain.low)} or as large as {_signed(gain.high)}"
+        f"The true gain over the default may be as small as {signed(gain.low)} or as large as {signed(gain.high)}"
         + (
             "."
             if math.isnan(gain.detectable)
-            else f"; a gain of {_size(gain.detectable)} shows in {gain.shows_in} such studies."
+            else f"; a gain of {size(gain.detectable)} shows in {gain.shows_in} such studies."
         )
     )
     return [span, _rivals(choice, arm), _cause(choice, gain)]
@@ -217,8 +197,8 @@ def _cause(choice: Choice, gain: Comparison) -> str:
     """A sentence on how much narrower the interval would be with more seeds or more items."""
     seeds, items = len(choice.plan.seeds), choice.num_items
     return (
-        f"Its interval reaches {_size((gain.high - gain.low) / 2)} to each side; with {2 * seeds} seeds it would be about "
-        f"{_size(gain.half_seeds)}, with {2 * items:,} items {_size(gain.half_items)}."
+        f"Its interval reaches {size((gain.high - gain.low) / 2)} to each side; with {2 * seeds} seeds it would be about "
+        f"{size(gain.half_seeds)}, with {2 * items:,} items {size(gain.half_items)}."
     )
 
 
@@ -260,29 +240,3 @@ def _few_groups(choice: Choice) -> str:
     if not 0 < count < _FEW_GROUPS:
         return ""
     return f"Only {count} groups: too few to tell how far groups differ, so that a small gain does not show."
-
-
-def _gain(gain: Comparison) -> str:
-    return f"{_signed(gain.gain)} {_interval(gain)}"
-
-
-def _interval(gain: Comparison) -> str:
-    if not gain.has_spread:
-        return "(no spread to compare it with)"
-    return f"[{_signed(gain.low)}, {_signed(gain.high)}]"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2g}" if abs(value) < 0.001 else f"{value:+.4f}"
-
-
-def _size(value: float) -> str:
-    return _signed(value).removeprefix("+")
-
-
-def _value(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

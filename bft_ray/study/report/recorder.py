@@ -10,16 +10,20 @@ from typing import Any, Literal
 
 from bft_ray.config import Config
 from bft_ray.config.metrics import is_better
+from bft_ray.page.html import to_html
 from bft_ray.places.scratch import scratch
 from bft_ray.space.ranges import Parameter
 from bft_ray.study.definition import Study
+from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import as_markdown, table
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.segment import Run
 from bft_ray.study.records.store import CONFIRMATION, SEARCH
+from bft_ray.study.report.describe import describe
+from bft_ray.study.report.page import page_of
 from bft_ray.tracking.run import Tracker
 
+PAGE = "report.html"  # artifact of the study's run
 _POINTS = 100  # of a curve: each metric costs the server a row
 _STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
     "complete": "FINISHED",
@@ -115,25 +119,26 @@ class Recorder:
 
     # ---- on the study run -------------------------------------------------------------------------------------------
 
-    def describe(self, note: str, parts: Mapping[str, Sequence[TrialRecord]], pictures: Mapping[str, bytes]) -> bool:
-        """Write the note at the head of the run's page, the tables, and the pictures; False where these could not be sent."""
-        space = self._study.space
+    def describe(self, known: Known) -> bool:
+        """Write the note at the head of the run's page, the records, and the study's page; False where the last could not be
+        stored.
+        """
+        study, text = known.study, to_html(page_of(known))
+        note = describe(
+            known.parts,
+            study.space,
+            known.choice,
+            known.test,
+            domain=study.domain,
+            page=self._tracker.link_to(PAGE),
+            uri=study.base.tracking.uri,
+            items=known.items,
+        )
         self._tracker.set_tags({"mlflow.note.content": note})
-        self._tracker.log_text(note, "study.md")
-        for part, records in parts.items():
-            if records:
-                rows = table(records, space.objective.metric, rung_metric=rung_metric(space))
-                self._tracker.log_text(as_markdown(rows) + "\n", f"{_TABLES.get(part, part)}.md")
-        self._tracker.log_text(json.dumps(_plain(parts), indent=1), "records.json")
-        if pictures:
-            with scratch("pictures") as folder:
-                for name, png in pictures.items():
-                    (folder / f"{name}.png").write_bytes(png)
-                return self._tracker.log_artifacts(folder, "pictures")
-        return True
-
-
-_TABLES = {SEARCH: "leaderboard"}
+        self._tracker.log_text(json.dumps(_plain(known.parts), indent=1), "records.json")
+        with scratch("page") as folder:
+            (folder / PAGE).write_text(text, encoding="utf-8")
+            return self._tracker.log_artifacts(folder)
 
 
 def _name(record: TrialRecord) -> str:

@@ -1,0 +1,179 @@
+"""`bft-ray clean`: what was made of a data set on this machine, with sizes; and its removal, as when a patient withdraws consent.
+
+Found are tokenised copies, profiles, folders of runs (checkpoints, exports, records of items) and of studies, and the records of
+studies in their database. They are matched by the paths of the data in what each of them noted, so that rows that were
+changed since are found too. What MLflow holds is named, and removed by MLflow's own commands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bft_ray.config import Config
+from bft_ray.config.base import inputs_of
+from bft_ray.data.tables import STARTER
+from bft_ray.errors import BadInput
+from bft_ray.places import storage
+from bft_ray.places.addresses import redact
+from bft_ray.places.cache import cache_folder
+from bft_ray.places.kept import read_kept
+from bft_ray.study.records.database import Database
+from bft_ray.study.records.store import Store, studies
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something that was made of the data.
+
+    Args:
+        kind: tokens, profile, run, study or records.
+        name: folder, or study in the database.
+        num_bytes: of its files; 0 for records.
+        remove: removes it.
+    """
+
+    kind: str
+    name: str
+    num_bytes: int
+    remove: Callable[[], None]
+
+
+def found_places(config: Config, database: str) -> list[Place]:
+    """Everything made of the data of a config, as far as this machine can see.
+
+    Args:
+        database: of the studies; one that does not exist holds none.
+    """
+    wanted = data_of(config)
+    return [
+        *_tokens(config, wanted),
+        *_profiles(config),
+        *_runs(config.cluster.storage_path, wanted),
+        *_studies(database, wanted),
+    ]
+
+
+def data_of(config: Config) -> set[str]:
+    """The paths of all rows that a config reads, as `_plain` has them."""
+    paths = [source.path for source in (*config.data.train, *config.data.validation)]
+    for task in config.evaluation.tasks:
+        paths += [str(value) for name in inputs_of(task) if (value := getattr(task, name))]
+    return {_plain(path) for path in paths}
+
+
+def _plain(path: str) -> str:
+    """A path that two processes compare: absolute, where it is one of this machine."""
+    if path.startswith(STARTER) or "://" in path:
+        return path
+    local = Path(path).expanduser()
+    return str(local.resolve()) if local.exists() or local.is_absolute() else path
+
+
+# ---- where things lie ----------------------------------------------------------------------------------------------
+
+
+def _tokens(config: Config, wanted: set[str]) -> Iterator[Place]:
+    folder = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else cache_folder()
+    for meta in sorted(folder.glob("*/meta.json")):
+        try:
+            sources = json.loads(meta.read_text())["report"]["sources"]
+            of = {_plain(source["path"]) for source in sources}
+        except (OSError, ValueError, KeyError, TypeError):  # damaged, or another program's
+            continue
+        if of & wanted:
+            yield _folder("tokens", str(meta.parent))
+
+
+def _profiles(config: Config) -> Iterator[Place]:
+    """Profiles are named by their domain alone: `bft-ray profile` makes them so."""
+    place = storage.join(config.cluster.storage_path, "profiles")
+    for name in sorted(storage.folders_in(place, config.domain)):
+        if name == config.domain or name.startswith(f"{config.domain}-"):
+            yield _folder("profile", storage.join(place, name))
+
+
+def _runs(storage_path: str, wanted: set[str]) -> Iterator[Place]:
+    for name in sorted(storage.folders_in(storage_path, "")):
+        record = read_kept(storage.join(storage_path, name, "run.json"), needs=("config",))
+        if record is not None and _values(record["config"]) & wanted:
+            yield _folder("run", storage.join(storage_path, name))
+
+
+def _studies(database: str, wanted: set[str]) -> Iterator[Place]:
+    try:
+        opened = Database(database, make=False)
+    except BadInput:  # no such file, or no studies in it
+        return
+    with opened:
+        names = studies(opened)
+        kept = {name: Store.find(opened, name).notes() for name in names}
+    for name, notes in kept.items():
+        if not _values(notes["settings"]) & wanted:
+            continue
+        folder = notes.get("study", {}).get("folder")
+        if folder and storage.exists(folder):
+            yield _folder("study", folder)
+        yield Place("records", f"{name} in {redact(database)}", 0, partial(_forget, database, name))
+
+
+def _values(settings: dict[str, Any]) -> set[str]:
+    """The texts among flat settings, and those in lists and mappings that are kept as JSON, as paths."""
+    found: set[str] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for inner in value.values():
+                walk(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner)
+        elif isinstance(value, str):
+            found.add(_plain(value))
+
+    for field, value in settings.items():
+        is_json = isinstance(value, str) and value[:1] in "[{"
+        if "path" in field or is_json:
+            try:
+                walk(json.loads(value) if is_json else value)
+            except ValueError:
+                walk(value)
+    return found
+
+
+def _forget(database: str, name: str) -> None:
+    with Database(database, make=False) as opened:
+        Store.find(opened, name).delete()
+
+
+def _folder(kind: str, path: str) -> Place:
+    return Place(kind, path, sum(storage.sizes_in(path).values()), lambda: storage.remove_folder(path))
+
+
+# ---- what is told --------------------------------------------------------------------------------------------------
+
+
+def listed(places: Sequence[Place], config: Config) -> str:
+    """The places with their sizes, and what is not among them."""
+    mlflow = (
+        f"Not here: runs, models and artifacts in MLflow ({redact(config.tracking.uri)}, experiment "
+        f"{config.experiment}); delete them there, then "
+        "`mlflow gc`. Backups, copies on other machines and models that were pushed elsewhere are not seen either."
+    )
+    if not places:
+        return f"nothing made of this data was found on this machine\n{mlflow}"
+    lines = [f"{place.kind:<9}{size_text(place.num_bytes):>10}  {place.name}" for place in places]
+    total = size_text(sum(place.num_bytes for place in places))
+    return "\n".join([*lines, f"{'in all':<9}{total:>10}  {len(places)} places", mlflow])
+
+
+def size_text(num_bytes: int) -> str:
+    """`1.2 GB`, `34.5 MB`, `12 kB`; "" for 0."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{-(-num_bytes // 1000)} kB" if num_bytes else ""

@@ -1,0 +1,216 @@
+"""`bft-ray compare`: the answers of several models to the same held-out prompts, side by side in a page for its user alone.
+
+The page holds text of the data. It is written with mode 0600, whatever `cluster.file_mode` says, and nothing of it goes to
+MLflow or to a log.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bft_ray.config import Config, DataConfig, ModelConfig, SourceConfig, TrackingConfig, config_from_yaml
+from bft_ray.config.tasks import Decoding
+from bft_ray.data.rows import BadRow, Row, question_key, read_rows
+from bft_ray.errors import BadInput
+from bft_ray.evaluate.engine.generate import run_generate
+from bft_ray.evaluate.engine.request import Context, Generate
+from bft_ray.evaluate.tasks.generation import decode, encode_prompts, read_prompts
+from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.model.ends import end_tokens
+from bft_ray.page.html import to_html
+from bft_ray.page.model import Columns, Page, Part, Section
+from bft_ray.places import storage
+from bft_ray.places.cache import check_out
+from bft_ray.tracking.registry import DEFAULT_SOURCE, Champion, find_champion
+from bft_ray.waits import waiting
+
+_FIELD = "--prompts"
+_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to compare.
+
+    Args:
+        name: on the page.
+        path: folder, hub id or short name.
+    """
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model said: one text a prompt, and whether it came to an end by itself."""
+
+    name: str
+    texts: tuple[str, ...]
+    ended: tuple[bool, ...]
+
+
+def compare_models(
+    models: Sequence[str],
+    prompts: Path,
+    *,
+    domain: str | None,
+    uri: str | None,
+    out: Path,
+    limit: int,
+    max_new_tokens: int,
+    line: Callable[[str], None],
+) -> Path:
+    """Write the page; returns its path.
+
+    Args:
+        models: folders, hub ids or short names; with `domain` besides base, default and champion of that.
+        prompts: rows of a form that training reads; their answers are shown as gold ones.
+        domain: whose champion is compared; None: none.
+        uri: of the tracking server that knows it; None: the default.
+        limit: first rows that are asked.
+        max_new_tokens: of an answer.
+        line: called with a line before each model, and with what to know; never with text of the data.
+
+    Raises:
+        BadInput: nothing to compare, no such champion, bad rows, a model that cannot be read.
+    """
+    config, found = _champion(domain, uri, line)
+    found += [Candidate(_label(path), path) for path in models]
+    if len({one.name for one in found}) < len(found):
+        found = [replace(one, name=f"{place + 1}. {one.name}") for place, one in enumerate(found)]
+    if not found:
+        raise BadInput("MODEL", None, "one model at least, or --champion DOMAIN")
+    check_out(out.parent)
+    rows = read_prompts(SourceConfig(path=str(prompts), limit=limit), _FIELD)
+    if known := _trained_on(rows, config):
+        line(
+            f"note: {known} of {len(rows)} prompts are questions of the training data: what a model says to "
+            f"them shows nothing"
+        )
+    answered = []
+    for one in found:
+        line(f"asking {one.name}")
+        answered.append(_ask(one, rows, config, max_new_tokens))
+    _write(out, to_html(_page(rows, answered, prompts, known)))
+    return out
+
+
+def _champion(
+    domain: str | None, uri: str | None, line: Callable[[str], None]
+) -> tuple[Config | None, list[Candidate]]:
+    """The config of a champion; and base, default and champion, as far as they can be had."""
+    if domain is None:
+        return None, []
+    champion = find_champion(TrackingConfig(uri=uri or TrackingConfig().uri), domain)
+    config = config_from_yaml(champion.config_yaml, f"the config of {champion.name}/{champion.version}")
+    found = [Candidate("base", config.model.path)]
+    default = champion.tags.get(DEFAULT_SOURCE, "")
+    if default and default != champion.source and storage.exists(default):
+        found.append(Candidate("default", default))
+    else:
+        is_same = default == champion.source
+        line(
+            "note: the default is the champion"
+            if is_same
+            else "note: the weights of the default are not to be found here"
+        )
+    return config, [*found, Candidate("champion", _there(champion))]
+
+
+def _there(champion: Champion) -> str:
+    if not storage.exists(champion.source):
+        rule = f"a folder with the weights of {champion.name}/{champion.version}"
+        raise BadInput("source", champion.source, rule, "Run this on the machine that has it.")
+    return str(storage.fetch_folder(champion.source))
+
+
+def _label(path: str) -> str:
+    """A short name of a model: the run's name for its `export`."""
+    folder = Path(path)
+    return folder.parent.name if folder.name == "export" else folder.name
+
+
+def _trained_on(rows: Sequence[Row], config: Config | None) -> int:
+    """How many prompts ask what a row of the training data asks; 0 where that is not known."""
+    if config is None:
+        return 0
+    try:
+        asked = {
+            question_key(row)
+            for source in config.data.train
+            for row in read_rows(source, "data.train")
+            if not isinstance(row, BadRow)
+        }
+    except BadInput:  # the data are elsewhere
+        return 0
+    return sum(question_key(row) in asked for row in rows)
+
+
+# ---- answers -------------------------------------------------------------------------------------------------------
+
+
+def _ask(one: Candidate, rows: Sequence[Row], config: Config | None, max_new_tokens: int) -> Answered:
+    """Greedy answers of one model, on the GPU where there is one."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    own = ModelConfig(path=one.path, dtype="bf16" if device == "cuda" else "fp32")
+    if config is not None:
+        own = config.model.model_copy(update={"path": one.path, "adapter": None})
+    data = config.data if config is not None else DataConfig.model_construct(train=[], template="auto")
+    tokenizer: Any = load_tokenizer(own)
+    context = Context(tokenizer, data, _BATCH_TOKENS, 0)
+    request = Generate(
+        [row.id for row in rows], encode_prompts(rows, context), Decoding(max_new_tokens=max_new_tokens), 0
+    )
+    model = load_model(own).to(device)
+    with waiting(f"{one.name} answers"):
+        made = run_generate(model, request, _BATCH_TOKENS, device, tokenizer.pad_token_id, end_tokens(tokenizer, data))
+    texts = tuple(decode(answers[0], tokenizer) for answers in made)
+    return Answered(one.name, texts, tuple(len(answers[0]) < max_new_tokens for answers in made))
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+def _page(rows: Sequence[Row], answered: Sequence[Answered], prompts: Path, known: int) -> Page:
+    names = ", ".join(f"`{one.name}`" for one in answered)
+    sections = []
+    for place, row in enumerate(rows):
+        said = [(one.name, one.texts[place] + ("" if one.ended[place] else " [cut off]")) for one in answered]
+        parts: list[Part] = [
+            Columns([("prompt", _prompt(row))]),
+            Columns([("gold answer", str(row.completion)), *said]),
+        ]
+        sections.append(Section(f"row-{place + 1}", f"{place + 1}. {row.id}", parts))
+    note = f" {known} of them are questions of the training data, which shows nothing." if known else ""
+    return Page(
+        title="bft-ray: answers side by side",
+        above=f"{time.strftime('%Y-%m-%d %H:%M')}; for you alone: this page holds text of the data",
+        question=f"What do {names} say to the same prompts?",
+        answer=f"**{len(rows)} prompts** of `{prompts.name}`, answered greedily.{note} A few answers show how a "
+        f"model writes, and do not measure it.",
+        sections=sections,
+    )
+
+
+def _prompt(row: Row) -> str:
+    """The prompt as text; of a conversation its turns before the last one."""
+    if isinstance(row.prompt, str):
+        return row.prompt
+    turns = row.prompt if row.prompt is not None else (row.messages or [])[:-1]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
+
+def _write(path: Path, text: str) -> None:
+    """Readable by its user alone from the first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)

@@ -1,0 +1,161 @@
+"""`bft-ray export`: the champion of a domain as one model for use elsewhere, checked, with a card that holds "
+"the evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bft_ray.config import Config, TrackingConfig, config_from_yaml
+from bft_ray.errors import BadInput, BftError, first_line
+from bft_ray.model.card import release_card
+from bft_ray.model.release import Checks, check_release, release
+from bft_ray.places import storage
+from bft_ray.places.addresses import redact
+from bft_ray.places.cache import check_out
+from bft_ray.places.kept import write_text
+from bft_ray.places.modes import settle
+from bft_ray.tracking.registry import Champion, find_champion
+from bft_ray.waits import waiting
+
+#: tag of a version -> what the card calls it
+_EVIDENCE = {
+    "study": "study",
+    "arm": "settings",
+    "verdict": "kind of winner",
+    "metric": "metric",
+    "value": "mean over seeds and items",
+    "gain": "gain over the default",
+    "interval": "interval of the gain",
+    "detectable": "smallest detectable gain",
+    "best_candidate": "the best candidate, which does not beat it beyond noise",
+    "best_candidate_gain": "gain of that candidate",
+    "best_candidate_interval": "interval of that gain",
+    "data_fingerprint": "SHA-256 of the training tokens",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        folder: of the model.
+        champion: `bft-DOMAIN/VERSION`.
+        pushed: address of the repository of a hub; "" where it was not pushed.
+    """
+
+    folder: Path
+    champion: str
+    checks: Checks
+    pushed: str = ""
+
+
+def export_champion(
+    domain: str, uri: str | None, version: str | None, out: Path | None, push: str | None, line: Callable[[str], None]
+) -> Exported:
+    """Merge the champion, check it, write its card; and push it where asked.
+
+    Args:
+        uri: of the tracking server; None: the default.
+        version: of the registered model; None: the champion.
+        out: new or empty folder; None: `bft-DOMAIN-VERSION` here.
+        push: repository of a hub, `NAME/REPOSITORY`; it is made private where it does not exist. HF_ENDPOINT and HF_TOKEN
+            of the environment say which hub, and who. None: none.
+        line: called with a line before each step.
+
+    Raises:
+        BadInput: no such champion, its weights are gone or changed, a folder that is not empty, a hub that refuses.
+        BftError: the merged model does not load, has other probabilities, or does not stop where it should.
+    """
+    champion = find_champion(TrackingConfig(uri=uri or TrackingConfig().uri), domain, version)
+    config = config_from_yaml(champion.config_yaml, f"the config of {champion.name}/{champion.version}")
+    folder = out or Path(f"{champion.name}-{champion.version}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput("--out", str(folder), "a new or empty folder", "Name another one.")
+    check_out(folder)
+    source = _weights(champion)
+    line(f"{champion.name}/{champion.version}: merging {champion.source}")
+    release(source, config.model, folder)
+    line("checking it with transformers")
+    checks = check_release(folder, source, config)
+    name = f"{champion.name}/{champion.version}"
+    card = release_card(
+        config, name=name, evidence=_evidence(champion), checks=_told(checks), settings=_settings(config)
+    )
+    write_text(folder / "README.md", redact(card))
+    settle(folder)
+    pushed = ""
+    if push:
+        line(f"pushing it to {push}")
+        pushed = _push(folder, push, name)
+    return Exported(folder, name, checks, pushed)
+
+
+def _weights(champion: Champion) -> Path:
+    where = champion.source
+    if not storage.exists(where):
+        remedy = "Run this on the machine that has it; or train it again: `bft-ray train --champion DOMAIN`."
+        raise BadInput("source", where, f"a folder with the weights of {champion.name}/{champion.version}", remedy)
+    return storage.fetch_folder(where)
+
+
+def _evidence(champion: Champion) -> dict[str, str]:
+    found = {}
+    for tag, what in _EVIDENCE.items():
+        value = champion.tags.get(tag, "")
+        try:
+            number = float(value)
+        except ValueError:
+            found[what] = value
+            continue
+        found[what] = f"{number:.4g}" if math.isfinite(number) and tag not in ("data_fingerprint", "study") else value
+    return found
+
+
+def _settings(config: Config) -> dict[str, str]:
+    loss, unused = config.loss, config.loss.unused_fields()
+    own: dict[str, Any] = {
+        f"loss.{name}": value for name, value in loss.model_dump().items() if name not in unused and value is not None
+    }
+    own |= {
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+        "data.global_batch_size": config.data.global_batch_size,
+        "schedule": f"{config.schedule.steps} steps" if config.schedule.steps else f"{config.schedule.epochs:g} epochs",
+        "seed": config.seed,
+    }
+    return {name: str(value) for name, value in own.items()}
+
+
+def _told(checks: Checks) -> dict[str, str]:
+    return {
+        "loads with plain transformers": f"yes, {checks.num_parameters:,} parameters",
+        "largest difference of a next-token probability from the trained weights": f"{checks.difference:.2g}",
+        "generation stops at": ", ".join(f"`{end}`" for end in checks.ends),
+        "vLLM": checks.engine,
+    }
+
+
+@waiting("pushing the model")
+def _push(folder: Path, repository: str, name: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import LocalTokenNotFoundError
+
+    api = HfApi()
+    remedy = "Give NAME/REPOSITORY, and a token that may write there in HF_TOKEN; HF_ENDPOINT names another hub."
+    try:
+        url = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{name}, exported by bft-ray")
+    except (HFValidationError, LocalTokenNotFoundError) as error:
+        raise BadInput("--push", repository, f"a repository of a hub: {first_line(error)}", remedy) from None
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise BadInput("--push", repository, f"a repository that takes this: {first_line(error)}", remedy) from None
+        raise BftError(f"the hub did not take the model ({redact(first_line(error))}); it lies in {folder}") from error
+    except Exception as error:  # of the network: each version of the client has types of its own
+        raise BftError(f"the hub does not answer ({redact(first_line(error))}); the model lies in {folder}") from error
+    return str(url)

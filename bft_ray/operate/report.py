@@ -1,0 +1,65 @@
+"""`bft-ray report`: the page of a study, and the one of all studies of a database, made from their records at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bft_ray.errors import BadInput
+from bft_ray.page.html import to_html
+from bft_ray.page.model import Page
+from bft_ray.places.cache import check_out
+from bft_ray.places.modes import settle
+from bft_ray.space.load import study_name
+from bft_ray.study.kept import known
+from bft_ray.study.records.database import Database
+from bft_ray.study.records.store import Store, studies
+from bft_ray.study.report.domains import domains_page
+from bft_ray.study.report.page import page_of
+
+
+def study_report(source: str, config: str | None, overrides: Sequence[str], database: str, out: Path | None) -> Path:
+    """Write the page of a study, also of one that runs; returns its path.
+
+    Args:
+        source: `NAME/DOMAIN`, NAME where the database holds one of it, or its search space.
+        out: file; None: `NAME-DOMAIN.html` here.
+
+    Raises:
+        BadInput: no such database or study, or a file that cannot be written.
+    """
+    with Database(database, make=False) as opened:
+        name = _study_of(source, config, overrides, studies(opened))
+        found = known(Store.find(opened, name))
+    return _write(page_of(found), out or Path(f"{name.replace('/', '-')}.html"))
+
+
+def domains_report(database: str, out: Path | None) -> Path:
+    """Write the page of all studies of a database, domain by domain; returns its path.
+
+    Raises:
+        BadInput: no such database, or a file that cannot be written.
+    """
+    with Database(database, make=False) as opened:
+        stores = [Store.find(opened, name) for name in studies(opened)]
+        page = domains_page(stores, opened.shown)
+    return _write(page, out or Path("domains.html"))
+
+
+def _study_of(source: str, config: str | None, overrides: Sequence[str], names: Sequence[str]) -> str:
+    if source in names:
+        return source
+    of_name = [name for name in names if name.partition("/")[0] == source]
+    if len(of_name) == 1 and not overrides:
+        return of_name[0]
+    return study_name(source, config, overrides)
+
+
+def _write(page: Page, out: Path) -> Path:
+    if out.is_dir():
+        raise BadInput("--out", str(out), "a file", "Name the HTML file.")
+    check_out(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(to_html(page), encoding="utf-8")
+    settle(out)
+    return out

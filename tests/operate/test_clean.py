@@ -1,0 +1,114 @@
+"""What was made of a data set is found wherever it lies, listed with its size, and gone when its user says so; nothing else is."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bft_ray.cli import main
+from bft_ray.config import load_config, make_config
+from bft_ray.data.dataset import prepare
+from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.operate.clean import found_places, size_text
+from bft_ray.study.records.database import Database
+from bft_ray.study.records.lease import Lease
+from bft_ray.study.records.store import SEARCH, studies
+from bft_ray.train.record import write_record
+from tests.support.executor import make_study
+from tests.support.noted import trial
+from tests.support.written import write_study
+
+
+@pytest.fixture
+def config(make_tree, tiny_data, tmp_path, monkeypatch) -> Path:
+    """Two data sets with tokens, a run and a study each, and a profile of the first; returns the config of the first."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        rows = tmp_path / f"{name}.jsonl"
+        rows.write_text(tiny_data.read_text() + "\n" + json.dumps({"id": name, "prompt": name, "completion": name}))
+        tree = make_tree(name=name)
+        tree["data"]["train"], tree["data"]["validation"] = [{"path": str(rows)}], []
+        tree["evaluation"], tree["checkpoint"] = {}, {"export": "last"}
+        own = make_config(tree)
+        prepare(own.data.train, load_tokenizer(own.model), own.data)
+        folder = tmp_path / "results" / name
+        folder.mkdir(parents=True)
+        write_record(str(folder), own, "run", {})
+        (folder / "weights.bin").write_bytes(bytes(5000))
+        study = make_study(tmp_path, {"data": {"train": [{"path": str(rows)}]}}, name=f"{name}-study")
+        Path(study.folder).mkdir(exist_ok=True)
+        write_study(f"sqlite:///{tmp_path}/studies.db", study, {SEARCH: [trial(0, 0.3)]})
+        if name == "mine":
+            (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "results" / "profiles" / "test").mkdir(parents=True)
+    (tmp_path / "results" / "profiles" / "tests_of_another").mkdir(parents=True)
+    return tmp_path / "mine.yaml"
+
+
+def words(config: Path) -> list[str]:
+    return ["clean", str(config), "--database", f"sqlite:///{config.parent}/studies.db"]
+
+
+def test_it_lists_what_is_of_this_data_alone(config, tmp_path, capsys):
+    places = found_places(load_config(str(config)), f"sqlite:///{tmp_path}/studies.db")
+    assert [place.kind for place in places] == ["tokens", "profile", "run", "study", "records"]
+    run = next(place for place in places if place.kind == "run")
+    assert run.name == f"{tmp_path}/results/mine" and run.num_bytes == sum(
+        f.stat().st_size for f in Path(run.name).iterdir()
+    )
+    assert not any("other" in place.name for place in places)
+    assert main(words(config)) == 0  # nobody is there to say yes
+    said = capsys.readouterr().out
+    assert (
+        "nothing was removed; --yes removes all of it" in said
+        and "5 places" in said
+        and "runs, models and artifacts in MLflow" in said
+    )
+    assert (tmp_path / "results" / "mine" / "weights.bin").exists()
+
+
+def test_it_asks_first_and_then_removes_that_alone(config, tmp_path, capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("no\n"))
+    assert main(words(config)) == 0
+    assert "nothing was removed" in capsys.readouterr().out and (tmp_path / "results" / "mine").exists()
+    monkeypatch.setattr("sys.stdin", Terminal("yes\n"))
+    assert main(words(config)) == 0
+    assert "removed 5 places" in capsys.readouterr().out
+    assert not (tmp_path / "results" / "mine").exists() and (tmp_path / "results" / "other").exists()
+    assert sorted(path.name for path in (tmp_path / "results" / "profiles").iterdir()) == ["tests_of_another"]
+    with Database(f"sqlite:///{tmp_path}/studies.db") as database:
+        assert studies(database) == ["other-study/test"]
+    (kept,) = [json.loads(path.read_text()) for path in (tmp_path / "cache").glob("*/meta.json")]
+    assert kept["report"]["sources"][0]["path"] == str(tmp_path / "other.jsonl")
+    assert main(words(config)) == 0
+    assert "nothing made of this data was found" in capsys.readouterr().out
+
+
+def test_rows_that_were_changed_since_are_found_too(config, tmp_path):
+    with (tmp_path / "mine.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"id": "new", "prompt": "w1", "completion": "w2"}))
+    assert "tokens" in [place.kind for place in found_places(load_config(str(config)), "sqlite:///none.db")]
+
+
+def test_a_study_that_runs_is_kept(config, tmp_path, capsys):
+    with Database(f"sqlite:///{tmp_path}/studies.db") as database:
+        Lease(database, "mine-study/test").take()
+        assert main([*words(config), "--yes"]) == 2
+        assert "End it first: `bft-ray search --cancel`." in capsys.readouterr().err
+        assert "mine-study/test" in studies(database)
+    assert (tmp_path / "results" / "mine").exists()  # all or nothing
+
+
+@pytest.mark.parametrize(
+    ("num", "text"), [(0, ""), (1, "1 kB"), (1500, "2 kB"), (2_340_000, "2.3 MB"), (12e9, "12.0 GB")]
+)
+def test_sizes_are_short(num, text):
+    assert size_text(int(num)) == text

@@ -1,0 +1,111 @@
+"""Answers side by side: the same prompts to each model, in a page for its user alone, and nowhere else."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bft_ray.cli import main
+from bft_ray.config import make_config, to_yaml
+from bft_ray.tracking.registry import DEFAULT_SOURCE, register_champion
+from bft_ray.tracking.run import Tracker
+
+pytestmark = pytest.mark.slow
+SECRET = "w11 w12 w13 w14 w15"
+
+
+@pytest.fixture
+def models(make_tree, tiny_model, tmp_path, monkeypatch) -> dict[str, Path]:
+    """Two trained models, of which the second is the champion and the first the default of `test`; and prompts."""
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for place, name in enumerate(("default", "champion")):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        torch.manual_seed(place)
+        with torch.no_grad():
+            model.lm_head.weight.add_(0.5 * torch.randn_like(model.lm_head.weight))
+        model.save_pretrained(found.setdefault(name, tmp_path / name))
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(found[name])
+    rows = [{"id": f"row-{n}", "prompt": f"{SECRET} w{n}", "completion": f"w{n + 1}"} for n in range(3)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": f"{SECRET}  W1", "completion": "w5"}))
+    tree = make_tree(name=None)
+    tree["data"]["train"], tree["data"]["validation"] = [{"path": str(tmp_path / "train.jsonl")}], []
+    tree["checkpoint"], tree["evaluation"] = {"export": "last"}, {}
+    config = make_config(tree)
+    with Tracker.start(config.tracking, config.experiment, "s", {}, {"bft.kind": "study"}, keeper=False) as tracker:
+        register_champion(
+            config.tracking, "test", run_id=tracker.run_id, model_id=None, source=str(found["champion"]),
+            tags={DEFAULT_SOURCE: str(found["default"])}, config_yaml=to_yaml(config), description="why",
+        )  # fmt: skip
+    return found
+
+
+def said(page: str) -> list[dict[str, str]]:
+    """A mapping a prompt: title -> text."""
+    found = []
+    for section in re.findall(r"<section.*?</section>", page, re.S):
+        boxes = re.findall(r"<h4>(.*?)</h4><pre>(.*?)</pre>", section, re.S)
+        found.append({html.unescape(title): html.unescape(text) for title, text in boxes})
+    return found
+
+
+def greedy(model: Path, prompt: str) -> str:
+    """What transformers says by itself."""
+    tokenizer, loaded = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
+    tokens = tokenizer(f"{prompt}\n", return_tensors="pt").input_ids
+    made = loaded.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, tokens.shape[1] :]
+    return tokenizer.decode(made, skip_special_tokens=True)
+
+
+def test_base_default_and_champion_answer_the_same_prompts(models, tiny_model, tmp_path, capsys):
+    words = ["compare", "--champion", "test", "--uri", f"sqlite:///{tmp_path}/mlflow.db", "--prompts", "test.jsonl"]
+    assert main([*words, "--max-new-tokens", "8", "--out", "a/page.html"]) == 0
+    told = capsys.readouterr()
+    path = tmp_path / "a" / "page.html"
+    assert told.out.strip() == "a/page.html" and path.stat().st_mode & 0o777 == 0o600
+    found = said(path.read_text())
+    assert [list(row) for row in found] == [["prompt", "gold answer", "base", "default", "champion"]] * 3
+    for n, row in enumerate(found):
+        assert row["prompt"] == f"{SECRET} w{n}" and row["gold answer"] == f"w{n + 1}"
+        for name, model in (("base", tiny_model), ("default", models["default"]), ("champion", models["champion"])):
+            assert row[name].removesuffix(" [cut off]") == greedy(model, row["prompt"])
+    assert found[0]["default"] != found[0]["champion"]
+    # the same question in another spelling is in the training data
+    assert (
+        "1 of 3 prompts are questions of the training data" in told.err
+        and "1 of them are questions" in path.read_text()
+    )
+    assert SECRET not in told.out + told.err
+    assert SECRET.encode() not in (tmp_path / "mlflow.db").read_bytes()
+    assert not list((tmp_path / "mlartifacts").rglob("*.html"))
+
+
+def test_any_models_and_a_page_that_was_readable_for_all(models, tmp_path):
+    (tmp_path / "page.html").write_text("old")
+    (tmp_path / "page.html").chmod(0o644)
+    words = ["compare", str(models["default"]), str(models["champion"]), "--prompts", "test.jsonl", "--limit", "1"]
+    assert main([*words, "--max-new-tokens", "4", "--out", "page.html"]) == 0
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o600
+    (row,) = said((tmp_path / "page.html").read_text())
+    assert list(row) == ["prompt", "gold answer", "default", "champion"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--prompts", "test.jsonl"], "one model at least, or --champion DOMAIN"),
+        (["starter", "--prompts", "none.jsonl"], "none.jsonl"),
+        (["--champion", "other", "--prompts", "test.jsonl"], "a domain with a champion"),
+    ],
+)
+def test_what_cannot_be_compared(models, tmp_path, capsys, monkeypatch, words, says):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert main(["compare", *words]) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.glob("*.html"))
