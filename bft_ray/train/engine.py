@@ -78,7 +78,10 @@ class Engine:
         self.num_parameters = sum(map(_numel, model.parameters()))
         self._deepspeed = deepspeed
         self._engine, *_ = deepspeed.initialize(
-            model=LossModel(model), optimizer=_adamw(model, config, device), config=settings, dist_init_required=False
+            model=LossModel(model),
+            optimizer=_adamw(model, config, device),
+            config=deepspeed_settings(config, self.num_trainable),
+            dist_init_required=False,
         )
         self._only_trainable = self.num_trainable < self.num_parameters
         if self._only_trainable:
