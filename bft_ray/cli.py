@@ -156,6 +156,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
     search.add_argument("--no-measure", action="store_true", help="do not measure time and memory on a few steps first")
+    _price_argument(search)
     how = search.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="check everything, print what would run and what it costs")
     how.add_argument(
@@ -163,6 +164,25 @@ def make_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--cancel", action="store_true", help="end the study cleanly; the same command resumes it")
     how.add_argument("--list", action="store_true", help="the search spaces that come with the package")
+
+    plan = _command(
+        commands,
+        "plan",
+        commands_of.plan_command,
+        "will this fit? memory by ZeRO stage and offload, from the config alone",
+    )
+    _config_arguments(plan)
+    plan.add_argument(
+        "--gpu-gib",
+        metavar="GIB",
+        help="memory of the GPUs to look at, e.g. 24,80 (default: those here, else the usual ones)",
+    )
+    plan.add_argument("--max-gpus", type=int, default=64, metavar="N", help="GPUs of the largest set-up (default: 64)")
+    plan.add_argument(
+        "--step-s", type=float, metavar="S", help="measured seconds of a step (train/step_s): gives the hours"
+    )
+    plan.add_argument("--space", metavar="SPACE", help="with --step-s: the hours of this study instead of one run")
+    _price_argument(plan)
 
     best = _command(
         commands, "best", commands_of.best_command, "show what the studies of a domain have chosen, and how to use it"
@@ -238,6 +258,11 @@ def _config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None)
     text = "YAML file, or recipe (bft-ray config --recipes lists them)"
     parser.add_argument("config", metavar="CONFIG", help=text, nargs=nargs)
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
+
+
+def _price_argument(parser: argparse.ArgumentParser) -> None:
+    text = "price of an hour of one GPU, in your currency: prints the price of measured hours"
+    parser.add_argument("--price-per-gpu-hour", type=float, metavar="PRICE", help=text)
 
 
 if __name__ == "__main__":

@@ -195,7 +195,9 @@ def test_reduction_buffers_hold_what_trains_and_no_more(make_tree):
     """DeepSpeed allocates 500 M elements for each, whatever the model."""
     zero = deepspeed_settings(make_config(make_tree()), num_trainable=1000)["zero_optimization"]
     assert zero["reduce_bucket_size"] == 1000
-    assert deepspeed_settings(make_config(make_tree()), 10**10)["zero_optimization"]["reduce_bucket_size"] == 500_000_000
+    assert (
+        deepspeed_settings(make_config(make_tree()), 10**10)["zero_optimization"]["reduce_bucket_size"] == 500_000_000
+    )
     own = make_tree(deepspeed={"preset": "zero2", "overlay": {"zero_optimization": {"reduce_bucket_size": 7}}})
     assert deepspeed_settings(make_config(own), 1000)["zero_optimization"]["reduce_bucket_size"] == 7
 

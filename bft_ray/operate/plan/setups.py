@@ -21,7 +21,8 @@ GIB = 1 << 30
 #: workspaces and gaps between blocks need the rest.
 USABLE = 0.85
 NUM_WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_STAGES = (("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero2", "optimizer"), ("zero3", "all"))
+_WITHOUT_OFFLOAD = ((("zero1", "none"), ("zero2", "none"), ("zero3", "none")),)
+_WITH_OFFLOAD = ((("zero2", "optimizer"),), (("zero3", "all"),))
 
 
 @dataclass(frozen=True)
@@ -115,31 +116,32 @@ class Planner:
         """Elements of the model, with adapters or without."""
         if lora not in self._sizes:
             adapters = (self.config.lora or adapter_settings(self.config)) if lora else None
-            self._sizes[lora] = sizes_of(
-                built(self.config, self._described, adapters), self.config.deepspeed.overlay
-            )
+            self._sizes[lora] = sizes_of(built(self.config, self._described, adapters), self.config.deepspeed.overlay)
         return self._sizes[lora]
 
     def smallest(self, lora: bool, memory_bytes: float, most_workers: int) -> Need | None:
-        """The fewest GPUs, by whatever means: offload, checkpointing, one sample a micro-batch."""
-        return self._first(self._candidates(lora, _STAGES, most_workers), memory_bytes)
+        """The fewest GPUs, by whatever means: what `recommended` may do first, and offload last."""
+        return self._first(self._candidates(lora, most_workers, (*_WITHOUT_OFFLOAD, *_WITH_OFFLOAD)), memory_bytes)
 
     def recommended(self, lora: bool, memory_bytes: float, most_workers: int) -> Need | None:
         """The fewest GPUs without offload, and of those what costs least time: the config's own token budget before one
         sample a micro-batch, kept activations before checkpointing, the lowest stage.
         """
-        stages = tuple(stage for stage in _STAGES if stage[1] == "none")
-        return self._first(self._candidates(lora, stages, most_workers), memory_bytes)
+        return self._first(self._candidates(lora, most_workers, _WITHOUT_OFFLOAD), memory_bytes)
 
-    def _candidates(self, lora: bool, stages: Sequence[tuple[str, str]], most_workers: int) -> Iterator[Setup]:
+    def _candidates(
+        self, lora: bool, most_workers: int, stages: Sequence[Sequence[tuple[str, str]]]
+    ) -> Iterator[Setup]:
+        """From the fewest GPUs to the most; with each number of them, the cheapest in time first."""
         data = self.config.data
         budgets = dict.fromkeys((data.micro_batch_tokens, data.max_length))
         most = min(most_workers, data.global_batch_size)
         for workers in [number for number in NUM_WORKERS if number <= most]:
-            for tokens, checkpointing, (preset, offload) in itertools.product(budgets, (False, True), stages):
-                if workers == 1 and offload == "none" and preset != "zero1":
-                    continue  # there is nothing to share out
-                yield Setup(lora, preset, offload, checkpointing, workers, tokens)
+            for group in stages:
+                for tokens, checkpointing, (preset, offload) in itertools.product(budgets, (False, True), group):
+                    if workers == 1 and offload == "none" and preset != "zero1":
+                        continue  # there is nothing to share out
+                    yield Setup(lora, preset, offload, checkpointing, workers, tokens)
 
     def _first(self, candidates: Iterator[Setup], memory_bytes: float) -> Need | None:
         for setup in candidates:

@@ -6,7 +6,9 @@ number, and checkpointing, packing and the fused loss are what the training step
 
 from __future__ import annotations
 
-import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +17,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bft_ray.config import Config, LoraConfig
 from bft_ray.data.pack import MicroBatch
+from bft_ray.errors import BftError, first_line
 from bft_ray.loss import fused
+from bft_ray.model.check import skeleton
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
 from bft_ray.operate.plan.live import LiveBytes
 from bft_ray.train.loss_model import LossModel
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Untraceable(BftError):
+    """An architecture that does not run on tensors without data."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +51,15 @@ def traced_bytes(
         lora: adapters; None: all weights train.
         checkpointing: activations are made again in the backward pass.
         is_gpu: blocks of the head as large as on a GPU.
+
+    Raises:
+        Untraceable: the shapes of the passes depend on values.
     """
     bound_shape_caches()
     model = built(config, described, lora)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of the method's name
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         _leave_meta(model)
         for tensor in (*model.parameters(), *model.buffers()):
@@ -58,25 +70,26 @@ def traced_bytes(
         whole, micro = LossModel(model), _micro_batch(shape)
         held = live.live_bytes
         live.forget_peak()
-        whole(micro, config.loss).loss_sum.backward()
+        try:
+            with nullcontext() if shape.packing else _one_sample_a_row():
+                whole(micro, config.loss).loss_sum.backward()
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise Untraceable(
+                f"the activations of {type(model).__name__} are not known: {first_line(error)}"
+            ) from error
         found = live.peak_bytes - held
     return found + (_more_of_a_gpu(lora is None) if is_gpu else 0)
 
 
 def built(config: Config, described: Any, lora: LoraConfig | None) -> Any:
-    """The model, ready to train, on the meta device: shapes and types, no memory."""
-    from transformers import AutoModelForCausalLM
-
+    """The model, ready to train, on the meta device: shapes and types, no memory. Errors as `skeleton`, and `add_lora`."""
+    if config.model.attention.startswith("flash"):  # keeps the same tensors as the CPU's kernel of sdpa
+        config = config.model_copy(update={"model": config.model.model_copy(update={"attention": "sdpa"})})
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            described,
-            dtype=DTYPES[config.model.dtype],
-            attn_implementation="eager" if config.model.attention == "eager" else "sdpa",
-            trust_remote_code=config.model.trust_remote_code,
-        )
+        model = skeleton(config, described)
         model.config.use_cache = False
         model = add_lora(model, lora, 0) if lora else model
-    for parameter in model.parameters():  # adapters have the dtype of their layer, but for peft on this device
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[config.model.dtype])
     return model.train()
 
@@ -93,6 +106,19 @@ def _leave_meta(model: torch.nn.Module) -> None:
                 module._parameters[name] = known[id(own)][1]
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else torch.empty_like(buffer, device="cpu")
+
+
+@contextmanager
+def _one_sample_a_row() -> Iterator[None]:
+    """Tell transformers that no row holds two samples: it asks the positions, which have no values here."""
+    from transformers import masking_utils
+
+    asked = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = asked
 
 
 def _more_of_a_gpu(is_full: bool) -> int:
