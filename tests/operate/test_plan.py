@@ -17,6 +17,7 @@ from bft_ray.operate.plan import fit as fit_module
 from bft_ray.operate.plan.live import LiveBytes
 from bft_ray.operate.plan.setups import USABLE, Planner, Setup
 from bft_ray.operate.plan.states import Sizes, states
+from bft_ray.operate.studies import dry_run
 from tests.support.ranks import run_ranks
 
 LENGTHS = (64, 512)
@@ -271,3 +272,14 @@ def test_hours_and_price_come_from_a_measured_speed_alone(planned, tmp_path, cap
     assert main(["plan", path, "--price-per-gpu-hour", "3"]) == 2
     assert main(["plan", path, "--step-s", "0"]) == 2
     assert main(["plan", path, "--gpu-gib", "much"]) == 2
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_does_not_fit(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    fits = dry_run("starter", None, [], measure=False)
+    (line,) = [line for line in fits.splitlines() if line.startswith("plan    ")]
+    assert "of tensors for each worker" in line and line.endswith("fits") and "note" not in line
+    monkeypatch.setattr(fit_module, "memory_bytes", lambda: 1e6)
+    (line,) = [line for line in dry_run("starter", None, [], measure=False).splitlines() if line.startswith("plan    ")]
+    assert line.startswith("plan    note: ") and line.endswith("does not fit")
