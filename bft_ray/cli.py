@@ -215,6 +215,35 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("config", nargs="?", metavar="CONFIG", help="also check what this config asks for")
     doctor.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
 
+    submit = _command(
+        commands,
+        "submit",
+        commands_of.submit_command,
+        "run any of these commands as a job of a Ray cluster, and follow it",
+    )
+    submit.set_defaults(check=lambda words: _check_words(parser, words))
+    submit.add_argument(
+        "--address", metavar="URL", help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS)"
+    )
+    submit.add_argument(
+        "--working-dir", default=".", metavar="FOLDER", help="uploaded, and the folder of the job (default: .)"
+    )
+    submit.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="for the job; Ray's record of it shows the value",
+    )
+    what = submit.add_mutually_exclusive_group()
+    what.add_argument("--no-follow", action="store_true", help="return once the cluster has the job")
+    what.add_argument(
+        "--follow", metavar="JOB", help="follow this job, which was submitted before, instead of a COMMAND"
+    )
+    submit.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="e.g. search medical_qa budget.trials=40"
+    )
+
     init = _command(
         commands,
         "init",
@@ -258,6 +287,18 @@ def _config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None)
     text = "YAML file, or recipe (bft-ray config --recipes lists them)"
     parser.add_argument("config", metavar="CONFIG", help=text, nargs=nargs)
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
+
+
+def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """A command for a job is one of these; what is wrong with its options ends here and not on the cluster."""
+    if not words or words[0] in {"submit", "ui", "init"}:
+        given = words[0] if words else None
+        raise BadInput(
+            "COMMAND", given, "a command that can run on a cluster", "Example: bft-ray submit search medical_qa."
+        )
+    options, _ = parser.parse_known_args(words)
+    if not hasattr(options, "run"):
+        raise BadInput("COMMAND", words[0], "a command of bft-ray", "Options of `submit` stand before it.")
 
 
 def _price_argument(parser: argparse.ArgumentParser) -> None:

@@ -268,6 +268,20 @@ def doctor_command(options: argparse.Namespace) -> int:
     return exit_code(findings)
 
 
+def submit_command(options: argparse.Namespace) -> int:
+    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    if options.follow:
+        if words:
+            raise BadInput("COMMAND", words[0], "left out with --follow")
+        from bft_ray.operate.submit.job import follow_again
+
+        return follow_again(options.follow, options.address)
+    options.check(words)
+    from bft_ray.operate.submit.job import submit
+
+    return submit(words, options.address, Path(options.working_dir), options.env, follow=not options.no_follow)
+
+
 def init_command(options: argparse.Namespace) -> int:
     from bft_ray.operate.init.request import Request
     from bft_ray.operate.init.study import write_study
