@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -81,6 +82,8 @@ def _connect(address: str | None) -> Any:
         raise BadInput("--address", None, "given", remedy)
     if "://" not in address:
         raise BadInput("--address", redact(address), "the URL of the cluster's dashboard, such as http://HEAD:8265")
+    os.environ[_ADDRESSES[0]] = address  # Ray takes this variable even where it is given an address
+    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # the upload is described here
     try:
         with waiting("connecting to the cluster"):
             client = bounded(ANSWER_S, JobSubmissionClient, address)
