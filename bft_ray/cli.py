@@ -157,6 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")
     search.add_argument("--no-measure", action="store_true", help="do not measure time and memory on a few steps first")
+    _price_argument(search)
     how = search.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="check everything, print what would run and what it costs")
     how.add_argument(
@@ -179,6 +180,25 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("--database", metavar="URL", help="of the study (default: as for `bft-ray search`)")
     report.add_argument("--domains", action="store_true", help="instead all studies of the database, domain by domain")
     report.add_argument("--out", metavar="FILE", help="HTML file (default: NAME-DOMAIN.html, or domains.html)")
+
+    plan = _command(
+        commands,
+        "plan",
+        commands_of.plan_command,
+        "will this fit? memory by ZeRO stage and offload, from the config alone",
+    )
+    _config_arguments(plan)
+    plan.add_argument(
+        "--gpu-gib",
+        metavar="GIB",
+        help="memory of the GPUs to look at, e.g. 24,80 (default: those here, else the usual ones)",
+    )
+    plan.add_argument("--max-gpus", type=int, default=64, metavar="N", help="GPUs of the largest set-up (default: 64)")
+    plan.add_argument(
+        "--step-s", type=float, metavar="S", help="measured seconds of a step (train/step_s): gives the hours"
+    )
+    plan.add_argument("--space", metavar="SPACE", help="with --step-s: the hours of this study instead of one run")
+    _price_argument(plan)
 
     best = _command(
         commands, "best", commands_of.best_command, "show what the studies of a domain have chosen, and how to use it"
@@ -253,6 +273,35 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("config", nargs="?", metavar="CONFIG", help="also check what this config asks for")
     doctor.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
 
+    submit = _command(
+        commands,
+        "submit",
+        commands_of.submit_command,
+        "run any of these commands as a job of a Ray cluster, and follow it",
+    )
+    submit.set_defaults(check=lambda words: _check_words(parser, words))
+    submit.add_argument(
+        "--address", metavar="URL", help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS)"
+    )
+    submit.add_argument(
+        "--working-dir", default=".", metavar="FOLDER", help="uploaded, and the folder of the job (default: .)"
+    )
+    submit.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="for the job; Ray's record of it shows the value",
+    )
+    what = submit.add_mutually_exclusive_group()
+    what.add_argument("--no-follow", action="store_true", help="return once the cluster has the job")
+    what.add_argument(
+        "--follow", metavar="JOB", help="follow this job, which was submitted before, instead of a COMMAND"
+    )
+    submit.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="e.g. search medical_qa budget.trials=40"
+    )
+
     init = _command(
         commands,
         "init",
@@ -303,6 +352,23 @@ def _config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None)
     text = "YAML file, or recipe (bft-ray config --recipes lists them)"
     parser.add_argument("config", metavar="CONFIG", help=text, nargs=nargs)
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
+
+
+def _check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """A command for a job is one of these; what is wrong with its options ends here and not on the cluster."""
+    if not words or words[0] in {"submit", "ui", "init"}:
+        given = words[0] if words else None
+        raise BadInput(
+            "COMMAND", given, "a command that can run on a cluster", "Example: bft-ray submit search medical_qa."
+        )
+    options, _ = parser.parse_known_args(words)
+    if not hasattr(options, "run"):
+        raise BadInput("COMMAND", words[0], "a command of bft-ray", "Options of `submit` stand before it.")
+
+
+def _price_argument(parser: argparse.ArgumentParser) -> None:
+    text = "price of an hour of one GPU, in your currency: prints the price of measured hours"
+    parser.add_argument("--price-per-gpu-hour", type=float, metavar="PRICE", help=text)
 
 
 if __name__ == "__main__":

@@ -231,6 +231,8 @@ def search_command(options: argparse.Namespace) -> int:
     if options.cancel:
         print(cancel_study(options.space, options.config, options.overrides, database))
         return 0
+    if options.price_per_gpu_hour is not None and not options.dry_run:
+        raise BadInput("--price-per-gpu-hour", options.price_per_gpu_hour, "left out without --dry-run")
     if options.dry_run:
         print(
             dry_run(
@@ -238,6 +240,7 @@ def search_command(options: argparse.Namespace) -> int:
                 options.config,
                 options.overrides,
                 measure=not options.no_measure,
+                price=options.price_per_gpu_hour,
                 line=lambda text: print(text, file=sys.stderr, flush=True),
             )
         )
@@ -262,6 +265,40 @@ def report_command(options: argparse.Namespace) -> int:
     else:
         path = study_report(options.study, options.config, options.overrides, database, out)
     print(path)
+    return 0
+
+
+def plan_command(options: argparse.Namespace) -> int:
+    from bft_ray.config import load_config
+
+    checked: list[tuple[str, float | None]] = [
+        ("--step-s", options.step_s),
+        ("--max-gpus", options.max_gpus),
+        ("--price-per-gpu-hour", options.price_per_gpu_hour),
+    ]
+    for name, value in checked:
+        if value is not None and not value > 0:
+            raise BadInput(name, value, "above 0")
+    if (options.space or options.price_per_gpu_hour) and options.step_s is None:
+        given = "--space" if options.space else "--price-per-gpu-hour"
+        raise BadInput("--step-s", None, f"given with {given}: hours come from a measured speed alone")
+    space = None
+    if options.space:
+        from bft_ray.space.assign import config_of
+        from bft_ray.space.grid import representatives
+        from bft_ray.space.load import load_study
+
+        space, base = load_study(options.space, options.config, options.overrides)
+        config = config_of(base, space, representatives(space, 1)[0])
+    else:
+        config = base = load_config(options.config, options.overrides)
+    from bft_ray.operate.plan.hours import UNKNOWN, hours
+    from bft_ray.operate.plan.text import cards, plan_text
+
+    is_gpu = bool(options.gpu_gib) or config.cluster.gpus_per_worker != 0
+    print(plan_text(config, is_gpu, cards(options.gpu_gib), options.max_gpus))
+    price = options.price_per_gpu_hour
+    print(UNKNOWN if options.step_s is None else hours(config, space, base, options.step_s, price))
     return 0
 
 
@@ -313,6 +350,20 @@ def doctor_command(options: argparse.Namespace) -> int:
     print(render(findings))
     print(after_doctor(options.config, options.overrides, is_fine=not exit_code(findings), trains=trains))
     return exit_code(findings)
+
+
+def submit_command(options: argparse.Namespace) -> int:
+    words = options.words[1:] if options.words[:1] == ["--"] else options.words
+    if options.follow:
+        if words:
+            raise BadInput("COMMAND", words[0], "left out with --follow")
+        from bft_ray.operate.submit.job import follow_again
+
+        return follow_again(options.follow, options.address)
+    options.check(words)
+    from bft_ray.operate.submit.job import submit
+
+    return submit(words, options.address, Path(options.working_dir), options.env, follow=not options.no_follow)
 
 
 def init_command(options: argparse.Namespace) -> int:

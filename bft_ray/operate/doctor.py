@@ -64,6 +64,8 @@ def diagnose(
     elif config is not None:
         checks += [("storage", lambda: check_storage(cluster))]
     findings = [finding for name, check in checks for finding in _guarded(name, check, timeout_s)]
+    if config is not None and config.data.train and not exit_code(findings):
+        findings += _guarded("plan", lambda: check_fit(config), timeout_s)
     if space is not None and not exit_code(findings):  # it would report the same faults again
         findings += _guarded("space", lambda: check_space(space), timeout_s)
     return findings
@@ -172,6 +174,20 @@ def check_model(config: Config) -> Iterable[Finding]:
     yield Finding("model", "ok", detail)
     for note in notes:
         yield Finding("model", "warn", note, "Change it, unless that is what you want.")
+
+
+def check_fit(config: Config) -> Iterable[Finding]:
+    """Whether the tensors of a training step fit the GPUs, or the memory, of this machine: computed, nothing is loaded."""
+    from bft_ray.operate.plan.fit import fit_of
+    from bft_ray.operate.plan.trace import Untraceable
+
+    try:
+        fit = fit_of(config)
+    except Untraceable as error:
+        yield Finding("plan", "warn", str(error), "The first step will show what it needs.")
+        return
+    remedy = f"It fits with {fit.remedy}" if fit.remedy else "`bft-ray plan CONFIG` shows set-ups that need less."
+    yield Finding("plan", fit.status, str(fit), remedy)
 
 
 def check_data(config: Config) -> Iterable[Finding]:

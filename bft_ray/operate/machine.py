@@ -95,7 +95,7 @@ def check_gpus(config: Config | None, is_local: bool) -> Iterable[Finding]:
 
 def check_machine(cluster: ClusterConfig | None) -> Iterable[Finding]:
     """Cores and memory; with a cluster config that starts a local Ray, whether its workers fit."""
-    cores, memory = len(os.sched_getaffinity(0)), _memory_bytes()
+    cores, memory = len(os.sched_getaffinity(0)), memory_bytes()
     yield Finding(
         "memory",
         "ok" if memory >= 4 * GIB else "warn",
@@ -126,7 +126,7 @@ def check_places() -> Iterable[Finding]:
         yield Finding("sockets", "warn", detail, remedy)
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Memory of this machine, or of the container where that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):

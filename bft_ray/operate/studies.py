@@ -8,14 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bft_ray.config import Config
 from bft_ray.config.metrics import format_value
 from bft_ray.operate.lasting import require_outlasting
+from bft_ray.operate.plan.fit import fit_of
+from bft_ray.operate.plan.hours import spent
+from bft_ray.operate.plan.trace import Untraceable
 from bft_ray.space.assign import config_of
 from bft_ray.space.cost import cost_of, describe
 from bft_ray.space.grid import representatives
 from bft_ray.space.load import load_study, study_name
 from bft_ray.study.agenda import PARTS
-from bft_ray.study.checks.expect import caveats, local_slots, requirements
+from bft_ray.study.checks.expect import caveats, local_slots, requirements, study_s
 from bft_ray.study.checks.ready import inspect_study
 from bft_ray.study.conclude import StudyResult
 from bft_ray.study.driver import search
@@ -57,6 +61,7 @@ def dry_run(
     overrides: Sequence[str],
     *,
     measure: bool = True,
+    price: float | None = None,
     line: Callable[[str], None] = lambda text: None,
 ) -> str:
     """What a study would run and cost. Its data are read and tokenised, because the longest sample decides which trials
@@ -64,6 +69,7 @@ def dry_run(
 
     Args:
         measure: measure time, disk and memory on a few steps.
+        price: of an hour of one GPU.
         line: called with a line when the measurement begins.
 
     Raises:
@@ -72,11 +78,24 @@ def dry_run(
     space, base = load_study(source, config, overrides)
     facts = inspect_study(space, base)
     cost = cost_of(space, base, facts.longest, facts.samples_per_source)
-    lines = caveats(space, cost, facts)
+    lines = [*caveats(space, cost, facts), *_fit(facts.first)]
     if measure:
         found = measured_on(facts.first, line)
         lines += requirements(space, facts.first, cost, found, local_slots(facts.first.cluster))
+        seconds = study_s(cost, found)
+        if price is not None and seconds is not None and (text := spent(facts.first, seconds, price)):
+            lines.append(f"price   {text.removeprefix('; ')}")
     return "\n".join([describe(space, base, facts.longest, facts.samples_per_source), "", *lines])
+
+
+def _fit(first: Config) -> list[str]:
+    """What a trial needs, computed from the model's config; a line for what cannot fit."""
+    try:
+        fit = fit_of(first)
+    except Untraceable as error:
+        return [f"note: {error}"]
+    mark = "" if fit.status == "ok" else "note: "
+    return [f"plan    {mark}{fit}", *([f"        it fits with {fit.remedy}"] if fit.remedy else [])]
 
 
 def status_of(source: str | None, config: str | None, overrides: Sequence[str], database: str) -> str:

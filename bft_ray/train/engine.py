@@ -85,7 +85,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=LossModel(model, self.start),
             optimizer=_adamw(model, config, device),
-            config=settings,
+            config=deepspeed_settings(config, self.num_trainable),
             dist_init_required=False,
         )
         self._only_trainable = self.num_trainable < self.num_parameters

@@ -7,9 +7,16 @@ from typing import Any
 
 from bft_ray.config import Config
 
+#: Elements of DeepSpeed's own reduction buffers, which it allocates whole whatever the model's size.
+BUCKET_ELEMENTS = 500_000_000
 
-def deepspeed_settings(config: Config) -> dict[str, Any]:
+
+def deepspeed_settings(config: Config, num_trainable: int | None = None) -> dict[str, Any]:
     """What `deepspeed.initialize` is given.
+
+    Args:
+        num_trainable: parameters that train, where they are known. The reduction buffers then have no more elements: one
+            bucket held all gradients before as well, so the sums are the same.
 
     Batch sizes are placeholders: micro-batches are cut by tokens, and the step divides by global counts itself,
     so accumulation is 1 for DeepSpeed and the boundary is set by hand.
@@ -19,7 +26,7 @@ def deepspeed_settings(config: Config) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "steps_per_print": 10**9,
-        "zero_optimization": _zero(stage, config.deepspeed.offload),
+        "zero_optimization": _zero(stage, config.deepspeed.offload, num_trainable),
         # zero0 is clipped by the engine wrapper, which also applies the common scale of the step
         "gradient_clipping": (config.optimizer.max_grad_norm or 0.0) if stage else 0.0,
         "zero_allow_untested_optimizer": True,
@@ -32,8 +39,10 @@ def deepspeed_settings(config: Config) -> dict[str, Any]:
     return merge(settings, config.deepspeed.overlay)
 
 
-def _zero(stage: int, offload: str) -> dict[str, Any]:
+def _zero(stage: int, offload: str, num_trainable: int | None) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": stage}
+    if num_trainable:
+        zero["reduce_bucket_size"] = min(BUCKET_ELEMENTS, num_trainable)
     if stage >= 2:
         zero |= {"contiguous_gradients": True, "overlap_comm": True}
     if stage == 3:

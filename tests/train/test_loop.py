@@ -223,6 +223,17 @@ def test_the_overlay_lies_over_the_preset(make_tree):
     assert settings["gradient_accumulation_steps"] == 1
 
 
+def test_reduction_buffers_hold_what_trains_and_no_more(make_tree):
+    """DeepSpeed allocates 500 M elements for each, whatever the model."""
+    zero = deepspeed_settings(make_config(make_tree()), num_trainable=1000)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == 1000
+    assert (
+        deepspeed_settings(make_config(make_tree()), 10**10)["zero_optimization"]["reduce_bucket_size"] == 500_000_000
+    )
+    own = make_tree(deepspeed={"preset": "zero2", "overlay": {"zero_optimization": {"reduce_bucket_size": 7}}})
+    assert deepspeed_settings(make_config(own), 1000)["zero_optimization"]["reduce_bucket_size"] == 7
+
+
 def export_alone(tree: dict, folder: str, merge: bool) -> None:
     from bft_ray.model.causal_lm import load_model, load_tokenizer
     from bft_ray.model.export import export_model

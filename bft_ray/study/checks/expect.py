@@ -103,17 +103,29 @@ def local_slots(cluster: ClusterConfig) -> int | None:
 
 
 def _time(cost: Cost, measured: Measured, num_slots: int | None) -> str:
-    if cost.steps is None:
+    parts = _parts(cost, measured)
+    if parts is None:
         return "time    not known: trials differ in their number of steps"
-    parts = {
-        "baselines": _seconds(cost.tuning_runs, cost.tuning_steps, 0, measured),
-        "search": _seconds(cost.search_runs, cost.search_steps_stopped or cost.search_steps, len(cost.rungs), measured),
-        "confirmation": _seconds(cost.confirmation_runs, cost.confirmation_steps, 0, measured),
-    }
     total = sum(parts.values())
     each = ", ".join(f"{name} {span(seconds)}" for name, seconds in parts.items() if seconds)
     text = f"time    about {span(total)} one run at a time ({each})"
     return text + (f", {span(total / num_slots)} with {num_slots} at a time" if num_slots and num_slots > 1 else "")
+
+
+def study_s(cost: Cost, measured: Measured | str) -> float | None:
+    """Seconds of a whole study, one run at a time; None where they are not known."""
+    parts = None if isinstance(measured, str) else _parts(cost, measured)
+    return None if parts is None else sum(parts.values())
+
+
+def _parts(cost: Cost, measured: Measured) -> dict[str, float] | None:
+    if cost.steps is None:
+        return None
+    return {
+        "baselines": _seconds(cost.tuning_runs, cost.tuning_steps, 0, measured),
+        "search": _seconds(cost.search_runs, cost.search_steps_stopped or cost.search_steps, len(cost.rungs), measured),
+        "confirmation": _seconds(cost.confirmation_runs, cost.confirmation_steps, 0, measured),
+    }
 
 
 def _seconds(runs: int, steps: int | None, num_rungs: int, measured: Measured) -> float:
