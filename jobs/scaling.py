@@ -15,6 +15,7 @@ wait. A point that fails is a row with its reason. Writes OUT.json with the mach
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import sys
@@ -29,7 +30,6 @@ from bft_ray.errors import BadInput, BftError, first_line
 from bft_ray.places import storage
 from bft_ray.places.addresses import redact
 from bft_ray.places.scratch import scratch
-from bft_ray.profile.page import png
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server
 from bft_ray.train.launch import pin_paths
@@ -170,7 +170,9 @@ def plot(points: Sequence[Point]) -> bytes:
     left.set(xlabel="workers", ylabel="supervised tokens a second (dotted: ideal)", ylim=(0, None))
     right.set(xlabel="workers", ylabel="efficiency", ylim=(0, None))
     left.legend(fontsize=8, frameon=False)
-    return png(figure)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
 
 
 def record(config: Config, points: Sequence[Point], least: float, out: Path) -> str:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bft_ray.config import Config, LoraConfig
 from bft_ray.data.pack import MicroBatch
 from bft_ray.errors import BftError, first_line
-from bft_ray.loss import fused
+from bft_ray.loss import passes
 from bft_ray.model.check import skeleton
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
@@ -123,7 +123,7 @@ def _one_sample_a_row() -> Iterator[None]:
 
 def _more_of_a_gpu(is_full: bool) -> int:
     """The head's block of logits under a frozen head is larger on a GPU."""
-    return 0 if is_full else 4 * (fused.BLOCK_LOGITS_DEVICE - fused.BLOCK_LOGITS["cpu"])
+    return 0 if is_full else 4 * (passes.BLOCK_LOGITS_DEVICE - passes.BLOCK_LOGITS["cpu"])
 
 
 def _micro_batch(shape: Shape) -> MicroBatch:
