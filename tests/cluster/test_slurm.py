@@ -86,6 +86,7 @@ def of_job(job: str) -> list[psutil.Process]:
 
 
 @pytest.mark.long
+@pytest.mark.privileged
 @needs_slurm
 def test_two_jobs_at_once_leave_nothing_behind(running, submit, tmp_path):
     jobs = [submit("config", "starter", f"seed={seed}") for seed in (41, 42)]
@@ -115,6 +116,7 @@ def restarts(running: Slurm, job: str) -> int:
 
 
 @pytest.mark.long
+@pytest.mark.privileged
 @needs_slurm
 def test_usr1_sends_a_training_back_to_the_queue_and_it_resumes(running, submit, make_tree, tmp_path):
     config = config_file(make_tree, tmp_path, 150)
@@ -133,6 +135,7 @@ def test_usr1_sends_a_training_back_to_the_queue_and_it_resumes(running, submit,
 
 
 @pytest.mark.long
+@pytest.mark.privileged
 @needs_slurm
 def test_the_time_limit_sends_it_back_as_well(running, submit, make_tree, tmp_path):
     config = config_file(make_tree, tmp_path, 100_000)
