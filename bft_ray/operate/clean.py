@@ -83,7 +83,11 @@ def _tokens(config: Config, wanted: set[str]) -> Iterator[Place]:
         try:
             sources = json.loads(meta.read_text())["report"]["sources"]
             of = {_plain(source["path"]) for source in sources}
-        except (OSError, ValueError, KeyError, TypeError):  # damaged, or another program's
+        except (OSError, ValueError, KeyError, TypeError):
+            if (
+                meta.parent / "tokens.bin"
+            ).is_file():  # they may be of this data, and are made again when they are wanted
+                yield _folder("tokens of unknown data (meta.json is damaged)", str(meta.parent))
             continue
         if of & wanted:
             yield _folder("tokens", str(meta.parent))

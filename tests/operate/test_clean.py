@@ -98,6 +98,15 @@ def test_rows_that_were_changed_since_are_found_too(config, tmp_path):
     assert "tokens" in [place.kind for place in found_places(load_config(str(config)), "sqlite:///none.db")]
 
 
+def test_tokens_of_unknown_data_are_listed_too(config, tmp_path):
+    """A damaged record could be that of these rows."""
+    loaded = load_config(str(config))
+    (meta, *_) = sorted(Path(str(loaded.data.cache_dir)).glob("*/meta.json"))
+    meta.write_text("{")
+    places = found_places(loaded, f"sqlite:///{tmp_path}/studies.db")
+    assert [place.name for place in places if "unknown" in place.kind] == [str(meta.parent)]
+
+
 def test_a_study_that_runs_is_kept(config, tmp_path, capsys):
     with Database(f"sqlite:///{tmp_path}/studies.db") as database:
         Lease(database, "mine-study/test").take()
