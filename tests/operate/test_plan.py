@@ -192,6 +192,13 @@ def test_states_by_hand(make_tree):
     assert states(make_config(tree), sizes).beside_activations == {"buckets": 20, "gathered": 40}
 
 
+def test_an_anchor_holds_the_starting_weights(make_tree):
+    sizes = Sizes(parameters=1000, trained=1000, persistent=0, word_bytes=2)
+    tree = make_tree(loss={"anchor": 0.1})
+    assert states(make_config(tree), sizes).held["anchor"] == 2000
+    assert "anchor" not in states(make_config(tree | {"lora": {"rank": 2}}), sizes).held
+
+
 @pytest.mark.slow
 def test_the_smallest_and_the_recommended_set_up_fit_and_their_neighbours_do_not(planned):
     config = make_config(planned("zero1", 1, False, 512, "bf16"))

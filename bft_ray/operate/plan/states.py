@@ -10,6 +10,7 @@ never partitions, B = min(reduce_bucket_size, T), G = min(P - s, stage3_max_live
     gradients   w T     w T      4 T / N        4 T / N
     buckets     0       w B      (1 + o) w B    w B                 o: 1 with overlap_comm
     gathered    0       0        0              w G (N > 1)         weights of other workers, while they are used
+    anchor      w P     w P      w P            -                   the starting weights, with `loss.anchor` and without LoRA
 
 These live beside the activations. In the update, without them: a copy of what is reduced, zero0 to 2 w B more, zero3 the
 partition and its sum, w B (1 + 1/N); or the gradient of a partition in fp32, 4 T / N, in zero1 of bf16 w T / N more. A peak
@@ -92,6 +93,8 @@ def states(config: Config, sizes: Sizes) -> States:
 
     held = {"weights": word * sizes.parameters, "master": 4 * part if stage else 0, "moments": 8 * part}
     held["gradients"] = word * sizes.trained if stage < 2 else 4 * part
+    if config.loss.anchor and config.lora is None:
+        held["anchor"] = word * sizes.parameters
     beside = {"buckets": 0 if not stage else bucket * (2 if stage == 2 and zero.get("overlap_comm") else 1)}
     update = bucket + beside["buckets"]
     if stage == 1:
