@@ -98,9 +98,10 @@ def test_a_run_whose_workers_hang_and_die_is_never_silent(make_tree, tmp_path):
             def text() -> str:
                 return "\n".join(line for _, line in said)
 
-            assert until(lambda: heard("step 20/200") or driver.poll() is not None, 120) and driver.poll() is None, (
-                "\n".join(line for _, line in said)
-            )
+            assert (
+                until(lambda: heard("checkpoint of step 20 saved") or driver.poll() is not None, 120)
+                and driver.poll() is None
+            ), "\n".join(line for _, line in said)
             (worker, *_) = [
                 p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" in str(p.cmdline())
             ]

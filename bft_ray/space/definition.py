@@ -216,7 +216,9 @@ class SearchSpace(Section):
     @field_validator("scheduler", mode="before")
     @classmethod
     def _none_is_none(cls, value: Any) -> Any:
-        return NoScheduler() if value is None else value
+        return (
+            {"kind": "none"} if value is None else value
+        )  # as if it were written: a dump of what is set keeps its kind
 
     @property
     def most_confirmation_runs(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
 import shutil
 import subprocess
@@ -748,3 +749,17 @@ def test_spaces_are_found_in_an_installed_wheel(tmp_path):
     code += "print(bft_ray.__file__, *sorted(spaces())); load_study('window')"
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert out.split() == [str(installed / "bft_ray" / "__init__.py"), *SHIPPED]
+
+
+@pytest.mark.parametrize("scheduler", [None, {"kind": "none"}, {"kind": "asha", "grace_steps": 2}])
+def test_what_is_set_of_a_space_makes_the_same_space(scheduler):
+    """A study keeps this of its space, and is read from it again."""
+    space, _ = load_study("starter", overrides=[f"scheduler={json.dumps(scheduler)}"])
+    again = SearchSpace.model_validate(space.model_dump(mode="json", exclude_unset=True))
+    assert again == space
+
+
+@pytest.mark.parametrize("name", spaces())
+def test_what_is_set_of_a_shipped_space_makes_the_same_space(name):
+    space = load_space(name)
+    assert SearchSpace.model_validate(space.model_dump(mode="json", exclude_unset=True)) == space
