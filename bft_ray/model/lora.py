@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import warnings
 from typing import Any
 
 from bft_ray.config import LoraConfig
@@ -34,7 +35,8 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
     )
     with torch.random.fork_rng(enabled=True):
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
+            adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
     join_adapters(adapted)
     return adapted
 
