@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-import warnings
 from typing import Any
 
 from bft_ray.config import LoraConfig
