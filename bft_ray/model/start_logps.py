@@ -59,13 +59,18 @@ def path_of(model: ModelConfig, dataset: TokenDataset) -> Path:
     return dataset.folder.parent / "profiles" / f"{hashlib.sha256(settings.encode()).hexdigest()}.parquet"
 
 
-def write(path: Path, tokens: StartLogps) -> None:
-    """Parquet with a row a sample: id, logp, and where it is known entropy (lists of float32); whole or not at all."""
+def write(path: Path, tokens: StartLogps, fingerprint: str = "") -> None:
+    """Parquet with a row a sample: id, logp, and where it is known entropy (lists of float32); whole or not at all.
+
+    Args:
+        fingerprint: of the dataset, so that what was made of it is found; "": of a copy in a folder of the user.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     offsets = pa.array(np.concatenate([[0], np.cumsum(tokens.num_tokens)]))
     columns = {"logp": tokens.logp} | ({} if tokens.entropy is None else {"entropy": tokens.entropy})
     lists = {name: pa.LargeListArray.from_arrays(offsets, pa.array(values)) for name, values in columns.items()}
     sums = {"sha256": _sum(*columns.values()), "sha256.rows": _rows_sum(tokens.ids, tokens.num_tokens)}
+    sums["dataset"] = fingerprint
     table = pa.table({"id": pa.array(tokens.ids)} | lists, metadata=sums)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
         pq.write_table(table, file.name)
@@ -96,6 +101,14 @@ def read(path: Path) -> StartLogps | None:
         why = type(error).__name__
     log.warning("%s is damaged (%s): it counts as absent", path, why)
     return None
+
+
+def dataset_of(path: Path) -> str | None:
+    """The fingerprint of the dataset that a kept file is of; None: it does not say, or is damaged."""
+    try:
+        return (pq.read_metadata(path).metadata or {}).get(b"dataset", b"").decode() or None
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
+        return None
 
 
 def model_fingerprint(model: ModelConfig) -> str:

@@ -1,8 +1,8 @@
 """`bft-ray clean`: what was made of a data set on this machine, with sizes; and its removal, as when a patient withdraws consent.
 
-Found are tokenised copies, profiles, folders of runs (checkpoints, exports, records of items) and of studies, and the records of
-studies in their database. They are matched by the paths of the data in what each of them noted, so that rows that were
-changed since are found too. What MLflow holds is named, and removed by MLflow's own commands.
+Found are tokenised copies and log-probabilities of them, profiles, folders of runs (checkpoints, exports, records of items) and
+of studies, and the records of studies in their database. They are matched by the paths of the data in what each of them noted,
+so that rows that were changed since are found too. What MLflow holds is named, and removed by MLflow's own commands.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 from bft_ray.config import Config
 from bft_ray.config.base import inputs_of
 from bft_ray.data.tables import STARTER
-from bft_ray.errors import BadInput
+from bft_ray.model.start_logps import dataset_of
 from bft_ray.places import storage
-from bft_ray.places.addresses import redact
+from bft_ray.places.addresses import redact, sqlite_path
 from bft_ray.places.cache import cache_folder
 from bft_ray.places.kept import read_kept
 from bft_ray.study.records.database import Database
@@ -31,7 +31,7 @@ class Place:
     """Something that was made of the data.
 
     Args:
-        kind: tokens, profile, run, study or records.
+        kind: tokens, log-probabilities, profile, run, study or records.
         name: folder, or study in the database.
         num_bytes: of its files; 0 for records.
         remove: removes it.
@@ -47,7 +47,10 @@ def found_places(config: Config, database: str) -> list[Place]:
     """Everything made of the data of a config, as far as this machine can see.
 
     Args:
-        database: of the studies; one that does not exist holds none.
+        database: of the studies; a file that does not exist holds none.
+
+    Raises:
+        BadInput: the database does not answer: what it holds is not known.
     """
     wanted = data_of(config)
     return [
@@ -78,19 +81,26 @@ def _plain(path: str) -> str:
 
 
 def _tokens(config: Config, wanted: set[str]) -> Iterator[Place]:
+    """Tokens, and log-probabilities of them. Of what does not say whose it is, all: it may be of this data, and is made again
+    when it is wanted.
+    """
     folder = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else cache_folder()
-    for meta in sorted(folder.glob("*/meta.json")):
+    others = set()  # fingerprints of other data
+    for tokens in sorted(folder.glob("*/tokens.bin")):
         try:
-            sources = json.loads(meta.read_text())["report"]["sources"]
+            sources = json.loads((tokens.parent / "meta.json").read_text())["report"]["sources"]
             of = {_plain(source["path"]) for source in sources}
         except (OSError, ValueError, KeyError, TypeError):
-            if (
-                meta.parent / "tokens.bin"
-            ).is_file():  # they may be of this data, and are made again when they are wanted
-                yield _folder("tokens of unknown data (meta.json is damaged)", str(meta.parent))
+            yield _folder("tokens of unknown data", str(tokens.parent))
             continue
         if of & wanted:
-            yield _folder("tokens", str(meta.parent))
+            yield _folder("tokens", str(tokens.parent))
+        else:
+            others.add(tokens.parent.name)
+    for path in sorted(folder.glob("profiles/*.parquet")):
+        if (of_data := dataset_of(path)) not in others:
+            kind = "log-probabilities" + ("" if of_data else " of unknown data")
+            yield Place(kind, str(path), path.stat().st_size, path.unlink)
 
 
 def _profiles(config: Config) -> Iterator[Place]:
@@ -109,11 +119,10 @@ def _runs(storage_path: str, wanted: set[str]) -> Iterator[Place]:
 
 
 def _studies(database: str, wanted: set[str]) -> Iterator[Place]:
-    try:
-        opened = Database(database, make=False)
-    except BadInput:  # no such file, or no studies in it
+    path = sqlite_path(database)
+    if path is not None and not path.is_file():
         return
-    with opened:
+    with Database(database, make=False) as opened:
         names = studies(opened)
         kept = {name: Store.find(opened, name).notes() for name in names}
     for name, notes in kept.items():

@@ -1,5 +1,6 @@
-"""`bft-ray export`: the champion of a domain as one model for use elsewhere, checked, with a card that holds "
-"the evidence."""
+"""`bft-ray export`: the champion of a domain as one model for use elsewhere, checked, with a card that holds
+the evidence.
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def token_logps(
     broken = [name for name, part in zip(dataset.ids, parts, strict=True) if not np.isfinite(part).all()]
     if broken:
         raise BftError(f"log-probabilities are not finite for {', '.join(broken[:8])}; try model.dtype=fp32")
-    write(path, made)
+    write(path, made, dataset.fingerprint)
     return made, False
 
 

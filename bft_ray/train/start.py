@@ -43,7 +43,7 @@ def start_logps(engine: Engine, config: Config, dataset: TokenDataset, pad_id: i
     if broken := [name for index, name in enumerate(dataset.ids) if not np.isfinite(made.of(index)).all()]:
         raise BftError(f"log-probabilities are not finite for {', '.join(broken[:8])}; try model.dtype=fp32")
     if found is None:
-        write(path, made)
+        write(path, made, dataset.fingerprint)
     return made, holder is not None
 
 

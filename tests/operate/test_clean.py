@@ -6,13 +6,16 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from bft_ray.cli import main
 from bft_ray.config import load_config, make_config
 from bft_ray.data.dataset import prepare
+from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.start_logps import StartLogps, write
 from bft_ray.operate.clean import found_places, size_text
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.lease import Lease
@@ -105,6 +108,30 @@ def test_tokens_of_unknown_data_are_listed_too(config, tmp_path):
     meta.write_text("{")
     places = found_places(loaded, f"sqlite:///{tmp_path}/studies.db")
     assert [place.name for place in places if "unknown" in place.kind] == [str(meta.parent)]
+
+
+def test_log_probabilities_are_listed_with_the_tokens(config, tmp_path):
+    """Those of these rows, and those that do not say whose they are; not those of other rows that are known."""
+    loaded = load_config(str(config))
+    cache = Path(str(loaded.data.cache_dir))
+    tokens = StartLogps(["a"], np.zeros(2, dtype=np.float32), np.array([2]))
+    of = {
+        json.loads(meta.read_text())["report"]["sources"][0]["path"]: meta.parent.name
+        for meta in cache.glob("*/meta.json")
+    }
+    made = {"mine": of[str(tmp_path / "mine.jsonl")], "other": of[str(tmp_path / "other.jsonl")], "gone": "0" * 64}
+    for name, fingerprint in made.items():
+        write(cache / "profiles" / f"{name}.parquet", tokens, fingerprint)
+    (cache / "profiles" / "damaged.parquet").write_text("?")
+    places = found_places(loaded, "sqlite:///none.db")
+    found = {Path(place.name).stem: place.kind for place in places if "log-prob" in place.kind}
+    unknown = "log-probabilities of unknown data"
+    assert found == {"mine": "log-probabilities", "gone": "log-probabilities", "damaged": unknown}
+
+
+def test_a_database_that_cannot_be_read_is_no_empty_one(config):
+    with pytest.raises(BadInput, match="`database` is"):
+        found_places(load_config(str(config)), "mysql://127.0.0.1/studies")
 
 
 def test_a_study_that_runs_is_kept(config, tmp_path, capsys):
