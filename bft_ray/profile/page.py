@@ -110,7 +110,6 @@ def _windows(rows: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def _lengths(counted: Mapping[str, Sequence[float]], windows: Sequence[Mapping[str, float]]) -> Figure:
-    ends = counted["edges"]
     known = ", ".join(f"{row['window']:g}" for row in windows)
     return Figure(
         "lengths",
@@ -118,67 +117,41 @@ def _lengths(counted: Mapping[str, Sequence[float]], windows: Sequence[Mapping[s
         "Samples by their number of supervised tokens; the table has the percentiles.",
         Axis("supervised tokens of a sample", is_log=True),
         Axis("samples"),
-        [
-            Marks(
-                "",
-                [*ends],
-                [*counted["counts"], 0],
-                shape="none",
-                stroke="step",
-                texts=_between(ends, counted["counts"]),
-            )
-        ],
+        [_histogram(counted)],
         f"A window longer than a sample covers it whole. Windows of the profile: {known}.",
     )
 
 
 def _tokens(counted: Mapping[str, Sequence[float]]) -> Figure:
-    ends = counted["edges"]
     return Figure(
         "tokens",
         "How sure the model is, token by token",
         "Supervised tokens by the probability that the model gives them.",
         Axis("probability of a supervised token"),
         Axis("tokens"),
-        [
-            Marks(
-                "",
-                [*ends],
-                [*counted["counts"], 0],
-                shape="none",
-                stroke="step",
-                texts=_between(ends, counted["counts"]),
-            )
-        ],
+        [_histogram(counted)],
     )
 
 
 def _runs(counted: Mapping[str, Sequence[float]], low: Mapping[str, float]) -> Figure:
-    ends = counted["edges"]
     return Figure(
         "runs",
         "Hard stretches: spread, or in one piece",
         f"Samples by their longest run of tokens with a probability below {low['below']:g}; the table has the percentiles.",
         Axis("longest run of low-confidence tokens in a sample"),
         Axis("samples"),
-        [
-            Marks(
-                "",
-                [*ends],
-                [*counted["counts"], 0],
-                shape="none",
-                stroke="step",
-                texts=_between(ends, counted["counts"]),
-            )
-        ],
+        [_histogram(counted)],
         "Long runs are dense hard stretches, short ones are spread over the sample.",
     )
 
 
-def _between(ends: Sequence[float], counts: Sequence[float]) -> list[str]:
-    return [
+def _histogram(counted: Mapping[str, Sequence[float]]) -> Marks:
+    """Steps over the edges of bins; a step says its ends and its count."""
+    ends, counts = counted["edges"], counted["counts"]
+    texts = [
         f"{low:.3g} to {high:.3g}: {count:,}" for low, high, count in zip(ends[:-1], ends[1:], counts, strict=True)
-    ] + [""]
+    ]
+    return Marks("", [*ends], [*counts, 0], shape="none", stroke="step", texts=[*texts, ""])
 
 
 def _shares(settings: Sequence[Mapping[str, Any]]) -> Figure:

@@ -325,7 +325,7 @@ def too_small(parts: Parts, space: SearchSpace, choice: Choice | None) -> Findin
     return Finding(
         "Too small to show a gain of this size",
         f"`{best.name}` is ahead of the default by {signed(gain.gain)}; this study shows gains from "
-        f"{size(gain.detectable)} on in 8 of 10 cases.",
+        f"{size(gain.detectable)} on in {gain.shows_in} cases.",
         f"More {which} help most here. To show so small a gain, seeds times items would have to be about "
         f"{times:.0f} times as many.",
     )
