@@ -27,6 +27,7 @@ from bft_ray.study.report.arms import signed, size
 Parts = Mapping[str, Sequence[TrialRecord]]
 
 _LEVEL = 0.01  # of a test for a sign
+_NOISE, _FEWEST_SEEDS = 0.05, 3  # of a comparison of two arms
 _FEW = 5  # trials; of fewer no sign is told
 _NO_NUMBER = ("not finite", "non-finite", "nan", " inf")
 _MANY_FAILED, _MANY_DUPLICATES, _LITTLE = 0.1, 0.4, 0.1
@@ -124,23 +125,29 @@ def unstable_seeds(parts: Parts, space: SearchSpace, choice: Choice | None) -> F
 
 
 def no_token_below_sft(parts: Parts, space: SearchSpace, choice: Choice | None) -> Finding | None:
-    """Sample weights without token weights do worse than no weights at all."""
+    """Sample weights without token weights do worse than no weights at all, beyond the noise of the confirmation's seeds
+    (paired t, one-sided). The search alone shows no such thing: it has one seed, and the best of many trials.
+    """
     metric = space.objective.metric
-    values = _by_method(parts, space, choice)
+    values = _confirmed_by_method(parts, space)
     if not {"bft_no_token", "sft"} <= set(values):
         return None
+    own, other = values["bft_no_token"], values["sft"]
+    seeds = sorted(own.keys() & other.keys())
     sign = 1 if higher_is_better(metric) else -1
-    if sign * (values["bft_no_token"] - values["sft"]) >= 0:
+    difference = [sign * (own[seed] - other[seed]) for seed in seeds]
+    if len(seeds) < _FEWEST_SEEDS or np.ptp(difference) == 0 or np.mean(difference) >= 0:
         return None
-    shown = {name: format_value(metric, values[name]) for name in ("bft_no_token", "sft")}
+    if stats.ttest_1samp(difference, 0.0, alternative="less").pvalue > _NOISE:
+        return None
+    shown = [format_value(metric, mean([values[name][seed] for seed in seeds])) for name in ("bft_no_token", "sft")]
     return Finding(
         "`bft_no_token` is below `sft`",
-        f"{metric} {shown['bft_no_token']} against {shown['sft']}. Sample weights alone raise the samples that "
-        f"the model is least sure of, and here "
-        "these teach it little: noise, wrong labels, or facts that it cannot learn from so few rows.",
+        f"{metric} {shown[0]} against {shown[1]}, beyond the noise of {len(seeds)} seeds. Sample weights alone raise the "
+        "samples that the model is least sure of, and here these teach it little: noise, wrong labels, or facts that it "
+        "cannot learn from so few rows.",
         "Keep a token weight (`bft`, `bft_inverse`, `bft_group`). Look at the hardest items for wrong labels. "
-        "With `bft_inverse`, raise loss.epsilon "
-        "or lower loss.weight_cap.",
+        "With `bft_inverse`, raise loss.epsilon or lower loss.weight_cap.",
     )
 
 
@@ -384,32 +391,17 @@ def _own(parts: Parts) -> list[TrialRecord]:
     return [record for own in parts.values() for record in own if not record.duplicate_of]
 
 
-def _by_method(parts: Parts, space: SearchSpace, choice: Choice | None) -> dict[str, float]:
-    """Method -> its best mean: of the confirmation where it has both methods, else of the search and its baselines."""
+def _confirmed_by_method(parts: Parts, space: SearchSpace) -> dict[str, dict[int, float]]:
+    """Method -> seed -> value, of its best arm in the confirmation."""
     overrides = {one.name: one.overrides.get("loss.method") for one in space.baselines}
-    arms: dict[str, list[float]] = {}
+    arms: dict[str, dict[str, dict[int, float]]] = {}
     for record in parts.get(CONFIRMATION, ()):
-        method = overrides.get(record.extra.get("arm", record.name)) or record.assignment.get("loss.method")
-        if record.value is not None and method is not None and choice is not None:
-            arms.setdefault(f"{method} {record.extra.get('arm', record.name)}", []).append(record.value)
-    found = _best({name: mean(values) for name, values in arms.items()}, space)
-    if {"bft_no_token", "sft"} <= set(found):
-        return found
-    own: dict[str, float] = {}
-    for record in [*parts.get(BASELINES, ()), *parts.get(SEARCH, ())]:
-        method = overrides.get(record.extra.get("baseline", "")) or record.assignment.get("loss.method")
-        method = method or (space.fixed.get("loss.method") if record.part == SEARCH else None)
+        arm = record.extra.get("arm", record.name)
+        method = overrides.get(arm) or record.assignment.get("loss.method")
         if record.value is not None and method is not None:
-            own[f"{method} {record.id}"] = record.value
-    return _best(own, space)
-
-
-def _best(values: Mapping[str, float], space: SearchSpace) -> dict[str, float]:
+            arms.setdefault(method, {}).setdefault(arm, {})[record.seeds[0]] = record.value
     pick = max if higher_is_better(space.objective.metric) else min
-    methods = dict.fromkeys(name.partition(" ")[0] for name in values)
-    return {
-        method: pick(value for name, value in values.items() if name.partition(" ")[0] == method) for method in methods
-    }
+    return {method: pick(own.values(), key=lambda runs: mean(list(runs.values()))) for method, own in arms.items()}
 
 
 def _late_gains(search: Sequence[TrialRecord], space: SearchSpace) -> list[tuple[float, float]]:

@@ -78,7 +78,7 @@ def facts(known: Known) -> list[Fact]:
         span = f"{1 - plan.alpha:.0%} interval {span_of(gain.low, gain.high).text}" if gain.has_spread else "no spread"
         found.append((f"gain of {of} over {plan.default}", Number(gain.gain, signed(gain.gain)), span))
         if not math.isnan(gain.detectable):
-            word = "a smaller true gain is missed more often than in 2 of 10 such studies"
+            word = f"a true gain of this size shows in {gain.shows_in} such studies"
             found.append(("smallest detectable gain", Number(gain.detectable, size(gain.detectable)), word))
     if arm.name in choice.best:
         word = "that no other arm is better, given the noise"
