@@ -305,6 +305,9 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
         found = by_text or [index for index in (number, letter) if index is not None]
         if by_text and letter is not None and letter not in by_text:
             raise Fault("answer", "a letter and the text of another option", "one of the two", "Give the index.")
+        if by_text and number is not None and 0 <= number < len(options) and number not in by_text:
+            remedy = "Give the letter of the right option: A for the first."
+            raise Fault("answer", "an index and the text of another option", "one of the two", remedy)
     if not found and isinstance(said, str) and said and _number(said) is None and len(said) > 1:
         rule = "the right option: its letter or label, its index from 0, or its text, the same as in the options"
         remedy = "Compare the two letter by letter, or give the index."

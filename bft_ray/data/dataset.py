@@ -301,7 +301,7 @@ def _check_not_empty(report: SourceReport, field: str) -> None:
         field,
         report.path,
         "a source with a supervised token",
-        f"All {report.rows_read} rows were dropped: {reasons}.",
+        f"All {report.rows_read} rows were dropped: {reasons}. Raise data.max_length, or give other rows.",
     )
 
 

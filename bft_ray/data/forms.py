@@ -144,8 +144,7 @@ def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
         made = use.form.make(values)
     except Fault as fault:
         column = own.get(fault.part, fault.part)
-        remedy = fault.remedy or (_numbers_as_text(use) if fault.received == "a number" and not fault.inner else "")
-        raise BadInput(f"{where} {column}{fault.inner}", fault.received, fault.rule, remedy) from None
+        raise BadInput(f"{where} {column}{fault.inner}", fault.received, fault.rule, _cure(fault, use)) from None
     return {**_marks(use, record, names, where), **made}
 
 
@@ -354,6 +353,15 @@ def _remedy(use: Use, name: str) -> str:
     mapping = ", ".join(f'{part}: "{value}"' for part, value in shown.items())
     without = "name the columns without it there" if "prompt" in shown else "this names the columns without it"
     return f"Use it: {as_option}{use.source}.columns: {{{mapping}}}; or {without}."
+
+
+def _cure(fault: Fault, use: Use) -> str:
+    """The remedy of a fault, where its kind alone tells one."""
+    if fault.remedy:
+        return fault.remedy
+    if fault.received == "a number":
+        return "Write it as text." if fault.inner else _numbers_as_text(use)
+    return _FILL if fault.received in ("missing", "empty") else ""
 
 
 def _numbers_as_text(use: Use) -> str:

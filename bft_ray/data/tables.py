@@ -281,7 +281,8 @@ def _check_characters(where: str, value: Any, inner: str = "") -> None:
 
 
 def _not_utf8(where: str) -> BadInput:
-    return BadInput(where, "not UTF-8", "UTF-8 text", "Convert it, for example by `iconv -t UTF-8`.")
+    remedy = "Convert it: `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`, or -f UTF-16 or whatever wrote it."
+    return BadInput(where, "not UTF-8", "UTF-8 text", remedy)
 
 
 def is_missing(value: Any) -> bool:

@@ -76,7 +76,7 @@ def export_champion(
     config = config_from_yaml(champion.config_yaml, f"the config of {champion.name}/{champion.version}")
     folder = out or Path(f"{champion.name}-{champion.version}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput("--out", str(folder), "a new or empty folder", "Name another one.")
+        raise BadInput("--out", str(folder), "a new or empty folder", "Give another one: --out FOLDER.")
     check_out(folder)
     source = _weights(champion)
     line(f"{champion.name}/{champion.version}: merging {champion.source}")

@@ -153,6 +153,19 @@ def test_an_answer_as_index_letter_or_text(answer, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("answer", "right"), [("2", None), (2, 2), ("C", 2), ("3", 1)])
+def test_options_that_are_numbers(answer, right, tmp_path):
+    """A text that is an index and another option is neither; one that can only be an option, is."""
+    row = {"question": "q?", "choices": ["2", "3", "1"], "answer": answer}
+    if right is None:
+        assert "is 'an index and the text of another option', but must be one of the two. Give the letter" in error_of(
+            tmp_path, row, read=read_choices
+        )
+        return
+    [only] = read_choices(SourceConfig(path=str(write(tmp_path, row))))
+    assert only.answer == right
+
+
 def test_the_original_arc_rows(tmp_path):
     stem = {"stem": "q?", "choices": [{"text": "w", "label": "A"}, {"text": "x", "label": "B"}]}
     path = write(tmp_path, {"id": "k", "question": stem, "answerKey": "B"})

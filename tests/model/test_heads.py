@@ -145,6 +145,10 @@ def test_a_head_that_is_not_known_is_refused(models):
     model.forward = shifted
     with pytest.raises(BadInput, match=r"`model.path` is 'GraniteForCausalLM'.*logits that are its head's output"):
         check_halves(model, "cpu")
+    model.forward = plain
+    torch.nn.init.constant_(model.get_input_embeddings().weight, float("nan"))
+    with pytest.raises(BadInput, match=r"`model.path` is 'logits that are not finite'.*Its weights hold NaN"):
+        check_halves(model, "cpu")
 
 
 @pytest.mark.slow

@@ -340,6 +340,18 @@ def test_columns_are_named_and_joined(tmp_path):
         init(data, tmp_path / "b.yaml", prompt="Case", completion="finding", group="pmid")
 
 
+def test_a_column_of_later_rows_can_be_named(tmp_path):
+    rows = [{"a": f"case {n}", "b": f"finding {n}"} | ({"c": "late"} if n > 9 else {}) for n in range(30)]
+    data = tmp_path / "late.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(BadInput, match=r"late\.jsonl:1 c` is 'missing', but must be given in every row"):
+        init(data, tmp_path / "b.yaml", prompt="{a} {c}", completion="b")
+    with pytest.raises(
+        BadInput, match=r"`--prompt` is 'd', but must be a column of late\.jsonl\. There are: a, b, c\."
+    ):
+        init(data, tmp_path / "b.yaml", prompt="{a} {d}", completion="b")
+
+
 def test_a_column_with_content_is_used_or_left_out_by_name(tmp_path):
     long = "the patient was seen on the ward for three days and had a fever"
     data = write_csv(tmp_path / "x.csv", ["question", "answer", "notes"], [[*row, long] for row in questions(30)])

@@ -104,21 +104,25 @@ def inspect(source: SourceConfig, field: str = "DATA") -> Look:
 
 
 def _check_columns(source: SourceConfig, field: str) -> None:
-    """Check that the columns which the command names are in the first row.
+    """Check that the columns which the command names are in a row.
 
     Raises:
         BadInput: names the option and the columns that there are.
     """
     if not source.columns:
         return
-    _, first = next(read_table(source.path, source.split, source.config_name, source.revision, 1, field), ("", {}))
-    there = tuple(map(str, first))
-    for option, column in source.columns.items():
-        for name in names_in(column) or [column]:
-            if there and column_of(name, there, bare) is None:
-                near = difflib.get_close_matches(name, there, 1)
-                hint = f"Did you mean `{near[0]}`?" if near else f"There are: {', '.join(there)}."
-                raise BadInput(f"--{option}", name, f"a column of {Path(source.path).name}", hint)
+    rows = read_table(source.path, source.split, source.config_name, source.revision, source.limit, field)
+    wanted = [(option, name) for option, column in source.columns.items() for name in names_in(column) or [column]]
+    there: tuple[str, ...] = ()
+    for _, row in rows:  # no further than to the row that has the last of them
+        there = tuple(dict.fromkeys((*there, *map(str, row))))
+        if all(column_of(name, there, bare) is not None for _, name in wanted):
+            return
+    for option, name in wanted:
+        if there and column_of(name, there, bare) is None:
+            near = difflib.get_close_matches(name, there, 1)
+            hint = f"Did you mean `{near[0]}`?" if near else f"There are: {', '.join(there)}."
+            raise BadInput(f"--{option}", name, f"a column of {Path(source.path).name}", hint)
 
 
 def _recognised(source: SourceConfig, field: str) -> Use | None:
