@@ -173,7 +173,11 @@ def evaluate_command(options: argparse.Namespace) -> int:
         from bft_ray.domains import domain
         from bft_ray.evaluate.compare import compare, render
 
-        print(render(compare(before, result), options.question or domain(config.domain).headline))
+        if not (changes := compare(before, result)):
+            print_metrics({}, result.metrics)
+            rule = "an evaluation with a metric of this one: nothing can be compared"
+            raise BadInput("--against", options.against, rule, "Give that of the same config, with another model.")
+        print(render(changes, options.question or domain(config.domain).headline))
     from bft_ray.operate.road import after_evaluate
 
     text = after_evaluate(options.config, options.overrides, options.model, options.out, options.against)

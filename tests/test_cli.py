@@ -134,6 +134,13 @@ def test_evaluate_one_task_against_an_earlier_evaluation(make_tree, tmp_path, ca
     assert table[0].split()[:3] == ["metric", "before", "after"] and len(table) == 5
     assert "at 95 % one of 20 differs by chance" in table[4]
     assert table[1].split()[-3:] == ["0", "0", "6"]
+    config.write_text(yaml.safe_dump(make_tree()))
+    assert main(["evaluate", str(config), "--task", "validation", "--against", out]) == 2
+    said = capsys.readouterr()
+    assert (
+        "validation/nll" in said.out and "an evaluation with a metric of this one: nothing can be compared" in said.err
+    )
+    config.write_text(yaml.safe_dump(make_tree(evaluation={"tasks": [{"kind": "choice", "path": str(exam)}]})))
     assert main(["evaluate", str(config), "--task", "chioces"]) == 2
     assert "one of validation, choices" in capsys.readouterr().err
     assert main(["evaluate", str(config), "--against", str(tmp_path)]) == 2

@@ -71,7 +71,7 @@ def as_text(value: Any) -> str | None:
     return None
 
 
-def _as_json(value: Any) -> Any:
+def from_json(value: Any) -> Any:
     """A list or an object that a table holds as JSON text; other values as they are."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         try:
@@ -81,7 +81,8 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def _text(values: Mapping[str, Any], part: str) -> str:
+def text_of(values: Mapping[str, Any], part: str) -> str:
+    """The text of a part, "" where there is none. Raises Fault for anything else."""
     value = values.get(part)
     if isinstance(value, str):
         return value
@@ -90,10 +91,10 @@ def _text(values: Mapping[str, Any], part: str) -> str:
     raise Fault(part, kind_of(value), "text")
 
 
-def _body(values: Mapping[str, Any], part: str) -> str:
+def body_of(values: Mapping[str, Any], part: str) -> str:
     """Text of a context: plain, a list of paragraphs, or an object of them; also as JSON text."""
     given = values.get(part)
-    made = as_text(_as_json(given)) if given is not None else ""
+    made = as_text(from_json(given)) if given is not None else ""
     if made is None and isinstance(given, str):
         return given
     if made is None:
@@ -120,32 +121,32 @@ def pair(values: dict[str, Any]) -> dict[str, Any]:
 
 def instructed(values: dict[str, Any]) -> dict[str, Any]:
     """Instruction, an empty line, and its input or context where there is one; then the output."""
-    instruction = _text(values, "instruction")
-    extra = _text(values, "input") or _body(values, "context")
+    instruction = text_of(values, "instruction")
+    extra = text_of(values, "input") or body_of(values, "context")
     prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    return {"prompt": prompt, "completion": _text(values, "output")}
+    return {"prompt": prompt, "completion": text_of(values, "output")}
 
 
 def with_context(values: dict[str, Any]) -> dict[str, Any]:
     """Context, an empty line, question; then the answer. The paragraphs of a context stand on lines of their own."""
-    question, context = _text(values, "question"), _body(values, "context")
+    question, context = text_of(values, "question"), body_of(values, "context")
     prompt = f"{context}\n\n{question}" if context.strip() else question
-    return {"prompt": prompt, "completion": _text(values, "answer")}
+    return {"prompt": prompt, "completion": text_of(values, "answer")}
 
 
 def reasoned(values: dict[str, Any]) -> dict[str, Any]:
     """A question, and one turn of the assistant that thinks before it answers."""
-    answer = {"role": "assistant", "content": _text(values, "completion")}
-    thoughts = _text(values, "reasoning")
+    answer = {"role": "assistant", "content": text_of(values, "completion")}
+    thoughts = text_of(values, "reasoning")
     return {
-        "prompt": _text(values, "prompt"),
+        "prompt": text_of(values, "prompt"),
         "completion": [answer | ({"reasoning": thoughts} if thoughts.strip() else {})],
     }
 
 
 def text(values: dict[str, Any]) -> dict[str, Any]:
     """A text."""
-    return {"text": _text(values, "text")}
+    return {"text": text_of(values, "text")}
 
 
 # --- conversations ----------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def conversation(values: dict[str, Any]) -> dict[str, Any]:
     The answers of earlier turns are taught as well, as they are where this form comes from.
     """
     turns = _system(values)
-    history = _as_json(values.get("history")) or []
+    history = from_json(values.get("history")) or []
     if not isinstance(history, list):
         raise Fault("history", kind_of(history), "a list of pairs of a question and its answer")
     for index, earlier in enumerate(history):
@@ -171,7 +172,7 @@ def conversation(values: dict[str, Any]) -> dict[str, Any]:
 
 def messages(values: dict[str, Any]) -> dict[str, Any]:
     """Turns of any common spelling, after a system column where there is one; and the tools."""
-    given = _as_json(values["messages"])
+    given = from_json(values["messages"])
     if not isinstance(given, list):
         raise Fault("messages", kind_of(given), "a list of messages")
     turns = [turn_of(turn, "messages", f".{index}") for index, turn in enumerate(given)]
@@ -182,13 +183,13 @@ def messages(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _system(values: Mapping[str, Any]) -> list[dict]:
-    said = _text(values, "system")
+    said = text_of(values, "system")
     return [{"role": "system", "content": said}] if said.strip() else []
 
 
 def _tools(values: Mapping[str, Any]) -> dict[str, Any]:
     """`tools` as a list of {type: function, function}, from a list or its JSON text."""
-    given = _as_json(values.get("tools"))
+    given = from_json(values.get("tools"))
     if given is None or given == [] or (isinstance(given, str) and not given.strip()):
         return {}
     if not isinstance(given, list) or not all(isinstance(tool, Mapping) for tool in given):
@@ -211,7 +212,7 @@ def turn_of(turn: Any, part: str, inner: str) -> dict[str, Any]:
     said = _content(turn, part, inner)
     made: dict[str, Any] = {"role": role}
     if who in _CALLS:
-        made |= {"content": "", "tool_calls": _calls(_as_json(said), part, inner)}
+        made |= {"content": "", "tool_calls": _calls(from_json(said), part, inner)}
     else:
         made["content"] = said
     if "thinking" in turn and "reasoning_content" not in turn:
@@ -220,7 +221,7 @@ def turn_of(turn: Any, part: str, inner: str) -> dict[str, Any]:
         if isinstance(turn.get(flag), bool) and "weight" not in turn:
             turn["weight"] = int(turn.pop(flag))
     if turn.get("tool_calls"):
-        turn["tool_calls"] = _calls(_as_json(turn["tool_calls"]), part, f"{inner}.tool_calls")
+        turn["tool_calls"] = _calls(from_json(turn["tool_calls"]), part, f"{inner}.tool_calls")
     if turn.get("weight", 1) not in (0, 1):
         raise Fault(part, kind_of(turn["weight"]), "0 (not taught) or 1", inner=f"{inner}.weight")
     for name, value in turn.items():
@@ -256,7 +257,7 @@ def _calls(given: Any, part: str, inner: str) -> list[dict]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise Fault(part, kind_of(call), "a call: an object of name and arguments", inner=inner)
-        arguments = _without_missing(_as_json(function.get("arguments", {})))
+        arguments = _without_missing(from_json(function.get("arguments", {})))
         kept = {name: call[name] for name in ("id",) if isinstance(call.get(name), str)}
         made.append({"type": "function", **kept, "function": {"name": function["name"], "arguments": arguments}})
     return made
@@ -267,128 +268,3 @@ def _without_missing(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _without_missing(each) for name, each in value.items() if each is not None}
     return [_without_missing(each) for each in value] if isinstance(value, list) else value
-
-
-# --- choices ----------------------------------------------------------------------------------------------
-
-
-def index_base(value: Any) -> int | None:
-    """The first index of four options, as far as one answer shows it: 0 by a 0, 1 by a 4; letters count as 0."""
-    if (number := _number(value)) is None or number <= 0:
-        return 0
-    return 1 if number >= 4 else None
-
-
-def choice_by_columns(values: dict[str, Any], base: int) -> dict[str, Any]:
-    """Four options in columns of their own; the answer an index from `base`, or a letter."""
-    options = [_text(values, f"option_{letter}") for letter in "abcd"]
-    answer = _number(values["answer"])
-    if answer == -1:
-        remedy = "A public test split has no answers: use the validation split."
-        raise Fault("answer", -1, "the right option; -1 means that it is not given", remedy)
-    at = answer - base if answer is not None else _letter(values["answer"], 4)
-    return _choice(values, options, at)
-
-
-def choice(values: dict[str, Any]) -> dict[str, Any]:
-    """Options as a list, by label ({A: ...}, or {text: [...], label: [...]}, or [{label, text}]); the answer as a label,
-    an index from 0, or the text of the option.
-    """
-    options, labels = _options(_as_json(values["choices"]))
-    given = values["answer"]
-    said = given.strip() if isinstance(given, str) else given
-    by_label = [index for index, label in enumerate(labels) if str(said).casefold() == label.casefold()]
-    by_text = [index for index, option in enumerate(options) if isinstance(said, str) and option.strip() == said]
-    found = by_label or by_text
-    if not labels:
-        number, letter = _number(said), _letter(said, len(options))
-        found = by_text or [index for index in (number, letter) if index is not None]
-        if by_text and letter is not None and letter not in by_text:
-            raise Fault("answer", "a letter and the text of another option", "one of the two", "Give the index.")
-        if by_text and number is not None and 0 <= number < len(options) and number not in by_text:
-            remedy = "Give the letter of the right option: A for the first."
-            raise Fault("answer", "an index and the text of another option", "one of the two", remedy)
-    if not found and isinstance(said, str) and said and _number(said) is None and len(said) > 1:
-        rule = "the right option: its letter or label, its index from 0, or its text, the same as in the options"
-        remedy = "Compare the two letter by letter, or give the index."
-        raise Fault("answer", f"a text that is none of the {len(options)} options", rule, remedy)
-    made = _choice(values, options, found[0] if found else None)
-    stated = values.get("stated")
-    if isinstance(stated, str) and stated.strip() not in ("", options[made["answer"]].strip(), str(said)):
-        remedy = "Correct the one that is wrong, or remove the column."
-        raise Fault("stated", "another text than the option that the answer names", "the text of that option", remedy)
-    return made
-
-
-def arc(values: dict[str, Any]) -> dict[str, Any]:
-    """The same, where the question may be {stem, choices}."""
-    question = _as_json(values["question"])
-    if isinstance(question, Mapping):
-        values = {**values, "question": question.get("stem"), "choices": question.get("choices", values.get("choices"))}
-    return choice({"choices": None, **values})
-
-
-def _options(given: Any) -> tuple[list[str], list[str]]:
-    """(texts, labels); no labels where the options are a plain list."""
-    if isinstance(given, Mapping) and isinstance(given.get("text"), list) and isinstance(given.get("label"), list):
-        given = [{"label": a, "text": b} for a, b in zip(given["label"], given["text"], strict=False)]
-    elif isinstance(given, Mapping):
-        given = [{"label": name, "text": value} for name, value in given.items() if value is not None]
-    if not isinstance(given, list) or len(given) < 2:
-        value = f"a list of {len(given)}" if isinstance(given, list) else kind_of(given)
-        raise Fault("choices", value, "a list of at least 2 options")
-    labels = [_first(option, "label", "key", "id") for option in given if isinstance(option, Mapping)]
-    texts = [_first(option, "text", "value", "content") if isinstance(option, Mapping) else option for option in given]
-    for index, option in enumerate(texts):
-        if not isinstance(option, str) or not option.strip():
-            raise Fault("choices", _kind(option), "text that is not empty", inner=f".{index}")
-    return texts, [str(label) for label in labels] if len(labels) == len(texts) else []
-
-
-def _first(option: Mapping[str, Any], *names: str) -> Any:
-    return next((option[name] for name in names if name in option), None)
-
-
-def _choice(values: Mapping[str, Any], options: list[str], answer: int | None) -> dict[str, Any]:
-    question = values["question"]
-    if not isinstance(question, str) or not question.strip():
-        raise Fault("question", _kind(question), "text that is not empty")
-    for index, option in enumerate(options):
-        if not option.strip():
-            raise Fault("choices", "empty", "text that is not empty", inner=f".{index}")
-    if answer is None or not 0 <= answer < len(options):
-        given = values["answer"]
-        raise Fault(
-            "answer",
-            given if isinstance(given, int) else _kind(given),
-            f"the index of the right option, 0 to {len(options) - 1}",
-            "Indices count from 0: write 0 for option A, 1 for B. A letter or the option's text will do as well.",
-        )
-    made: dict[str, Any] = {"question": question, "choices": options, "answer": answer}
-    if context := _body(values, "context"):
-        made["context"] = context
-    if subject := values.get("subject"):
-        if not isinstance(subject, str):
-            raise Fault("subject", _kind(subject), "text, or left out")
-        made["subject"] = subject
-    return made
-
-
-def _number(value: Any) -> int | None:
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, str):
-        return int(value) if value.strip().lstrip("-").isdigit() else None
-    return int(value) if isinstance(value, int | float) and value == int(value) else None
-
-
-def _letter(value: Any, num: int) -> int | None:
-    said = value.strip().strip("().").upper() if isinstance(value, str) else ""
-    return ord(said) - ord("A") if len(said) == 1 and "A" <= said < chr(ord("A") + num) else None
-
-
-def _kind(value: Any) -> str:
-    """What a value is, without quoting it."""
-    if value is None:
-        return "missing"
-    return "empty" if isinstance(value, str) and not value.strip() else kind_of(value)

@@ -55,6 +55,10 @@ VERSION = 3  # raise it when the same input would give other tokens or files
 ROWS_A_CALL = 256  # rows tokenised by one call: enough to be fast, few enough to hold
 SAMPLE = np.dtype([("length", "<i4"), ("num_supervised", "<i4"), ("num_bytes", "<i8"), ("source", "<i4")])
 IGNORED = -100  # label of a position without loss
+_TOO_LONG, _CUT_OFF = (
+    "too long",
+    "no supervised token after truncation",
+)  # reasons that a larger data.max_length removes
 log = logging.getLogger(__name__)
 
 
@@ -258,9 +262,9 @@ def _samples(
         for row, encoded in zip(batch, encode_batch(batch, tokenizer, config), strict=True):
             fitted = _fit(row, encoded, tokenizer, config)
             if fitted is None:
-                report.drop("too long")
+                report.drop(_TOO_LONG)
             elif not any(fitted.supervised):
-                report.drop("no supervised token" + ("" if fitted is encoded else " after truncation"))
+                report.drop("no supervised token" if fitted is encoded else _CUT_OFF)
             else:
                 report.rows_kept += 1
                 report.truncated += fitted is not encoded
@@ -297,11 +301,12 @@ def _check_not_empty(report: SourceReport, field: str) -> None:
     if not report.rows_read:
         raise BadInput(field, report.path, "a source with rows; this one is empty")
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.dropped.items()))
+    is_cut = not report.dropped.keys().isdisjoint((_TOO_LONG, _CUT_OFF))
     raise BadInput(
         field,
         report.path,
         "a source with a supervised token",
-        f"All {report.rows_read} rows were dropped: {reasons}. Raise data.max_length, or give other rows.",
+        f"All {report.rows_read} rows were dropped: {reasons}." + (" Raise data.max_length." if is_cut else ""),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bft_ray.data import canonical
+from bft_ray.data import canonical, choices
 
 Spellings = Mapping[str, tuple[str, ...]]
 #: fields of a canonical record, by kind
@@ -91,10 +91,10 @@ def _medmcqa(name: str, base: int) -> Form:
         "choice",
         {"question": ("question",), **letters, "answer": ("cop",)},
         {"question": "{question}", "choices": " ".join(f"{{{part}}}" for part in letters), "answer": "{answer}"},
-        functools.partial(canonical.choice_by_columns, base=base),
+        functools.partial(choices.choice_by_columns, base=base),
         may={"subject": ("subject_name", "subject")},
         known=("exp", "choice_type", "topic_name"),
-        fits=lambda values: canonical.index_base(values.get("answer")) in (None, base),
+        fits=lambda values: choices.index_base(values.get("answer")) in (None, base),
     )
 
 
@@ -131,7 +131,7 @@ FORMS: tuple[Form, ...] = (
         "choice",
         {"question": ("question",), "answer": ("answerKey",)},
         _CHOICE,
-        canonical.arc,
+        choices.arc,
         may={**_MAY_CHOICE, "choices": ("choices",)},
     ),
     Form(
@@ -139,7 +139,7 @@ FORMS: tuple[Form, ...] = (
         "choice",
         {"question": ("question",), "choices": _OPTIONS, "answer": ("answer_idx", "answer_index")},
         _CHOICE,
-        canonical.choice,
+        choices.choice,
         may={**_MAY_CHOICE, "stated": ("answer",)},
         known=("meta_info", "metamap_phrases", *_RATIONALE),
     ),
@@ -148,7 +148,7 @@ FORMS: tuple[Form, ...] = (
         "choice",
         {"question": ("question",), "choices": _OPTIONS, "answer": ("label", "gold")},
         _CHOICE,
-        canonical.choice,
+        choices.choice,
         may=_MAY_CHOICE,
         known=("medical_task", "question_type", *_RATIONALE),
     ),
@@ -157,7 +157,7 @@ FORMS: tuple[Form, ...] = (
         "choice",
         {"question": ("question", "query"), "choices": _OPTIONS, "answer": ("answer", "gold")},
         _CHOICE,
-        canonical.choice,
+        choices.choice,
         may=_MAY_CHOICE,
         known=_RATIONALE,
     ),

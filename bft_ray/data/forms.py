@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bft_ray.data import canonical
+from bft_ray.data import canonical, choices
 from bft_ray.data.canonical import Fault
 from bft_ray.data.form_table import CONTENT, FIELDS, FORMS, KINDS, METADATA, MISSING_WORDS, PAIRS, Form
 from bft_ray.data.tables import is_missing
@@ -144,7 +144,9 @@ def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
         made = use.form.make(values)
     except Fault as fault:
         column = own.get(fault.part, fault.part)
-        raise BadInput(f"{where} {column}{fault.inner}", fault.received, fault.rule, _cure(fault, use)) from None
+        raise BadInput(
+            f"{where} {column}{fault.inner}", fault.received, fault.rule, _fault_remedy(fault, use)
+        ) from None
     return {**_marks(use, record, names, where), **made}
 
 
@@ -209,7 +211,7 @@ _MAKE = {
     "completion": canonical.pair,
     "messages": canonical.messages,
     "text": canonical.text,
-    "choice": canonical.choice,
+    "choice": choices.choice,
 }
 
 
@@ -355,7 +357,7 @@ def _remedy(use: Use, name: str) -> str:
     return f"Use it: {as_option}{use.source}.columns: {{{mapping}}}; or {without}."
 
 
-def _cure(fault: Fault, use: Use) -> str:
+def _fault_remedy(fault: Fault, use: Use) -> str:
     """The remedy of a fault, where its kind alone tells one."""
     if fault.remedy:
         return fault.remedy

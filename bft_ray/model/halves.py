@@ -114,7 +114,7 @@ def check_halves(model: Any, device: torch.device | str) -> None:
         model.train(was_training)
     if not expected.isfinite().all():
         remedy = "Its weights hold NaN or infinity, or model.dtype is too narrow for it: try fp32."
-        raise BadInput("model.path", "logits that are not finite", "a model that gives finite logits", remedy)
+        raise BadInput("model.path", type(causal).__name__, "a model whose logits are finite", remedy)
     worst = (made.float() - expected.float()).abs().max() / expected.float().abs().max()
     if not worst <= _TOLERANCE[x.dtype]:
         raise _strange(causal, f"logits that are its head's output, scaled and capped (they differ by {worst:.1e})")

@@ -15,10 +15,11 @@ from typing import Any
 
 from bft_ray.config import Config, DataConfig, ModelConfig, SourceConfig, TrackingConfig, config_from_yaml
 from bft_ray.config.tasks import Decoding
-from bft_ray.data.rows import BadRow, Row, question_key, read_rows
+from bft_ray.data.rows import BadRow, Row, look, question_key, read_choices, read_rows
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.engine.generate import run_generate
 from bft_ray.evaluate.engine.request import Context, Generate
+from bft_ray.evaluate.tasks.choice import prompt_of
 from bft_ray.evaluate.tasks.generation import decode, encode_prompts, read_prompts
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.ends import end_tokens
@@ -87,7 +88,7 @@ def compare_models(
     if not found:
         raise BadInput("MODEL", None, "one model at least, or --champion DOMAIN")
     check_out(out.parent)
-    rows = read_prompts(SourceConfig(path=str(prompts), limit=limit), _FIELD)
+    rows = _rows(SourceConfig(path=str(prompts), limit=limit))
     if known := _trained_on(rows, config):
         line(
             f"note: {known} of {len(rows)} prompts are questions of the training data: what a model says to "
@@ -99,6 +100,17 @@ def compare_models(
         answered.append(_ask(one, rows, config, max_new_tokens))
     _write(out, to_html(_page(rows, answered, prompts, known)))
     return out
+
+
+def _rows(source: SourceConfig) -> Sequence[Row]:
+    """Prompts with a gold answer; of a choice, the text of the right option."""
+    use = look(source, _FIELD)
+    if use is None or use.form.kind != "choice":
+        return read_prompts(source, _FIELD)
+    return [
+        Row(item.id, item.where, prompt=prompt_of(item), completion=item.choices[item.answer], group=item.group)
+        for item in read_choices(source, _FIELD)
+    ]
 
 
 def _champion(

@@ -117,9 +117,7 @@ def describe(
         ("a run", _workers(space, base)),
     ]
     if isinstance(space.scheduler, Asha):
-        rows.append(
-            ("rungs", f"{', '.join(map(str, cost.rungs)) or '?'}: 1 of {space.scheduler.reduction} is promoted")
-        )
+        rows.append(("rungs", _rungs(cost, space.scheduler)))
     if space.budget.time_s is not None:
         rows.append(("time", f"no trial starts when trials ran for {space.budget.time_s:g} s"))
     rows += [
@@ -142,6 +140,12 @@ def describe(
         rows.append(("test split", f"{cost.test_looks} models measured, once"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
+
+
+def _rungs(cost: Cost, scheduler: Asha) -> str:
+    if cost.rungs:
+        return f"{', '.join(map(str, cost.rungs))}: 1 of {scheduler.reduction} is promoted"
+    return "not known without the data" if cost.steps is None else "none before the last step: no trial stops early"
 
 
 def _stopped(space: SearchSpace, trials: int, steps: int | None, rungs: Sequence[int]) -> int | None:

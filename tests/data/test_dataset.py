@@ -113,7 +113,10 @@ def test_no_supervised_token_in_the_whole_set(tmp_path):
     source = write_rows(tmp_path / "r.jsonl", [{"prompt": "q", "completion": " "}, {"prompt": "q", "completion": ""}])
     message = error_of([source], tmp_path)
     assert message.startswith(f"`data.train.0` is '{source.path}', but must be a source with a supervised token.")
-    assert "All 2 rows were dropped: 2 empty completion." in message
+    assert message.endswith("All 2 rows were dropped: 2 empty completion.")
+    source = write_rows(tmp_path / "r.jsonl", [{"prompt": "q", "completion": "protein " * 30}])
+    message = error_of([source], tmp_path, max_length=24, too_long="drop")
+    assert message.endswith("All 1 rows were dropped: 1 too long. Raise data.max_length.")
 
 
 def test_empty_set(tmp_path):

@@ -166,6 +166,13 @@ def test_options_that_are_numbers(answer, right, tmp_path):
     assert only.answer == right
 
 
+def test_faults_of_options_have_remedies(tmp_path):
+    row = {"question": "q?", "choices": [1, 2], "answer": 0}
+    assert error_of(tmp_path, row, read=read_choices).endswith("must be text that is not empty. Write it as text.")
+    row = {"question": "q?", "choices": ["x", " "], "answer": 0}
+    assert error_of(tmp_path, row, read=read_choices).endswith("not empty. Fill it or take the row out.")
+
+
 def test_the_original_arc_rows(tmp_path):
     stem = {"stem": "q?", "choices": [{"text": "w", "label": "A"}, {"text": "x", "label": "B"}]}
     path = write(tmp_path, {"id": "k", "question": stem, "answerKey": "B"})

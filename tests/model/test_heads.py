@@ -147,7 +147,9 @@ def test_a_head_that_is_not_known_is_refused(models):
         check_halves(model, "cpu")
     model.forward = plain
     torch.nn.init.constant_(model.get_input_embeddings().weight, float("nan"))
-    with pytest.raises(BadInput, match=r"`model.path` is 'logits that are not finite'.*Its weights hold NaN"):
+    with pytest.raises(
+        BadInput, match=r"`model.path` is 'GraniteForCausalLM'.*a model whose logits are finite. Its weights hold NaN"
+    ):
         check_halves(model, "cpu")
 
 

@@ -97,6 +97,24 @@ def test_any_models_and_a_page_that_was_readable_for_all(models, tmp_path):
     assert list(row) == ["prompt", "gold answer", "default", "champion"]
 
 
+def test_questions_with_options_are_asked_as_they_are_measured(models, tmp_path):
+    item = {"context": "c0", "question": "w1?", "choices": ["w2", "w3"], "answer": 1}
+    (tmp_path / "choices.jsonl").write_text(json.dumps(item))
+    words = [
+        "compare",
+        str(models["default"]),
+        "--prompts",
+        "choices.jsonl",
+        "--max-new-tokens",
+        "4",
+        "--out",
+        "page.html",
+    ]
+    assert main(words) == 0
+    (row,) = said((tmp_path / "page.html").read_text())
+    assert (row["prompt"], row["gold answer"]) == ("c0\n\nw1?", "w3")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -600,6 +600,7 @@ def test_the_cost_of_a_study():
         "  duplicates               8: windows 128 and 256 both hold the longest sample (100 tokens) whole",
         "search, at most                  32         2,880",
         "all, at most                     69         6,210",
+        "rungs                      10, 30: 1 of 3 is promoted",
     ):
         assert line in text, text
 
@@ -611,6 +612,10 @@ def test_an_unknown_length_is_said():
     assert "2, of which 2 differ (the longest sample is not known" in text
     assert "3 epochs; how many steps that is follows from the data" in text
     assert cost_of(space, base, samples_per_source=[160]).search_steps == 2 * 30
+    space = make_space(scheduler={"kind": "asha", "grace_steps": 90, "reduction": 3}, baselines=[])
+    assert "not known without the data" in describe(space, base)
+    known = with_overrides(base, {"schedule.steps": 90}, "test")
+    assert "none before the last step: no trial stops early" in describe(space, known)
 
 
 # ---- the shipped ones ----------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def read_items(task: ChoiceTask) -> list[ChoiceRow]:
 
 def encode_items(items: Sequence[ChoiceRow], tokenizer: Any, config: DataConfig) -> EncodedOptions:
     """The options after their questions, one continuation an option, in order; see `encode_options`."""
-    questions = [Question(item.id, item.where, _prompt(item), item.choices) for item in items]
+    questions = [Question(item.id, item.where, prompt_of(item), item.choices) for item in items]
     return encode_options(questions, tokenizer, config)
 
 
@@ -138,5 +138,6 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, num_bins: int =
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def _prompt(item: ChoiceRow) -> str:
+def prompt_of(item: ChoiceRow) -> str:
+    """What is asked: the context, if any, and the question."""
     return f"{item.context}\n\n{item.question}" if item.context else item.question

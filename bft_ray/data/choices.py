@@ -1,0 +1,131 @@
+"""Values of the columns of a form of choices -> a canonical record: question, choices, and the answer as an index from 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bft_ray.data.canonical import Fault, body_of, from_json, text_of
+from bft_ray.data.tables import kind_of
+
+
+def index_base(value: Any) -> int | None:
+    """The first index of four options, as far as one answer shows it: 0 by a 0, 1 by a 4; letters count as 0."""
+    if (number := _number(value)) is None or number <= 0:
+        return 0
+    return 1 if number >= 4 else None
+
+
+def choice_by_columns(values: dict[str, Any], base: int) -> dict[str, Any]:
+    """Four options in columns of their own; the answer an index from `base`, or a letter."""
+    options = [text_of(values, f"option_{letter}") for letter in "abcd"]
+    answer = _number(values["answer"])
+    if answer == -1:
+        remedy = "A public test split has no answers: use the validation split."
+        raise Fault("answer", -1, "the right option; -1 means that it is not given", remedy)
+    at = answer - base if answer is not None else _letter(values["answer"], 4)
+    return _choice(values, options, at)
+
+
+def choice(values: dict[str, Any]) -> dict[str, Any]:
+    """Options as a list, by label ({A: ...}, or {text: [...], label: [...]}, or [{label, text}]); the answer as a label,
+    an index from 0, or the text of the option.
+    """
+    options, labels = _options(from_json(values["choices"]))
+    given = values["answer"]
+    said = given.strip() if isinstance(given, str) else given
+    by_label = [index for index, label in enumerate(labels) if str(said).casefold() == label.casefold()]
+    by_text = [index for index, option in enumerate(options) if isinstance(said, str) and option.strip() == said]
+    found = by_label or by_text
+    if not labels:
+        number, letter = _number(said), _letter(said, len(options))
+        found = by_text or [index for index in (number, letter) if index is not None]
+        if by_text and letter is not None and letter not in by_text:
+            raise Fault("answer", "a letter and the text of another option", "one of the two", "Give the index.")
+        if by_text and number is not None and 0 <= number < len(options) and number not in by_text:
+            remedy = "Give the letter of the right option: A for the first."
+            raise Fault("answer", "an index and the text of another option", "one of the two", remedy)
+    if not found and isinstance(said, str) and said and _number(said) is None and len(said) > 1:
+        rule = "the right option: its letter or label, its index from 0, or its text, the same as in the options"
+        remedy = "Compare the two letter by letter, or give the index."
+        raise Fault("answer", f"a text that is none of the {len(options)} options", rule, remedy)
+    made = _choice(values, options, found[0] if found else None)
+    stated = values.get("stated")
+    if isinstance(stated, str) and stated.strip() not in ("", options[made["answer"]].strip(), str(said)):
+        remedy = "Correct the one that is wrong, or remove the column."
+        raise Fault("stated", "another text than the option that the answer names", "the text of that option", remedy)
+    return made
+
+
+def arc(values: dict[str, Any]) -> dict[str, Any]:
+    """The same, where the question may be {stem, choices}."""
+    question = from_json(values["question"])
+    if isinstance(question, Mapping):
+        values = {**values, "question": question.get("stem"), "choices": question.get("choices", values.get("choices"))}
+    return choice({"choices": None, **values})
+
+
+def _options(given: Any) -> tuple[list[str], list[str]]:
+    """(texts, labels); no labels where the options are a plain list."""
+    if isinstance(given, Mapping) and isinstance(given.get("text"), list) and isinstance(given.get("label"), list):
+        given = [{"label": a, "text": b} for a, b in zip(given["label"], given["text"], strict=False)]
+    elif isinstance(given, Mapping):
+        given = [{"label": name, "text": value} for name, value in given.items() if value is not None]
+    if not isinstance(given, list) or len(given) < 2:
+        value = f"a list of {len(given)}" if isinstance(given, list) else kind_of(given)
+        raise Fault("choices", value, "a list of at least 2 options")
+    labels = [_first(option, "label", "key", "id") for option in given if isinstance(option, Mapping)]
+    texts = [_first(option, "text", "value", "content") if isinstance(option, Mapping) else option for option in given]
+    for index, option in enumerate(texts):
+        if not isinstance(option, str) or not option.strip():
+            raise Fault("choices", _kind(option), "text that is not empty", inner=f".{index}")
+    return texts, [str(label) for label in labels] if len(labels) == len(texts) else []
+
+
+def _first(option: Mapping[str, Any], *names: str) -> Any:
+    return next((option[name] for name in names if name in option), None)
+
+
+def _choice(values: Mapping[str, Any], options: list[str], answer: int | None) -> dict[str, Any]:
+    question = values["question"]
+    if not isinstance(question, str) or not question.strip():
+        raise Fault("question", _kind(question), "text that is not empty")
+    for index, option in enumerate(options):
+        if not option.strip():
+            raise Fault("choices", "empty", "text that is not empty", inner=f".{index}")
+    if answer is None or not 0 <= answer < len(options):
+        given = values["answer"]
+        raise Fault(
+            "answer",
+            given if isinstance(given, int) else _kind(given),
+            f"the index of the right option, 0 to {len(options) - 1}",
+            "Indices count from 0: write 0 for option A, 1 for B. A letter or the option's text will do as well.",
+        )
+    made: dict[str, Any] = {"question": question, "choices": options, "answer": answer}
+    if context := body_of(values, "context"):
+        made["context"] = context
+    if subject := values.get("subject"):
+        if not isinstance(subject, str):
+            raise Fault("subject", _kind(subject), "text, or left out")
+        made["subject"] = subject
+    return made
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, str):
+        return int(value) if value.strip().lstrip("-").isdigit() else None
+    return int(value) if isinstance(value, int | float) and value == int(value) else None
+
+
+def _letter(value: Any, num: int) -> int | None:
+    said = value.strip().strip("().").upper() if isinstance(value, str) else ""
+    return ord(said) - ord("A") if len(said) == 1 and "A" <= said < chr(ord("A") + num) else None
+
+
+def _kind(value: Any) -> str:
+    """What a value is, without quoting it."""
+    if value is None:
+        return "missing"
+    return "empty" if isinstance(value, str) and not value.strip() else kind_of(value)
