@@ -28,12 +28,12 @@ from bft_ray.study.answer import answer
 from bft_ray.study.checks.expect import caveats, local_slots, requirements
 from bft_ray.study.checks.packing import settle_packing
 from bft_ray.study.checks.ready import Facts, inspect_study
-from bft_ray.study.checks.shared import require_shared
 from bft_ray.study.conclude import StudyResult, conclude, describe_study, require_left
 from bft_ray.study.controller import Controller, segments_ahead
 from bft_ray.study.definition import Study
 from bft_ray.study.execute.measure import measure as measured_on
 from bft_ray.study.kept import note_study, profile_folder
+from bft_ray.study.place import OnRay, Place
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store
@@ -43,8 +43,6 @@ from bft_ray.tracking.begin import RUN_KEY
 from bft_ray.tracking.run import Tracker
 from bft_ray.train.launch import pin_paths
 from bft_ray.waits import waiting
-from bft_ray.workers.connect import connect
-from bft_ray.workers.room import require_resources
 
 _PATIENCE_S = 120.0  # for a tracking server that is away at the end
 _LOOK_S = 2.0  # between two checks whether the study is cancelled
@@ -62,6 +60,7 @@ def search(
     profile: bool = True,
     measure: bool = True,
     live: Live | None = None,
+    place: Place | None = None,
 ) -> StudyResult:
     """Run a study, or resume it: baselines, search, confirmation, choice, test, registry.
 
@@ -70,6 +69,7 @@ def search(
         database_url: of the study: `sqlite:///FILE` or the address of a PostgreSQL.
         profile: also draw the window profile of the training data.
         measure: first print how much time, disk and memory the study needs, measured on a few steps.
+        place: where its segments run; default: on Ray, as `base.cluster` says.
 
     Raises:
         BadConfig, BadInput: before any worker starts, for every fault that can be found by then; also for a study that
@@ -80,11 +80,11 @@ def search(
             answer, and the same call tries that again.
     """
     with tokens_pass(), kept_for(base.cluster.file_mode):
-        return _search(space, base, database_url, profile, measure, live)
+        return _search(space, base, database_url, profile, measure, live, place or OnRay())
 
 
 def _search(
-    space: SearchSpace, base: Config, database_url: str, profile: bool, measure: bool, live: Live | None
+    space: SearchSpace, base: Config, database_url: str, profile: bool, measure: bool, live: Live | None, place: Place
 ) -> StudyResult:
     base = base.model_copy(update={"name": None})
     title = f"{space.name}, domain {space.domain or base.domain}"
@@ -109,9 +109,7 @@ def _search(
             for text in caveats(space, cost, facts):
                 shown.note(text)
             study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
-            with connect(facts.first.cluster):
-                require_resources(facts.first.cluster)
-                require_shared(facts.first.cluster)
+            with place.connected(facts.first.cluster):
                 study, facts = settle_packing(study, facts, store, shown.note)
                 note_study(store, study)
                 if measure and not store.records():  # only when the study begins
@@ -120,7 +118,7 @@ def _search(
                         shown.note(text)
                 if profile:
                     _profile(study, facts.first, shown.note)
-                return _run(study, store, facts.first, shown)
+                return _run(study, store, facts.first, shown, place)
 
 
 def _with_date(database: Database, space: SearchSpace, base: Config) -> Config:
@@ -172,11 +170,9 @@ def _finished(store: Store, space: SearchSpace) -> StudyResult | None:
     return None if changed or done is None else StudyResult(**done)
 
 
-def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
+def _run(study: Study, store: Store, first: Config, shown: Live, place: Place) -> StudyResult:
     """The steps that need the cluster and MLflow."""
-    from bft_ray.study.execute import ray_tune
-
-    notes = store.notes()
+    notes, num_slots = store.notes(), place.num_slots(first.cluster)
     with Tracker.start(
         study.base.tracking,
         experiment=first.experiment,
@@ -199,7 +195,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
         controller = Controller(
             study,
             store,
-            ray_tune.num_slots(first.cluster),
+            num_slots,
             recorder,
             ahead=segments_ahead(study, first),
             max_failures=first.cluster.max_failures,
@@ -210,8 +206,8 @@ def _run(study: Study, store: Store, first: Config, shown: Live) -> StudyResult:
             for line in controller.messages:
                 shown.note(line)
             recorder.catch_up([record for own in controller.all_records().values() for record in own])
-            look = _looks(store, controller, shown, ray_tune.num_slots(first.cluster))
-            ray_tune.run(controller, first, look)
+            look = _looks(store, controller, shown, num_slots)
+            place.run(controller, first, look)
             look()
             with waiting("choosing"):
                 found = answer(study, controller.parts, shown.note)

@@ -122,9 +122,9 @@ SECOND = "kept/probability"
 class WithSecond(Executor):
     """Also measures what the model may have forgotten: the inverse form forgets nearly all."""
 
-    def _walk(self, segment):
+    def walk(self, segment):
         kept = 0.01 if segment.tree["loss"]["method"] == "bft_inverse" else 0.9
-        for reached in super()._walk(segment):
+        for reached in super().walk(segment):
             yield replace(
                 reached, metrics={reached.num_steps: reached.last | {SECOND: kept + 1e-3 * (segment.seed % 5)}}
             )

@@ -41,7 +41,7 @@ def test_the_workers_of_these_tests_tell_what_workers_tell(tmp_path, url):
         segments = [
             Segment("study", "search/0", 42, tree, str(tmp_path / name), rungs=(4, 12), until=step) for step in until
         ]
-        return [[(reached.num_steps, reached.status) for reached in executor._walk(segment)] for segment in segments]
+        return [[(reached.num_steps, reached.status) for reached in executor.walk(segment)] for segment in segments]
 
     assert stages("whole", None, None) == [[(4, "running"), (12, "running"), (24, "complete")], [(24, "complete")]]
     paused = [[(4, "paused")], [(12, "paused")], [(4, "paused")], [(24, "complete")]]
@@ -144,9 +144,9 @@ def test_a_dead_worker_is_replaced_until_it_is_too_much(tmp_path, url):
 def test_what_may_pass_is_tried_again(tmp_path, url):
     """A failure that need not come again, such as a hub that is away, is no result."""
     executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
-    plain, failed = executor._walk, []
+    failed = []
 
-    def walk(segment):
+    def worker(segment, plain):
         if segment.trial == "search/1" and len(failed) < 2:
             failed.append(segment)
             return iter(
@@ -162,7 +162,7 @@ def test_what_may_pass_is_tried_again(tmp_path, url):
             )
         return plain(segment)
 
-    executor._walk = walk
+    executor.worker = worker
     assert executor.run()
     record = executor.records(SEARCH)[1]
     assert len(failed) == 2 and record.status in ("complete", "pruned") and record.attempts == 3
@@ -172,16 +172,16 @@ def test_what_may_pass_is_tried_again(tmp_path, url):
 def test_a_damaged_result_of_a_confirmation_is_made_again(tmp_path):
     """The driver reads its items from the file; before, it said that the nodes shared no folder."""
     executor = Executor(make_study(tmp_path), f"sqlite:///{tmp_path}/study.db")
-    plain, hurt = executor._walk, []
+    hurt = []
 
-    def walk(segment):
+    def worker(segment, plain):
         for reached in plain(segment):
             if segment.trial.startswith("confirmation") and reached.status == "complete" and not hurt:
                 hurt.append(segment)
                 damage(Path(segment.files.result), "half")
             yield reached
 
-    executor._walk = walk
+    executor.worker = worker
     assert executor.run()
     (record,) = [record for record in executor.records(CONFIRMATION) if record.id == hurt[0].trial]
     assert record.state == "complete" and record.extra["breaks"] == 1
@@ -196,11 +196,10 @@ def test_a_full_disk_ends_the_study_and_fails_no_trial(tmp_path, url, seeds):
     calm = Executor(make_study(tmp_path / "calm", **more), f"sqlite:///{tmp_path}/calm.db")
     assert calm.run()
     executor = Executor(make_study(tmp_path / "full", **more), url)
-    plain = executor._walk
     for number in range(10):
         left = [number % 5]
 
-        def walk(segment, left=left):
+        def worker(segment, plain, left=left):
             for reached in plain(segment):
                 left[0] -= 1
                 if left[0] < 0:
@@ -214,7 +213,7 @@ def test_a_full_disk_ends_the_study_and_fails_no_trial(tmp_path, url, seeds):
                     return
                 yield reached
 
-        executor._walk = walk
+        executor.worker = worker
         with pytest.raises(
             DiskFull, match=r"/\d+ was stopped, as every other would be: the disk that holds /x is full"
         ):
@@ -222,7 +221,7 @@ def test_a_full_disk_ends_the_study_and_fails_no_trial(tmp_path, url, seeds):
         records = [record for part in PARTS for record in executor.records(part)]
         assert not [record for record in records if record.state == "failed"]
         assert any(record.reason == "the disk that holds /x is full" for record in records)
-    executor._walk = plain
+    executor.worker = lambda segment, plain: plain(segment)
     assert executor.run()
     for part in PARTS:
         assert seedless(executor.records(part)) == seedless(calm.records(part))
@@ -286,7 +285,7 @@ def unfinished(executor: Executor) -> list[Segment]:
 def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):
     study = make_study(tmp_path, confirmation=None, baselines=[])
     executor = Executor(study, url)
-    executor._walk = lambda segment: iter(
+    executor.worker = lambda segment, plain: iter(
         [Run(status="failed", num_steps=3, metrics={3: {}}, reason="a loss is not finite")]
     )
     with pytest.raises(BftError, match="all of the first 3 trials failed: a loss is not finite"):
@@ -298,8 +297,7 @@ def test_a_failure_is_no_score_and_only_failures_end_the_study(tmp_path, url):
 @pytest.mark.slow
 def test_a_value_that_is_not_finite_fails_at_its_rung(tmp_path, url):
     executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url)
-    plain = executor._walk
-    executor._walk = lambda segment: (
+    executor.worker = lambda segment, plain: (
         iter(
             [
                 Run(status="running", num_steps=4, metrics={4: {METRIC: math.nan}}),

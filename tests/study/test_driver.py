@@ -6,6 +6,7 @@ import contextlib
 import io
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import pytest
 
 from bft_ray.cli import main
-from bft_ray.config import ClusterConfig, TrackingConfig, make_config
+from bft_ray.config import ClusterConfig, Config, TrackingConfig, make_config
 from bft_ray.errors import BadInput, DiskFull
 from bft_ray.operate.studies import status_of
 from bft_ray.places.addresses import sqlite_path
 from bft_ray.space.definition import SearchSpace
-from bft_ray.study import driver as drive
 from bft_ray.study.conclude import StudyResult, Unrecorded, mostly_failed
-from bft_ray.study.execute import ray_tune
+from bft_ray.study.controller import Controller
+from bft_ray.study.driver import search
+from bft_ray.study.place import Place
 from bft_ray.study.records.database import DEFAULT_DATABASE, Database
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.segment import Run
@@ -29,27 +31,34 @@ from bft_ray.study.report.live import Live
 from bft_ray.tracking.registry import find_champion
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import artifact_root, connect
-from tests.support.executor import METRIC, Executor, make_study
+from tests.support.executor import METRIC, Executor, Worker, make_study
 from tests.support.paths import ROOT
 
 
-class Driver:
-    """`bft-ray search` on a folder, without Ray: segments are carried out in this process, as `Executor` does."""
+class InProcess:
+    """A place without Ray: segments are carried out in this process, as `Executor` does."""
 
-    def __init__(self, folder: Path, base: dict[str, Any], monkeypatch):
+    def __init__(self, worker: Worker | None = None):
+        self.worker = worker
+
+    def connected(self, cluster: ClusterConfig) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:
+        return lambda: 2
+
+    def run(self, controller: Controller, first: Config, look: Callable[[], None]) -> None:
+        look()
+        Executor(controller.study, "", worker=self.worker).drive(controller)
+
+
+class Driver:
+    """`bft-ray search` on a folder."""
+
+    def __init__(self, folder: Path, base: dict[str, Any]):
         self.folder, self.base = folder, make_config(base)
         self.url = f"sqlite:///{folder}/studies.db"
         self.told = io.StringIO()
-        monkeypatch.setattr(drive, "connect", lambda cluster: contextlib.nullcontext())
-        monkeypatch.setattr(drive, "require_resources", lambda cluster: None)
-        monkeypatch.setattr(drive, "require_shared", lambda cluster: None)
-        monkeypatch.setattr(ray_tune, "num_slots", lambda cluster: lambda: 2)
-        monkeypatch.setattr(ray_tune, "run", self._run)
-
-    def _run(self, controller, config, look, **more) -> None:
-        executor = Executor(controller.study, self.url)
-        executor.controller = controller
-        executor._drive(float("inf"))
 
     def space(self, **more: Any) -> SearchSpace:
         confirmation = {
@@ -67,11 +76,11 @@ class Driver:
         }
         return make_study(self.folder, **small | more).space
 
-    def search(self, **more: Any) -> StudyResult:
+    def search(self, place: Place | None = None, **more: Any) -> StudyResult:
         self.told = io.StringIO()
         space = self.space(**more)
-        live = Live("study", METRIC, stream=self.told)
-        return drive.search(space, self.base, self.url, profile=False, measure=False, live=live)
+        live, place = Live("study", METRIC, stream=self.told), place or InProcess()
+        return search(space, self.base, self.url, profile=False, measure=False, live=live, place=place)
 
     def notes(self) -> dict[str, Any]:
         with Database(self.url) as database:
@@ -100,12 +109,12 @@ def empty_mlflow(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def driver(make_tree, tmp_path, monkeypatch, empty_mlflow) -> Driver:
+def driver(make_tree, tmp_path, empty_mlflow) -> Driver:
     shutil.copy(empty_mlflow, tmp_path)
     base = make_tree(evaluation={"tasks": [{"kind": "choice", "path": DATA.format("validation"), "limit": 6}]})
     base["data"]["validation"], base["checkpoint"] = [], {"export": "last", "keep": 2}
     del base["name"]
-    return Driver(tmp_path, base, monkeypatch)
+    return Driver(tmp_path, base)
 
 
 @pytest.mark.slow
@@ -132,15 +141,16 @@ def test_a_larger_budget_goes_on_with_a_study_that_only_compares(driver):
 
 
 @pytest.mark.slow
-def test_a_study_that_goes_on_is_not_shown_as_finished(driver, monkeypatch):
+def test_a_study_that_goes_on_is_not_shown_as_finished(driver):
     driver.search(**COMPARES)
     shown = []
 
-    def look(controller, config, look, **more):
-        shown.append(status_of("small/test", None, [], driver.url))
+    class Watched(InProcess):
+        def run(self, controller, first, look):
+            shown.append(status_of("small/test", None, [], driver.url))
+            super().run(controller, first, look)
 
-    monkeypatch.setattr(ray_tune, "run", look)
-    driver.search(**COMPARES, budget={"trials": 9})
+    driver.search(Watched(), **COMPARES, budget={"trials": 9})
     assert "driven by process" in shown[0] and "finished\n" not in shown[0].splitlines()[0]
     assert "small/test, finished" in status_of("small/test", None, [], driver.url)
 
@@ -157,15 +167,12 @@ def test_another_budget_after_the_confirmation_is_refused(driver):
 
 @pytest.mark.slow
 def test_a_study_of_which_most_failed_says_so(driver, monkeypatch, capsys):
-    plain = Executor._walk
-
-    def walk(self, segment):
+    def worker(segment, plain):
         if segment.trial in ("search/0", "search/1"):
-            return plain(self, segment)
+            return plain(segment)
         return iter([Run(status="failed", num_steps=3, metrics={3: {}}, reason="OutOfMemoryError: CUDA out of memory")])
 
-    monkeypatch.setattr(Executor, "_walk", walk)
-    result = driver.search(**COMPARES)
+    result = driver.search(InProcess(worker), **COMPARES)
     failed = [record for record in driver.records() if record.state == "failed" and not record.duplicate_of]
     ran = len(failed) + 2
     assert result.failed.startswith(f"{len(failed)} of {ran} trials failed, so the answer says little; ")
@@ -182,21 +189,17 @@ def test_a_study_of_which_most_failed_says_so(driver, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_no_end_of_a_study(driver, monkeypatch):
-    plain, room = Executor._walk, [4]
+def test_a_full_disk_is_no_end_of_a_study(driver):
+    room = [4]
 
-    def walk(self, segment):
+    def worker(segment, plain):
         room[0] -= 1
-        return (
-            plain(self, segment)
-            if room[0] >= 0
-            else iter([Run(status="stopped", num_steps=0, metrics={0: {}}, reason="the disk is full")])
-        )
+        if room[0] >= 0:
+            return plain(segment)
+        return iter([Run(status="stopped", num_steps=0, metrics={0: {}}, reason="the disk is full")])
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Executor, "_walk", walk)
-        with pytest.raises(DiskFull, match="was stopped, as every other would be: the disk is full"):
-            driver.search(**COMPARES)
+    with pytest.raises(DiskFull, match="was stopped, as every other would be: the disk is full"):
+        driver.search(InProcess(worker), **COMPARES)
     assert not [record for record in driver.records() if record.state in ("failed", "running")]
     run = driver.run()
     assert run.info.status == "FAILED" and "the disk is full" in run.data.tags["bft.reason"]

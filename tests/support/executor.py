@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,18 @@ def noise(*what: Any) -> float:
     return int.from_bytes(hashlib.sha256(json.dumps(what).encode()).digest()[:8], "big") / 2**64 - 0.5
 
 
+#: (segment, what a pretended worker does with it) -> the reports of this segment
+Worker = Callable[[Segment, Callable[[Segment], Iterator[Run]]], Iterator[Run]]
+
+
 class Executor:
     """Carries out segments, `slots` at a time, in an order that is drawn; every measurement is a turn of its own."""
 
-    def __init__(self, study: Study, url: str, *, slots: int = 3, seed: int = 0, ahead: int = 0):
+    def __init__(
+        self, study: Study, url: str, *, slots: int = 3, seed: int = 0, ahead: int = 0, worker: Worker | None = None
+    ):
         self.study, self.url, self.slots, self.ahead = study, url, slots, ahead
+        self.worker: Worker = worker or (lambda segment, plain: plain(segment))
         self.draw = random.Random(seed)
         self.trained: list[tuple[str, int, int, int]] = []  # (trial, seed, from, to)
         self.events: list[tuple[str, str]] = []
@@ -82,11 +90,13 @@ class Executor:
                 ahead=self.ahead,
             )
             try:
-                return self._drive(turns)
+                return self.drive(self.controller, turns)
             finally:
                 store.lease.drop()  # as if the process were gone
 
-    def _drive(self, turns: float) -> bool:
+    def drive(self, controller: Controller, turns: float = math.inf) -> bool:
+        """Carry out what this controller gives out, for so many turns; whether the study came to its end."""
+        self.controller = controller
         running: dict[Segment, Any] = {}
         waited = 0
         while turns > 0:
@@ -98,7 +108,7 @@ class Executor:
             if segment is not None:
                 waited = 0
                 self.controller.begun(segment)
-                running[_Same(segment)] = self._walk(segment)
+                running[_Same(segment)] = self.worker(segment, self.walk)
             elif not running:
                 waited += 1
                 assert waited < 3, "nothing runs, and nothing comes"
@@ -117,7 +127,7 @@ class Executor:
             del running[same]
             self.controller.ended(same.segment, reached)
 
-    def _walk(self, segment: Segment):
+    def walk(self, segment: Segment) -> Iterator[Run]:
         """In the place of a worker: what `bft_ray.study.execute.segments.run_segment` tells of a segment, without training."""
         run = Run.read(segment.files, segment.key)
         if run is None or run.status == "running":
