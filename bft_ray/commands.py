@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -217,12 +218,18 @@ def _section(override: str) -> str:
 
 
 def search_command(options: argparse.Namespace) -> int:
+    from bft_ray.space.series import all_series, find_series, load_series
+
     if options.list:
         from bft_ray.space.load import load_space, spaces
 
         for name in spaces():
             print(f"{name:<20}{load_space(name).description}")
+        for name, path in all_series().items():
+            print(f"{name:<20}{load_series(path).question}")
         return 0
+    if options.space and (series := find_series(options.space)) is not None:
+        return _series_command(series, options)
     from bft_ray.operate.studies import cancel_study, dry_run, run_study, status_of
     from bft_ray.study.records.database import database_url
 
@@ -249,7 +256,7 @@ def search_command(options: argparse.Namespace) -> int:
             )
         )
         return 0
-    chosen = {"profile": not options.no_profile, "measure": not options.no_measure}
+    chosen: dict[str, Any] = {"profile": not options.no_profile, "measure": not options.no_measure}
     result = run_study(options.space, options.config, options.overrides, database, **chosen)
     print(result.text)
     if result.failed:
@@ -257,15 +264,49 @@ def search_command(options: argparse.Namespace) -> int:
     return int(bool(result.failed))
 
 
+def _series_command(path: Path, options: argparse.Namespace) -> int:
+    """`bft-ray search` of a series: each option does for all of its studies what it does for one."""
+    from bft_ray.operate.series import dry_run_series, run_series, status_of_series
+    from bft_ray.operate.studies import cancel_study
+    from bft_ray.space.series import load_series
+    from bft_ray.study.records.database import database_url
+
+    def line(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    database, series = database_url(options.database), load_series(path)
+    if options.price_per_gpu_hour is not None:
+        raise BadInput("--price-per-gpu-hour", options.price_per_gpu_hour, "left out with a series")
+    if options.status:
+        print(status_of_series(path, options.config, options.overrides, database))
+    elif options.cancel:
+        for name in series.conditions:
+            own = series.study_overrides(name, options.overrides)
+            with contextlib.suppress(BadInput):  # not begun
+                print(cancel_study(series.space, options.config, own, database))
+    elif options.dry_run:
+        print(dry_run_series(path, options.config, options.overrides, line, measure=not options.no_measure))
+    else:
+        chosen: dict[str, Any] = {"profile": not options.no_profile, "measure": not options.no_measure}
+        print(run_series(path, options.config, options.overrides, database, line, **chosen))
+    return 0
+
+
 def report_command(options: argparse.Namespace) -> int:
     if bool(options.study) == options.domains:
         raise BadInput("STUDY", options.study, "one study, or --domains for all", "Give one of the two.")
     from bft_ray.operate.report import domains_report, study_report  # neither torch nor Ray
+    from bft_ray.space.series import find_series
     from bft_ray.study.records.database import database_url
 
     out, database = Path(options.out) if options.out else None, database_url(options.database)
+    series = find_series(options.study) if options.study else None
     if options.domains:
         path = domains_report(database, out)
+    elif series is not None:
+        from bft_ray.operate.series import series_report
+
+        path = series_report(series, options.config, options.overrides, database, out)
     else:
         path = study_report(options.study, options.config, options.overrides, database, out)
     print(path)

@@ -26,6 +26,8 @@ from bft_ray.config.metrics import METRICS
 from bft_ray.config.profile import ProfileConfig
 from bft_ray.domains import DOMAINS
 from bft_ray.space import definition as spaces
+from bft_ray.space import series
+from bft_ray.space.claims import Claim
 from bft_ray.space.load import spaces as bundled_spaces
 from bft_ray.space.ranges import CategoricalParameter, FloatParameter, IntParameter
 from jobs.docs_fields import first_line, section_text
@@ -66,7 +68,10 @@ SPACE: dict[str, type[BaseModel]] = {
     "scheduler none": spaces.NoScheduler,
     "confirmation": spaces.Confirmation,
     "baseline": spaces.Baseline,
+    "claim": Claim,
 }
+
+SERIES: dict[str, type[BaseModel]] = {"condition": series.Condition, "trend": series.Trend}
 
 
 #: heading -> section that several tasks hold
@@ -131,6 +136,11 @@ def space_fields() -> str:
     return _sections(spaces.SearchSpace, SPACE)
 
 
+def series_fields() -> str:
+    """The top level of a series, and each of its sections."""
+    return _sections(series.Series, SERIES)
+
+
 def methods() -> str:
     """A row a method: the fields that it sets."""
     names = ("token_weight", "confidence", "window", "sample_weight", "epsilon", "weight_cap", "normalise", "aggregate")
@@ -176,6 +186,15 @@ def search_spaces() -> str:
     return _table(("name", "what it answers", "file"), rows)
 
 
+def series_list() -> str:
+    """A row a series of the package."""
+    rows = [
+        (f"`{name}`", read_yaml(path)["question"], f"[YAML](../search_spaces/series/{name}.yaml)")
+        for name, path in series.all_series().items()
+    ]
+    return _table(("name", "question", "file"), rows)
+
+
 def recipe_list() -> str:
     """A row a recipe: its first comment."""
     rows = [
@@ -191,11 +210,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "config_fields": config_fields,
     "task_fields": task_fields,
     "space_fields": space_fields,
+    "series_fields": series_fields,
     "methods": methods,
     "task_kinds": task_kinds,
     "metrics": metrics,
     "headlines": headlines,
     "search_spaces": search_spaces,
+    "series": series_list,
     "recipes": recipe_list,
 }
 
@@ -214,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sections(top: type[BaseModel] | None, below: dict[str, type[BaseModel]]) -> str:
-    every = CONFIG | SPACE | _SHARED | {f"task {kind}": section for kind, section in TASKS.items()}
+    every = CONFIG | SPACE | SERIES | _SHARED | {f"task {kind}": section for kind, section in TASKS.items()}
     links = {section: f"[{heading}](#{heading.replace(' ', '-')})" for heading, section in every.items()}
     parts = [] if top is None else [section_text(top, links)]
     for heading, section in below.items():

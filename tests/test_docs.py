@@ -20,6 +20,7 @@ from bft_ray.config import Config, make_config
 from bft_ray.config.load import parse_yaml, read_yaml, recipes, validate
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.load import spaces
+from bft_ray.space.series import Series
 from jobs import docs, docs_fields
 from tests.support.paths import ROOT
 
@@ -96,9 +97,10 @@ def test_every_section_of_the_config_has_its_table():
         return seen
 
     described = {*docs.CONFIG.values(), *docs.TASKS.values(), *docs.SPACE.values(), *docs._SHARED.values()}
-    assert reached(Config, set()) | reached(SearchSpace, set()) == described
+    described |= set(docs.SERIES.values())
+    assert reached(Config, set()) | reached(SearchSpace, set()) | reached(Series, set()) == described
     text = (ROOT / "docs" / "configuration.md").read_text()
-    for section in (Config, SearchSpace, *described):
+    for section in (Config, SearchSpace, Series, *described):
         for name in section.model_fields:
             assert f"\n| `{name}` | " in text, f"{section.__name__}.{name}"
 
@@ -230,9 +232,11 @@ def test_a_field_that_is_not_there_is_found():
 # ---- examples ------------------------------------------------------------------------------------------
 
 
-def load_example(text: str) -> Config | SearchSpace:
-    """A block of YAML over the starter recipe or space; raises what a user would see."""
+def load_example(text: str) -> Config | SearchSpace | Series:
+    """A block of YAML over the starter recipe or space, or a whole series; raises what a user would see."""
     tree: dict[str, Any] = parse_yaml(text, "the page")
+    if "conditions" in tree:
+        return validate(Series, tree, "the page")
     if set(tree) <= set(Config.model_fields):
         return make_config({**read_yaml(recipes()["starter"]), **tree})
     return validate(SearchSpace, {**read_yaml(spaces()["starter"]), **tree}, "the page")
@@ -247,7 +251,7 @@ def test_examples_load(path, text):
 
 
 def test_examples_say_what_their_pages_say():
-    of = {ids(path): load_example(text) for path, text in EXAMPLES}
+    of = {ids(path): load_example(text) for path, text in reversed(EXAMPLES)}  # the first of each page
     cluster, tasks, space = of["README.md"], of["docs/evaluation.md"], of["docs/studies.md"]
     assert isinstance(cluster, Config) and cluster.cluster.num_workers == 8
     assert cluster.tracking.uri.startswith("https://")

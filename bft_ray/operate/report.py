@@ -31,7 +31,7 @@ def study_report(source: str, config: str | None, overrides: Sequence[str], data
     with Database(database, make=False) as opened:
         name = _study_of(source, config, overrides, studies(opened))
         found = known(Store.find(opened, name))
-    return _write(page_of(found), out or Path(f"{name.replace('/', '-')}.html"))
+    return write_page(page_of(found), out or Path(f"{name.replace('/', '-')}.html"))
 
 
 def domains_report(database: str, out: Path | None) -> Path:
@@ -43,7 +43,7 @@ def domains_report(database: str, out: Path | None) -> Path:
     with Database(database, make=False) as opened:
         stores = [Store.find(opened, name) for name in studies(opened)]
         page = domains_page(stores, opened.shown)
-    return _write(page, out or Path("domains.html"))
+    return write_page(page, out or Path("domains.html"))
 
 
 def _study_of(source: str, config: str | None, overrides: Sequence[str], names: Sequence[str]) -> str:
@@ -55,7 +55,12 @@ def _study_of(source: str, config: str | None, overrides: Sequence[str], names: 
     return study_name(source, config, overrides)
 
 
-def _write(page: Page, out: Path) -> Path:
+def write_page(page: Page, out: Path) -> Path:
+    """Write a page to a file; returns its path.
+
+    Raises:
+        BadInput: a file that cannot be written.
+    """
     if out.is_dir():
         raise BadInput("--out", str(out), "a file", "Name the HTML file.")
     check_out(out.parent)

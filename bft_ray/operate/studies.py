@@ -24,6 +24,7 @@ from bft_ray.study.checks.ready import inspect_study
 from bft_ray.study.conclude import StudyResult
 from bft_ray.study.driver import search
 from bft_ray.study.execute.measure import measure as measured_on
+from bft_ray.study.place import Place
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.leaderboard import as_text, best, counts, expected_s, saved, span, status_text, tuned
 from bft_ray.study.records.lease import Holder
@@ -42,8 +43,12 @@ def run_study(
     *,
     profile: bool = True,
     measure: bool = True,
+    place: Place | None = None,
 ) -> StudyResult:
     """Run a study to its end, or resume it; returns its result.
+
+    Args:
+        profile, measure, place: see `search`.
 
     Raises:
         BadInput, BadConfig, BftError: see `search`.
@@ -52,7 +57,7 @@ def run_study(
     require_outlasting(config_of(base, space, representatives(space, 1)[0]), database)
     if config is not None:
         space = space.model_copy(update={"config": str(config)})  # the commands that it prints name the config so
-    return search(space, base, database, profile=profile, measure=measure)
+    return search(space, base, database, profile=profile, measure=measure, place=place)
 
 
 def dry_run(

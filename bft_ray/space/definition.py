@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from bft_ray.config.base import Section, rule
 from bft_ray.config.loss import LossConfig
 from bft_ray.config.metrics import describe, is_judged
+from bft_ray.space.claims import Claim
 from bft_ray.space.ranges import Parameter, same
 
 #: the baseline that wins all ties: the official method, as published
@@ -120,7 +121,9 @@ class Confirmation(Section):
     would be picked on the data that confirm it.
     """
 
-    top_k: int = Field(3, ge=1, description="candidates: the best trials of the search")
+    top_k: int = Field(
+        3, ge=0, description="candidates: the best trials of the search; 0: only the baselines are compared"
+    )
     seeds: list[int] = Field([101, 102, 103, 104, 105], description="one run each; not those of trials")
     min_seeds_waived: bool = Field(
         False, description=f"{WAIVED_SEEDS} or {MIN_SEEDS - 1} seeds: for a demonstration only"
@@ -131,6 +134,9 @@ class Confirmation(Section):
     )
     test: dict[str, Any] = Field(
         default_factory=dict, description="dotted fields of the test split, which is measured once; empty: no test"
+    )
+    register_champion: bool = Field(
+        True, description="make the champion a version of the domain's model; false: an experiment, which tells it only"
     )
 
     @model_validator(mode="after")
@@ -211,6 +217,7 @@ class SearchSpace(Section):
     learning_rates: list[float] | None = Field(
         None, description="values that each baseline is tuned over; null: those of optimizer.learning_rate"
     )
+    claims: list[Claim] = Field(default_factory=list, description="statements about baselines that the report judges")
     deterministic: bool = Field(False, description="the same trials on every repetition; trials wait for each other")
 
     @field_validator("scheduler", mode="before")
@@ -357,8 +364,18 @@ class SearchSpace(Section):
                     )
             if baseline.name == DEFAULT:
                 _refuse_another_default(f"baselines.{index}.overrides", baseline.overrides)
+        self._claims_have_arms(names)
         if self.baselines:
             self._tuning_is_finite()
+
+    def _claims_have_arms(self, names: list[str]) -> None:
+        if self.claims and self.confirmation is None:
+            remedy = "Add `confirmation`, or leave the claims out."
+            raise rule("claims", "given", "left out without a confirmation: fresh seeds judge them", remedy)
+        for index, claim in enumerate(self.claims):
+            for field, name in (("better", claim.better), ("than", claim.than)):
+                if name not in names:
+                    raise rule(f"claims.{index}.{field}", name, f"the name of a baseline: {_list(names)}")
 
     def _tuning_is_finite(self) -> None:
         """Baselines are tuned over the same values outside of the loss as the method; otherwise its gain means nothing."""

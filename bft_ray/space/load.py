@@ -15,6 +15,7 @@ from bft_ray.errors import BadConfig, BadInput
 from bft_ray.space.assign import baseline_config, config_of, shown, with_overrides
 from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.space.grid import baseline_assignments, representatives
+from bft_ray.space.series import all_series
 
 #: up to this number every combination is checked against the config; of more, representatives
 _CHECKED = 2000
@@ -61,8 +62,9 @@ def find_space(source: str | Path) -> Path:
     known = spaces()
     if (found := known.get(str(source).removesuffix(".yaml"))) is not None:
         return found
-    near = difflib.get_close_matches(str(source), list(known), 1)
-    hint = f"Did you mean `{near[0]}`?" if near else f"Search spaces: {', '.join(sorted(known))}."
+    names = sorted({*known, *all_series()})
+    near = difflib.get_close_matches(str(source), names, 1)
+    hint = f"Did you mean `{near[0]}`?" if near else f"Search spaces and series: {', '.join(names)}."
     raise BadInput("space", str(source), "a YAML file or the name of a search space", hint)
 
 

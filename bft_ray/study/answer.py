@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bft_ray.config import Config
+from bft_ray.config.base import Section
 from bft_ray.errors import BftError
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.evaluate.run import evaluate_model
@@ -162,6 +163,8 @@ def as_json(found: Answer) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """As JSON values: numbers that are not finite become null."""
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -75,11 +75,11 @@ def conclude(
     """
     lacking = [] if describe_study(store, found, recorder) else ["the report"]
     tracker.log_text(json.dumps(as_json(found), indent=1), "choice.json")
-    if found.champion is None:
-        tracker.set_tags({NO_CHAMPION: _why_none(study, found)})
+    if why := _why_none(study, found):
+        tracker.set_tags({NO_CHAMPION: why})
     champion = None
     try:
-        champion = _register(study, store, found, tracker)
+        champion = None if why else _register(study, store, found, tracker)
     except Unrecorded as error:
         lacking.append(str(error))
     text = conclusion(
@@ -112,6 +112,11 @@ def mostly_failed(parts: Mapping[str, Sequence[TrialRecord]]) -> str:
 
 
 def _why_none(study: Study, found: Answer) -> str:
+    """Why the study has no champion for the registry; "" where it has one."""
+    if study.space.confirmation is not None and not study.space.confirmation.register_champion:
+        return "it is an experiment: its space says `register_champion: false`"
+    if found.champion is not None:
+        return ""
     if study.space.confirmation is None:
         return "its space has no `confirmation`, and only what fresh seeds and data have confirmed becomes a champion"
     return found.choice.reason if found.choice is not None else "it chose nothing"

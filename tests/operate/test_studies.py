@@ -149,7 +149,7 @@ def test_the_tracking_server_of_the_environment(space, tmp_path, monkeypatch):
     """A config's own address, and the command's, win."""
     seen: list[str] = []
 
-    def search(space, base, database, *, profile, measure):
+    def search(space, base, database, *, profile, measure, place):
         fixed = space.fixed.get("tracking.uri")
         seen.append(fixed or base.tracking.uri)
         raise BadInput("stop", 1, "seen")

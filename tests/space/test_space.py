@@ -18,7 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bft_ray.config import Config, LossConfig, load_config, make_config
+from bft_ray.config import Config, LossConfig, load_config, loss, make_config
 from bft_ray.config.load import validate
 from bft_ray.config.measured import is_measured, measured_names, source_of
 from bft_ray.config.metrics import is_judged
@@ -27,10 +27,11 @@ from bft_ray.domains import DOMAINS
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.space.assign import active, baseline_config, config_of, with_overrides
 from bft_ray.space.cost import cost_of, describe
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import LEARNING_RATE, Asha, SearchSpace
 from bft_ray.space.duplicates import run_key
 from bft_ray.space.grid import baseline_assignments, grid, num_combinations, representatives
 from bft_ray.space.load import check_space, load_base, load_space, load_study, spaces
+from bft_ray.space.series import all_series
 from tests.support.paths import ROOT
 
 MINIMAL: dict[str, Any] = {
@@ -624,7 +625,7 @@ SHIPPED = sorted(spaces())
 
 
 def test_what_is_shipped():
-    assert set(SHIPPED) == {*DOMAINS, "starter", "window", "ablation", "families"}
+    assert set(SHIPPED) == {*DOMAINS, "starter", "ablation", "families"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -646,15 +647,22 @@ def test_domains_are_judged_by_their_headline_and_confirmed(name):
     assert len(baseline_assignments(space)) == 4
 
 
-def test_the_studies():
-    window, ablation = load_space("window"), load_space("ablation")
-    assert [entry["loss.window"] for entry in grid(window)] == [64, 128, 256, 512, 1024]
-    methods = ["sft", "dft", "bft_no_token", "bft_no_sample", "bft", "bft_group", "bft_inverse"]
-    assert [entry["loss.method"] for entry in grid(ablation)] == methods
-    base = load_base(ablation)
-    losses = [config_of(base, ablation, entry).loss for entry in grid(ablation)]
-    assert losses == [LossConfig(method=method) for method in methods]
-    assert ablation.seeds == [0, 1, 2]
+def test_the_ablation_tunes_every_published_form():
+    space, base = load_study("ablation")
+    assert {baseline.name for baseline in space.baselines} == loss.METHODS.keys()
+    losses = [baseline_config(base, space, one, {LEARNING_RATE: 1e-3}).loss for one in space.baselines]
+    assert losses == [LossConfig(method=baseline.name) for baseline in space.baselines]
+    assert len(baseline_assignments(space)) == 2 and space.confirmation is not None
+    assert (space.confirmation.top_k, len(space.confirmation.seeds), space.confirmation.register_champion) == (
+        0,
+        5,
+        False,
+    )
+    # the trials of the search are those of the baseline bft: none is trained twice
+    bft = next(baseline for baseline in space.baselines if baseline.name == "bft")
+    for assignment in grid(space):
+        ours, theirs = config_of(base, space, assignment, 0), baseline_config(base, space, bft, assignment, 0)
+        assert run_key(ours, 230) == run_key(theirs, 230)
 
 
 def test_no_two_combinations_of_the_families_are_the_same_run():
@@ -684,7 +692,7 @@ def test_no_two_combinations_of_the_families_are_the_same_run():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_spaces_fit_other_configs_too(name):
     """`--config`: any recipe with validation data, for the tasks come with the space."""
-    if name in ("starter", "families"):
+    if name in ("starter", "families", "ablation"):  # their tasks are on bundled data
         return
     space = load_space(name)
     check_space(space, load_base(space, "llama_8b_lora_80gb"), name)
@@ -751,9 +759,11 @@ def test_spaces_are_found_in_an_installed_wheel(tmp_path):
     zipfile.ZipFile(wheel).extractall(installed)
     code = f"import sys; sys.path.insert(0, {str(installed)!r})\n"
     code += "import bft_ray; from bft_ray.space.load import load_study, spaces\n"
-    code += "print(bft_ray.__file__, *sorted(spaces())); load_study('window')"
+    code += "print(bft_ray.__file__, *sorted(spaces())); load_study('ablation')\n"
+    code += "from bft_ray.space.series import all_series, load_series; [load_series(path) for path in all_series().values()]"
+    code += "; print(*sorted(all_series()))"
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert out.split() == [str(installed / "bft_ray" / "__init__.py"), *SHIPPED]
+    assert out.split() == [str(installed / "bft_ray" / "__init__.py"), *SHIPPED, *sorted(all_series())]
 
 
 @pytest.mark.parametrize("scheduler", [None, {"kind": "none"}, {"kind": "asha", "grace_steps": 2}])

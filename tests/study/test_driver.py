@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,12 @@ from typing import Any
 import pytest
 
 from bft_ray.cli import main
-from bft_ray.config import ClusterConfig, Config, TrackingConfig, make_config
+from bft_ray.config import ClusterConfig, TrackingConfig, make_config
 from bft_ray.errors import BadInput, DiskFull
 from bft_ray.operate.studies import status_of
 from bft_ray.places.addresses import sqlite_path
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study.conclude import StudyResult, Unrecorded, mostly_failed
-from bft_ray.study.controller import Controller
 from bft_ray.study.driver import search
 from bft_ray.study.place import Place
 from bft_ray.study.records.database import DEFAULT_DATABASE, Database
@@ -31,25 +28,8 @@ from bft_ray.study.report.live import Live
 from bft_ray.tracking.registry import find_champion
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import artifact_root, connect
-from tests.support.executor import METRIC, Executor, Worker, make_study
+from tests.support.executor import METRIC, InProcess, make_study
 from tests.support.paths import ROOT
-
-
-class InProcess:
-    """A place without Ray: segments are carried out in this process, as `Executor` does."""
-
-    def __init__(self, worker: Worker | None = None):
-        self.worker = worker
-
-    def connected(self, cluster: ClusterConfig) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:
-        return lambda: 2
-
-    def run(self, controller: Controller, first: Config, look: Callable[[], None]) -> None:
-        look()
-        Executor(controller.study, "", worker=self.worker).drive(controller)
 
 
 class Driver:

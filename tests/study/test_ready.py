@@ -129,7 +129,7 @@ def test_items_of_a_task(look):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(spaces()) - {"ablation", "window"}))
+@pytest.mark.parametrize("name", sorted(spaces()))
 def test_shipped_spaces_on_the_bundled_data(name, tmp_path, monkeypatch):
     """Each with the files that its head asks for."""
     monkeypatch.chdir(tmp_path)

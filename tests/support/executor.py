@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bft_ray.config import make_config
+from bft_ray.config import ClusterConfig, Config, make_config
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study.controller import OVER, Controller
 from bft_ray.study.definition import Study
@@ -178,3 +179,20 @@ class _Same:
 
     def __init__(self, segment: Segment):
         self.segment = segment
+
+
+class InProcess:
+    """A place without Ray: segments are carried out in this process, as `Executor` does."""
+
+    def __init__(self, worker: Worker | None = None):
+        self.worker = worker
+
+    def connected(self, cluster: ClusterConfig) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:
+        return lambda: 2
+
+    def run(self, controller: Controller, first: Config, look: Callable[[], None]) -> None:
+        look()
+        Executor(controller.study, "", worker=self.worker).drive(controller)

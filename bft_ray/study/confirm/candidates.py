@@ -84,6 +84,7 @@ def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None, recor
         alpha=confirmation.alpha,
         second=second,
         groups=next((record.extra["groups"] for record in records if record.extra.get("groups")), {}),
+        claims=tuple(space.claims),
     )
 
 

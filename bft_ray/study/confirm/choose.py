@@ -34,10 +34,12 @@ import numpy as np
 
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.errors import BadInput
+from bft_ray.space.claims import Claim
 from bft_ray.stats.comparison import Comparison
 from bft_ray.stats.errors import Groups, as_groups
 from bft_ray.stats.paired import mean_bounds
 from bft_ray.stats.simultaneous import DRAWS, as_arrays, compare_pair, compare_with, not_told_from_best
+from bft_ray.study.confirm.claims import Judged, judge_all
 from bft_ray.study.confirm.items import COMPLETE
 
 
@@ -91,6 +93,7 @@ class Plan:
         alpha: error of all comparisons together.
         second: the second objective; None: there is none.
         groups: item id -> groups that it shares with others (genes, patients, documents); empty: items are independent.
+        claims: statements about baselines, which are judged and change nothing.
     """
 
     metric: str
@@ -101,6 +104,7 @@ class Plan:
     alpha: float = 0.05
     second: Limit | None = None
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
         names = [*self.candidates, *self.baselines]
@@ -151,6 +155,7 @@ class Choice:
         num_missing: items left out, because they lack a verdict.
         best: arm -> probability that it is the best, given the noise.
         not_told: arms that the data do not separate from the best.
+        claims: those of the plan, judged.
     """
 
     plan: Plan
@@ -163,6 +168,7 @@ class Choice:
     num_missing: int = 0
     best: Mapping[str, float] = field(default_factory=dict)
     not_told: tuple[str, ...] = ()
+    claims: tuple[Judged, ...] = ()
 
     def arm(self, name: str) -> Arm:
         """By name."""
@@ -231,6 +237,7 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
         num_all - len(measured),
         family.best,
         tuple(name for name in order if name in near_best),
+        judge_all(plan.claims, oriented, plan.alpha, groups, flaws),
     )
 
 
@@ -287,7 +294,8 @@ def _decide(
             return name, "baseline", f"beyond noise it beats {beaten}", against
     best = contenders[0]
     if best == plan.default:
-        return best, "default", "no candidate beats it beyond noise, and ties go to it", ()
+        rival = "candidate" if plan.candidates else "baseline"
+        return best, "default", f"no {rival} beats it beyond noise, and ties go to it", ()
     if plan.default not in allowed:
         return best, "candidate", "the best mean of the candidates within the limit, which the default breaks", ()
     return best, "candidate", "the best mean, and better than the default beyond noise", ()
@@ -295,6 +303,8 @@ def _decide(
 
 def _beaten(plan: Plan, contenders: Sequence[str]) -> str:
     """A clause on what a baseline that wins has beaten."""
+    if not plan.candidates:
+        return f"the default {plan.default}"
     if list(contenders) == [plan.default]:
         return f"the default {plan.default}, which no candidate does"
     return f"the default {plan.default} and every candidate that does so too"

@@ -29,6 +29,8 @@ _PLACES = ("config.", "space.fixed.")
 _LAYOUT = tuple(f"{place}{field}" for place in _PLACES for field in _LAYOUT_FIELDS)
 MAY_CHANGE = (
     "space.description",
+    "space.claims",  # judged when all runs have ended
+    "space.confirmation.register_champion",
     "space.config",  # the path of the config; its contents count
     "config.name",
     *(f"{place}{field}" for place in _PLACES for field in resume.MAY_CHANGE),

@@ -30,6 +30,7 @@ from bft_ray.study.records.leaderboard import (
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.study.report import compare
+from bft_ray.study.report.claims import claims_sentence
 from bft_ray.study.report.diagnoses import diagnose
 from bft_ray.study.report.explain import explain
 from bft_ray.tracking.server import where
@@ -103,6 +104,8 @@ def conclusion(
     lines = _wrapped(first) + _wrapped(_few(space, choice))
     if test is not None:
         lines += _wrapped(test_sentence(test))
+    if choice is not None:
+        lines += _wrapped(claims_sentence(choice.claims))
     settings = chosen_settings(records, space, choice)
     if settings:
         short = short_names(settings)
@@ -268,6 +271,8 @@ def commands(
         if record is None:
             return []
         return [(training_command(record, space), f"trains with {record.name or record.id}")]
+    if space.confirmation is not None and not space.confirmation.register_champion:
+        return []
     option, note = where(uri)
     return [
         (f"bft-ray best {domain}{option}", f"the chosen configuration{note}"),

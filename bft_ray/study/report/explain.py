@@ -9,6 +9,7 @@ from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choose import Arm, Choice
 from bft_ray.study.report.arms import arms_table, gain_text, markdown, signed, size
+from bft_ray.study.report.claims import claims_sentence
 
 _NAMED = 8  # arms that a sentence names
 _SEEMS = 2.0  # standard errors from which on a gain seems to be one
@@ -23,6 +24,7 @@ def explain(choice: Choice) -> str:
     parts = [verdict(choice)]
     if choice.num_items:
         parts += [measured(choice), markdown(arms_table(choice))]
+    parts.append(claims_sentence(choice.claims))
     parts += [" ".join(doubts(choice)), *limits(choice)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -14,6 +14,7 @@ from bft_ray.study.kept import Known
 from bft_ray.study.records.store import CONFIRMATION
 from bft_ray.study.report import compare
 from bft_ray.study.report.arms import arm_words, arms_table
+from bft_ray.study.report.claims import about_claims, claims_sentence, claims_table
 from bft_ray.study.report.describe import test_sentence
 from bft_ray.study.report.explain import doubts, limits, measured
 
@@ -38,6 +39,8 @@ def evidence(known: Known) -> Section | None:
     )
     if known.test is not None:
         parts.append(test_sentence(known.test))
+    if choice.claims:
+        parts += [claims_sentence(choice.claims), claims_table(choice), about_claims(choice)]
     return Section("evidence", "The evidence", [*parts, *limits(choice)])
 
 

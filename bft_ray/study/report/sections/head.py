@@ -14,6 +14,7 @@ from bft_ray.study.kept import Known
 from bft_ray.study.records.leaderboard import best, short_names
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report.arms import signed, size, span_of
+from bft_ray.study.report.claims import claims_sentence
 from bft_ray.study.report.compare import verdict as compared
 from bft_ray.study.report.explain import verdict
 
@@ -35,6 +36,9 @@ def above(known: Known, now: float) -> str:
 
 def question(space: SearchSpace, name: str) -> str:
     """The question of the study, in a sentence."""
+    if space.confirmation is not None and not space.confirmation.top_k:
+        arms = " or ".join(f"`{baseline.name}`" for baseline in space.baselines)
+        return f"Judged by {space.objective.metric}, which suits {domain(name).title} best: {arms}?"
     varied = list(short_names(space.parameters).values())
     listed = varied[0] if len(varied) == 1 else f"{', '.join(varied[:-1])} and {varied[-1]}"
     does, it = ("does", "it") if len(varied) == 1 else ("do", "they")
@@ -46,7 +50,7 @@ def question(space: SearchSpace, name: str) -> str:
 def answer(known: Known) -> str:
     """The answer, in a sentence or two; what is missing for one, while there is none."""
     if known.choice is not None:
-        return verdict(known.choice)
+        return f"{claims_sentence(known.choice.claims)} {verdict(known.choice)}".lstrip()
     space, parts = known.study.space, known.parts
     ended = sum(record.is_finished for own in parts.values() for record in own)
     everything = sum(totals(space, parts).values())

@@ -1,0 +1,94 @@
+"""A series: one search space under several conditions (rows, passes, models, data sets), and what is asked across them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from bft_ray.config.base import Section, rule
+from bft_ray.config.load import read_yaml, validate
+
+_NAME = r"^[a-z0-9][a-z0-9_-]*$"
+
+
+class Condition(Section):
+    """One study of the series."""
+
+    at: dict[str, float] = Field(default_factory=dict, description="axis -> the condition's place on it: rows: 100")
+    overrides: dict[str, Any] = Field(
+        min_length=1, description="dotted fields of the space, or of the config for all of its runs"
+    )
+
+
+class Trend(Section):
+    """A question across the conditions: how does the gain of one arm over another move along an axis?"""
+
+    better: str = Field(description="name of an arm")
+    than: str = Field(description="name of the arm that it is compared with")
+    over: str = Field(description="axis; places are compared by their logarithm, so the answer is per doubling")
+
+
+class Series(Section):
+    """Several studies of one space. Each is a study of its own, with its records, its page and its resumption."""
+
+    name: str = Field(pattern=_NAME, description="of the series; its studies are named NAME-CONDITION")
+    question: str = Field(min_length=1, description="what the series answers, in a sentence")
+    space: str = Field(description="search space of all studies: the name of a bundled one, or a file beside this one")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="dotted fields that all conditions set")
+    conditions: dict[str, Condition] = Field(min_length=2, description="name of a condition -> what it sets")
+    trends: list[Trend] = Field(default_factory=list, description="gains whose course over an axis is asked for")
+
+    @model_validator(mode="after")
+    def _rules(self) -> Series:
+        for name in self.conditions:
+            if not re.match(_NAME, name):
+                raise rule(f"conditions.{name}", name, "made of small letters, digits, - and _")
+        for index, trend in enumerate(self.trends):
+            places = [one.at.get(trend.over) for one in self.conditions.values()]
+            known = [place for place in places if place is not None]
+            if len(set(known)) < 2 or min(known) <= 0:
+                rule_text = "an axis on which conditions have at least two different places, all above 0"
+                raise rule(f"trends.{index}.over", trend.over, rule_text, "Give `at` to the conditions.")
+        return self
+
+    def study_overrides(self, condition: str, more: Sequence[str] = ()) -> list[str]:
+        """Overrides, as typed on a command line, that make the space the study of a condition.
+
+        Args:
+            more: further ones, for all studies; they win.
+        """
+        own = {"name": f"{self.name}-{condition}", **self.overrides, **self.conditions[condition].overrides}
+        return [f"{name}={json.dumps(value)}" for name, value in own.items()] + list(more)
+
+
+def all_series() -> dict[str, Path]:
+    """Series that come with the package, by name."""
+    package = Path(str(resources.files("bft_ray")))
+    folders = (package / "search_spaces" / "series", package.parent / "search_spaces" / "series")
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_series(source: str) -> Path | None:
+    """The file of a series: a YAML file with `conditions`, or the name of a bundled one; None for anything else."""
+    path = Path(source)
+    if path.is_file():
+        return path if "conditions" in read_yaml(path) else None
+    return all_series().get(source.removesuffix(".yaml"))
+
+
+def load_series(path: Path) -> Series:
+    """Read a series.
+
+    Raises:
+        BadInput: no YAML mapping.
+        BadConfig: every unknown key, wrong type and broken rule, at once.
+    """
+    series = validate(Series, read_yaml(path), str(path))
+    beside = path.parent / series.space
+    return series.model_copy(update={"space": str(beside)}) if beside.is_file() else series

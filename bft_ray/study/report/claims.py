@@ -1,0 +1,64 @@
+"""The claims of a study as text and as a table: which hold, which do not, and which cannot be told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bft_ray.page.model import Cell, Number, Table
+from bft_ray.study.confirm.choose import Choice
+from bft_ray.study.confirm.claims import Judged
+from bft_ray.study.report.arms import gain_text, signed, size, span_of
+
+
+def claims_table(choice: Choice) -> Table:
+    """A row a claim."""
+    rows = [[*_first(one), *_cells(one)] for one in choice.claims]
+    return Table(["claim", "verdict", "gain", "interval", "detectable"], rows)
+
+
+def _first(one: Judged) -> list[Cell]:
+    return [str(one.claim), f"**{one.verdict}**" if one.verdict != "cannot be told" else one.verdict]
+
+
+def _cells(one: Judged) -> list[Cell]:
+    gain = one.gain
+    if gain is None:
+        return [one.why, "", ""]
+    if not gain.has_spread:
+        return [Number(gain.gain, signed(gain.gain)), "no spread", ""]
+    least: Cell = "" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable))
+    return [Number(gain.gain, signed(gain.gain)), span_of(gain.low, gain.high), least]
+
+
+def claims_sentence(judged: Sequence[Judged]) -> str:
+    """Markdown: each claim with its verdict, those that do not hold first; "" without claims."""
+    if not judged:
+        return ""
+    order = ("does not hold", "cannot be told", "holds")
+    told = [_told(one) for verdict in order for one in judged if one.verdict == verdict]
+    return f"**Claims**: {'; '.join(told)}."
+
+
+def _told(one: Judged) -> str:
+    gain = one.gain
+    if gain is None:
+        return f"that {one.claim} cannot be told ({one.why})"
+    if not gain.has_spread:
+        return f"that {one.claim} cannot be told: they differ by {signed(gain.gain)} on every item and seed"
+    if one.verdict == "cannot be told":
+        return f"whether {one.claim} cannot be told: {gain_text(gain)}"
+    if one.verdict == "holds":
+        return f"{one.claim}: {gain_text(gain)}"
+    if one.claim.by_at_most is not None:
+        return f"it does not hold that {one.claim}: {gain_text(gain)}"
+    return f"it does not hold that {one.claim}; the reverse does: {gain_text(gain)}"
+
+
+def about_claims(choice: Choice) -> str:
+    """How the table of the claims is read."""
+    count, level = len(choice.claims), 1 - choice.plan.alpha
+    return (
+        f"Each claim is judged by the gain of its first arm over its second, on the same items and seeds; the "
+        f"interval{'s' * (count > 1)} hold{'s' * (count == 1)}{' together' * (count > 1)} at {level:.0%}."
+    )

@@ -1,0 +1,194 @@
+"""The page of a series: its question, what its studies say together, and each claim under each condition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table
+from bft_ray.space.series import Series
+from bft_ray.study.confirm.candidates import confirmed
+from bft_ray.study.confirm.claims import Judged, Verdict
+from bft_ray.study.confirm.trend import Confirmed, Slope, slope_of
+from bft_ray.study.kept import Known
+from bft_ray.study.records.store import CONFIRMATION
+from bft_ray.study.report.arms import arms_table, gain_text, signed, size, span_of
+from bft_ray.study.report.sections.head import answer
+
+_VERDICTS: tuple[Verdict, ...] = ("does not hold", "holds", "cannot be told")
+_TONES = {"holds": "best", "does not hold": "dark", "cannot be told": "main"}
+_SHAPES = {"holds": "dot", "does not hold": "square", "cannot be told": "diamond"}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a series says so far: a function of the records of its studies.
+
+    Args:
+        known: condition -> its study, in the order of the series; only those that have begun.
+        judged: condition -> its claims; only those with a choice.
+        slopes: of the trends, from the conditions that have a choice.
+    """
+
+    series: Series
+    known: Mapping[str, Known]
+    judged: Mapping[str, Sequence[Judged]]
+    slopes: Sequence[Slope]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every study has its answer."""
+        return len(self.judged) == len(self.series.conditions)
+
+
+def told(series: Series, known: Mapping[str, Known]) -> Told:
+    """What the studies say together; `known`: condition -> its study."""
+    judged, runs, alphas = {}, {}, []
+    for name, own in known.items():
+        if own.choice is not None and own.choice.num_items:
+            judged[name] = own.choice.claims
+            records = confirmed(own.study.space, own.parts[CONFIRMATION])
+            runs[name] = Confirmed(series.conditions[name].at, own.choice.plan, records)
+            alphas.append(own.choice.plan.alpha)
+    level = min(alphas, default=0.05) / max(1, len(series.trends))
+    return Told(series, known, judged, [slope_of(trend, runs, level) for trend in series.trends])
+
+
+def sentences(found: Told) -> list[str]:
+    """The answer, Markdown: how often each claim holds, and how gains move. Verdicts against a claim come first."""
+    lines = [] if found.is_whole else [_unfinished(found)]
+    by_claim: dict[str, dict[Verdict, list[str]]] = {}
+    for condition, judged in found.judged.items():
+        for one in judged:
+            by_claim.setdefault(str(one.claim), {}).setdefault(one.verdict, []).append(condition)
+    lines += [_claim(claim, verdicts) for claim, verdicts in by_claim.items()]
+    return lines + [_slope(slope) for slope in found.slopes]
+
+
+def _unfinished(found: Told) -> str:
+    return f"**Not finished**: {len(found.judged)} of {len(found.series.conditions)} studies have an answer."
+
+
+def _claim(claim: str, verdicts: Mapping[Verdict, Sequence[str]]) -> str:
+    total = sum(len(names) for names in verdicts.values())
+    parts = []
+    for verdict in _VERDICTS:
+        if names := verdicts.get(verdict, ()):
+            where = f" ({', '.join(names)})" if verdict != "cannot be told" and len(names) < total else ""
+            parts.append(f"{verdict} in {len(names)}{where}")
+    return f"Of {total} conditions, that {claim} {', '.join(parts)}."
+
+
+def _slope(slope: Slope) -> str:
+    trend = slope.trend
+    what = f"the gain of `{trend.better}` over `{trend.than}`"
+    if math.isnan(slope.value):
+        return f"How {what} moves with {trend.over} cannot be told yet: too few conditions have an answer."
+    rate = f"{signed(slope.value)} [{signed(slope.low)}, {signed(slope.high)}] per doubling of {trend.over}"
+    if slope.verdict == "cannot be told":
+        return f"Whether {what} moves with {trend.over} cannot be told: {rate}."
+    return f"**{what[0].upper()}{what[1:]} {slope.verdict} with {trend.over}**: {rate}."
+
+
+def series_page(found: Told, when: str) -> Page:
+    """The page.
+
+    Args:
+        when: the time that it tells.
+    """
+    parts: list[Part] = [figure for claim in _claims(found) if (figure := _figure(found, claim)) is not None]
+    parts.append(_table(found))
+    parts.append(
+        "The intervals of a study hold together for its own claims, not for those of all studies. Positive is better."
+    )
+    if found.slopes:
+        parts += ["**Trends**", _slopes(found.slopes)]
+    each = [
+        Section(f"study-{number}", name, [f"`{own.study.name}`: {answer(own)}", *_arms(own)])
+        for number, (name, own) in enumerate(found.known.items())
+    ]
+    return Page(
+        title=f"bft-ray: {found.series.name}",
+        above=f"Series `{found.series.name}` of {len(found.series.conditions)} studies, as of {when}",
+        question=found.series.question,
+        answer=" ".join(sentences(found)) or "No study has an answer yet.",
+        sections=[Section("together", "Side by side", parts), *each],
+    )
+
+
+def _arms(own: Known) -> list[Part]:
+    return [arms_table(own.choice)] if own.choice is not None and own.choice.num_items else []
+
+
+def _claims(found: Told) -> list[str]:
+    return list(dict.fromkeys(str(one.claim) for judged in found.judged.values() for one in judged))
+
+
+def _of(found: Told, claim: str) -> list[tuple[str, Judged]]:
+    return [(name, one) for name, judged in found.judged.items() for one in judged if str(one.claim) == claim]
+
+
+def _figure(found: Told, claim: str) -> Figure | None:
+    rows = [(name, one) for name, one in _of(found, claim) if one.gain is not None and one.gain.has_spread]
+    if not rows:
+        return None
+    marks = []
+    for place, (name, one) in enumerate(rows):
+        gain = one.gain
+        assert gain is not None
+        marks.append(
+            Marks(
+                one.verdict,
+                [gain.gain],
+                [place],
+                shape=_SHAPES[one.verdict],  # type: ignore[arg-type]
+                tone=_TONES[one.verdict],  # type: ignore[arg-type]
+                texts=[f"{name}: {gain_text(gain)}"],
+                low=[gain.low],
+                high=[gain.high],
+            )
+        )
+    shown = "; ".join(f"{name} {gain_text(one.gain)}" for name, one in rows if one.gain is not None)
+    bound = rows[0][1].claim.by_at_most
+    return Figure(
+        name=f"claim-{_claims(found).index(claim)}",
+        title=claim.replace("`", ""),
+        alt=f"Gain under each condition with its interval. {shown}.",
+        x=Axis("gain in the metric of the study"),
+        y=Axis(names=[name for name, _ in rows]),
+        marks=marks,
+        text="A point is a mean gain, a line its interval.",
+        rule=0.0 if bound is None else bound,
+    )
+
+
+def _table(found: Told) -> Table:
+    axes = list(dict.fromkeys(axis for one in found.series.conditions.values() for axis in one.at))
+    rows: list[list[Cell]] = []
+    for name, judged in found.judged.items():
+        at = found.series.conditions[name].at
+        places: list[Cell] = [Number(at[axis], f"{at[axis]:g}") if axis in at else "" for axis in axes]
+        for one in judged:
+            cells: list[Cell] = [one.why, "", ""]
+            if (gain := one.gain) is not None:
+                interval: Cell = span_of(gain.low, gain.high) if gain.has_spread else "no spread"
+                least: Cell = "" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable))
+                cells = [Number(gain.gain, signed(gain.gain)), interval, least]
+            rows.append([name, *places, str(one.claim), one.verdict, *cells])
+    return Table(["condition", *axes, "claim", "verdict", "gain", "interval", "detectable"], rows)
+
+
+def _slopes(slopes: Sequence[Slope]) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            f"`{one.trend.better}` over `{one.trend.than}`",
+            one.trend.over,
+            one.verdict,
+            "" if math.isnan(one.value) else Number(one.value, signed(one.value)),
+            "" if math.isnan(one.low) else span_of(one.low, one.high),
+            str(one.num_conditions),
+        ]
+        for one in slopes
+    ]
+    return Table(["gain", "over", "verdict", "per doubling", "interval", "conditions"], rows)

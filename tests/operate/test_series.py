@@ -1,0 +1,111 @@
+"""A series from its first study to its page: trials are pretended, all else is as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bft_ray.cli import main
+from bft_ray.operate.series import EXPERIMENT, read_series, run_series, text_of
+from bft_ray.space.series import load_series
+from bft_ray.tracking.server import connect
+from tests.support.executor import InProcess
+
+DATA = "starter:gene_interaction/choices_{}"
+SPACE = {
+    "name": "two",
+    "parameters": {"optimizer.learning_rate": {"kind": "categorical", "values": [1e-4, 1e-3]}},
+    "fixed": {"loss.method": "bft"},
+    "objective": {"metric": "choices/probability"},
+    "budget": {"steps": 24},
+    "sampler": {"kind": "grid"},
+    "claims": [{"better": "bft", "than": "dft"}],
+    "confirmation": {
+        "top_k": 0,
+        "register_champion": False,
+        "seeds": [101, 102, 103],
+        "min_seeds_waived": True,
+        "overrides": {"evaluation.tasks.0.path": DATA.format("confirmation")},
+    },
+}
+
+
+@pytest.fixture
+def series(make_tree, tmp_path):
+    base = make_tree(evaluation={"tasks": [{"kind": "choice", "path": DATA.format("validation"), "limit": 6}]})
+    base["data"]["validation"], base["checkpoint"] = [], {"export": "last", "keep": 2}
+    del base["name"]
+    base["cluster"]["storage_path"] = str(tmp_path / "results")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE | {"config": "base.yaml"}))
+    tree = {
+        "name": "two",
+        "question": "Does it depend on the window?",
+        "space": "space.yaml",
+        "conditions": {
+            "small": {"at": {"size": 1}, "overrides": {"data.max_length": 64}},
+            "large": {"at": {"size": 4}, "overrides": {"data.max_length": 128}},
+        },
+        "trends": [{"better": "bft", "than": "dft", "over": "size"}],
+    }
+    path = tmp_path / "series.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))  # conditions run in the order of the file
+    return path, base["tracking"]["uri"], f"sqlite:///{tmp_path}/studies.db"
+
+
+@pytest.mark.slow
+def test_a_series_to_its_page(series, tmp_path, capsys):
+    """The pretended truth has 0.2 between bft and dft, under every condition alike."""
+    path, uri, database = series
+    assert main(["search", str(path), "--status", "--database", database]) == 2  # not begun: no database
+    begun: list[str] = []
+
+    def run() -> str:
+        return run_series(path, None, (), database, begun.append, profile=False, measure=False, place=InProcess())
+
+    text = run()
+    assert begun == ["--- small (1 of 2)", "--- large (2 of 2)"]
+    assert "Of 2 conditions, that bft is better than dft holds in 2." in text
+    assert "Whether the gain of bft over dft moves with size cannot be told" in text
+    assert run() == text  # finished studies train nothing
+    found = read_series(load_series(path), None, (), database)
+    assert found.is_whole and text == text_of(found)
+
+    client = connect(uri)
+    [run_] = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run_.info.status == "FINISHED" and "holds in 2" in run_.data.tags["mlflow.note.content"]
+    rows = json.loads(Path(client.download_artifacts(run_.info.run_id, "series.json")).read_text())
+    gains = {own: choice.claims[0].gain.gain for own, choice in ((n, k.choice) for n, k in found.known.items())}
+    assert {row["condition"]: row["gain"]["gain"] for row in rows} == pytest.approx(gains)
+    assert not client.search_registered_models()  # an experiment registers nothing
+
+    capsys.readouterr()
+    page = tmp_path / "page.html"
+    assert main(["report", str(path), "--out", str(page), "--database", database]) == 0
+    html = page.read_text()
+    assert "Does it depend on the window?" in html and all(f'value="{gain!r}"' in html for gain in gains.values())
+    assert main(["search", str(path), "--status", "--database", database]) == 0
+    said = capsys.readouterr().out
+    assert "--- small" in said and "two-large/" in said and "finished" in said
+
+
+@pytest.mark.slow
+def test_a_series_that_has_begun_says_what_is_missing(series):
+    path, _, database = series
+
+    class Killed(BaseException):
+        pass
+
+    def line(text: str) -> None:
+        if text.startswith("--- large"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_series(path, None, (), database, line, profile=False, measure=False, place=InProcess())
+    text = text_of(read_series(load_series(path), None, (), database))
+    assert "Not finished: 1 of 2 studies have an answer." in text
+    assert "Of 1 conditions, that bft is better than dft holds in 1." in text
+    assert "too few conditions have an answer" in text

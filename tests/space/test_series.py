@@ -1,0 +1,78 @@
+"""Series: what is refused, and that every study of each one that comes with the package is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bft_ray.errors import BadConfig
+from bft_ray.space.load import load_study
+from bft_ray.space.series import all_series, find_series, load_series
+
+SMALL = {
+    "name": "two",
+    "question": "Does it depend on the rows?",
+    "space": "ablation",
+    "conditions": {
+        "few": {"at": {"rows": 50}, "overrides": {"data.train.0.limit": 50}},
+        "many": {"at": {"rows": 200}, "overrides": {"data.train.0.limit": 200, "optimizer.betas": [0.9, 0.99]}},
+    },
+    "trends": [{"better": "bft", "than": "sft", "over": "rows"}],
+}
+
+
+def written(folder: Path, **more) -> Path:
+    path = folder / "two.yaml"
+    path.write_text(yaml.safe_dump(SMALL | more))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(all_series()))
+def test_every_study_of_a_bundled_series_is_whole(name):
+    series = load_series(all_series()[name])
+    assert series.name == name
+    arms = []
+    for condition in series.conditions:
+        space, _ = load_study(series.space, None, series.study_overrides(condition))
+        assert space.name == f"{name}-{condition}" and space.confirmation is not None
+        assert not space.confirmation.register_champion, "an experiment moves no domain's champion"
+        assert len(space.confirmation.seeds) >= 5 and space.claims
+        arms.append({baseline.name for baseline in space.baselines})
+    assert all({trend.better, trend.than} <= own for trend in series.trends for own in arms)
+
+
+def test_conditions_become_overrides(tmp_path):
+    series = load_series(written(tmp_path, overrides={"budget.steps": 4}))
+    space, base = load_study(series.space, None, series.study_overrides("many", ["budget.steps=5"]))
+    assert (space.name, space.budget.steps) == ("two-many", 5)
+    assert space.fixed["data.train.0.limit"] == 200 and space.fixed["optimizer.betas"] == [0.9, 0.99]
+    assert base.domain == "gene_interaction"
+
+
+def test_a_series_is_found_by_its_conditions(tmp_path):
+    path = written(tmp_path)
+    assert find_series(str(path)) == path and find_series("ablation") is None and find_series("no/such") is None
+    (tmp_path / "space.yaml").write_text("name: one\n")
+    assert find_series(str(tmp_path / "space.yaml")) is None
+
+
+def test_a_space_beside_the_series(tmp_path):
+    (tmp_path / "own.yaml").write_text("name: one\n")
+    assert load_series(written(tmp_path, space="own.yaml")).space == str(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"conditions": {"few": SMALL["conditions"]["few"]}}, "conditions"),
+        ({"conditions": {"Few": SMALL["conditions"]["few"], "many": SMALL["conditions"]["many"]}}, "small letters"),
+        ({"trends": [{"better": "bft", "than": "sft", "over": "passes"}]}, "at least two different places"),
+        ({"question": ""}, "question"),
+        ({"condition": {}}, "condition"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, more, message):
+    with pytest.raises(BadConfig, match=message):
+        load_series(written(tmp_path, **more))
