@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
@@ -20,6 +21,16 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 USER = "bft"
+#: MLflow 3 opens as a page of agents and traces until a browser has chosen models; its pages keep the choice in this place.
+#: A choice of the user's own stays
+_SCRIPT = (
+    "const place = 'mlflow.workflowType_v1';"
+    "if (!localStorage.getItem(place)) localStorage.setItem(place, JSON.stringify('machine_learning'));"
+    "location.replace('/' + location.hash);"
+)
+_WELCOME = f"<!doctype html><title>MLflow</title><script>{_SCRIPT}</script><noscript>MLflow needs scripts.</noscript>"
+_DIGEST = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_OWN_SCRIPT = f"default-src 'none'; script-src 'sha256-{_DIGEST}'"
 
 
 class Login:
@@ -68,9 +79,10 @@ class Login:
         return True
 
     async def _begin_session(self, scope: Scope, send: Send) -> None:
-        """A cookie for this browser, and the page without the token in its address."""
+        """A cookie for this browser, then the page without the token in its address, showing models and not agents."""
         cookie = f"{_cookie_name(scope)}={self._session}; Path=/; HttpOnly; SameSite=Lax"
-        await _answer(send, 303, "", {"set-cookie": cookie, "location": "/"})
+        headers = {"set-cookie": cookie, "content-type": "text/html; charset=utf-8"}
+        await _answer(send, 200, _WELCOME, headers | {"content-security-policy": _OWN_SCRIPT})
 
     def _is_known(self, scope: Scope) -> bool:
         kind, _, value = _header(scope, b"authorization").partition(" ")

@@ -120,7 +120,8 @@ class Tracker(Sender):
     def link_to(self, artifact: str) -> str:
         """The address of an artifact within MLflow's page, for links in notes of the same server."""
         run = patiently(PATIENCE_S, self.client.get_run, self.run_id)
-        return f"#/experiments/{run.info.experiment_id}/runs/{self.run_id}/artifacts/{artifact}"
+        place = f"#/experiments/{run.info.experiment_id}/runs/{self.run_id}/artifacts/{artifact}"
+        return f"{place}?workflowType=machine_learning"  # else MLflow 3 may show its pages for agents around it
 
     def history(self, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
         """Metric -> (step, value) as the server has them, in order; {}, with a warning, if it stays away."""
