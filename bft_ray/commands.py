@@ -156,6 +156,8 @@ def evaluate_command(options: argparse.Namespace) -> int:
         config = config.model_copy(update={"model": model})
     if options.harness:
         config = _with_harness(config, options.harness.split(","))
+    from bft_ray.evaluate.overlap import notes, overlaps
+    from bft_ray.evaluate.overlap import write as write_overlaps
     from bft_ray.evaluate.result import EvaluationResult
     from bft_ray.evaluate.run import evaluate_model
 
@@ -167,7 +169,12 @@ def evaluate_command(options: argparse.Namespace) -> int:
 
         measured = [name for name in measured_names(config) if not names or name.partition("/")[0] in names]
         check_question(options.question, measured, before)
-    result = evaluate_model(config, Path(options.out) if options.out else None, names=names)
+    out = Path(options.out) if options.out else None
+    result = evaluate_model(config, out, names=names)
+    shared = overlaps(config, {task.name: task for task in config.evaluation.tasks if not names or task.name in names})
+    if out is not None:
+        write_overlaps(shared, out)
+    print(*notes(shared), sep="\n", end="\n" if notes(shared) else "")
     if before is None:
         print_metrics({}, result.metrics)
     else:

@@ -81,9 +81,10 @@ def dry_run(
         BadInput, BadConfig: for everything that can be known before a worker starts.
     """
     space, base = load_study(source, config, overrides)
-    facts = inspect_study(space, base)
+    told: list[str] = []
+    facts = inspect_study(space, base, told.append)
     cost = cost_of(space, base, facts.longest, facts.samples_per_source)
-    lines = [*caveats(space, cost, facts), *_fit(facts.first)]
+    lines = [*told, *caveats(space, cost, facts), *_fit(facts.first)]
     if measure:
         found = measured_on(facts.first, line)
         lines += requirements(space, facts.first, cost, found, local_slots(facts.first.cluster))

@@ -10,6 +10,7 @@ from bft_ray.config.measured import VALIDATION
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.tokenise import TOKENISING
 from bft_ray.errors import BadInput
+from bft_ray.evaluate import overlap
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_anchor, check_model
@@ -89,6 +90,9 @@ def inspect_study(space: SearchSpace, base: Config, line: Callable[[str], None] 
             if task.name == measured:
                 rows[split] = items_of(task)
     check_splits(space.objective.metric, rows, rows_of(train) if measured == VALIDATION else {}, line)
+    tasks = {f"{task.name} ({split})": task for split, one in splits.items() for task in one.evaluation.tasks}
+    for note in overlap.notes(overlap.overlaps(first, tasks)):
+        line(note)
     varies = any(name.startswith(_TOKENISING) and not name.endswith(".ratio") for name in space.parameters)
     longest, samples = int(train.num_supervised.max()), train.samples_per_source
     _require_items(space, rows)
