@@ -51,8 +51,8 @@ class Metric:
     """What a metric means.
 
     Args:
-        name: full name, or a pattern in which `<set>` is the name of an evaluation set ([a-z0-9_]+). A kind of task
-            declares it without its own set's name.
+        name: full name, or a pattern in which `<set>` is the name of an evaluation set and `<tag>` one of its tags
+            ([a-z0-9_]+). A kind of task declares it without its own set's name.
         unit: of the value; "" for a pure number, "share" for a number in [0, 1].
         direction: which way is better; "none" where neither is.
         help: one line.

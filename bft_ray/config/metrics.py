@@ -58,6 +58,7 @@ def _table() -> tuple[Metric, ...]:
 METRICS: tuple[Metric, ...] = _table()
 
 
+_WORD = "[a-z0-9_]+"
 #: what may stand behind the name of a metric of a set
 _SUFFIXES = {
     "_se": "standard error over items",
@@ -73,7 +74,7 @@ def describe(name: str) -> Metric | None:
         if of is not None and of.is_judged:
             return Metric(name, of.unit, "none", help)
     for metric in METRICS:
-        if re.fullmatch(re.escape(metric.name).replace("<set>", "[a-z0-9_]+"), bare):
+        if re.fullmatch(re.escape(metric.name).replace("<set>", _WORD).replace("<tag>", _WORD), bare):
             return replace(metric, name=name)
     return None
 

@@ -15,7 +15,7 @@ from bft_ray.errors import BadInput
 
 def test_every_metric_is_found_by_its_own_name_and_stands_in_the_table_once():
     for metric in METRICS:
-        name = metric.name.replace("<set>", "some_set")
+        name = metric.name.replace("<set>", "some_set").replace("<tag>", "some_tag")
         found = describe(name)
         assert found is not None
         assert (found.name, found.help) == (name, metric.help)

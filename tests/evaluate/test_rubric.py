@@ -316,12 +316,14 @@ def test_scores_by_hand():
     items = [item(5, 3, -4), item(2), item(1, -6)]
     first = [True, False, True, True, False, True]
     second = [True, True, False, True, True, None]
-    columns = item_columns(items, [first], 1)
+    texts = [["x"]] * 3
+    columns, tags = item_columns(items, [first], texts)
+    assert tags == [{}, {}, {}]
     assert columns["rubric_score"] == pytest.approx([1 / 8, 1, -6])
     assert columns["criteria_met"] == pytest.approx([2 / 3, 1, 1 / 2])
-    both = item_columns(items, [first, second], 1)
+    both, _ = item_columns(items, [first, second], texts)
     assert both["rubric_score"][:2] == pytest.approx([(1 / 8 + 1) / 2, 1]) and np.isnan(both["rubric_score"][2])
-    samples = item_columns([item(5, 3, -4)], [[True, False, True, True, True, False]], 2)
+    samples, _ = item_columns([item(5, 3, -4)], [[True, False, True, True, True, False]], [["x", "y"]])
     assert samples["rubric_score"] == pytest.approx([(1 / 8 + 1) / 2])
 
 

@@ -26,7 +26,7 @@ class JudgeConfig(Section):
 
 
 class RubricTask(TaskBase):
-    """Answers judged by a rubric (HealthBench form): rows of prompt and rubric [{criterion, points}]."""
+    """Answers judged by a rubric (HealthBench form): rows of prompt and rubric [{criterion, points, tags}]."""
 
     METRICS: ClassVar = (
         Metric(
@@ -36,6 +36,20 @@ class RubricTask(TaskBase):
             "points of the criteria met, of the positive points; mean over items, clipped to [0, 1]",
             items=Mean(may_lack=True),
         ),
+        Metric(
+            "rubric_score_deviation",
+            "share",
+            "none",
+            "standard deviation of rubric_score over 1,000 bootstrap draws of the items, as HealthBench tells it",
+        ),
+        Metric(
+            "length_adjusted_score",
+            "share",
+            "higher",
+            "rubric score less 0.0147 for each 500 characters over 2,000 (HealthBench Professional); mean, clipped to [0, 1]",
+            items=Mean(may_lack=True),
+        ),
+        Metric("tag_<tag>", "share", "none", "rubric score of the items, or of the criteria, with this tag"),
         Metric("criteria_met", "share", "none", "share of the judged criteria that are met, wanted or not"),
         Metric("judge_agreement", "share", "none", "share of the criteria on which two judges agree"),
         Metric("judge_kappa", "", "none", "agreement of two judges beyond chance: Cohen's kappa"),
@@ -55,4 +69,9 @@ class RubricTask(TaskBase):
     )
     max_requests: int = Field(1000, ge=1, description="budget: the evaluation stops before it asks more often")
     cache: str | None = folder_field(None, description="folder of earlier verdicts; null: none kept")
+    template: str | None = file_field(
+        None,
+        description="text file of what a judge is asked, with <<conversation>> and <<rubric_item>> in it, such as "
+        "HealthBench's published one; null: this project's own",
+    )
     decoding: Decoding = Field(Decoding(max_new_tokens=512), description="how its answers are generated")

@@ -5,9 +5,8 @@ A rubric is a list of criteria with points, positive for what an answer should h
     score of an answer = sum of the points of the criteria met / sum of the positive points      at most 1; may be negative
     rubric_score = mean over the items, clipped to [0, 1]
 
-Clipped is the mean, as in HealthBench's own code, not the score of an item. An item's score is the mean over its answers
-and judges; an item with a criterion that some judge did not judge is left out of the mean and its criteria are counted
-(`num_unjudged`).
+`bft_ray.evaluate.rubrics` has this and what else is told. An item's score is the mean over its answers and judges; an item with a
+criterion that some judge did not judge is left out of the mean and its criteria are counted (`num_unjudged`).
 
     kappa = (p_o - p_e) / (1 - p_e)      Cohen, 1960; p_o: share of criteria on which both judges agree, p_e: what chance
                                          would give; left out where p_e = 1
@@ -18,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,15 @@ from bft_ray.evaluate.clients.judge import Budget, Messages, check_judge, judge_
 from bft_ray.evaluate.engine.generate import check_engine
 from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared
 from bft_ray.evaluate.means import column_records, summarise
+from bft_ray.evaluate.rubrics import (
+    answer_scores,
+    bootstrap_deviation,
+    clipped_mean,
+    length_adjusted,
+    means_by_tag,
+    slug,
+    tag_scores,
+)
 from bft_ray.evaluate.tasks.generation import decode, encode_prompts
 
 log = logging.getLogger(__name__)
@@ -46,13 +54,22 @@ does that. If a criterion has several parts, all of them must be met; of example
 is needed by itself.
 Reply with one JSON object and nothing else: {"criteria_met": true or false, "explanation": "one sentence"}"""
 
+_CONVERSATION, _RUBRIC_ITEM = "<<conversation>>", "<<rubric_item>>"  # places of a template
+
 
 @dataclass(frozen=True)
 class RubricItem:
-    """A prompt (text or messages) and its criteria: (text, points)."""
+    """A prompt (text or messages) and its criteria: (text, points).
+
+    Args:
+        tags: of the item.
+        criterion_tags: of each criterion; () none has any.
+    """
 
     row: Row
     criteria: tuple[tuple[str, float], ...]
+    tags: tuple[str, ...] = ()
+    criterion_tags: tuple[tuple[str, ...], ...] = ()
 
 
 def prepare(task: RubricTask, context: Context) -> Prepared:
@@ -67,6 +84,7 @@ def prepare(task: RubricTask, context: Context) -> Prepared:
     for index, judge in enumerate(task.judges):
         check_judge(judge, task.consent, f"{field}.judges.{index}")
     check_engine(task.decoding, f"{field}.decoding.engine")
+    ask = _asks(task, field)
     items = read_rubrics(task, field)
     num_questions = sum(len(item.criteria) for item in items) * task.decoding.num_samples * len(task.judges)
     if task.cache is None and num_questions > task.max_requests:
@@ -78,12 +96,12 @@ def prepare(task: RubricTask, context: Context) -> Prepared:
         )
     prompts = encode_prompts([item.row for item in items], context)
     request = Generate([item.row.id for item in items], prompts, task.decoding, context.seed)
-    return Prepared([request], partial(_finish, task, items, context.tokenizer))
+    return Prepared([request], partial(_finish, task, ask, items, context.tokenizer))
 
 
 def read_rubrics(task: RubricTask, field: str) -> list[RubricItem]:
     """Rows of `prompt` (text or messages) and `rubric` [{criterion, points}], optional `id`; HealthBench's own names
-    (`rubrics`, `prompt_id`) are understood.
+    (`rubrics`, `prompt_id`, `example_tags`) are understood.
 
     Raises:
         BadInput: no such file, no rows, or a malformed row, named by file and line.
@@ -98,7 +116,12 @@ def read_rubrics(task: RubricTask, field: str) -> list[RubricItem]:
         row = Row(
             name, where, prompt=prompt, completion="!", group=None if group is None else str(group)
         )  # ! for its place
-        items.append(RubricItem(row, _criteria(where, record.get("rubric", record.get("rubrics")))))
+        rubric = record.get("rubric", record.get("rubrics"))
+        criteria = _criteria(where, rubric)
+        assert rubric is not None
+        tags = _tags(f"{where} tags", record.get("tags", record.get("example_tags")))
+        own = tuple(_tags(f"{where} rubric.{index}.tags", one.get("tags")) for index, one in enumerate(rubric))
+        items.append(RubricItem(row, criteria, tags, own))
     if not items:
         raise BadInput(f"{field}.path", task.path, "a file with rows; this one is empty")
     return items
@@ -113,6 +136,14 @@ def _prompt(where: str, prompt: Any) -> str | list[dict]:
         if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
             raise BadInput(f"{where} prompt.{index}", kind_of(turn), "an object of role and content")
     return prompt
+
+
+def _tags(where: str, tags: Any) -> tuple[str, ...]:
+    if tags is None:
+        return ()
+    if not isinstance(tags, list) or not all(isinstance(tag, str) and slug(tag) for tag in tags):
+        raise BadInput(where, kind_of(tags), "a list of texts")
+    return tuple(dict.fromkeys(tags))
 
 
 def _criteria(where: str, rubric: Any) -> tuple[tuple[str, float], ...]:
@@ -135,6 +166,38 @@ def _criteria(where: str, rubric: Any) -> tuple[tuple[str, float], ...]:
 # --- judging ------------------------------------------------------------------------------------------------
 
 
+#: (prompt, answer, criterion, points) -> what a judge is asked
+_Ask = Callable[[str | list[dict], str, str, float], Messages]
+
+
+def _asks(task: RubricTask, field: str) -> _Ask:
+    """How a judge is asked: in this project's words, or in those of a template.
+
+    Raises:
+        BadInput: a template that cannot be read, or lacks a place.
+    """
+    if task.template is None:
+        return lambda prompt, answer, criterion, _: question(prompt, answer, criterion)
+    try:
+        template = Path(task.template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{field}.template", task.template, "a text file in UTF-8", f"{error}.") from None
+    if lacking := [place for place in (_CONVERSATION, _RUBRIC_ITEM) if place not in template]:
+        raise BadInput(f"{field}.template", task.template, f"a text with {' and '.join(lacking)}, which are filled in")
+    return partial(from_template, template.strip())
+
+
+def from_template(template: str, prompt: str | list[dict], answer: str, criterion: str, points: float) -> Messages:
+    """What the judge is asked by a template: one message, the conversation with the answer, and `[points] criterion`."""
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    said = "\n\n".join(
+        f"{turn['role']}: {turn['content']}" for turn in [*turns, {"role": "assistant", "content": answer}]
+    )
+    before, after = template.split(_RUBRIC_ITEM, 1)  # apart: a conversation may hold the name of the other place
+    filled = [part.replace(_CONVERSATION, said) for part in (before, after)]
+    return [{"role": "user", "content": f"[{points:g}] {criterion}".join(filled)}]
+
+
 def question(prompt: str | list[dict], answer: str, criterion: str) -> Messages:
     """What the judge is asked."""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -146,24 +209,27 @@ def question(prompt: str | list[dict], answer: str, criterion: str) -> Messages:
     return [{"role": "system", "content": _INSTRUCTION}, {"role": "user", "content": material}]
 
 
-def _finish(task: RubricTask, items: list[RubricItem], tokenizer: Any, answers: Sequence) -> Measured:
+def _finish(task: RubricTask, ask: _Ask, items: list[RubricItem], tokenizer: Any, answers: Sequence) -> Measured:
     texts = [[decode(tokens, tokenizer) for tokens in own] for own in answers[0]]
     questions = [
-        question(item.row.prompt or "", text, criterion)
+        ask(item.row.prompt or "", text, criterion, points)
         for item, own in zip(items, texts, strict=True)
         for text in own
-        for criterion, _ in item.criteria
+        for criterion, points in item.criteria
     ]
     verdicts = _ask(task, questions)  # [judges][questions]
-    columns = item_columns(items, verdicts, task.decoding.num_samples)
+    columns, tags = item_columns(items, verdicts, texts)
     num_out = int(np.isnan(columns["rubric_score"]).sum())
     if 2 * num_out > len(items):
         raise BftError(
             f"{task.name}: {num_out} of {len(items)} items could not be judged whole, so there is no score; see the log "
             "for the reasons. Verdicts are kept where `cache` is set: repair the judge and run again."
         )
-    metrics = summarise(task.name, {"rubric_score": columns["rubric_score"]})
-    metrics[f"{task.name}/rubric_score"] = min(max(metrics[f"{task.name}/rubric_score"], 0.0), 1.0)
+    scores = ("rubric_score", "length_adjusted_score")
+    metrics = summarise(task.name, {name: columns[name] for name in scores})
+    metrics |= {f"{task.name}/{name}": clipped_mean(columns[name]) for name in scores}
+    metrics[f"{task.name}/rubric_score_deviation"] = bootstrap_deviation(columns["rubric_score"])
+    metrics |= {f"{task.name}/tag_{tag}": value for tag, value in means_by_tag(tags).items()}
     if len(verdicts) == 2:
         metrics |= agreement(task.name, *verdicts)
     metrics |= {
@@ -201,23 +267,37 @@ def _ask(task: RubricTask, questions: list[Messages]) -> list[list[bool | None]]
 
 
 def item_columns(
-    items: Sequence[RubricItem], verdicts: Sequence[Sequence[bool | None]], num_samples: int
-) -> dict[str, list[float]]:
-    """`rubric_score` of each item, NaN where a verdict is missing, and `criteria_met`, the share of those judged."""
-    columns: dict[str, list[float]] = {"rubric_score": [], "criteria_met": []}
+    items: Sequence[RubricItem], verdicts: Sequence[Sequence[bool | None]], texts: Sequence[Sequence[str]]
+) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
+    """Columns of each item, and its scores by tag. `rubric_score` and `length_adjusted_score` are NaN where a verdict is missing;
+    `criteria_met` is the share of those judged.
+
+    Args:
+        verdicts: [judges][questions], in the order of items, answers, criteria.
+        texts: the answers of each item.
+    """
+    columns: dict[str, list[float]] = {"rubric_score": [], "length_adjusted_score": [], "criteria_met": []}
+    tags: list[dict[str, float]] = []
     end = 0
-    for item in items:
-        points = np.array([points for _, points in item.criteria])
-        start, end = end, end + num_samples * len(points)
+    for item, answers in zip(items, texts, strict=True):
+        points = [points for _, points in item.criteria]
+        start, end = end, end + len(answers) * len(points)
         own = [verdict for judge in verdicts for verdict in judge[start:end]]
         known = [verdict for verdict in own if verdict is not None]
         columns["criteria_met"].append(float(np.mean(known)) if known else math.nan)
         if len(known) < len(own):
             columns["rubric_score"].append(math.nan)
+            columns["length_adjusted_score"].append(math.nan)
+            tags.append({})
             continue
-        scores = np.array(own, dtype=np.float64).reshape(-1, len(points)) @ points / points[points > 0].sum()
+        met = np.array(own, dtype=np.float64).reshape(-1, len(points))  # [judges x answers, criteria]
+        scores = answer_scores(points, met)
+        assert scores is not None  # `_criteria` asks for positive points
+        lengths = np.tile([len(text) for text in answers], len(verdicts))
         columns["rubric_score"].append(float(scores.mean()))
-    return columns
+        columns["length_adjusted_score"].append(float(length_adjusted(scores, lengths).mean()))
+        tags.append(tag_scores(points, met, item.tags, item.criterion_tags or ((),) * len(points)))
+    return columns, tags
 
 
 def agreement(prefix: str, first: Sequence[bool | None], second: Sequence[bool | None]) -> dict[str, float]:
