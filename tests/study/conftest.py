@@ -1,13 +1,17 @@
-"""Databases of studies: SQLite and PostgreSQL."""
+"""Databases of studies, SQLite and PostgreSQL; and a whole study whose trials are pretended."""
 
 from __future__ import annotations
 
 import gc
+import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from bft_ray.tracking.server import connect
+from tests.support.driver import DATA, Driver
 from tests.support.servers import HAS_POSTGRES, POSTGRES, postgres
 
 
@@ -29,3 +33,20 @@ def url(request, tmp_path):
     port = server.rpartition(":")[2].partition("/")[0]
     subprocess.run([binary, "-h", "127.0.0.1", "-p", port, "-U", "bft", name], check=True)
     return server.rpartition("/")[0] + f"/{name}"
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory) -> Path:
+    """MLflow's database without a run: to make one takes a second, to copy it nothing."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def driver(make_tree, tmp_path, empty_mlflow) -> Driver:
+    shutil.copy(empty_mlflow, tmp_path)
+    base = make_tree(evaluation={"tasks": [{"kind": "choice", "path": DATA.format("validation"), "limit": 6}]})
+    base["data"]["validation"], base["checkpoint"] = [], {"export": "last", "keep": 2}
+    del base["name"]
+    return Driver(tmp_path, base)

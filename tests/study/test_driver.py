@@ -2,99 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bft_ray.cli import main
-from bft_ray.config import ClusterConfig, TrackingConfig, make_config
+from bft_ray.config import ClusterConfig, TrackingConfig
 from bft_ray.errors import BadInput, DiskFull
 from bft_ray.operate.studies import status_of
 from bft_ray.places.addresses import sqlite_path
-from bft_ray.space.definition import SearchSpace
-from bft_ray.study.conclude import StudyResult, Unrecorded, mostly_failed
-from bft_ray.study.driver import search
-from bft_ray.study.place import Place
-from bft_ray.study.records.database import DEFAULT_DATABASE, Database
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.conclude import Unrecorded, mostly_failed
+from bft_ray.study.records.database import DEFAULT_DATABASE
 from bft_ray.study.records.segment import Run
-from bft_ray.study.records.store import Store
-from bft_ray.study.report.live import Live
 from bft_ray.tracking.registry import find_champion
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import artifact_root, connect
-from tests.support.executor import METRIC, InProcess, make_study
+from tests.support.executor import METRIC, InProcess
 from tests.support.paths import ROOT
 
-
-class Driver:
-    """`bft-ray search` on a folder."""
-
-    def __init__(self, folder: Path, base: dict[str, Any]):
-        self.folder, self.base = folder, make_config(base)
-        self.url = f"sqlite:///{folder}/studies.db"
-        self.told = io.StringIO()
-
-    def space(self, **more: Any) -> SearchSpace:
-        confirmation = {
-            "top_k": 1,
-            "seeds": [101, 102, 103],
-            "min_seeds_waived": True,
-            "overrides": {"evaluation.tasks.0.path": DATA.format("confirmation")},
-        }
-        small = {
-            "budget": {"trials": 6},
-            "sampler": {"kind": "random"},
-            "scheduler": {"kind": "none"},
-            "confirmation": confirmation,
-            "baselines": [{"name": "bft", "overrides": {"loss.method": "bft"}}],
-        }
-        return make_study(self.folder, **small | more).space
-
-    def search(self, place: Place | None = None, **more: Any) -> StudyResult:
-        self.told = io.StringIO()
-        space = self.space(**more)
-        live, place = Live("study", METRIC, stream=self.told), place or InProcess()
-        return search(space, self.base, self.url, profile=False, measure=False, live=live, place=place)
-
-    def notes(self) -> dict[str, Any]:
-        with Database(self.url) as database:
-            return Store.find(database, "small/test").notes()
-
-    def records(self) -> list[TrialRecord]:
-        with Database(self.url) as database:
-            return Store.find(database, "small/test").records()
-
-    def run(self) -> Any:
-        from mlflow import MlflowClient
-
-        return MlflowClient(self.base.tracking.uri).get_run(self.notes()["run_id"])
-
-
-DATA = "starter:gene_interaction/choices_{}"
 COMPARES = {"confirmation": None, "baselines": []}
-
-
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory) -> Path:
-    """MLflow's database without a run: to make one takes a second, to copy it nothing."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def driver(make_tree, tmp_path, empty_mlflow) -> Driver:
-    shutil.copy(empty_mlflow, tmp_path)
-    base = make_tree(evaluation={"tasks": [{"kind": "choice", "path": DATA.format("validation"), "limit": 6}]})
-    base["data"]["validation"], base["checkpoint"] = [], {"export": "last", "keep": 2}
-    del base["name"]
-    return Driver(tmp_path, base)
 
 
 @pytest.mark.slow
