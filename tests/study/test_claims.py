@@ -62,10 +62,18 @@ def test_each_verdict(claim, gain, noise, verdict):
     assert gain_text(judged.gain) in sentence
 
 
-def test_no_difference_at_all_cannot_be_told():
-    [judged] = choose(records({}, noise=0.0), plan(BETTER), draws=200).claims
-    assert judged.verdict == "cannot be told"
-    assert "they differ by +0 on every item and seed" in claims_sentence([judged])
+def test_no_difference_at_all():
+    """That neither is better cannot be told from it; that they do not differ by much holds."""
+    better, close = choose(records({}, noise=0.0), plan(BETTER, CLOSE), draws=200).claims
+    assert (better.verdict, close.verdict) == ("cannot be told", "holds")
+    assert "cannot be told: they are the same on every item and seed" in claims_sentence([better])
+    assert "by 0.05 at most: they are the same on every item and seed" in claims_sentence([close])
+
+
+def test_a_shift_of_everything_says_nothing():
+    better, close = choose(records({"bft": 0.01}, noise=0.0), plan(BETTER, CLOSE), draws=200).claims
+    assert (better.verdict, close.verdict) == ("cannot be told", "cannot be told")
+    assert "they differ by +0.0100 on every item and seed" in claims_sentence([better])
 
 
 def test_an_arm_that_failed_is_named():

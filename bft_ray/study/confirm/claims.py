@@ -69,7 +69,11 @@ def judge_all(
 
 
 def judge(claim: Claim, gain: Comparison) -> Verdict:
-    """The verdict on a claim; see the table at the head of the file. A gain without spread says nothing."""
+    """The verdict on a claim; see the table at the head of the file. A gain without spread says nothing, except that arms
+    which are the same on every item and seed do not differ by more than a bound.
+    """
+    if not gain.has_spread and gain.gain == 0 and claim.by_at_most is not None:
+        return "holds"
     if not gain.has_spread or gain.is_skewed:
         return "cannot be told"
     if claim.by_at_most is None:

@@ -45,7 +45,9 @@ def _told(one: Judged) -> str:
     if gain is None:
         return f"that {one.claim} cannot be told ({one.why})"
     if not gain.has_spread:
-        return f"that {one.claim} cannot be told: they differ by {signed(gain.gain)} on every item and seed"
+        seen = "are the same" if gain.gain == 0 else f"differ by {signed(gain.gain)}"
+        said = str(one.claim) if one.verdict == "holds" else f"that {one.claim} cannot be told"
+        return f"{said}: they {seen} on every item and seed"
     if one.verdict == "cannot be told":
         return f"whether {one.claim} cannot be told: {gain_text(gain)}"
     if one.verdict == "holds":
