@@ -33,10 +33,10 @@ from bft_ray.places.scratch import scratch
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server
 from bft_ray.train.launch import pin_paths
-from bft_ray.train.segment import train_segment
 from bft_ray.workers.connect import connect
 from bft_ray.workers.room import require_resources
 from jobs.bench.machine import machine
+from jobs.fresh import fresh_run
 
 WARM_UP = 2  # first steps of a point, which do not count
 STAGES = ("zero0", "zero1", "zero2", "zero3")
@@ -97,7 +97,7 @@ def measure(config: Config, kind: str, stage: str, num_workers: int, batch: int,
     try:
         asked = make_config(tree)
         require_resources(asked.cluster)
-        _, metrics = train_segment(asked, storage.join(folder, "run"), None, storage.join(folder, "weights"))
+        metrics = fresh_run(asked, storage.join(folder, "run"))
     except BftError as error:
         return Point(kind, stage, num_workers, batch, reason=redact(first_line(error)))
     finally:

@@ -25,14 +25,14 @@ from bft_ray.profile import tokens as logps
 from bft_ray.profile.run import TOKENS_FILE, _earlier
 from bft_ray.profile.weights import TokenLogps
 from bft_ray.study import driver as drive
+from bft_ray.study.execute import paused
 from bft_ray.study.execute.measure import measure
-from bft_ray.study.execute.trial import paused_at
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.tracking.outbox import Outbox
 from bft_ray.train.checkpoint import last_complete, verify_manifest, write_manifest
 from bft_ray.train.record import is_lost, read_record, write_record
 from bft_ray.train.snapshot import FILE, SCORE, delete_unfit
-from bft_ray.train.worker import RememberingHost, with_packing
+from bft_ray.train.worker import with_packing
 from tests.support.damage import KINDS, damage
 from tests.support.paths import ROOT
 
@@ -133,7 +133,6 @@ def checkpoints(folder: Path) -> list[Path]:
         (made / "engine" / "shard.pt").write_bytes(bytes(range(64)))
         write_manifest(made, 0, 1)
         write_kept(made / "score.json", {"score": step / 8})
-        write_kept(made / "train.json", {"train": [{"train/loss": 0.5}] * step})
         found.append(made)
     return found
 
@@ -192,16 +191,6 @@ def _(here: Here) -> None:
     here.damage(last / "score.json")
     delete_unfit(str(here.folder))
     assert listed.is_file() and here.told(last / "score.json")
-
-
-@case("`train.json`")
-def _(here: Here) -> None:
-    _, last = checkpoints(here.folder)
-    host = RememberingHost.__new__(RememberingHost)
-    host.folder, host._origins = str(here.folder), {}
-    assert host.last_checkpoint() == last and len(host.train) == 4
-    here.damage(last / "train.json")
-    assert host.last_checkpoint() is None and host.train == [] and here.told(last / "train.json")
 
 
 @case("`checkpoint_manager_snapshot.json`")
@@ -266,17 +255,20 @@ def _(here: Here) -> None:
     )
 
 
-@case("`state-SEED`")
+@case("`state-SEED/step-*`")
 def _(here: Here) -> None:
-    for name in ("step.json", "shard.pt", "manifest-00000.json"):
-        state = here.folder / name.partition(".")[0]
+    for name in ("run.json", "shard.pt", "manifest-00000.json"):
+        states = here.folder / name.partition(".")[0]
+        state = states / "step-00000012"
         (state / "engine").mkdir(parents=True)
         (state / "engine" / "shard.pt").write_bytes(bytes(range(64)))
-        (state / "step.json").write_text("12")
+        Run("key", num_steps=12).save(str(state / "run.json"))
         write_manifest(state, 0, 1)
-        assert paused_at(state) == 12
+        found = paused.latest(str(states), "key")
+        assert found is not None and (found[0], found[1].num_steps) == (str(state), 12)
+        assert paused.latest(str(states), "of another run") is None
         here.damage(next(state.rglob(name)))
-        assert paused_at(state) is None
+        assert paused.latest(str(states), "key") is None
         if here.kind != "gone":
             assert here.told(state)
 

@@ -336,11 +336,6 @@ class Config(Section):
     profile: ProfileConfig = ProfileConfig()
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
-    @property
-    def is_one_process(self) -> bool:
-        """Whether a trial of this config runs within one process, and not in segments through Ray Train."""
-        return self.cluster.num_workers == 1 and self.deepspeed.preset != "zero3"
-
     @model_validator(mode="after")
     def _rules(self) -> Config:
         if self.deepspeed.preset == "zero0" and self.model.dtype == "bf16":

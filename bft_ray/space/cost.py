@@ -182,10 +182,10 @@ def _combinations(cost: Cost, longest: int | None) -> str:
 
 def _workers(space: SearchSpace, base: Config) -> str:
     config = config_of(base, space, representatives(space, 1)[0])
-    if config.is_one_process:
+    number = config.cluster.num_workers
+    if number == 1:
         return "1 worker, in a process that stays warm from trial to trial"
-    workers = f"{config.cluster.num_workers} worker{'s' if config.cluster.num_workers > 1 else ''}"
-    return f"{workers} by Ray Train, started for each run and rung (with cluster.num_workers=1 processes stay warm)"
+    return f"{number} workers, in processes that stay warm from trial to trial"
 
 
 def _epochs(base: Config) -> str:

@@ -133,7 +133,7 @@ class Controller:
         config = self._config(record).model_copy(update={"seed": seed})
         rungs = self.study.rungs(record.part, config)
         until = None
-        if rungs and not self.study.is_judged_in_place(config):
+        if rungs and not self.study.is_judged_in_place:
             last = max((step for step, at in record.rungs.items() if seed in at), default=0)
             if last and record.extra.get("passed", 0) < last:
                 return None
@@ -307,7 +307,7 @@ class Controller:
             if record.is_finished or record.duplicate_of or record.last_rung is None:
                 continue
             config, step = self._config(record), record.last_rung[0]
-            if self.study.is_judged_in_place(config) or record.extra.get("passed", 0) >= step:
+            if self.study.is_judged_in_place or record.extra.get("passed", 0) >= step:
                 continue
             on: bool | None
             if self._space.deterministic:
@@ -399,10 +399,10 @@ class Controller:
 
 
 def segments_ahead(study: Study, config: Config) -> int:
-    """How many segments to give out beyond the slots: 1 keeps warm workers busy; 0 for trials of several workers, which
-    would only wait for room.
+    """How many segments to give out beyond the slots: 1 keeps warm workers busy; 0 where the number of workers may change,
+    because a segment that waits has the number of an earlier time.
     """
-    return 1 if config.is_one_process else 0
+    return int(config.cluster.least_workers == config.cluster.num_workers)
 
 
 def _runs(record: TrialRecord) -> dict[int, Any]:

@@ -98,12 +98,13 @@ class Study:
             return ()
         return tuple(self.space.scheduler.rungs(steps))
 
-    def is_judged_in_place(self, config: Config) -> bool:
-        """Whether a trial waits in its process for the decision at a rung. Otherwise it saves its state there and ends: a
-        trial of several workers, because killing those would not free their reservation; a trial of several seeds, because
-        these wait for each other; and a deterministic one, because it waits for others that need its place.
+    @property
+    def is_judged_in_place(self) -> bool:
+        """Whether a trial waits in its processes for the decision at a rung. Otherwise it saves its state there and ends: a
+        trial of several seeds, because these wait for each other; and a deterministic one, because it waits for others that
+        need its place.
         """
-        return config.is_one_process and len(self.space.seeds) == 1 and not self.space.deterministic
+        return len(self.space.seeds) == 1 and not self.space.deterministic
 
 
 def trial_name(assignment: Mapping[str, Any], first: str = "") -> str:

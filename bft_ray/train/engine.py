@@ -64,7 +64,8 @@ class Engine:
     Args:
         config: the run's config.
         device: where this rank computes.
-        model: the model to train, loaded as `config` says (not under zero3); None: it is loaded here.
+        model: the model to train, loaded as `config` says; None: it is loaded here. Under ZeRO-3 only this rank's part of
+            its weights is kept, and the module is of no use afterwards.
 
     A process group must exist (`join_alone`, or Ray Train's).
     """
@@ -76,7 +77,10 @@ class Engine:
         self.device = device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._max_grad_norm = config.optimizer.max_grad_norm
-        model = _load(config, settings) if model is None else model
+        if model is None:
+            model = _load(config, settings)
+        elif self.stage == 3:
+            deepspeed.zero.Init(module=model, config_dict_or_path=settings)
         model.train()
         self.num_trainable = sum(_numel(p) for p in model.parameters() if p.requires_grad)
         self.num_parameters = sum(map(_numel, model.parameters()))
@@ -188,6 +192,14 @@ class Engine:
                 if self.rank == 0:
                     gathered[name] = parameter.detach().cpu().clone()
         return gathered if self.rank == 0 else None
+
+    def fill(self, model: torch.nn.Module) -> None:
+        """Under ZeRO-3: set the trained parameters of a whole model of the same kind, on every rank. A collective."""
+        targets = dict(model.named_parameters())
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad or not self._only_trainable:
+                with self._deepspeed.zero.GatheredParameters([parameter]), torch.no_grad():
+                    targets[name].copy_(parameter)
 
     def close(self) -> None:
         """Free what DeepSpeed holds."""

@@ -60,20 +60,16 @@ def make_plan(config: Config, train: TokenDataset) -> tuple[BatchPlan, int]:
     return plan, num_steps(config, train.samples_per_source)
 
 
-def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | None = None) -> LoopState:
+def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
     """Train from the last checkpoint of `host`, or from the start, to the last step.
 
     Every rank calls it. Evaluates and saves every so many steps and at the end; the best and the last checkpoint stay.
-
-    Args:
-        until: end after this many steps, as if the run had been stopped; the learning rate is that of the whole run.
 
     Raises:
         NonFinite: on every rank, for a loss or gradient that is not finite.
         BadInput: a checkpoint that is broken.
     """
     plan, num_steps = make_plan(config, data.train)
-    last = num_steps if until is None else min(until, num_steps)
     evaluate_every = config.evaluation.every_steps or max(1, num_steps // 10)
     save_every = config.checkpoint.every_steps or evaluate_every
     higher = higher_is_better(config.checkpoint.metric)
@@ -95,7 +91,7 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
     num_profiled = config.tracking.profile_steps if rank0 else 0
     began = time.perf_counter()
     with profiled(num_profiled, engine.device, host.publish) as step_ended:
-        for done, metrics, share in train_steps(engine, config, data, state.step, last):
+        for done, metrics, share in train_steps(engine, config, data, state.step, num_steps):
             began, elapsed = time.perf_counter(), time.perf_counter() - began  # logging counts with the next step
             step_ended()
             metrics["train/supervised_tokens_per_s"] = share.num_tokens / elapsed
@@ -105,20 +101,20 @@ def fit(engine: Engine, config: Config, data: Data, host: Host, until: int | Non
                 host.notify("step", {"step": done, "num_steps": num_steps} | metrics)
 
             measured = {}
-            if data.validation and (done % evaluate_every == 0 or done == last):
+            if data.validation and (done % evaluate_every == 0 or done == num_steps):
                 if rank0:
                     host.notify("validating", {"step": done})
                 measured = validate(engine, data, config)
                 if rank0:
                     host.notify("validation", {"step": done} | measured)
-            if done % save_every == 0 or done == last or measured:
+            if done % save_every == 0 or done == num_steps or measured:
                 value = measured.get(config.checkpoint.metric)
                 better = improves(value, state.best_value, higher)
                 state = LoopState(done, value if better else state.best_value, done if better else state.best_step)
                 _save(engine, host, state, None if value is None else (value if higher else -value))
                 began = time.perf_counter()  # validation and saving do not count as a step
     if rank0:
-        host.notify("end", {"step": last})
+        host.notify("end", {"step": num_steps})
     return state
 
 

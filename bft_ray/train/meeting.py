@@ -12,6 +12,7 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 
 from bft_ray.places.scratch import scratch
+from bft_ray.workers.room import is_one_machine
 
 
 def torch_config(backend: str, timeout_s: int) -> TorchConfig:
@@ -21,8 +22,7 @@ def torch_config(backend: str, timeout_s: int) -> TorchConfig:
         backend: `gloo` or `nccl`.
         timeout_s: longest wait of a rank for the others.
     """
-    is_here = all(node["NodeManagerAddress"] == "127.0.0.1" for node in ray.nodes() if node["Alive"])
-    return (_InAFile if is_here else TorchConfig)(backend=backend, timeout_s=timeout_s)
+    return (_InAFile if is_one_machine() else TorchConfig)(backend=backend, timeout_s=timeout_s)
 
 
 class _InAFile(TorchConfig):

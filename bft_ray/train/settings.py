@@ -11,6 +11,11 @@ from bft_ray.config import Config
 BUCKET_ELEMENTS = 500_000_000
 
 
+def is_zero3(config: Config) -> bool:
+    """Whether the ranks share out the weights themselves."""
+    return int(config.deepspeed.preset[-1]) == 3
+
+
 def deepspeed_settings(config: Config, num_trainable: int | None = None) -> dict[str, Any]:
     """What `deepspeed.initialize` is given.
 

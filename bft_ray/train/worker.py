@@ -32,7 +32,6 @@ from bft_ray.train.snapshot import SCORE, score_of
 
 log = logging.getLogger(__name__)
 
-_TRAIN = "train.json"  # in a checkpoint: metrics of the steps before it
 _PACKING = "packing.json"  # in the folder of the run
 
 
@@ -92,33 +91,6 @@ class RayHost:
             self._board.post.remote(event, values)
 
 
-class RememberingHost(RayHost):
-    """Keeps the metrics of all steps in each checkpoint, so they always fit the state, whichever worker has died."""
-
-    def __init__(self, folder: str, tracker: Tracker | None, board: Any):
-        super().__init__(folder, tracker, board)
-        self.train: list[dict[str, float]] = []
-
-    def last_checkpoint(self) -> Path | None:
-        folder = super().last_checkpoint()
-        kept = None if folder is None else read_kept(folder / _TRAIN, ["train"])
-        if kept is None:
-            self.train = []
-            return None  # a checkpoint without the metrics of its steps is not used: the run starts again
-        self.train = kept["train"]
-        return folder
-
-    def keep(self, folder: Path, step: int, score: float | None) -> None:
-        if ray.train.get_context().get_world_rank() == 0:
-            write_kept(folder / _TRAIN, {"train": self.train})
-        super().keep(folder, step, score)
-
-    def notify(self, event: str, values: dict[str, Any]) -> None:
-        if event == "step":
-            self.train.append({name: value for name, value in values.items() if name.startswith("train/")})
-        super().notify(event, values)
-
-
 class StopAtFinal(ray.train.UserCallback):
     """In Ray Train's controller: end the run at once for an error that would come again, by raising it. Other errors are
     posted to the board.
@@ -146,8 +118,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         payload: `config`, `folder` (of the run), `export` (folder of its weights), `run_id` of MLflow and
-            `board` (actor that shows progress) where there are any; for a trial `until` (see `fit`): then the metrics
-            of all steps come back too.
+            `board` (actor that shows progress) where there are any.
     """
     config: Config = payload["config"]  # as the driver has validated it
     keep_for(config.cluster.file_mode)
@@ -155,8 +126,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     is_first = context.get_world_rank() == 0
     tracker = Tracker.attach(config.tracking, payload["run_id"]) if is_first and "run_id" in payload else None
-    kind = RememberingHost if "until" in payload else RayHost
-    host = kind(payload["folder"], tracker, payload.get("board") if is_first else None)
+    host = RayHost(payload["folder"], tracker, payload.get("board") if is_first else None)
     engine = None
     try:
         host.notify("ready", {})
@@ -166,10 +136,9 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         engine = Engine(config, host.device)
         if context.get_world_rank() == 0:
             keep_packing(engine.rows, payload["folder"], tracker)
-        state = fit(engine, config, data, host, payload.get("until"))
+        state = fit(engine, config, data, host)
         step = export(engine, config, tokenizer, host, state, payload["export"])
-        remembered = {"train": host.train} if isinstance(host, RememberingHost) else {}
-        return {"step": step, "best_value": state.best_value, "best_step": state.best_step} | remembered
+        return {"step": step, "best_value": state.best_value, "best_step": state.best_step}
     except NonFinite as error:
         return {"error": error}
     except Exception as error:

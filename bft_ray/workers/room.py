@@ -36,6 +36,13 @@ def num_gpus_per_worker(cluster: ClusterConfig) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
+def is_one_machine() -> bool:
+    """Whether the cluster is a local Ray, on loopback alone; within `connect` only."""
+    import ray
+
+    return all(node["NodeManagerAddress"] == "127.0.0.1" for node in ray.nodes() if node["Alive"])
+
+
 @waiting("waiting for room for the workers")
 def require_resources(cluster: ClusterConfig) -> None:
     """Return once the cluster's nodes could hold the workers, at least as many as training needs (free or not); within `connect` only.

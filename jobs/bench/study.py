@@ -83,16 +83,18 @@ def records_of(folder: Path, name: str, domain: str, part: str = SEARCH) -> list
 
 def fresh_trainers(trees: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Each run by a fresh TorchTrainer with DeepSpeed, one after the other in one Ray; seconds, losses, metrics."""
-    from bft_ray.train.segment import measure_weights, train_segment
+    from bft_ray.evaluate.run import evaluate_model
     from bft_ray.workers.connect import connect
+    from jobs.fresh import fresh_run
 
     done = []
     with connect(make_config(trees[0]).cluster):
         for number, tree in enumerate(trees):
             config = make_config(tree)
             began = time.perf_counter()
-            _, train = train_segment(config, str(folder / f"run-{number}"), None, str(folder / f"weights-{number}"))
-            metrics = measure_weights(config, str(folder / f"weights-{number}")).metrics
+            train = fresh_run(config, str(folder / f"run-{number}"))
+            model = config.model.model_copy(update={"path": str(folder / f"run-{number}" / "export"), "adapter": None})
+            metrics = evaluate_model(config.model_copy(update={"model": model})).metrics
             seconds = time.perf_counter() - began
             done.append({"losses": [step["train/loss"] for step in train], "metrics": metrics, "seconds": seconds})
     return done

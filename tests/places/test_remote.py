@@ -14,6 +14,7 @@ import pytest
 
 from bft_ray.config import ModelConfig, make_config
 from bft_ray.errors import BadInput
+from bft_ray.evaluate.run import evaluate_model
 from bft_ray.model.causal_lm import adapter_of, load_model, load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.places import remote, storage
@@ -23,7 +24,6 @@ from bft_ray.places.remote import is_remote, local_copy
 from bft_ray.train.checkpoint import remove_cut_off, step_name, write_manifest
 from bft_ray.train.host import SCORE_FILE, drop_superseded
 from bft_ray.train.progress import describe_event
-from bft_ray.train.segment import measure_weights
 from bft_ray.train.worker import RayHost
 from tests.support.damage import damage
 from tests.support.ranks import run_ranks
@@ -203,8 +203,11 @@ def test_workers_measure_weights_that_lie_in_a_store(store, make_tree, tiny_mode
     )
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        here = measure_weights(make_config(tree), str(tiny_model))
-        there = measure_weights(make_config(tree), f"{store}/weights")
+        tree["cluster"]["address"] = ray.get_runtime_context().gcs_address
+        tree["model"]["path"] = str(tiny_model)
+        here = evaluate_model(make_config(tree))
+        tree["model"]["path"] = f"{store}/weights"
+        there = evaluate_model(make_config(tree))
     finally:
         ray.shutdown()
     assert there.records == here.records and len(fetched(tmp_path / "home")) == 1

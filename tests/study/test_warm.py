@@ -35,7 +35,7 @@ def in_turn(trees: list[dict], folder: str) -> list[dict]:
     for number, tree in enumerate(trees):
         kept = Path(folder) / f"{os.getpid()}-{number}"
         stops = tree.pop("stop", False)
-        result = run_trial(make_config(tree), [3], lambda step, _, go=not stops: go, warm, keep=kept)
+        result = run_trial(make_config(tree), [3], lambda step, _, go=not stops: go, warm, keep=str(kept))
         files = list(kept.glob("*model.safetensors"))
         weights = {name: value.float().numpy() for file in files for name, value in load_file(file).items()}
         outcomes.append({"result": result, "weights": weights})
@@ -97,7 +97,7 @@ def facts(tree: dict, rows: str) -> dict[str, Any]:
     def hooks(model: Any) -> int:
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
 
-    with warm.model(full):
+    with warm.trained(full):
         pass
     before, untouched = base(), content(base())
     names, hooks_before = [name for name, _ in before.named_modules()], hooks(before)
@@ -121,7 +121,7 @@ def facts(tree: dict, rows: str) -> dict[str, Any]:
     told["rows"] = (len(data.train), len(warm.data(config).train))
     for file in Path(config.model.path).glob("*.safetensors"):
         os.utime(file, ns=(1, 1))
-    with warm.model(full):
+    with warm.trained(full):
         told["is read again"] = base() is not before
     for limit in range(1, 20):
         tree["data"]["train"][0]["limit"] = limit

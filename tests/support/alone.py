@@ -10,10 +10,8 @@ from bft_ray.config import make_config
 from bft_ray.train.checkpoint import LoopState
 
 
-def run_alone(
-    tree: dict, folder: str, stop_after: int | None = None, device: str = "cpu", until: int | None = None
-) -> dict:
-    """Train without Ray; stop as a crash would after `stop_after` steps, or be stopped after `until`; returns weights and events."""
+def run_alone(tree: dict, folder: str, stop_after: int | None = None, device: str = "cpu") -> dict:
+    """Train without Ray; stop as a crash would after `stop_after` steps; returns weights and events."""
     from bft_ray.data.dataset import prepare
     from bft_ray.model.causal_lm import load_tokenizer
     from bft_ray.train.engine import Engine
@@ -38,7 +36,7 @@ def run_alone(
     own = Path(folder) if engine.rank == 0 else Path(f"{folder}-{engine.rank}")  # a LocalHost is one process's
     host = LocalHost(own, engine.device, config.checkpoint.keep, listen if engine.rank == 0 else None)
     try:
-        state = fit(engine, config, data, host, until)
+        state = fit(engine, config, data, host)
     except KeyboardInterrupt:
         state = LoopState()
     weights = {name: value.float().numpy() for name, value in (engine.weights() or {}).items()}

@@ -141,7 +141,7 @@ def _kept(space: SearchSpace, first: Config, cost: Cost) -> tuple[int, int]:
     num_weights = min(first.checkpoint.keep, cost.trials)
     if space.confirmation is not None:
         num_weights += space.confirmation.top_k + len(space.baselines) + first.tracking.log_model
-    waits = bool(cost.rungs) and (len(space.seeds) > 1 or space.deterministic or not first.is_one_process)
+    waits = bool(cost.rungs) and (len(space.seeds) > 1 or space.deterministic)
     return num_weights, cost.search_runs if waits else 0
 
 

@@ -1,4 +1,4 @@
-"""The actor of Ray Tune that runs one segment after the other in a process that stays warm."""
+"""The actor of Ray Tune that runs one segment after the other, in its own process or on a group of ranks, which stay warm."""
 
 from __future__ import annotations
 
@@ -6,36 +6,55 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.util import get_current_placement_group
 
+from bft_ray.config import ClusterConfig
 from bft_ray.places.modes import keep_for
 from bft_ray.study.records.segment import Run, Segment
 
 if TYPE_CHECKING:
+    from bft_ray.study.execute.group import Group
     from bft_ray.study.execute.warm import Warm
 
 
 class TrialActor(tune.Trainable):
     """Runs the segment that Tune gives it under `segment`; each `step` is one measurement. Use it with `reuse_actors`.
 
+    Several bundles of its placement group are the places of the ranks of a group; one is that of this process.
+
     Tune has no checkpoints to keep: `bft_ray.study.execute.segments` saves the state of a run itself.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._warm: Warm | None = None
+        self._group: Group | None = None
         self._steps: Generator[Run, None, None] | None = None
         self._set(config["segment"])
 
     def step(self) -> dict[str, Any]:
         """The report of the run (`run`, as one object, because Tune flattens mappings), and `done`: the segment has ended."""
         if self._steps is None:
-            from bft_ray.study.execute.segments import run_segment
-            from bft_ray.study.execute.warm import Warm  # imports torch: here, so that the actor starts at once
-
             keep_for(self._segment.tree.get("cluster", {}).get("file_mode", "owner"))
-            self._warm = self._warm or Warm()
-            self._steps = run_segment(self._segment, self._warm)
+            places = get_current_placement_group()
+            self._steps = self._alone() if places is None or places.bundle_count == 1 else self._together(places)
         run = next(self._steps)
         return {"run": run, "done": run.status != "running"}
+
+    def _alone(self) -> Generator[Run, None, None]:
+        from bft_ray.study.execute.segments import run_segment
+        from bft_ray.study.execute.warm import Warm  # imports torch: here, so that the actor starts at once
+
+        self._warm = self._warm or Warm()
+        return run_segment(self._segment, self._warm)
+
+    def _together(self, places: Any) -> Generator[Run, None, None]:
+        from bft_ray.study.execute.group import Group
+
+        if self._group is not None and not self._group.is_good:
+            self._group.close()
+            self._group = None
+        self._group = self._group or Group(ClusterConfig(**self._segment.tree["cluster"]), places)
+        return self._group.run(self._segment)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next segment, in the same process."""

@@ -59,8 +59,8 @@ def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_
         line: called with a line when it begins.
         limit_s: seconds after which the measurement is stopped.
     """
-    if not config.is_one_process:
-        return "trials of several workers or with zero3 are not tried in one process: the first trial will show it"
+    if config.cluster.num_workers > 1:
+        return "trials of several workers are not tried in one process: the first trial will show it"
     if config.cluster.gpus_per_worker and not _num_gpus():
         return "trials use a GPU, and this machine has none: the first trial will show it"
     line(f"measuring {_STEPS} training steps and one measurement ({limit_s:g} s at most; --no-measure leaves it out)")
@@ -121,10 +121,10 @@ def _tried(config: Config, folder: Path) -> dict[str, float | int | str]:
 
     warm, whole, paused = Warm(), Run(), Run()
     first: dict[str, float] = {}
-    with closing(trial(config, [1], warm, whole, keep=folder / "weights", at_rungs=())) as stops:
+    with closing(trial(config, [1], warm, whole, keep=str(folder / "weights"), at_rungs=())) as stops:
         for _ in stops:
             first = first or dict(whole.seconds)
-    with closing(trial(config, [1], warm, paused, until=1, pause=folder / "state", at_rungs=())) as stops:
+    with closing(trial(config, [1], warm, paused, until=1, pause=str(folder / "state"), at_rungs=())) as stops:
         for _ in stops:
             pass
     has_gpu = warm.device.type == "cuda"

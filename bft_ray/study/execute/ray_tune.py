@@ -30,7 +30,6 @@ from bft_ray.study.controller import OVER, Controller
 from bft_ray.study.execute.actor import TrialActor
 from bft_ray.study.records.segment import Segment
 from bft_ray.train.failure import advice_on, how_it_died
-from bft_ray.workers.orphans import free_orphans
 from bft_ray.workers.room import num_places, worker_resources
 
 log = logging.getLogger(__name__)
@@ -64,16 +63,13 @@ def run(
     Raises:
         Exception: the error that the controller or `look` has raised, unchanged.
     """
-    looks = [_room(config.cluster), look]
-    if not config.is_one_process:
-        looks.append(_every_few_seconds(free_orphans))
-    bridge = _Bridge(controller, looks)
+    bridge = _Bridge(controller, [_room(config.cluster), look])
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would log pages for every error
     with scratch("tune") as folder, _settings(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tune's, about its own settings
         no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a segment saves its state itself
         tuner = tune.Tuner(
-            tune.with_resources(actor, _resources(config)),
+            tune.with_resources(actor, lambda _: _resources(config.cluster)),
             tune_config=tune.TuneConfig(
                 search_alg=_Suggestions(bridge), scheduler=_Rungs(bridge), num_samples=-1, reuse_actors=True
             ),
@@ -145,18 +141,6 @@ def _room(cluster: ClusterConfig) -> Callable[[], None]:
     return look
 
 
-def _every_few_seconds(function: Callable[[], None]) -> Callable[[], None]:
-    called = 0.0
-
-    def call() -> None:
-        nonlocal called
-        if time.monotonic() - called >= _COUNT_S:
-            called = time.monotonic()
-            function()
-
-    return call
-
-
 def num_runs(nodes: Sequence[dict[str, float]], need: dict[str, float], cluster: ClusterConfig) -> int:
     """How many runs fit on nodes with these resources, under the placement: of `cluster.num_workers` workers, or if not one of
     them fits of the fewest.
@@ -181,13 +165,17 @@ def _num_runs(
     return runs
 
 
-def _resources(config: Config) -> tune.PlacementGroupFactory:
-    """What Tune reserves for one trial: its worker. Ray Train reserves several workers itself, and the trial only waits for
-    them; Tune still wants a reservation, so it gets 1 MiB.
+def _resources(cluster: ClusterConfig) -> tune.PlacementGroupFactory:
+    """What Tune reserves for a segment: a bundle for each worker, with `cluster.min_workers` for as many as there is room for
+    now. One worker is Tune's own actor; beside several, that one is given nothing.
     """
-    return tune.PlacementGroupFactory(
-        [worker_resources(config.cluster) if config.is_one_process else {"memory": 2.0**20}]
-    )
+    need, num_workers = worker_resources(cluster), cluster.num_workers
+    if cluster.least_workers < cluster.num_workers:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        fitting = [n for n in range(cluster.least_workers, num_workers + 1) if _num_runs(nodes, need, cluster, n)]
+        num_workers = max(fitting, default=cluster.least_workers)
+    bundles = [need] if num_workers == 1 else [{}, *[need] * num_workers]
+    return tune.PlacementGroupFactory(bundles, strategy=cluster.placement)
 
 
 class _Bridge:

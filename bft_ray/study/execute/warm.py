@@ -28,6 +28,7 @@ from bft_ray.model.lora import remove_adapters
 from bft_ray.model.start_logps import StartLogps
 from bft_ray.train.engine import Engine
 from bft_ray.train.loop import Data
+from bft_ray.train.settings import is_zero3
 from bft_ray.train.start import start_logps
 
 T = TypeVar("T")
@@ -123,18 +124,33 @@ class Warm:
         return self._tasks.get(key, make)
 
     @contextmanager
-    def model(self, config: Config) -> Iterator[torch.nn.Module]:
-        """The model to train, as from `load_model`, while the context lasts.
+    def trained(self, config: Config) -> Iterator[torch.nn.Module]:
+        """The model to train, as from `load_model`, while the context lasts. Under ZeRO-3 it is a copy on the host, of which
+        the engine keeps this rank's part.
 
         Raises:
             BadInput: see `load_model`.
         """
+        with self._model(config, is_copy=is_zero3(config)) as model:
+            yield model
+
+    @contextmanager
+    def measured(self, config: Config) -> Iterator[torch.nn.Module]:
+        """Under ZeRO-3: a whole model on the device, for the trained weights to be filled in, while the context lasts."""
+        with self._model(config, is_copy=self.device.type != "cpu") as model:
+            yield model.to(self.device)
+
+    @contextmanager
+    def _model(self, config: Config, is_copy: bool) -> Iterator[torch.nn.Module]:
+        """The base model with its adapter; the base is that of all trials, or a copy."""
         base, adapter = adapter_of(config.model)
         settings = config.model.model_dump(exclude={"path", "adapter"})
-        key = _key(base, settings, _stamps([base]))
-        kept = self._models.get(key, lambda: load_base(config.model).to(self.device))
-        if adapter is None and config.lora is None:
-            yield copy.deepcopy(kept)
+        # ZeRO-3 is for models that a GPU may have no room for
+        device = torch.device("cpu") if is_zero3(config) else self.device
+        key = _key(base, settings, str(device), _stamps([base]))
+        kept = self._models.get(key, lambda: load_base(config.model).to(device))
+        if is_copy or (adapter is None and config.lora is None):
+            yield attach(copy.deepcopy(kept), config.model, config.lora, config.seed)
             return
         self._models.drop(key)  # put back below, only if the adapter could be removed
         is_trainable = {name: parameter.requires_grad for name, parameter in kept.named_parameters()}

@@ -131,23 +131,28 @@ class Run:
 
     def write(self, files: RunFiles) -> None:
         """Write it to the trial's folder, whole or not at all."""
-        write_kept(files.result, asdict(self))
+        self.save(files.result)
+
+    def save(self, path: str) -> None:
+        """Write it to a file, whole or not at all."""
+        write_kept(path, asdict(self))
 
     @classmethod
     def read(cls, files: RunFiles, key: str) -> Run | None:
         """What an earlier segment wrote; None where there is no file, a damaged one, or one of another run."""
-        run = cls._at(files)
+        run = cls.load(files.result)
         return run if run is not None and run.key == key else None
 
     @classmethod
     def of(cls, study: str, files: RunFiles) -> Run | None:
         """The run in a trial's folder, if it is of this study; None otherwise."""
-        run = cls._at(files)
+        run = cls.load(files.result)
         return run if run is not None and run.key.startswith(f"{study}.") else None
 
     @classmethod
-    def _at(cls, files: RunFiles) -> Run | None:
-        tree = read_kept(files.result, needs=("key", "status", "num_steps", "train", "metrics"))
+    def load(cls, path: str) -> Run | None:
+        """What `save` wrote; None where there is no file, or a damaged one."""
+        tree = read_kept(path, needs=("key", "status", "num_steps", "train", "metrics"))
         if tree is None:
             return None
         known = {each.name: tree[each.name] for each in fields(cls) if each.name in tree}

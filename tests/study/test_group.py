@@ -1,0 +1,143 @@
+"""Groups of ranks that stay: their trials are those of fresh Ray Train workers, and a lost rank costs one segment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bft_ray.config import make_config
+from bft_ray.study.records.segment import Run, Segment
+from tests.support.segments import make_segment
+from tests.support.trials import CHOICES, steps_of
+
+TWO = {"num_workers": 2, "gpus_per_worker": 0}
+LORA = {"rank": 4, "alpha": 8.0}
+
+
+@pytest.fixture(scope="module")
+def ray_of_two_cpus():
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def places(ray_of_two_cpus):
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    made = placement_group([{"CPU": 1}, {"CPU": 1}])
+    assert made.wait(60)
+    yield made
+    remove_placement_group(made)
+
+
+def take(group: Any, segment: Segment) -> Run:
+    """The run that a segment leaves; its reports agree with it."""
+    reports = list(group.run(segment))
+    run = Run.read(segment.files, segment.key)
+    assert run is not None and (reports[-1].status, reports[-1].num_steps) == (run.status, run.num_steps), reports[-1]
+    return run
+
+
+def losses(train: list[dict[str, float]]) -> list[tuple[float, float]]:
+    return [(step["train/loss"], step["train/grad_norm"]) for step in train]
+
+
+@pytest.mark.long
+def test_a_group_trains_as_fresh_workers_do(ray_of_two_cpus, places, make_tree, tmp_path):
+    """ZeRO 0, 2 and 3 in turn, after one that fails: bit for bit what Ray Train's workers come to."""
+    from ray.util.placement_group import remove_placement_group
+
+    from bft_ray.study.execute.group import Group
+    from jobs.fresh import fresh_run
+
+    kinds = {"zero0": None, "zero2": LORA, "zero3": None}
+    trees = {
+        preset: make_tree(cluster=TWO, deepspeed={"preset": preset}, lora=lora, evaluation={"tasks": [CHOICES]})
+        for preset, lora in kinds.items()
+    }
+    wild = trees["zero3"] | {"optimizer": {"learning_rate": 1e30, "max_grad_norm": None}}
+    group = Group(make_config(wild).cluster, places)
+    failed = take(group, make_segment(wild, tmp_path / "wild"))
+    assert failed.status == "failed" and failed.reason.startswith("NonFinite: ") and group.is_good
+    own = {preset: take(group, make_segment(tree, tmp_path / preset)) for preset, tree in trees.items()}
+    group.close()
+    remove_placement_group(places)  # the others need the room
+    for preset, tree in trees.items():
+        run = own[preset]
+        assert (run.status, list(run.metrics), len(run.records)) == ("complete", [2, 4, 6], 12 + 6), preset
+        fresh = fresh_run(make_config(tree), str(tmp_path / f"fresh-{preset}"))
+        assert losses(run.train) == losses(fresh) and len(fresh) == 6, preset
+
+
+@pytest.mark.slow
+def test_a_killed_rank_costs_one_segment(places, make_tree, tmp_path):
+    """It resumes from the last state within the segment, on a new group; the curve is that of the undisturbed run."""
+    import ray
+
+    from bft_ray.study.execute.group import Group, WorkerDied
+
+    tree = make_tree(cluster=TWO, deepspeed={"preset": "zero3"}, checkpoint={"every_steps": 3})
+    calm, hurt = (make_segment(tree, tmp_path / name, rungs=(4,), at_rungs=None) for name in ("calm", "hurt"))
+    group = Group(make_config(tree).cluster, places)
+    whole = take(group, calm)
+    pid = ray.get(group._ranks[1].pid.remote())
+    steps = group.run(hurt)
+    assert next(steps).num_steps == 4
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(WorkerDied, match="rank 1: a worker died, its process is gone"):
+        list(steps)
+    assert time.monotonic() - began < 30 and not group.is_good
+    group.close()
+    again = Group(make_config(tree).cluster, places)
+    *_, last = again.run(hurt)
+    assert last.status == "complete"
+    resumed = Run.read(hurt.files, hurt.key)
+    assert resumed is not None and steps_of(resumed) == steps_of(whole) and resumed.metrics == whole.metrics
+    again.close()
+
+
+class FakeRank:
+    """Reports what it is told to, after a while."""
+
+    def __init__(self, run: Run, after_s: float):
+        self._run, self._after_s = run, after_s
+
+    def begin(self, segment: Segment) -> None:
+        pass
+
+    def next(self) -> Run:
+        time.sleep(self._after_s)
+        return self._run
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_ranks_that_wait_for_one_that_failed_are_not_waited_for(ray_of_two_cpus, monkeypatch, make_tree, tmp_path):
+    from bft_ray.study.execute import group as module
+
+    monkeypatch.setattr(module, "_GRACE_S", 0.5)
+    failed = Run("key", "failed", "OSError: no such file", is_lasting=False)
+    other = replace(failed, reason="RuntimeError: connection closed by peer")
+    for second, after_s, is_good in ((Run("key"), 60.0, False), (other, 0.1, False), (failed, 0.1, True)):
+        actor = ray_of_two_cpus.remote(num_cpus=0)(FakeRank)
+        group = module.Group.__new__(module.Group)
+        group.is_good, group._ranks = True, [actor.remote(second, after_s), actor.remote(failed, 0.0)]
+        ray_of_two_cpus.get([rank.end.remote() for rank in group._ranks])
+        began = time.monotonic()
+        (report,) = group.run(make_segment(make_tree(), tmp_path))
+        assert report.status == "failed" and time.monotonic() - began < 10
+        assert report.reason == (other if second is other else failed).reason and group.is_good == is_good
+        for rank in group._ranks:
+            ray_of_two_cpus.kill(rank)
