@@ -22,6 +22,7 @@ from bft_ray.model.causal_lm import load_model
 from bft_ray.model.host_memory import give_back
 from bft_ray.model.packing import Layouts, Rows, choose_rows
 from bft_ray.train.anchor import StartingWeights
+from bft_ray.train.leftovers import free_leftovers
 from bft_ray.train.loss_model import LossModel
 from bft_ray.train.settings import deepspeed_settings
 from bft_ray.train.state import TrainingState
@@ -202,8 +203,9 @@ class Engine:
                     targets[name].copy_(parameter)
 
     def close(self) -> None:
-        """Free what DeepSpeed holds."""
+        """Free what DeepSpeed holds; no other engine may be in use in this process."""
         self._engine.destroy()
+        free_leftovers()
 
 
 def _load(config: Config, settings: dict[str, Any]) -> torch.nn.Module:
