@@ -66,6 +66,8 @@ def diagnose(
     findings = [finding for name, check in checks for finding in _guarded(name, check, timeout_s)]
     if config is not None and config.data.train and not exit_code(findings):
         findings += _guarded("plan", lambda: check_fit(config), timeout_s)
+    if space is not None:
+        findings += _guarded("database", check_database, timeout_s)
     if space is not None and not exit_code(findings):  # it would report the same faults again
         findings += _guarded("space", lambda: check_space(space), timeout_s)
     return findings
@@ -245,6 +247,15 @@ def check_space(path: Path) -> Iterable[Finding]:
     for text in lines:
         if text.startswith("note"):
             yield Finding("space", "warn", text.removeprefix("note: "), "Remove such rows from one of the two files.")
+
+
+def check_database() -> Iterable[Finding]:
+    """Where a study would write its records: whether that is a place for a database. It is not opened."""
+    from bft_ray.study.records.database import check_place, database_url
+
+    url = database_url(None)
+    check_place(url)
+    yield Finding("database", "ok", f"a study writes its records to {redact(url)}")
 
 
 def check_tracking(config: Config) -> Iterable[Finding]:

@@ -110,7 +110,7 @@ def find_champion(tracking: TrackingConfig, domain: str, version: str | None = N
     path = sqlite_path(uri)
     if path is not None and not path.exists():
         raise BadInput(FIELD, redact(uri), "a database that exists", "Name the one that the study wrote to: --uri URI.")
-    check_server(tracking)
+    check_server(tracking, writes=False)
     client = connect(uri)
     champions = _champions(client)
     if version is None:

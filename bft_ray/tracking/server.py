@@ -16,6 +16,7 @@ from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput, first_line
 from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.modes import own_file
+from bft_ray.places.mounts import require_lockable
 from bft_ray.places.remote import locked
 from bft_ray.waits import waiting
 
@@ -134,11 +135,15 @@ def bounded(timeout_s: float, function: Callable[..., T], *args: Any) -> T:
     return outcome["value"]
 
 
-def check_server(tracking: TrackingConfig) -> None:
+def check_server(tracking: TrackingConfig, *, writes: bool = True) -> None:
     """Make sure that runs can be recorded, within `tracking.timeout_s` (DNS, hanging servers and locks included).
 
+    Args:
+        writes: False where runs are only looked up: then an SQLite file may be on a file system that machines share.
+
     Raises:
-        BadInput: unreachable or refusing server, unwritable or foreign SQLite file, missing driver, unknown scheme.
+        BadInput: unreachable or refusing server, unwritable or foreign SQLite file, or one on a file system that machines
+            share, missing driver, unknown scheme.
     """
     uri = absolute_uri(tracking.uri)
     scheme = uri.partition(":")[0].partition("+")[0]
@@ -154,6 +159,8 @@ def check_server(tracking: TrackingConfig) -> None:
         raise BadInput(FIELD, redact(tracking.uri), rule, remedy)
     try:
         with waiting(SERVER):
+            if writes and (path := sqlite_path(uri)) is not None:
+                bounded(tracking.timeout_s, require_lockable, path, FIELD, redact(uri))
             bounded(tracking.timeout_s, probe, uri, tracking.timeout_s)
     except TimeoutError:
         remedy = f"It did not within {tracking.timeout_s:g} s. Look at its log, or raise tracking.timeout_s."

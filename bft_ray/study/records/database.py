@@ -21,6 +21,7 @@ from bft_ray.errors import BadInput, BftError, DiskFull, first_line
 from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.disk import full_disk
 from bft_ray.places.modes import own_file
+from bft_ray.places.mounts import is_own_disk, require_lockable
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
@@ -33,27 +34,16 @@ DEFAULT_DATABASE = "sqlite:///bft_studies.db"
 _SCHEME = "postgresql"  # beside SQLite; the text columns of others are too short for scores of many items
 #: errors of the database that last: waiting does not help
 _FINAL = ("authentication failed", "does not exist", "unknown database", "access denied", "readonly", "read-only")
-#: file systems that several machines may have mounted at once; their names begin so
-_NETWORK = (
-    "nfs",
-    "cifs",
-    "smb",
-    "fuse",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "gluster",
-    "9p",
-    "afs",
-    "virtiofs",
-    "ocfs",
-    "gfs",
-)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 _OPENING_S = 10.0  # a wrong address is reported soon; one that has answered before is waited for
 
 _log = logging.getLogger(__name__)
+
+
+def check_place(url: str) -> None:
+    """Raise BadInput for an SQLite file on a file system that machines share; nothing is opened."""
+    if (path := sqlite_path(url)) is not None:
+        require_lockable(path, FIELD, redact(absolute_uri(url)))
 
 
 def database_url(given: str | None) -> str:
@@ -77,7 +67,7 @@ class Database:
 
     Raises:
         BadInput: an invalid address, a missing driver, a database that refuses, or one of another Optuna version; without
-            `make` also one that holds no studies.
+            `make` also one that holds no studies; with it also an SQLite file on a file system that machines share.
         DatabaseAway: it does not answer.
     """
 
@@ -95,7 +85,7 @@ class Database:
         self._rdb = self.retry("opening it", partial(self._open, make), opening=True, wait_s=min(wait_s, _OPENING_S))
         self.engine: Engine = self._rdb.engine
         self.storage: BaseStorage = get_storage(self._rdb)
-        if make and path is not None and not _is_on_network(path):
+        if make and path is not None and is_own_disk(path):
             self.retry("opening it", self._log_ahead)
 
     def _log_ahead(self) -> None:
@@ -196,21 +186,12 @@ def _require_file(path: Path, shown: str, make: bool) -> None:
         if not path.is_file():
             raise BadInput(FIELD, shown, "a file that exists, to be read", f"Paths are relative to {Path.cwd()}.")
         return
+    require_lockable(path, FIELD, shown)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         own_file(path)
     except OSError as error:
         raise BadInput(FIELD, shown, "in a folder that can be written", first_line(error)) from None
-
-
-def _is_on_network(path: Path) -> bool:
-    """Whether the file is on a file system that other machines may write to; True where that is not known."""
-    try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:
-        return True
-    above = [(len(at), kind) for at, kind in mounts if path.is_relative_to(at.replace("\\040", " "))]
-    return max(above, default=(0, "nfs"))[1].startswith(_NETWORK)
 
 
 def _cause(error: BaseException) -> BaseException:
