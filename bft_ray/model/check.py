@@ -1,5 +1,5 @@
 """What can be wrong with a model, found on the driver: from its configuration, its tokenizer and the headers of its
-weights. No weight is read, and no worker starts.
+weights. Of the weights only the first row of each tensor is read, and no worker starts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         Sentences about what is allowed and may surprise.
 
     Raises:
-        BadInput: a model that cannot be read, weights that are missing or cut off, an anchor where an adapter is trained
+        BadInput: a model that cannot be read, weights that are missing, cut off or not finite, an anchor where an adapter is trained
             on, more tokens than rows of the embedding, rows longer than the model's positions, a LoRA target that names no linear module.
     """
     base, adapter = adapter_of(config.model)
@@ -152,10 +152,23 @@ def _check_headers(folder: Path, field: str) -> None:
         raise BadInput(field, str(folder), *no_safetensors(folder))
     for file in sorted(files):
         try:
-            with safe_open(file, "numpy"):
-                pass
+            with safe_open(file, "pt") as opened:
+                bad = [name for name in opened.keys() if not _begins_finite(opened, name)]  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             rule = f"a whole safetensors file: {first_line(error)}"
             remedy = "It is missing, cut off or damaged: copy or download it again."
             raise BadInput(field, str(file), rule, remedy) from None
+        if bad:
+            rule = f"a file of finite numbers; {bad[0]} {f'and {len(bad) - 1} others begin' if bad[1:] else 'begins'} with NaN or infinity"
+            remedy = "The training that made it has diverged, or the copy is damaged: take an earlier checkpoint."
+            raise BadInput(field, str(file), rule, remedy)
     require_unchanged(folder, field)
+
+
+def _begins_finite(opened: Any, name: str) -> bool:
+    """Whether the first row of a tensor of a safetensors file is finite: a diverged training leaves none that is."""
+    shape = opened.get_slice(name).get_shape()
+    if 0 in shape:
+        return True
+    first = opened.get_slice(name)[:1] if shape else opened.get_tensor(name)
+    return not first.is_floating_point() or bool(first.float().isfinite().all())

@@ -119,6 +119,9 @@ def test_every_fault_is_found_at_once_with_its_remedy(tree, tmp_path):
 def test_the_model_is_looked_at_closely(tree, model, tmp_path):
     import shutil
 
+    import torch
+    from safetensors.torch import load_file, save_file
+
     copy = tmp_path / "copy"
     shutil.copytree(model, copy)
     tree["model"]["path"] = str(copy)
@@ -126,6 +129,16 @@ def test_the_model_is_looked_at_closely(tree, model, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(BadInput, match="a whole safetensors file"):
         list(doctor.check_model(make_config(tree)))
+    shutil.copy(model / "model.safetensors", weights)
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    broken = sorted(tensors)[2]
+    tensors[broken].fill_(float("nan"))
+    save_file(tensors, weights)
+    with pytest.raises(BadInput, match=f"a file of finite numbers; {broken} begins with NaN"):
+        list(doctor.check_model(make_config(tree)))
+    odd = {"scalar": torch.tensor(1.0), "none": torch.zeros(0, 3), "whole": torch.ones(3, dtype=torch.int64)}
+    save_file(tensors | odd | {broken: torch.ones_like(tensors[broken])}, weights)
+    list(doctor.check_model(make_config(tree)))
     weights.unlink()
     with pytest.raises(BadInput, match=r"\*\.safetensors weights"):
         list(doctor.check_model(make_config(tree)))
