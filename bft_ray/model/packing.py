@@ -35,7 +35,7 @@ _LENGTHS = (9, 6, 14)
 _JUDGED = 1  # of them the one whose gradient is taken: it has neighbours on both sides, and padding behind it
 
 
-_KNOWN = "_bft_ray_layouts"  # attribute of a model that was measured
+_KNOWN = "_bft_ray_layouts"  # attribute of a model that was measured: with gradients or not -> Layouts
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def measure_layouts(model: Any, device: torch.device | str, gradients: bool = Tr
         gradients: False compares values only, and takes for the flow what changes with other neighbours (ZeRO-3, whose
             weights are there in its own passes only).
     """
-    if (known := vars(_causal(model)).get(_KNOWN)) is not None:
-        return known
+    known: dict[bool, Layouts] = vars(_causal(model)).setdefault(_KNOWN, {})
+    if gradients in known:
+        return known[gradients]
     was_training = model.training
     model.eval()
     try:
@@ -99,9 +100,13 @@ def measure_layouts(model: Any, device: torch.device | str, gradients: bool = Tr
     finally:
         model.train(was_training)
     tolerance = TOLERANCE[alone.hidden[0].dtype]
-    found = Layouts(*packed, *padded, tolerance, tolerance if alone.gradient is None else _FLOW)
-    vars(_causal(model))[_KNOWN] = found
-    return found
+    known[gradients] = Layouts(*packed, *padded, tolerance, tolerance if alone.gradient is None else _FLOW)
+    return known[gradients]
+
+
+def share_layouts(model: Any, copied: Any) -> None:
+    """Let a model and its copy know what is measured of either."""
+    vars(_causal(copied))[_KNOWN] = vars(_causal(model)).setdefault(_KNOWN, {})
 
 
 def choose_rows(config: Config, layouts: Layouts, model: Any, device: torch.device | str) -> Rows:

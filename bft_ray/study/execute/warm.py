@@ -25,6 +25,7 @@ from bft_ray.evaluate.run import prepare_all
 from bft_ray.model.causal_lm import adapter_of, attach, load_base, load_tokenizer, resolve_model
 from bft_ray.model.ends import end_tokens
 from bft_ray.model.lora import remove_adapters
+from bft_ray.model.packing import share_layouts
 from bft_ray.model.start_logps import StartLogps
 from bft_ray.train.engine import Engine
 from bft_ray.train.loop import Data
@@ -150,7 +151,9 @@ class Warm:
         key = _key(base, settings, str(device), _stamps([base]))
         kept = self._models.get(key, lambda: load_base(config.model).to(device))
         if is_copy or (adapter is None and config.lora is None):
-            yield attach(copy.deepcopy(kept), config.model, config.lora, config.seed)
+            copied = copy.deepcopy(kept)
+            share_layouts(kept, copied)
+            yield attach(copied, config.model, config.lora, config.seed)
             return
         self._models.drop(key)  # put back below, only if the adapter could be removed
         is_trainable = {name: parameter.requires_grad for name, parameter in kept.named_parameters()}
