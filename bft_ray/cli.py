@@ -273,6 +273,15 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("config", nargs="?", metavar="CONFIG", help="also check what this config asks for")
     doctor.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
 
+    fetch = _command(
+        commands,
+        "fetch",
+        commands_of.fetch_command,
+        "bring all that configs need from the hub into its cache, and check it",
+    )
+    fetch.add_argument("sources", nargs="+", metavar="CONFIG_OR_SPACE", help="YAML files, recipes or search spaces")
+    fetch.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=_OVERRIDES)
+
     submit = _command(
         commands,
         "submit",

@@ -404,6 +404,18 @@ def doctor_command(options: argparse.Namespace) -> int:
     return exit_code(findings)
 
 
+def fetch_command(options: argparse.Namespace) -> int:
+    from bft_ray.operate.fetch.bring import fetch
+
+    words = [*options.sources, *options.overrides]
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    sources = [word for word in words if word not in overrides]
+    if not sources:
+        raise BadInput("CONFIG_OR_SPACE", None, "a YAML file, a recipe or a search space")
+    fetch(sources, overrides, lambda text: print(text, flush=True))
+    return 0
+
+
 def submit_command(options: argparse.Namespace) -> int:
     words = options.words[1:] if options.words[:1] == ["--"] else options.words
     if options.follow:

@@ -79,6 +79,8 @@ def _named(error: Exception, path: str, split: str | None, name: str | None, fie
     if known and "split" in text.lower():
         return _no_such(f"{field}.split", split, known, "Name the split of the dataset.")
     remedy = f"{_said(error)}. Check the name, split and network, or download it and give the file."
+    if "Offline" in type(error).__name__ or "offline" in text.lower():
+        remedy = f"{_said(error)}. `bft-ray fetch CONFIG` brings it where there is a network."
     return BadInput(f"{field}.path", path, "a file that exists, or a dataset of the hub that can be reached", remedy)
 
 

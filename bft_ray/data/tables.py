@@ -49,7 +49,7 @@ def read_table(
         BadInput: no such file, or text that cannot be parsed; names the file and the line.
     """
     file = Path(resolve_path(path, f"{field}.path")).expanduser()
-    if not file.exists() and not _names_a_hub_dataset(path):
+    if not file.exists() and not names_a_hub_dataset(path):
         raise _no_such_file(path, field)
     if file.is_file():
         reader = _READERS.get(file.suffix.lower())
@@ -80,7 +80,7 @@ def content_hash(source: SourceConfig, field: str = "source") -> str:
     file = Path(resolve_path(source.path, f"{field}.path")).expanduser()
     digest = hashlib.sha256()
     if not file.exists():
-        if not _names_a_hub_dataset(source.path):
+        if not names_a_hub_dataset(source.path):
             raise _no_such_file(source.path, field)
         dataset = open_dataset(source.path, source.split, source.config_name, source.revision, field)
         digest.update(dataset._fingerprint.encode())
@@ -93,7 +93,8 @@ def content_hash(source: SourceConfig, field: str = "source") -> str:
     return digest.hexdigest()
 
 
-def _names_a_hub_dataset(path: str) -> bool:
+def names_a_hub_dataset(path: str) -> bool:
+    """Whether a path that is not there is the id of a dataset on the hub."""
     return looks_like_hub_id(path) and not path.lower().endswith(SUFFIXES)
 
 

@@ -34,12 +34,12 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
     base, adapter = adapter_of(config.model)
     described = describe(config)
     if os.path.isdir(base):
-        _check_headers(Path(base), "model.path")
+        check_headers(Path(base), "model.path")
     if adapter:
         field = "model.adapter" if config.model.adapter else "model.path"
         if not (Path(adapter) / "adapter_model.safetensors").is_file():
             raise BadInput(field, adapter, *adapter_without_safetensors(Path(adapter)))
-        _check_headers(Path(adapter), field)
+        check_headers(Path(adapter), field)
         check_anchor(config)
     model = skeleton(config, described)
     _check_tokens(config, tokenizer, model)
@@ -141,7 +141,7 @@ def _check_length(config: Config, described: Any, model: Any) -> list[str]:
     ]
 
 
-def _check_headers(folder: Path, field: str) -> None:
+def check_headers(folder: Path, field: str) -> None:
     """Every file of the weights is there, has a whole header, and is as it was written."""
     from safetensors import SafetensorError, safe_open
 

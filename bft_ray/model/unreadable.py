@@ -186,7 +186,9 @@ def _hub(source: str, what: str, text: str, kinds: set[str]) -> tuple[str, str] 
         return f"a {what} that this account may read: the repository is gated", remedy
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "on", "yes", "true"}
     if offline or "OfflineModeIsEnabled" in kinds:
-        remedy = f"Download it where there is a network (hf download {source}), or unset HF_HUB_OFFLINE."
+        remedy = (
+            "Run `bft-ray fetch CONFIG` where there is a network, such as on a login node, or unset HF_HUB_OFFLINE."
+        )
         return f"a {what} that is on this machine: HF_HUB_OFFLINE is set, and it is not in the cache", remedy
     if unknown:
         remedy = "Check the spelling; where it is private, set HF_TOKEN on every node (or: hf auth login)."

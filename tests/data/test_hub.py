@@ -96,3 +96,4 @@ def test_a_repository_that_is_not_there(answers):
         "`data.train.0.path` is 'lab/none', but must be a file that exists, or a dataset of"
     )
     assert "OfflineModeIsEnabled" in answers["away"]
+    assert answers["away"].endswith("`bft-ray fetch CONFIG` brings it where there is a network.")

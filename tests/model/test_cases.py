@@ -212,8 +212,8 @@ def test_what_cannot_be_read_is_told_with_its_cause(tiny_model, tmp_path, monkey
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert message("someone/no-such-model") == (
-        "a tokenizer that is on this machine: HF_HUB_OFFLINE is set, and it is not in the cache. Download it where "
-        "there is a network (hf download someone/no-such-model), or unset HF_HUB_OFFLINE."
+        "a tokenizer that is on this machine: HF_HUB_OFFLINE is set, and it is not in the cache. Run `bft-ray "
+        "fetch CONFIG` where there is a network, such as on a login node, or unset HF_HUB_OFFLINE."
     )
 
 

@@ -4,6 +4,7 @@ It answers what `datasets` and `transformers` ask of the hub's API for
 
 - `lab/open`: files of two splits, `lab/two`: two configurations, each a file,
 - `lab/gated`: 403 with a token, 401 without one, as the hub does it for a gated repository,
+- what a test adds, files of a model such as `lab/model`,
 - and 401 for any other, as the hub does it for one that does not exist.
 """
 
@@ -67,9 +68,10 @@ class _Handler(BaseHTTPRequestHandler):
             code = 403 if self.headers.get("Authorization") else 401
             said = {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {name} is restricted."}
             return self._send(code, b"{}", with_body, said)
-        if name not in REPOSITORIES:
+        served = REPOSITORIES | self.server.more  # type: ignore[attr-defined]
+        if name not in served:
             return self._send(401, b"{}", with_body, {"X-Error-Code": "RepoNotFound"})
-        files = REPOSITORIES[name]
+        files = served[name]
         if not is_api and rest[:1] == ["resolve"]:
             content = files.get("/".join(rest[2:]))
             if content is None:
@@ -94,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         info = {
             "id": name, "sha": COMMIT, "private": False, "gated": False, "disabled": False, "tags": [],
             "downloads": 0, "likes": 0, "lastModified": "2026-01-01T00:00:00.000Z",
-            "siblings": [{"rfilename": file} for file in files],
+            "siblings": [{"rfilename": file, "size": len(content)} for file, content in files.items()],
         }  # fmt: skip
         return self._json(info, with_body)
 
@@ -112,10 +114,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def loopback_hub() -> Iterator[tuple[str, list[str]]]:
-    """(address, what was asked so far) while it runs."""
+def loopback_hub(more: dict[str, dict[str, bytes]] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """(address, what was asked so far) while it runs.
+
+    Args:
+        more: further repositories, name -> files; may change while it runs.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.asked = []  # type: ignore[attr-defined]
+    server.asked, server.more = [], {} if more is None else more  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", server.asked  # type: ignore[attr-defined]

@@ -114,6 +114,22 @@ def run(task: HarnessTask, model: Any, tokenizer: Any, context: Context) -> Meas
     return Measured(metrics | counts, records)
 
 
+def open_data(task: HarnessTask) -> int:
+    """Bytes of the datasets that the tasks read, fetched where they are not in the cache; nothing is measured.
+
+    Raises:
+        BadInput: see `run`.
+    """
+    with _quiet():
+        loaded = _load(task, check(task))
+    parts = [part for own in loaded["tasks"].values() for part in (own.dataset or {}).values()]
+    sizes = {
+        (info.builder_name, info.dataset_name, info.config_name): info.size_in_bytes
+        for info in (part.info for part in parts)
+    }
+    return sum(size or 0 for size in sizes.values())
+
+
 def _own_manager(folder: str | None, names: Sequence[str]) -> Any:
     """A manager of the user's tasks alone, where they are enough: the library's own take 10 s to list."""
     from lm_eval.tasks import TaskManager
@@ -141,7 +157,7 @@ def _load(task: HarnessTask, manager: Any) -> Any:
             f"evaluation.tasks.{task.name}.tasks",
             task.tasks,
             "tasks whose data can be read",
-            f"{message}. Offline, their data must be in the cache of `datasets`.",
+            f"{message}. Offline, their data must be in the cache: `bft-ray fetch CONFIG` brings them where there is a network.",
         ) from error
     for own in loaded["tasks"].values():
         fixed = own.get_config("num_fewshot")
