@@ -117,7 +117,9 @@ def _convert(file: Path, folder: Path, field: str) -> None:
             "It is damaged, or of an architecture that transformers does not read from GGUF: give a safetensors folder."
         )
         raise BadInput(field, str(file), f"a GGUF file that transformers can read: {reason}", remedy) from None
-    _without_packing(packed).save_pretrained(str(folder))
+    whole = _without_packing(packed)
+    whole.should_save_on_this_rank = lambda is_main_process: True  # within a process group, rank 0 alone would save
+    whole.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 

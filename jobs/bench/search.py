@@ -4,7 +4,8 @@
 
 - warm: trials of one worker, 20 steps of 8 rows x 128 tokens, starter model, each with a window, an epsilon and a cap of
   its own, in one process; the first few again, each in a process of its own. Losses must be the same.
-- study: the same trials in a study on all cores, against a fresh TorchTrainer with DeepSpeed for each.
+- study: the same trials in a study on all cores, against a fresh TorchTrainer with DeepSpeed for each; with --workers 2
+  each trial runs on a group of two ranks.
 - grid: 45 configurations of 60 steps, from the command to the best, against one fresh run after another.
 - merge: windows 64 to 1024 on short samples, with and without duplicates taking results. Files: --merge-data.
 - kills: a deterministic study of 24 trials, its driver killed ten times, against an undisturbed one.
@@ -69,9 +70,9 @@ def trees(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             "cache_dir": str(folder / "cache"),
         },
         "schedule": {"steps": args.steps},
-        "deepspeed": {"preset": "zero1"},
+        "deepspeed": {"preset": args.preset},
         "evaluation": {"batch_tokens": ROWS * TOKENS},
-        "cluster": {"cpus_per_worker": float(args.threads)},
+        "cluster": {"cpus_per_worker": float(args.threads), "num_workers": args.workers},
     }
     settings = list(itertools.product(WINDOWS, EPSILONS, CAPS))
     chosen = [settings[place * len(settings) // args.trials] for place in range(args.trials)]
@@ -180,7 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--attention", choices=["sdpa", "eager"], default="sdpa", help="on CPU in bf16, sdpa's backward pass is slow"
     )
-    parser.add_argument("--threads", type=int, default=1, help="of a trial")
+    parser.add_argument("--threads", type=int, default=1, help="of a worker")
+    parser.add_argument("--workers", type=int, default=1, help="of a trial; several: the part study alone")
+    parser.add_argument("--preset", choices=["zero0", "zero1", "zero2", "zero3"], default="zero1")
     parser.add_argument("--grid-steps", type=int, default=60)
     parser.add_argument(
         "--exhaustive", action="store_true", help="the grid also without early stops: what there was to find"
@@ -199,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tracking", metavar="URI", help="MLflow server in the part bookkeeping")
     parser.add_argument("--out", type=Path, default=Path("bench_search"), help="path of the results, without suffix")
     args = parser.parse_args(argv)
+    if args.workers > 1 and args.part != ["study"]:
+        parser.error("--workers is for --part study")
     results: dict[str, Any] = {
         "arguments": {name: str(value) for name, value in vars(args).items()},
         "machine": machine(args.threads, ["peft", "optuna"]),

@@ -118,17 +118,17 @@ def study_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
     span = max(one.finished or 0 for one in warm) - min(one.started or 0 for one in warm)
     configs = [controller.study.config(record, 0, {}) for record in ran[: args.fresh]]
     fresh = fresh_trainers([config.model_dump(mode="json") for config in configs], folder)
-    same = []
-    for record, one in zip(ran, fresh, strict=False):
-        run = Run.of("rate", controller.study.files_of(record, 0))
-        assert run is not None
-        same.append([step["train/loss"] for step in run.train] == one["losses"])
+    runs = [run for record in ran if (run := Run.of("rate", controller.study.files_of(record, 0)))]
+    assert len(runs) == len(ran)
+    losses = [[step["train/loss"] for step in run.train] for run in runs]
+    same = [own == one["losses"] for own, one in zip(losses, fresh, strict=False)]
     fresh_s = statistics.mean(one["seconds"] for one in fresh)
     return {
         "fresh_s": fresh_s,
         "fresh_trials_per_hour": 3600 / fresh_s,
         "study_trials_per_hour": 3600 * len(warm) / span,
         "ratio": fresh_s * len(warm) / span,
+        "warm_start_s": statistics.median(run.seconds["start"] for run in runs[args.trials :]),
         "losses_identical": all(same),
         "num_compared": len(same),
     }
@@ -137,7 +137,8 @@ def study_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
 def study_table(found: dict[str, Any]) -> str:
     return (
         f"fresh TorchTrainer + DeepSpeed: {found['fresh_s']:.1f} s a trial, {found['fresh_trials_per_hour']:,.0f} an hour\n"
-        f"study: {found['study_trials_per_hour']:,.0f} an hour: {found['ratio']:.1f} times as many; "
+        f"study: {found['study_trials_per_hour']:,.0f} an hour, each starts in {found['warm_start_s']:.2f} s: "
+        f"{found['ratio']:.1f} times as many; "
         f"losses of {found['num_compared']} identical: {found['losses_identical']}"
     )
 

@@ -141,3 +141,33 @@ def test_ranks_that_wait_for_one_that_failed_are_not_waited_for(ray_of_two_cpus,
         assert report.reason == (other if second is other else failed).reason and group.is_good == is_good
         for rank in group._ranks:
             ray_of_two_cpus.kill(rank)
+
+
+def join_by_tcp(rank: int, meeting: Any) -> None:
+    import torch.distributed as dist
+
+    from bft_ray.train import ranks
+
+    if rank == 0:
+        meeting.put(ranks.open_meeting("127.0.0.1"))
+    address = meeting.get(timeout=60)
+    meeting.put(address)
+    ranks.join(address, rank, 2, 60.0)
+    assert ranks.agree(lambda: rank) == 0 and ranks.gather(rank) == ([0, 1] if rank == 0 else [])
+    with pytest.raises(ValueError, match="no luck"):
+        ranks.agree(lambda: (_ for _ in ()).throw(ValueError("no luck")))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_of_several_machines_meet_at_a_port_of_one_address():
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    meeting = context.Queue()
+    processes = [context.Process(target=join_by_tcp, args=(rank, meeting)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
