@@ -157,6 +157,22 @@ def test_two_processes_convert_once(home, tmp_path):
     assert sum("Converting tiny.gguf to safetensors" in err for _, err in said) == 1
 
 
+def converted_by(rank: int, file: str) -> list[str]:
+    import torch.distributed as dist
+
+    names = sorted(path.name for path in Path(resolve_model(file)).iterdir()) if dist.get_rank() == rank else []
+    dist.barrier()
+    return names
+
+
+@pytest.mark.slow
+def test_any_rank_of_a_process_group_can_convert(home, tmp_path):
+    """transformers saves a model on rank 0 alone, and a node may hold others only."""
+    write_gguf(tmp_path / "tiny.gguf")
+    names = run_ranks(converted_by, 2, 1, str(tmp_path / "tiny.gguf"))[1]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(names)
+
+
 def test_files_that_cannot_be_read(home, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"but must be a GGUF file that exists\. Check the path; on a cluster, on every"):
         load_tokenizer(ModelConfig(path=str(tmp_path / "none.gguf")))

@@ -13,6 +13,7 @@ import pytest
 
 from bft_ray.config import make_config
 from bft_ray.study.records.segment import Run, Segment
+from tests.support.ranks import run_ranks
 from tests.support.segments import make_segment
 from tests.support.trials import CHOICES, steps_of
 
@@ -141,6 +142,49 @@ def test_ranks_that_wait_for_one_that_failed_are_not_waited_for(ray_of_two_cpus,
         assert report.reason == (other if second is other else failed).reason and group.is_good == is_good
         for rank in group._ranks:
             ray_of_two_cpus.kill(rank)
+
+
+def paused_in_a_store(tree: dict, folder: str) -> tuple[list[str], Any, Any]:
+    """A segment in two parts on these ranks, in one store of rank 0's folder that all of them see; and one in one part."""
+    import torch
+    from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+    from bft_ray.places import kept, storage
+    from bft_ray.study.execute.segments import run_segment
+    from bft_ray.study.execute.warm import Warm
+
+    def at(path: str) -> tuple[Any, str]:
+        return SubTreeFileSystem(folder, LocalFileSystem()), path.removeprefix("store://").lstrip("/")
+
+    before = storage.is_remote, storage._at, kept.is_remote, kept.filesystem_at
+    storage.is_remote = kept.is_remote = lambda path: path.startswith("store://")
+    storage._at = kept.filesystem_at = at
+    try:
+        warm, far = Warm(torch.device("cpu")), make_segment(tree, "store://far", at_rungs=None)
+        list(run_segment(replace(far, until=4), warm))
+        left = sorted(storage.sizes_in(far.files.state))
+        torch.distributed.barrier()
+        list(run_segment(far, warm))
+        torch.distributed.barrier()
+        resumed = Run.read(far.files, far.key)
+        near = make_segment(tree, "store://near", at_rungs=None)
+        list(run_segment(near, warm))
+        torch.distributed.barrier()
+        return left, resumed, Run.read(near.files, near.key)
+    finally:
+        storage.is_remote, storage._at, kept.is_remote, kept.filesystem_at = before
+
+
+@pytest.mark.slow
+def test_the_state_of_several_ranks_in_an_object_store(make_tree, tmp_path):
+    for name in ("far", "near"):  # a real store needs no folders
+        (tmp_path / "store" / name).mkdir(parents=True)
+    tree = make_tree(cluster=TWO, deepspeed={"preset": "zero2"})
+    (left, resumed, whole), _ = run_ranks(paused_in_a_store, 2, tree, str(tmp_path / "store"))
+    files = ["engine/state-00000.safetensors", "engine/state-00001.safetensors", "engine/state.json"]
+    files += ["manifest-00000.json", "manifest-00001.json", "run.json"]
+    assert left == [f"step-00000004/{name}" for name in files]
+    assert resumed.status == "complete" and steps_of(resumed) == steps_of(whole) and resumed.metrics == whole.metrics
 
 
 def join_by_tcp(rank: int, meeting: Any) -> None:
