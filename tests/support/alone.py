@@ -10,8 +10,12 @@ from bft_ray.config import make_config
 from bft_ray.train.checkpoint import LoopState
 
 
-def run_alone(tree: dict, folder: str, stop_after: int | None = None, device: str = "cpu") -> dict:
-    """Train without Ray; stop as a crash would after `stop_after` steps; returns weights and events."""
+def run_alone(
+    tree: dict, folder: str, stop_after: int | None = None, device: str = "cpu", until: int | None = None
+) -> dict:
+    """Train without Ray; stop as a crash would after `stop_after` steps, or on all ranks after the checkpoint of step
+    `until`; returns weights and events.
+    """
     from bft_ray.data.dataset import prepare
     from bft_ray.model.causal_lm import load_tokenizer
     from bft_ray.train.engine import Engine
@@ -34,7 +38,14 @@ def run_alone(tree: dict, folder: str, stop_after: int | None = None, device: st
 
     engine = Engine(config, torch.device(device))
     own = Path(folder) if engine.rank == 0 else Path(f"{folder}-{engine.rank}")  # a LocalHost is one process's
-    host = LocalHost(own, engine.device, config.checkpoint.keep, listen if engine.rank == 0 else None)
+
+    class Ends(LocalHost):
+        def keep(self, folder, step, score):
+            super().keep(folder, step, score)
+            if step == until:
+                raise KeyboardInterrupt
+
+    host = Ends(own, engine.device, config.checkpoint.keep, listen if engine.rank == 0 else None)
     try:
         state = fit(engine, config, data, host)
     except KeyboardInterrupt:
