@@ -241,8 +241,11 @@ def _before(
 def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int:
     """Run the workers; returns the step of the exported weights."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    board = ray.remote(num_cpus=0)(Board).remote()
+    # on this node: a board on a worker's node would be lost with it, and nobody would hear of the run any more
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
     payload = {"run_id": tracker.run_id, "board": board, "folder": folder, "export": storage.join(folder, "export")}
     with waiting("training: starting workers") as wait, Watcher(board, display, wait):
         return int(run_workers(config, payload, config.cluster.storage_path, str(config.name))["step"])
