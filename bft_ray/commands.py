@@ -6,9 +6,12 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bft_ray.errors import BadInput
+
+if TYPE_CHECKING:
+    from bft_ray.config import Config
 
 #: sections whose overrides leave a profile one of the config's own runs, so that its space is rewritten
 _SAME_SPACE = {"profile", "cluster", "tracking"}
@@ -156,8 +159,6 @@ def evaluate_command(options: argparse.Namespace) -> int:
         config = config.model_copy(update={"model": model})
     if options.harness:
         config = _with_harness(config, options.harness.split(","))
-    from bft_ray.evaluate.overlap import notes, overlaps
-    from bft_ray.evaluate.overlap import write as write_overlaps
     from bft_ray.evaluate.result import EvaluationResult
     from bft_ray.evaluate.run import evaluate_model
 
@@ -171,10 +172,7 @@ def evaluate_command(options: argparse.Namespace) -> int:
         check_question(options.question, measured, before)
     out = Path(options.out) if options.out else None
     result = evaluate_model(config, out, names=names)
-    shared = overlaps(config, {task.name: task for task in config.evaluation.tasks if not names or task.name in names})
-    if out is not None:
-        write_overlaps(shared, out)
-    print(*notes(shared), sep="\n", end="\n" if notes(shared) else "")
+    _tell_overlaps(config, names, out)
     if before is None:
         print_metrics({}, result.metrics)
     else:
@@ -191,6 +189,22 @@ def evaluate_command(options: argparse.Namespace) -> int:
     text = after_evaluate(options.config, options.overrides, options.model, options.out, options.against)
     print(*filter(None, [text]), sep="\n", end="\n" if text else "")
     return 0
+
+
+def _tell_overlaps(config: Config, names: list[str] | None, out: Path | None) -> None:
+    """Name the items that were trained on. Training rows that are not there, as where somebody only measures, are told."""
+    from bft_ray.evaluate.overlap import notes, overlaps, write
+
+    tasks = {task.name: task for task in config.evaluation.tasks if not names or task.name in names}
+    try:
+        found = overlaps(config, tasks)
+    except BadInput as error:  # the evaluation itself has read the tasks
+        print(f"note: whether items are in the training rows is not known: {error}")
+        return
+    if out is not None:
+        write(found, out)
+    for note in notes(found):
+        print(note)
 
 
 def profile_command(options: argparse.Namespace) -> int:

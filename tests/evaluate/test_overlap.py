@@ -64,3 +64,14 @@ def test_evaluate_says_so_and_writes_the_ids(make_tree, tmp_path, capsys):
     assert main(["evaluate", str(path), "--task", "choices", "--out", str(tmp_path / "out")]) == 0
     assert "note: 1 of the 2 items of choices are in training rows" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "overlap.json").read_text()).keys() == {"choices"}
+
+
+def test_training_rows_that_are_gone_cost_no_evaluation(make_tree, tmp_path, capsys):
+    """Somebody who only measures may not have them."""
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(tree_of(make_tree, tmp_path)))
+    (tmp_path / "train.jsonl").unlink()
+    assert main(["evaluate", str(path), "--task", "choices", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "note: whether items are in the training rows is not known: `data.train.0.path`" in said
+    assert "choices/accuracy" in said and (tmp_path / "out" / "metrics.json").is_file()
