@@ -58,7 +58,8 @@ def run_series(
         own = series.study_overrides(name, overrides)
         run_study(series.space, config, own, database, profile=profile, measure=measure, place=place)
     found = read_series(series, config, overrides, database)
-    _record(found, database)
+    if not _record(found, database):
+        line("MLflow is away: the same command records what it lacks")
     return text_of(found)
 
 
@@ -121,8 +122,10 @@ def _names(series: Series, config: str | None, overrides: Sequence[str]) -> dict
     return names
 
 
-def _record(found: Told, database: str) -> None:
-    """Write page, sentences and table to the MLflow run of the series, which lies beside its studies' experiments."""
+def _record(found: Told, database: str) -> bool:
+    """Write page, sentences and table to the MLflow run of the series, which lies beside its studies' experiments; False where
+    not all of it could be stored.
+    """
     first: Known = next(iter(found.known.values()))
     series, study = found.series, first.study
     with Database(database, make=False) as opened:
@@ -147,8 +150,8 @@ def _record(found: Told, database: str) -> None:
             tracker.log_text(json.dumps(_table(found), indent=1), "series.json")
             with scratch("page") as folder:
                 (folder / PAGE).write_text(to_html(series_page(found, _now())), encoding="utf-8")
-                tracker.log_artifacts(folder)
-            tracker.finish("FINISHED")
+                is_stored = tracker.log_artifacts(folder)
+            return tracker.finish("FINISHED") and is_stored
 
 
 def _table(found: Told) -> list[dict[str, object]]:

@@ -3,8 +3,8 @@
     python -m jobs.bench.named --studies 1000
 
 The product's own functions decide what comes next (`bft_ray.study.agenda`), who is promoted at a rung and what is chosen; only the
-values are drawn. A study has 10 settings (two forms, five windows), TPE with 14 trials under ASHA, one candidate kept for each of
-`top_k` = 3, three baselines, five seeds and 120 items. One setting is better than all others by a multiple of the smallest
+values are drawn. A study has 10 settings (two forms, five windows), TPE with 14 trials under ASHA, three
+candidates, three baselines, five seeds and 120 items. One setting is better than all others by a multiple of the smallest
 detectable effect, which is what studies without any difference say of themselves (the median). Told are, with Monte Carlo errors,
 
     named           the champion is the best setting
