@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import NoRoom
@@ -118,3 +119,20 @@ def too_small(cluster: ClusterConfig, need: dict[str, float], rule: str) -> NoRo
 
 def _amounts(resources: dict[str, float]) -> str:
     return ", ".join(f"{name} {amount:g}" for name, amount in sorted(resources.items())) or "nothing"
+
+
+def in_bundle(kind: type, need: dict[str, float], group: Any, bundle: int) -> Any:
+    """An actor class of Ray whose actors run in one bundle of a placement group, with all that is reserved there.
+
+    Args:
+        need: as from `worker_resources`.
+    """
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return ray.remote(kind).options(
+        num_cpus=need.get("CPU", 0),
+        num_gpus=need.get("GPU", 0),
+        resources={name: amount for name, amount in need.items() if name not in ("CPU", "GPU")},
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+    )

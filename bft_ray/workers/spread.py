@@ -12,7 +12,7 @@ from bft_ray.errors import BftError
 from bft_ray.places.modes import keep_for
 from bft_ray.waits import waiting
 from bft_ray.workers.connect import address_of, connect
-from bft_ray.workers.room import require_resources, too_small, worker_resources
+from bft_ray.workers.room import in_bundle, require_resources, too_small, worker_resources
 
 log = logging.getLogger(__name__)
 
@@ -186,19 +186,7 @@ def _reserve(need: dict[str, float], num_workers: int, cluster: ClusterConfig) -
 
 
 def _actor(need: dict[str, float], group: Any, place: int, cluster: ClusterConfig) -> Any:
-    import ray
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    return (
-        ray.remote(_Worker)
-        .options(
-            num_cpus=need.get("CPU", 0),
-            num_gpus=need.get("GPU", 0),
-            resources={name: amount for name, amount in need.items() if name not in ("CPU", "GPU")},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place),
-        )
-        .remote(max(1, int(cluster.cpus_per_worker)), cluster.file_mode)
-    )
+    return in_bundle(_Worker, need, group, place).remote(max(1, int(cluster.cpus_per_worker)), cluster.file_mode)
 
 
 def _died(shard: int | None, times: int, cluster: ClusterConfig) -> BftError:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BftError
@@ -22,7 +21,7 @@ from bft_ray.places.modes import keep_for
 from bft_ray.places.scratch import scratch
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.train.failure import how_it_died
-from bft_ray.workers.room import is_one_machine, worker_resources
+from bft_ray.workers.room import in_bundle, is_one_machine, worker_resources
 
 if TYPE_CHECKING:
     from bft_ray.study.execute.warm import Warm
@@ -48,7 +47,10 @@ class Group:
     def __init__(self, cluster: ClusterConfig, places: PlacementGroup):
         self.is_good = True  # whether the next segment may run here
         self._cluster, self._stack = cluster, ExitStack()
-        self._ranks = [_start(cluster, places, bundle) for bundle in range(places.bundle_count)]
+        self._ranks = [
+            in_bundle(_Rank, worker_resources(cluster), places, bundle).remote(cluster.file_mode)
+            for bundle in range(places.bundle_count)
+        ]
         try:
             self._join()
         except BaseException:
@@ -139,20 +141,6 @@ class Group:
         if not answers:
             raise WorkerDied(f"{len(left)} of {len(self._ranks)} workers did not answer within {limit_s:g} s")
         return dict(sorted(answers.items()))
-
-
-def _start(cluster: ClusterConfig, places: PlacementGroup, bundle: int) -> Any:
-    need = worker_resources(cluster)
-    return (
-        ray.remote(_Rank)
-        .options(
-            num_cpus=need.get("CPU", 0),
-            num_gpus=need.get("GPU", 0),
-            resources={name: amount for name, amount in need.items() if name not in ("CPU", "GPU")},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=bundle),
-        )
-        .remote(cluster.file_mode)
-    )
 
 
 class _Rank:
