@@ -23,8 +23,8 @@ SITE = r"""
 22 21 0:5 / /dev rw,nosuid shared:2 - devtmpfs devtmpfs rw,size=131G
 23 21 0:44 / /home rw,relatime shared:3 master:9 - nfs4 filer:/vol/home rw,vers=4.2,addr=10.0.0.1
 24 23 259:3 / /home/ana/local rw,relatime - xfs /dev/nvme1n1 rw
-25 21 0:50 / /lustre/work rw,relatime shared:4 - lustre 10.0.0.2@o2ib:/work rw,flock
-26 21 0:50 /lab/bft /data rw,relatime shared:4 - lustre 10.0.0.2@o2ib:/work rw,flock
+25 21 0:50 / /lustre/site rw,relatime shared:4 - lustre 127.0.0.2@o2ib:/site rw,flock
+26 21 0:50 /lab/bft /data rw,relatime shared:4 - lustre 127.0.0.2@o2ib:/site rw,flock
 27 21 0:61 / /mnt/my\040share\134x\011y rw - cifs //nas/share rw,vers=3.1
 28 21 0:62 / /net/keys rw - fuse.sshfs ana@host:/ rw
 29 21 0:63 / /opt/image rw - fuse.squashfuse image.sif rw
@@ -45,7 +45,7 @@ WHOSE = {  # path -> type, whether other machines have it too, whether this one 
     "/homes/a.db": ("ext4", False, True),
     "/home/ana/local/a.db": ("xfs", False, True),  # a disk within the home
     "/lustre/a.db": ("ext4", False, True),
-    "/lustre/work/x/y/a.db": ("lustre", True, False),
+    "/lustre/site/x/y/a.db": ("lustre", True, False),
     "/data/a.db": ("lustre", True, False),  # a bind mount
     "/mnt/my share\\x\ty/a.db": ("cifs", True, False),
     "/mnt/my": ("ext4", False, True),
@@ -96,8 +96,8 @@ def test_a_table_that_says_nothing_or_nonsense():
     assert mount_of(Path("/a"), loop) is None
     self_made = "1 1 0:1 / / rw - rootfs rootfs rw\n2 1 0:2 / / rw - nfs d rw"  # the first is its own parent
     assert getattr(mount_of(Path("/a"), self_made), "kind", None) == "nfs"
-    inner = "5 4 0:1 / /work rw - lustre d rw"  # after chroot the mount of / is not in the table
-    assert getattr(mount_of(Path("/work/a"), inner), "kind", None) == "lustre"
+    inner = "5 4 0:1 / /site rw - lustre d rw"  # after chroot the mount of / is not in the table
+    assert getattr(mount_of(Path("/site/a"), inner), "kind", None) == "lustre"
     assert mount_of(Path("/a"), inner) is None
 
 
@@ -162,6 +162,7 @@ def test_the_doctor_fails_on_it(on_nfs):
         list(check_tracking(make_config(tree, for_training=False)))
 
 
+@pytest.mark.privileged
 def test_mounts_of_this_machine(tmp_path):
     """A bind mount, a blank in a name, and a mount that a later one hides, as the kernel writes them."""
     made: list[Path] = []
