@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +180,8 @@ def _attach_adapter(model: Any, adapter: str) -> Any:
     if not (Path(adapter) / "adapter_model.safetensors").is_file():
         raise BadInput("model.adapter", adapter, *adapter_without_safetensors(Path(adapter)))
     dtype = model.dtype
-    model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
     for parameter in model.parameters():  # not `model.to`: rotary frequencies are buffers, and stay in fp32
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

@@ -21,7 +21,7 @@ from bft_ray.tracking.server import check_server
 SITE = r"""
 21 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw
 22 21 0:5 / /dev rw,nosuid shared:2 - devtmpfs devtmpfs rw,size=131G
-23 21 0:44 / /home rw,relatime shared:3 master:9 - nfs4 filer:/vol/home rw,vers=4.2,addr=10.0.0.1
+23 21 0:44 / /home rw,relatime shared:3 master:9 - nfs4 filer:/vol/home rw,vers=4.2,addr=127.0.0.1
 24 23 259:3 / /home/ana/local rw,relatime - xfs /dev/nvme1n1 rw
 25 21 0:50 / /lustre/site rw,relatime shared:4 - lustre 127.0.0.2@o2ib:/site rw,flock
 26 21 0:50 /lab/bft /data rw,relatime shared:4 - lustre 127.0.0.2@o2ib:/site rw,flock
