@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 
-import psutil
 import pytest
 import yaml
 
 from bft_ray.waits import describe, report_waits, waiting
+from tests.support.family import train_workers
 
 QUIET_S = 4.0
 LATE_S = 8.0  # that a line may come later on a loaded machine: libraries are loaded without letting others go on
@@ -102,9 +102,7 @@ def test_a_run_whose_workers_hang_and_die_is_never_silent(make_tree, tmp_path):
                 until(lambda: heard("checkpoint of step 20 saved") or driver.poll() is not None, 120)
                 and driver.poll() is None
             ), "\n".join(line for _, line in said)
-            (worker, *_) = [
-                p for p in psutil.Process(driver.pid).children(recursive=True) if "RayTrainWorker" in str(p.cmdline())
-            ]
+            (worker, *_) = train_workers(driver.pid)
             stopped = len(said)
             worker.suspend()
             assert until(lambda: heard("still training: ", stopped), QUIET_S + LATE_S), "\n".join(

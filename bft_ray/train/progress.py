@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections import deque
@@ -9,6 +10,8 @@ from typing import Any, TextIO
 
 from bft_ray.config.metrics import format_value
 from bft_ray.waits import Wait
+
+log = logging.getLogger(__name__)
 
 Event = tuple[str, dict[str, Any]]
 
@@ -126,6 +129,7 @@ class Watcher:
 
     def __init__(self, board: Any, display: Display, wait: Wait, interval_s: float = 0.5):
         self._board, self._display, self._wait, self._interval_s = board, display, wait, interval_s
+        self._is_shown = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bft-ray-progress", daemon=True)
 
@@ -145,10 +149,18 @@ class Watcher:
             try:
                 events = ray.get(self._board.take.remote(), timeout=5)
             except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-                events = []  # an error of the display must not end the run
+                events = []
             for event, values in events:
-                self._display.show(event, values)
+                self._show(event, values)
                 if what := what_follows(event, values):
                     self._wait.now(what)
             if stopping:
                 return
+
+    def _show(self, event: str, values: dict[str, Any]) -> None:
+        try:
+            self._display.show(event, values)
+        except Exception:  # a closed terminal must end neither the run nor this thread, which says what one waits for
+            if self._is_shown:
+                log.warning("progress cannot be shown; the training goes on", exc_info=True)
+            self._is_shown = False

@@ -12,6 +12,7 @@ import psutil
 
 from cluster.local.state import State
 from tests.support.cluster_command import living
+from tests.support.family import command_of
 
 #: a method of each service of Ray; the one that a port has refuses, for the others it is unknown
 UNKNOWN = "nothing that is known"  # as of a server whose services are not there yet
@@ -31,9 +32,9 @@ def listening(pids: Iterable[int]) -> list[tuple[str, int, str]]:
     for pid in pids:
         try:
             process = psutil.Process(pid)
-            name = " ".join(process.cmdline())[:300]
+            name = command_of(process)[:300]
             sockets = process.net_connections("inet")
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # of a zombie there are no sockets to read
             continue
         for one in sockets:
             if one.status == psutil.CONN_LISTEN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
@@ -22,6 +23,9 @@ from bft_ray.config import make_config
 from bft_ray.errors import BadConfig, BadInput, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.train.launch import train
+from bft_ray.train.progress import Board, Watcher
+from bft_ray.waits import Wait
+from tests.support.family import train_workers
 from tests.support.recorder import Recorder
 
 pytestmark = pytest.mark.slow
@@ -60,10 +64,7 @@ def test_a_worker_that_dies_changes_nothing(ray_of_two, make_tree, tmp_path):
 
     def kill_once(step: int) -> None:
         if step >= moment and not victims:
-            workers = [
-                p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
-            ]
-            victims.append(random.choice(workers).pid)
+            victims.append(random.choice(train_workers()).pid)
             os.kill(victims[0], signal.SIGKILL)
 
     recorder = Recorder(kill_once)
@@ -281,3 +282,20 @@ def test_passwords_stay_out_of_what_a_run_leaves(make_tree):
     written["run.json"] = record_text(config, "id", {})
     assert json.loads(written["run.json"])["config"]["loss.method"] == "bft"
     assert "config.yaml" in written and not any("hunter2" in text for text in written.values())
+
+
+def test_a_display_that_fails_is_told_once_and_ends_nothing(ray_of_two, caplog):
+    """Such as a terminal that was closed: later events are still seen, and what one waits for is still known."""
+    import ray
+
+    def closed(step: int) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    board, display, wait = ray.remote(num_cpus=0)(Board).remote(), Recorder(closed), Wait("the first event")
+    with caplog.at_level(logging.WARNING), Watcher(board, display, wait):
+        for step in (1, 2, 3):
+            ray.get(board.post.remote("step", {"step": step}))
+        ray.get(board.post.remote("saving", {"step": 3}))
+    assert [event for event, _ in display.events] == ["step", "step", "step", "saving"]
+    assert str(wait) == "training: saving the checkpoint of step 3"
+    assert [record.getMessage() for record in caplog.records] == ["progress cannot be shown; the training goes on"]
