@@ -24,6 +24,7 @@ from bft_ray.config import tasks as kinds
 from bft_ray.config.load import read_yaml, recipes
 from bft_ray.config.metrics import METRICS
 from bft_ray.config.profile import ProfileConfig
+from bft_ray.config.wrong import WrongConfig
 from bft_ray.domains import DOMAINS
 from bft_ray.space import definition as spaces
 from bft_ray.space import series
@@ -41,6 +42,7 @@ CONFIG: dict[str, type[BaseModel]] = {
     "lora": tree.LoraConfig,
     "data": tree.DataConfig,
     "data source": tree.SourceConfig,
+    "wrong answers": WrongConfig,
     "loss": LossConfig,
     "optimizer": tree.OptimizerConfig,
     "schedule": tree.ScheduleConfig,

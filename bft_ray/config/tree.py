@@ -12,6 +12,7 @@ from bft_ray.config.base import Section, file_field, rule
 from bft_ray.config.loss import LossConfig
 from bft_ray.config.profile import ProfileConfig
 from bft_ray.config.tasks import Task
+from bft_ray.config.wrong import WrongConfig
 
 #: (rule, remedy) where the anchor is asked of a model that continues an adapter
 ANCHORED_ADAPTER = (
@@ -71,6 +72,7 @@ class SourceConfig(Section):
         'or a template such as "{Question}\\n\\nContext: {context}"',
     )
     limit: int | None = Field(None, ge=1, description="read at most this many rows")
+    wrong: WrongConfig = Field(WrongConfig(), description="wrong answers on purpose, for studies of noise")
 
 
 class DataConfig(Section):

@@ -170,13 +170,21 @@ def _fingerprint(sources: list[SourceConfig], tokenizer: Any, config: DataConfig
         "settings": config.model_dump(include={"template", "max_length", "too_long"}),
         "date": str(date_of(config)) if uses_chat(tokenizer, config) and uses_date(tokenizer) else None,
         "sources": [
-            {**source.model_dump(exclude={"ratio"}), "content": content_hash(source, f"{field}.{index}")}
+            {**_identity(source), "content": content_hash(source, f"{field}.{index}")}
             for index, source in enumerate(sources)
         ],
     }
     for source in parts["sources"]:  # the folder does not matter; the name does: ids are made of it
         source["path"] = Path(source["path"]).name
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(source: SourceConfig) -> dict[str, Any]:
+    """The settings of a source that decide its rows; without wrong answers as if there were no such setting."""
+    tree = source.model_dump(exclude={"ratio"})
+    if not source.wrong.share:
+        del tree["wrong"]
+    return tree
 
 
 def _open(folder: Path) -> TokenDataset | None:

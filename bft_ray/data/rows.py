@@ -14,14 +14,15 @@ import itertools
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import NamesTask, RowsTask
 from bft_ray.data.forms import FIELDS, MissingCell, Use, apply, recognise
+from bft_ray.data.record import BadRow, ChoiceRow, Row
 from bft_ray.data.tables import STARTER, Ids, read_table, resolve_path
+from bft_ray.data.wrong import with_wrong
 from bft_ray.errors import BadInput
 
 __all__ = [
@@ -33,45 +34,9 @@ NOT_TAUGHT = "only assistant turns of weight 0"
 NUM_LOOKED_AT = 200  # first rows, which decide the form
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row that passed the checks; exactly one of the three forms is filled."""
-
-    id: str
-    where: str
-    prompt: str | list[dict] | None = None
-    completion: str | list[dict] | None = None
-    messages: list[dict] | None = None
-    text: str | None = None
-    tools: list[dict] | None = None
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class ChoiceRow:
-    """One question; `where` is its file and line, `answer` the index of the right choice."""
-
-    id: str
-    where: str
-    question: str
-    choices: tuple[str, ...]
-    answer: int
-    context: str = ""
-    subject: str | None = None
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that is left out, and why."""
-
-    where: str
-    reason: str
-
-
 def source_of(task: RowsTask | NamesTask) -> SourceConfig:
     """What a task is measured on, as a source."""
-    fields = ("path", "split", "config_name", "revision", "limit", "form", "columns")
+    fields = ("path", "split", "config_name", "revision", "limit", "form", "columns", "wrong")
     return SourceConfig(**{name: getattr(task, name) for name in fields if hasattr(task, name)})
 
 
@@ -90,10 +55,11 @@ def read_rows(source: SourceConfig, field: str = "source") -> Iterator[Row | Bad
 
     Raises:
         BadInput: no such file, unreadable text, unknown form, a column that looks like content and is not used, missing
-            field, wrong type, an id given twice, or a file of choices.
+            field, wrong type, an id given twice, a file of choices, or wrong answers asked for where none can be made.
     """
-    for where, record in canonical_rows(source, field, _refuse_choices):
-        yield record if isinstance(record, BadRow) else _row(where, record)
+    rows = canonical_rows(source, field, _refuse_choices)
+    read = (record if isinstance(record, BadRow) else _row(where, record) for where, record in rows)
+    yield from with_wrong(read, source.wrong, field)
 
 
 def read_choices(source: SourceConfig, field: str = "source") -> Iterator[ChoiceRow]:

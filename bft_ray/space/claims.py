@@ -17,6 +17,10 @@ class Claim(Section):
         gt=0,
         description="null: it is better beyond noise; a bound, in the metric's unit: it is better by no more than this",
     )
+    metric: str | None = Field(
+        None,
+        description="null: that of the objective; another metric that the runs measure, such as general/bits_per_byte",
+    )
 
     @model_validator(mode="after")
     def _two(self) -> Claim:
@@ -25,6 +29,6 @@ class Claim(Section):
         return self
 
     def __str__(self) -> str:
-        if self.by_at_most is None:
-            return f"`{self.better}` is better than `{self.than}`"
-        return f"`{self.better}` is better than `{self.than}` by {self.by_at_most:g} at most"
+        bound = "" if self.by_at_most is None else f" by {self.by_at_most:g} at most"
+        where = "" if self.metric is None else f" in {self.metric}"
+        return f"`{self.better}` is better than `{self.than}`{bound}{where}"

@@ -377,6 +377,12 @@ class SearchSpace(Section):
                 if name not in names:
                     raise rule(f"claims.{index}.{field}", name, f"the name of a baseline: {_list(names)}")
 
+    @property
+    def claimed_metrics(self) -> tuple[str, ...]:
+        """Metrics beside the objective's that claims are about."""
+        named = [claim.metric for claim in self.claims if claim.metric not in (None, self.objective.metric)]
+        return tuple(dict.fromkeys(name for name in named if name))
+
     def _tuning_is_finite(self) -> None:
         """Baselines are tuned over the same values outside of the loss as the method; otherwise its gain means nothing."""
         given, rate = self.learning_rates, self.parameters.get(LEARNING_RATE)

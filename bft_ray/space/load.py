@@ -147,6 +147,7 @@ def _metric_problems(space: SearchSpace, trial: Config) -> Iterator[str]:
     named = {"objective.metric": space.objective.metric}
     if space.objective.second:
         named["objective.second.metric"] = space.objective.second.metric
+    named |= {f"claims.{index}.metric": claim.metric for index, claim in enumerate(space.claims) if claim.metric}
     if isinstance(space.scheduler, Asha) and space.scheduler.metric:
         named["scheduler.metric"] = space.scheduler.metric
     known = ", ".join(measured_names(trial)) or "nothing"
@@ -175,6 +176,12 @@ def _split_problems(space: SearchSpace, trial: Config) -> Iterator[str]:
     if not has_item_scores(metric):
         rule = "a mean over items, a ratio or an AUROC where a confirmation compares item by item"
         yield str(BadInput("objective.metric", metric, rule, "For example the accuracy or probability of the set."))
+    for index, claim in enumerate(space.claims):
+        if claim.metric and not has_item_scores(claim.metric):
+            rule = "a mean over items, a ratio or an AUROC: claims are judged item by item"
+            yield str(
+                BadInput(f"claims.{index}.metric", claim.metric, rule, "For example NAME/bits_per_byte of a text.")
+            )
     seen = {source_of(trial, metric): "the search"}
     for part, overrides in (("overrides", space.confirmation.overrides), ("test", space.confirmation.test)):
         field = f"confirmation.{part}"

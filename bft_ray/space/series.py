@@ -32,6 +32,7 @@ class Trend(Section):
     better: str = Field(description="name of an arm")
     than: str = Field(description="name of the arm that it is compared with")
     over: str = Field(description="axis; places are compared by their logarithm, so the answer is per doubling")
+    metric: str | None = Field(None, description="null: that of the objective; otherwise one that a claim names")
 
 
 class Series(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from bft_ray.config import Config
@@ -16,7 +16,7 @@ from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.places import storage
 from bft_ray.places.disk import full_place
 from bft_ray.places.kept import is_damaged
-from bft_ray.space.definition import Asha
+from bft_ray.space.definition import Asha, SearchSpace
 from bft_ray.space.duplicates import run_key
 from bft_ray.space.grid import num_trials
 from bft_ray.study.agenda import PARTS, next_trial
@@ -356,9 +356,7 @@ class Controller:
                     f"{segment.folder} has no file of {segment.trial}: all nodes must share cluster.storage_path"
                 )
             try:
-                metric = self._space.objective.metric
-                groups = item_groups(metric, whole.records)
-                store.keep(number, items=item_scores(metric, whole.records), **({"groups": groups} if groups else {}))
+                store.keep(number, **_of_items(self._space, whole.records))
             except BadInput as error:  # such as a score that is not finite
                 return self._fail(store, number, str(error), run.num_steps)
         if len(runs) < len(record.seeds):
@@ -403,6 +401,17 @@ def segments_ahead(study: Study, config: Config) -> int:
     because a segment that waits has the number of an earlier time.
     """
     return int(config.cluster.least_workers == config.cluster.num_workers)
+
+
+def _of_items(space: SearchSpace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is kept of the items of a run of the confirmation: scores, groups, and scores in the metrics of claims."""
+    metric = space.objective.metric
+    kept: dict[str, Any] = {"items": item_scores(metric, records)}
+    if groups := item_groups(metric, records):
+        kept["groups"] = groups
+    if others := {name: item_scores(name, records) for name in space.claimed_metrics}:
+        kept["others"] = others
+    return kept
 
 
 def _runs(record: TrialRecord) -> dict[int, Any]:

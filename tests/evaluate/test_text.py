@@ -17,6 +17,7 @@ from bft_ray.evaluate.engine.request import Context
 from bft_ray.evaluate.engine.score import run_score
 from bft_ray.evaluate.tasks.text import Text, prepare, prepare_dataset, windows
 from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.study.confirm.items import item_scores
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,24 @@ def test_completions_and_batches(tiny, tiny_data):
     cut = measure(model, prepare(task, narrow))
     assert [r["num_tokens"] for r in cut.records] == [r["num_tokens"] for r in expected.records]
     assert sum(len(ids) for ids in [r.ids for r in prepare(task, narrow).requests]) > 12
+
+
+def test_wrong_answers_are_found_by_their_likelihood(tiny, tmp_path):
+    """The area is the share of pairs of a wrong and a right answer in which the wrong one is less likely."""
+    draw = np.random.default_rng(4)
+    path = write(
+        tmp_path / "t.jsonl",
+        [{"id": f"r{i}", "prompt": words(draw, 5), "completion": words(draw, 4)} for i in range(30)],
+    )
+    task = TextTask(name="t", path=path, wrong={"share": 0.4})
+    measured = measure(tiny[0], prepare(task, context(tiny[1])))
+    mean = {flag: [r["nll"] / r["num_tokens"] for r in measured.records if r["is_wrong"] == flag] for flag in (0, 1)}
+    pairs = [(wrong > right) + 0.5 * (wrong == right) for wrong in mean[1] for right in mean[0]]
+    assert measured.metrics["t/wrong_auroc"] == pytest.approx(np.mean(pairs)) and 0.2 < np.mean(pairs) < 0.8
+    assert np.mean(list(item_scores("t/wrong_auroc", measured.records).values())) == pytest.approx(np.mean(pairs))
+    assert "t/wrong_auroc" in task.judged() and "t/wrong_auroc" not in TextTask(name="t", path=path).judged()
+    plain = measure(tiny[0], prepare(TextTask(name="t", path=path), context(tiny[1])))
+    assert "t/wrong_auroc" not in plain.metrics and "is_wrong" not in plain.records[0]
 
 
 def test_an_empty_set_is_refused(tiny, tmp_path):

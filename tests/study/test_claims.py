@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,37 @@ def test_claims_share_the_error_and_change_no_choice():
     assert without.champion == one.champion == all_three.champion == "bft"
     assert without.arms == all_three.arms
     assert "**Claims**: " in explain(all_three) and "Claims" not in explain(without)
+
+
+TEXT = "general/bits_per_byte"  # lower is better
+
+
+def with_text(shifts: dict[str, float]) -> list[Record]:
+    """Runs that were measured on 40 texts as well, on which an arm needs so many bits more."""
+    draw = np.random.default_rng(7)
+    common = draw.uniform(0.8, 1.2, 40)
+    made = []
+    for one in records({"bft": 0.05}):
+        values = common + shifts.get(one.name, 0.0) + 0.02 * draw.normal(size=40)
+        made.append(replace(one, others={TEXT: {f"t{i}": float(v) for i, v in enumerate(values)}}))
+    return made
+
+
+@pytest.mark.parametrize(("bits", "verdict"), [(-0.05, "holds"), (0.05, "does not hold"), (0.0, "cannot be told")])
+def test_a_claim_about_another_metric(bits, verdict):
+    """It is judged on the items of that metric, in its direction, whatever the objective says."""
+    about_text = Claim(better="bft", than="sft", metric=TEXT)
+    first, second = choose(with_text({"bft": bits}), plan(about_text, BETTER), draws=200).claims
+    assert (first.verdict, second.verdict) == (verdict, "holds")
+    assert abs(first.gain.gain + bits) < 0.01 and abs(second.gain.gain - 0.05) < 0.02
+    assert "`bft` is better than `sft` in general/bits_per_byte" in claims_sentence([first])
+
+
+def test_a_claim_about_a_metric_that_was_not_kept():
+    """Such as one that was added when the runs had ended."""
+    [judged] = choose(records({}), plan(Claim(better="bft", than="sft", metric=TEXT)), draws=200).claims
+    assert judged.verdict == "cannot be told"
+    assert judged.why == f"bft: its scores in {TEXT} were not kept; sft: its scores in {TEXT} were not kept"
 
 
 def test_what_does_not_hold_is_told_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,3 +88,22 @@ def test_too_few_conditions_say_so():
     broken = condition(0.1, 0.05, 2, rows=100)
     failed = Confirmed(broken.at, broken.plan, [Record("bft", 1, failed="out of memory"), *broken.records[1:]])
     assert math.isnan(slope_of(TREND, one | {"100": failed}, 0.05).value)
+
+
+def test_a_slope_in_another_metric():
+    """Bits a byte of bft grow by 0.02 per doubling, those of sft stay: its gain falls, whatever the objective does."""
+    metric, found = "general/bits_per_byte", {}
+    for rows in (50, 100, 200):
+        own = condition(0.1, 0.01, rows, rows=rows)
+        draw = np.random.default_rng(rows)
+        grows = {"sft": 0.0, "bft": 0.02 * math.log2(rows)}
+        runs = [
+            replace(one, others={metric: {f"t{i}": 1 + grows[one.name] + 0.01 * draw.normal() for i in range(30)}})
+            for one in own.records
+        ]
+        found[str(rows)] = Confirmed(own.at, own.plan, runs)
+    slope = slope_of(Trend(better="bft", than="sft", over="rows", metric=metric), found, 0.05)
+    assert slope.verdict == "falls" and slope.low < -0.02 < slope.high
+    assert slope_of(TREND, found, 0.05).verdict == "cannot be told"
+    without = Trend(better="bft", than="sft", over="rows", metric="other/bits_per_byte")
+    assert math.isnan(slope_of(without, found, 0.05).value)

@@ -29,19 +29,21 @@ from bft_ray.evaluate.engine.likelihood import LikelihoodSums
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Score, Scores
 from bft_ray.evaluate.means import with_group
 from bft_ray.stats.errors import ratio_error, with_error
+from bft_ray.stats.linearise import linear_auroc
 
 _ROWS_A_CALL = 256  # of the tokenizer
 
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens [T] of one text, which of them are scored [T] (never the first), and their bytes."""
+    """Tokens [T] of one text, which of them are scored [T] (never the first), their bytes, and whether it is a wrong answer."""
 
     id: str
     tokens: np.ndarray
     is_scored: np.ndarray
     num_bytes: int
     group: str | None = None
+    is_wrong: bool = False
 
 
 def prepare(task: TextTask, context: Context) -> Prepared:
@@ -56,6 +58,9 @@ def prepare(task: TextTask, context: Context) -> Prepared:
     texts = list(_texts(rows, context.tokenizer, context.data))
     if not texts:
         raise BadInput(f"{field}.path", task.path, "a file with rows that have text")
+    if task.wrong.share and all(text.is_wrong for text in texts):
+        rule = "small enough to leave a row with its own answer, to compare the others with"
+        raise BadInput(f"{field}.wrong.share", task.wrong.share, rule)
     extra = {f"{task.name}/num_left_out": float(len(found) - len(texts))}
     return prepare_texts(texts, task.name, context, extra)
 
@@ -121,7 +126,7 @@ def _texts(rows: Iterable[Row], tokenizer: Any, config: DataConfig) -> Iterator[
         for row, encoded in zip(some, encode_batch(some, tokenizer, config), strict=True):
             if any(encoded.supervised):
                 tokens = np.array(encoded.input_ids, dtype=np.int32)
-                yield Text(row.id, tokens, np.array(encoded.supervised), encoded.num_bytes, row.group)
+                yield Text(row.id, tokens, np.array(encoded.supervised), encoded.num_bytes, row.group, row.is_wrong)
 
 
 def _measure(
@@ -142,7 +147,11 @@ def _measure(
         for metric, parts in ratios.items():
             value, error = metrics[f"{name}/{metric}"], ratio_error(*parts)
             metrics |= with_error(f"{name}/{metric}", value, error, len(texts))
-    records = [
+    wrong = np.array([text.is_wrong for text in texts])
+    mean_nll = nll / num_tokens
+    if wrong.any():
+        metrics[f"{name}/wrong_auroc"] = float(linear_auroc(wrong, mean_nll).mean())
+    records: list[dict[str, Any]] = [
         {"id": text.id}
         | with_group(text.group)
         | {
@@ -151,6 +160,7 @@ def _measure(
             "num_correct": int(num_correct[i]),
             "num_bytes": int(num_bytes[i]),
         }
+        | ({"mean_nll": float(mean_nll[i]), "is_wrong": int(wrong[i])} if wrong.any() else {})
         for i, text in enumerate(texts)
     ]
     return Measured(metrics | {f"{name}/num_items": float(len(texts))} | extra, records)

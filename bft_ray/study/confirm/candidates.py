@@ -99,6 +99,7 @@ def confirmed(space: SearchSpace, records: Sequence[TrialRecord]) -> list[Record
             items=ran[record.duplicate_of or record.id].extra.get("items", {}) if record.state == "complete" else {},
             second=record.metrics.get(second.metric) if second else None,
             failed="" if record.state == "complete" else record.reason or record.state,
+            others=ran[record.duplicate_of or record.id].extra.get("others", {}) if record.state == "complete" else {},
         )
         for record in records
     ]

@@ -54,6 +54,7 @@ class Record:
             (`bft_ray.study.confirm.items`). Empty where the run failed.
         second: value of the second metric, where there is one.
         failed: why there is no score; "" where there is one.
+        others: metric of a claim -> item id -> score, in the metric's own direction.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Record:
     items: Mapping[str, float] = field(default_factory=dict)
     second: float | None = None
     failed: str = ""
+    others: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,8 +204,7 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     sign = 1.0 if higher_is_better(plan.metric) else -1.0
     items = {name: {seed: run.items for seed, run in own.items()} for name, own in kept.items()}
     measured, num_all = _measured(items)
-    arrays = as_arrays({n: {s: {i: own[s][i] for i in measured} for s in own} for n, own in items.items()}, plan.seeds)
-    oriented = {name: sign * array for name, array in arrays.items()}
+    oriented = _oriented(items, measured, plan.metric, plan.seeds)
     groups = as_groups([plan.groups.get(item, ()) for item in measured]) if plan.groups else None
     family = compare_with(oriented, plan.default, plan.alpha, draws, groups=groups)
     gains = family.comparisons
@@ -237,8 +238,29 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
         num_all - len(measured),
         family.best,
         tuple(name for name in order if name in near_best),
-        judge_all(plan.claims, oriented, plan.alpha, groups, flaws),
+        judge_all(plan.claims, plan.metric, _scores_of(kept, oriented, plan), plan.alpha, groups, flaws),
     )
+
+
+def _oriented(
+    items: Mapping[str, Mapping[int, Mapping[str, float]]], measured: Sequence[str], metric: str, seeds: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Arm -> [S, n] over the measured items, higher is better."""
+    sign = 1.0 if higher_is_better(metric) else -1.0
+    arrays = as_arrays({n: {s: {i: own[s][i] for i in measured} for s in own} for n, own in items.items()}, seeds)
+    return {name: sign * array for name, array in arrays.items()}
+
+
+def _scores_of(
+    kept: Mapping[str, Mapping[int, Record]], oriented: Mapping[str, np.ndarray], plan: Plan
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """Metric -> arm -> scores, for the objective and for the metrics of claims; without those whose items were not kept."""
+    scores: dict[str, Mapping[str, np.ndarray]] = {plan.metric: oriented}
+    for metric in {claim.metric for claim in plan.claims if claim.metric} - {plan.metric}:
+        items = {name: {seed: run.others.get(metric, {}) for seed, run in own.items()} for name, own in kept.items()}
+        measured, _ = _measured(items)
+        scores[metric] = _oriented(items, measured, metric, plan.seeds) if measured else {}
+    return scores
 
 
 def _measured(items: Mapping[str, Mapping[int, Mapping[str, float]]]) -> tuple[list[str], int]:

@@ -43,7 +43,8 @@ class Judged:
 
 def judge_all(
     claims: Sequence[Claim],
-    scores: Mapping[str, np.ndarray],
+    metric: str,
+    scores: Mapping[str, Mapping[str, np.ndarray]],
     alpha: float,
     groups: Groups | None = None,
     flaws: Mapping[str, str] | None = None,
@@ -51,19 +52,23 @@ def judge_all(
     """Every claim with its verdict.
 
     Args:
-        scores: arm -> [S, n], higher is better; an arm that does not count is missing.
+        metric: of the objective.
+        scores: metric -> arm -> [S, n], higher is better; an arm that does not count is missing.
         alpha: error of all claims together.
-        groups: which items share what; None: they are independent.
+        groups: which items of the objective share what; None: they are independent, as those of other metrics are.
         flaws: arm -> why it does not count.
     """
     judged = []
     for claim in claims:
-        gone = [name for name in (claim.better, claim.than) if name not in scores]
+        name = claim.metric or metric
+        own = scores.get(name, {})
+        gone = [arm for arm in (claim.better, claim.than) if arm not in own]
         if gone:
-            why = "; ".join(f"{name}: {(flaws or {}).get(name) or 'it has no runs'}" for name in gone)
+            nothing = "it has no runs" if name == metric else f"its scores in {name} were not kept"
+            why = "; ".join(f"{arm}: {(flaws or {}).get(arm) or nothing}" for arm in gone)
             judged.append(Judged(claim, "cannot be told", None, why))
             continue
-        gain = compare_pair(claim.better, claim.than, scores, alpha / len(claims), groups)
+        gain = compare_pair(claim.better, claim.than, own, alpha / len(claims), groups if name == metric else None)
         judged.append(Judged(claim, judge(claim, gain), gain))
     return tuple(judged)
 

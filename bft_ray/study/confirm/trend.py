@@ -90,15 +90,18 @@ _Gain = dict[int, dict[str, float]]
 
 def _gain(trend: Trend, own: Confirmed) -> _Gain | None:
     """The gain on each seed and item, higher is better; None where an arm is missing or has failed."""
-    sign = 1.0 if higher_is_better(own.plan.metric) else -1.0
+    metric = trend.metric or own.plan.metric
+    sign = 1.0 if higher_is_better(metric) else -1.0
     runs = {(one.name, one.seed): one for one in own.records}
     gain: _Gain = {}
     for seed in own.plan.seeds:
         first, second = runs.get((trend.better, seed)), runs.get((trend.than, seed))
         if first is None or second is None or first.failed or second.failed:
             return None
-        both = first.items.keys() & second.items.keys()
-        gain[seed] = {item: sign * (first.items[item] - second.items[item]) for item in both}
+        ours, theirs = (
+            one.items if metric == own.plan.metric else one.others.get(metric, {}) for one in (first, second)
+        )
+        gain[seed] = {item: sign * (ours[item] - theirs[item]) for item in ours.keys() & theirs.keys()}
     return gain if all(gain.values()) else None
 
 

@@ -82,7 +82,7 @@ def _claim(claim: str, verdicts: Mapping[Verdict, Sequence[str]]) -> str:
 
 def _slope(slope: Slope) -> str:
     trend = slope.trend
-    what = f"the gain of `{trend.better}` over `{trend.than}`"
+    what = f"the gain of `{trend.better}` over `{trend.than}`" + (f" in {trend.metric}" if trend.metric else "")
     if math.isnan(slope.value):
         return f"How {what} moves with {trend.over} cannot be told yet: too few conditions have an answer."
     rate = f"{signed(slope.value)} [{signed(slope.low)}, {signed(slope.high)}] per doubling of {trend.over}"
@@ -155,7 +155,7 @@ def _figure(found: Told, claim: str) -> Figure | None:
         name=f"claim-{_claims(found).index(claim)}",
         title=claim.replace("`", ""),
         alt=f"Gain under each condition with its interval. {shown}.",
-        x=Axis("gain in the metric of the study"),
+        x=Axis(f"gain in {rows[0][1].claim.metric or 'the metric of the study'}"),
         y=Axis(names=[name for name, _ in rows]),
         marks=marks,
         text="A point is a mean gain, a line its interval.",
@@ -182,7 +182,7 @@ def _table(found: Told) -> Table:
 def _slopes(slopes: Sequence[Slope]) -> Table:
     rows: list[list[Cell]] = [
         [
-            f"`{one.trend.better}` over `{one.trend.than}`",
+            f"`{one.trend.better}` over `{one.trend.than}`" + (f" in {one.trend.metric}" if one.trend.metric else ""),
             one.trend.over,
             one.verdict,
             "" if math.isnan(one.value) else Number(one.value, signed(one.value)),
