@@ -17,7 +17,9 @@ from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
 from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
 from bft_ray.model.unreadable import READING, adapter_without_safetensors, unreadable, unreadable_model
+from bft_ray.places.addresses import redact
 from bft_ray.places.remote import is_remote, local_copy
+from bft_ray.places.stores import why_not
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
@@ -76,10 +78,8 @@ def _here(path: str, field: str) -> str:
     try:
         copy = local_copy(path)
     except (OSError, ValueError) as error:  # pyarrow raises a different type for each store
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        remedy = "Check the address, and the credentials for the store."
-        kind = "GGUF file" if is_gguf(path) else "folder"
-        raise BadInput(field, path, f"the URI of a {kind} that can be read: {reason}", remedy) from None
+        rule, remedy = why_not(error, path)
+        raise BadInput(field, redact(path), rule, remedy) from None
     return str(converted(copy / path.rsplit("/", 1)[-1], field)) if is_gguf(path) else str(copy)
 
 

@@ -27,7 +27,6 @@ from bft_ray.page.html import to_html
 from bft_ray.places import storage
 from bft_ray.places.addresses import absolute_uri, redact
 from bft_ray.places.modes import kept_for, settle
-from bft_ray.places.scratch import scratch
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.recall import Recalled, folder_tag, recall
 from bft_ray.tracking.run import Tracker
@@ -286,10 +285,8 @@ def _finish(
     card = redact(text)
     (local / "README.md").write_text(card)
     if storage.is_remote(exported):
-        with scratch("card") as temporary:
-            (temporary / "README.md").write_text(card)
-            with waiting("storing the export"):
-                storage.put_folder(temporary, exported)
+        with waiting("storing the export"):
+            storage.write_text(storage.join(exported, "README.md"), card)
     tracker.log_text(card, "model_card.md")
     page = training_page(f"{config.name}: {config.domain}, {config.loss.method}", tracker.history(STEP_METRICS), items)
     tracker.log_text(to_html(page, live=False), "training.html")
