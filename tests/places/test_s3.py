@@ -159,7 +159,7 @@ def test_an_address_with_a_secret_is_refused(make_tree, bad):
 
 
 def test_an_address_without_one_is_not(make_tree):
-    with pytest.raises(BadConfig, match="`cluster.storage_path` is 's3://', but must be s3://BUCKET/FOLDER"):
+    with pytest.raises(BadConfig, match=r"`cluster.storage_path` is 's3://', but must be s3://BUCKET/FOLDER"):
         make_config(make_tree(cluster={"storage_path": "s3://"}))
     for good in ("s3://bucket/a@b:c", "hdfs://user@host:9000/x", "gs://bucket", "fsspec+file:///tmp/x"):
         assert make_config(make_tree(cluster={"storage_path": good})).cluster.storage_path == good
