@@ -4,7 +4,6 @@ LoRA where asked.
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +15,8 @@ from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
 from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
-from bft_ray.model.unreadable import READING, adapter_without_safetensors, unreadable, unreadable_model
+from bft_ray.model.safe import check_adapter, indexed_files, read_adapter_config
+from bft_ray.model.unreadable import READING, unreadable, unreadable_model
 from bft_ray.places.addresses import redact
 from bft_ray.places.remote import is_remote, local_copy
 from bft_ray.places.stores import why_not
@@ -57,7 +57,7 @@ def _names_of(config: ModelConfig) -> tuple[str, str | None]:
     path = _here(config.path, "model.path")
     described = Path(path) / "adapter_config.json"
     if config.adapter is None and described.is_file():
-        return _portable(json.loads(described.read_text())["base_model_name_or_path"]), path
+        return _portable(read_adapter_config(Path(path), "model.path")["base_model_name_or_path"]), path
     return config.path, config.adapter
 
 
@@ -138,6 +138,7 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     base, _ = adapter_of(config)
+    indexed_files(Path(base), "model.path")  # refuses those that list pickles
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             base,
@@ -177,11 +178,13 @@ def _attach_adapter(model: Any, adapter: str) -> Any:
 
     from bft_ray.model.lora_linear import join_adapters
 
-    if not (Path(adapter) / "adapter_model.safetensors").is_file():
-        raise BadInput("model.adapter", adapter, *adapter_without_safetensors(Path(adapter)))
+    check_adapter(Path(adapter), "model.adapter")
     dtype = model.dtype
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
+            model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
+    except READING as error:
+        raise unreadable("model.adapter", adapter, adapter, "adapter", error) from None
     for parameter in model.parameters():  # not `model.to`: rotary frequencies are buffers, and stay in fp32
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
