@@ -21,7 +21,9 @@ from bft_ray.config import make_config
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import CONFIRMATION, SEARCH, Store
 from bft_ray.train.launch import train
+from bft_ray.train.snapshot import FILE
 from tests.support.alone import run_alone
+from tests.support.bait import as_pickle
 from tests.support.ranks import run_ranks
 from tests.support.recorder import Recorder
 from tests.support.s3 import S3, SECRET, s3_server
@@ -128,7 +130,10 @@ def test_a_study_of_which_all_lies_in_a_store(s3, tree_in, tiny_data, tmp_path, 
 
 
 def test_a_run_passes_over_a_truncated_checkpoint(s3, tree_in, tmp_path):
-    """A worker is killed and its last checkpoint cut in the bucket: the same weights as without Ray, store and harm."""
+    """A worker is killed and its last checkpoint cut in the bucket: the same weights as without Ray, store and harm.
+
+    Pickles lie there too, under the names that Ray Train and Ray Tune have given theirs, and nobody runs them.
+    """
     import ray
 
     sections = {
@@ -137,6 +142,10 @@ def test_a_run_passes_over_a_truncated_checkpoint(s3, tree_in, tmp_path):
         "checkpoint": {"keep": 2, "export": "last"},
     }
     done: list[str] = []
+    marker = tmp_path / "code-has-run"
+    bait = as_pickle(tmp_path / "bait", marker).read_bytes()
+    for name in ("trainer.pkl", "tuner.pkl", "experiment_state-2026.json", ".metadata.json", FILE, "packing.json"):
+        s3.put(f"results/run/{name}", bait)
 
     def harm(step: int) -> None:
         kept = [key for key in s3.keys("results/run/step-") if key.endswith("manifest-00000.json")]
@@ -156,6 +165,7 @@ def test_a_run_passes_over_a_truncated_checkpoint(s3, tree_in, tmp_path):
     finally:
         ray.shutdown()
     assert done, "no checkpoint was cut"
+    assert not marker.exists() and s3.keys("results/run/trainer.pkl"), "the code in a file has run"
     (passed,) = (values["lines"] for event, values in recorder.events if event == "passed over")
     assert (
         len(passed) == 1 and f"s3://{s3.bucket}/{done[0]} is passed over: engine/state-00000.safetensors" in passed[0]
