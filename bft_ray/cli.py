@@ -223,6 +223,11 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--push", metavar="REPOSITORY", help="also to a hub, private where it is new (HF_TOKEN, HF_ENDPOINT)"
     )
+    export.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the model: only if you read it",
+    )
 
     compare = _command(
         commands,

@@ -56,7 +56,13 @@ class Exported:
 
 
 def export_champion(
-    domain: str, uri: str | None, version: str | None, out: Path | None, push: str | None, line: Callable[[str], None]
+    domain: str,
+    uri: str | None,
+    version: str | None,
+    out: Path | None,
+    push: str | None,
+    line: Callable[[str], None],
+    trust_code: bool = False,
 ) -> Exported:
     """Merge the champion, check it, write its card; and push it where asked.
 
@@ -66,13 +72,14 @@ def export_champion(
         out: new or empty folder; None: `bft-DOMAIN-VERSION` here.
         push: repository of a hub, `NAME/REPOSITORY`; it is made private where it does not exist. HF_ENDPOINT and HF_TOKEN
             of the environment say which hub, and who. None: none.
+        trust_code: run the Python code that comes with the model, where its config says so.
         line: called with a line before each step.
 
     Raises:
         BadInput: no such champion, its weights are gone or changed, a folder that is not empty, a hub that refuses.
         BftError: the merged model does not load, has other probabilities, or does not stop where it should.
     """
-    champion = find_champion(TrackingConfig(uri=uri or TrackingConfig().uri), domain, version)
+    champion = find_champion(TrackingConfig(uri=uri or TrackingConfig().uri), domain, version, trust_code)
     config = config_from_yaml(champion.config_yaml, f"the config of {champion.name}/{champion.version}")
     folder = out or Path(f"{champion.name}-{champion.version}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
