@@ -219,7 +219,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--uri", help="tracking server or database (default: MLFLOW_TRACKING_URI, else that of a config)"
     )
     export.add_argument("--version", metavar="N", help="this version instead of the champion")
-    export.add_argument("--out", metavar="FOLDER", help="new folder (default: bft-DOMAIN-VERSION)")
+    export.add_argument("--out", metavar="FOLDER", help="new folder or URI (default: bft-DOMAIN-VERSION)")
     export.add_argument(
         "--push", metavar="REPOSITORY", help="also to a hub, private where it is new (HF_TOKEN, HF_ENDPOINT)"
     )

@@ -14,10 +14,11 @@ import psutil
 import pytest
 import torch
 import yaml
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 
 from bft_ray.cli import main
 from bft_ray.config import make_config
+from bft_ray.places import storage
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import CONFIRMATION, SEARCH, Store
 from bft_ray.train.launch import train
@@ -123,9 +124,13 @@ def test_a_study_of_which_all_lies_in_a_store(s3, tree_in, tiny_data, tmp_path, 
     assert not any(path.name.startswith("s3:") for path in tmp_path.iterdir()) and SECRET not in log
 
     tracking = ["--uri", tree["tracking"]["uri"]]
-    assert main(["export", "test", *tracking, "--out", str(tmp_path / "champion")]) == 0
+    assert main(["export", "test", *tracking, "--out", s3.uri("released", "one")]) == 0
+    assert f"card      {s3.uri('released', 'one')}/README.md" in capsys.readouterr().out
+    assert {"config.json", "README.md", "tokenizer.json"} < set(storage.sizes_in(s3.uri("released", "one")))
+    assert main(["export", "test", *tracking, "--out", s3.uri("released")]) == 2
+    assert "must be a new or empty folder" in capsys.readouterr().err
     (weights,) = (key for key in s3.keys("results/") if "/confirmation/" in key and key.endswith("/model.safetensors"))
-    stored, exported = load(s3.read(weights)), load_file(tmp_path / "champion" / "model.safetensors")
+    stored, exported = load(s3.read(weights)), load(s3.read("released/one/model.safetensors"))
     assert all(torch.equal(stored[name], exported[name]) for name in stored)
 
 

@@ -39,7 +39,7 @@ def places(storage_path: str, cache_dir: str | None = None) -> dict[str, str]:
     return {FIELD: storage_path, "data.cache_dir": cache_dir or str(cache_folder()), "TMPDIR": tempfile.gettempdir()}
 
 
-def check_writable(path: str) -> None:
+def check_writable(path: str, field: str = FIELD) -> None:
     """Write and delete a small file; leave nothing, so that a run that is refused later has made no folder. (In a store
     its empty folder stays: to delete one could delete what another process writes there.)
 
@@ -48,16 +48,16 @@ def check_writable(path: str) -> None:
         DiskFull: it has no room.
     """
     if is_remote(path):
-        _check_store(path)
+        _check_store(path, field)
         return
     try:
         try_folder(Path(absolute(path)))
     except Exception as error:
-        if full := full_disk(error, {FIELD: path}):
+        if full := full_disk(error, {field: path}):
             raise full from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
-            FIELD,
+            field,
             path,
             f"a folder or URI that can be written: {reason}",
             "Choose another place, or correct its rights.",
@@ -65,7 +65,7 @@ def check_writable(path: str) -> None:
 
 
 @waiting("writing to the object store")
-def _check_store(uri: str) -> None:
+def _check_store(uri: str, field: str) -> None:
     """Write, read and delete an object, within `ANSWER_S`."""
     probe = join(uri, f".bft_ray_writable_{uuid.uuid4().hex}")  # others may check at the same time
 
@@ -79,7 +79,7 @@ def _check_store(uri: str) -> None:
     try:
         bounded(ANSWER_S, attempt)
     except Exception as error:  # pyarrow raises a different type for each store
-        raise BadInput(FIELD, redact(uri), *why_not(error, uri)) from None
+        raise BadInput(field, redact(uri), *why_not(error, uri)) from None
 
 
 def put_folder(folder: Path, path: str) -> None:
