@@ -18,6 +18,7 @@ from bft_ray.places.cache import ensure_home
 from bft_ray.places.disk import full_disk
 from bft_ray.places.modes import kept_for
 from bft_ray.places.scratch import remove_dead
+from bft_ray.places.stores import store_failure
 from bft_ray.waits import report_waits
 
 _OVERRIDES = "overrides such as loss.window=64 or data.train.0.limit=100"
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
             _leave(sys.stdout)
             return 128 + signal.SIGPIPE
+        if failed := store_failure(error):
+            print(f"error: {failed}", file=sys.stderr)
+            return 1
         if not (full := full_disk(error)):
             raise
         try:

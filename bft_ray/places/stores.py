@@ -25,6 +25,7 @@ _REFUSED = {
     "SIGNATURE_DOES_NOT_MATCH",
     "UNRECOGNIZED_CLIENT",
 }
+_AT = re.compile(r"for key '([^']*)' in bucket '([^']*)'|in bucket '([^']*)'")
 _NODES = "in the environment of this command and of every node"
 
 
@@ -55,3 +56,18 @@ def why_not(error: BaseException, uri: str) -> tuple[str, str]:
     if code:
         return f"a URI that this store serves: it answers {code}", "Check the address, and AWS_DEFAULT_REGION."
     return f"a URI of a store that can be used: {redact(first_line(error))}", "Check the address and the credentials."
+
+
+def store_failure(error: BaseException) -> str | None:
+    """What a command says of an error that a store has caused while it ran; None for any other error."""
+    one: BaseException | None = error
+    for _ in range(20):
+        if one is None:
+            return None
+        if isinstance(one, OSError) and _CODE.search(str(one)):
+            at = _AT.search(str(one))
+            uri = f"s3://{at[2] or at[3]}/{at[1] or ''}" if at else "s3://..."
+            rule, remedy = why_not(one, uri)
+            return f"the object store failed: {uri} must be {rule}. {remedy}"
+        one = one.__cause__ or one.__context__
+    return None

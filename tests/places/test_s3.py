@@ -7,7 +7,9 @@ import time
 import urllib.request
 
 import pytest
+import yaml
 
+from bft_ray.cli import main
 from bft_ray.config import ModelConfig, make_config
 from bft_ray.config.load import BadConfig
 from bft_ray.errors import BadInput
@@ -107,7 +109,7 @@ def test_a_bucket_that_does_not_exist_is_named(s3):
 
 
 @pytest.mark.slow
-def test_credentials_that_the_store_refuses(monkeypatch):
+def test_credentials_that_the_store_refuses(make_tree, tmp_path, monkeypatch, capsys):
     """An unknown key, a wrong secret, a user without rights; of a server that asks."""
     import boto3
 
@@ -124,6 +126,12 @@ def test_credentials_that_the_store_refuses(monkeypatch):
             found.append(refused(s3.uri("results")))
             with pytest.raises(BadInput, match=r"`model.path` is 's3://.*that these credentials may use"):
                 load_tokenizer(ModelConfig(path=s3.uri("model")))
+            config = tmp_path / "config.yaml"
+            config.write_text(yaml.safe_dump(make_tree(cluster={"storage_path": s3.uri("results")})))
+            words = ["clean", str(config), "--database", f"sqlite:///{tmp_path}/s.db"]
+            assert main(words) == 1  # it makes no check before
+            said = capsys.readouterr().err
+            assert said.startswith(f"error: the object store failed: s3://{s3.bucket}/") and "Traceback" not in said
             monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", made["SecretAccessKey"])
             found.append(refused(s3.uri("results")))
         finally:
