@@ -18,6 +18,7 @@ from bft_ray.places.cache import ensure_home
 from bft_ray.places.disk import full_disk
 from bft_ray.places.modes import kept_for
 from bft_ray.places.scratch import remove_dead
+from bft_ray.places.stores import store_failure
 from bft_ray.waits import report_waits
 
 _OVERRIDES = "overrides such as loss.window=64 or data.train.0.limit=100"
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
             _leave(sys.stdout)
             return 128 + signal.SIGPIPE
+        if failed := store_failure(error):
+            print(f"error: {failed}", file=sys.stderr)
+            return 1
         if not (full := full_disk(error)):
             raise
         try:
@@ -219,9 +223,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--uri", help="tracking server or database (default: MLFLOW_TRACKING_URI, else that of a config)"
     )
     export.add_argument("--version", metavar="N", help="this version instead of the champion")
-    export.add_argument("--out", metavar="FOLDER", help="new folder (default: bft-DOMAIN-VERSION)")
+    export.add_argument("--out", metavar="FOLDER", help="new folder or URI (default: bft-DOMAIN-VERSION)")
     export.add_argument(
         "--push", metavar="REPOSITORY", help="also to a hub, private where it is new (HF_TOKEN, HF_ENDPOINT)"
+    )
+    export.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the model: only if you read it",
     )
 
     compare = _command(

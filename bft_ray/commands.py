@@ -77,11 +77,11 @@ def export_command(options: argparse.Namespace) -> int:
     def line(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    out = Path(options.out) if options.out else None
-    found = export_champion(options.domain, options.uri, options.version, out, options.push, line)
+    given = (options.domain, options.uri, options.version, options.out, options.push)
+    found = export_champion(*given, line, options.trust_remote_code)
     print(f"model     {found.folder}: {found.champion}, merged, {found.checks.num_parameters:,} parameters")
     print(f"checked   loads with transformers; stops at {', '.join(found.checks.ends)}; vLLM: {found.checks.engine}")
-    print(f"card      {found.folder / 'README.md'}")
+    print(f"card      {found.folder}/README.md")
     if found.pushed:
         print(f"pushed    {found.pushed}")
     return 0

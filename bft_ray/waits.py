@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+T = TypeVar("T")
 
 QUIET_S = 30.0  # without a line, after which one is printed
 
@@ -73,6 +75,26 @@ def report_waits(quiet_s: float | None = None) -> Iterator[None]:
         ended.set()
         thread.join(timeout=5)
         sys.stdout, sys.stderr = before
+
+
+def bounded(timeout_s: float, function: Callable[..., T], *args: Any) -> T:
+    """Call the function in a thread of its own; TimeoutError when it takes longer (the thread is left behind)."""
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["value"] = function(*args)
+        except BaseException as error:  # handed to the caller below
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if "error" in outcome:
+        raise outcome["error"]
+    if "value" not in outcome:
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    return outcome["value"]
 
 
 def describe() -> str:

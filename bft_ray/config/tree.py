@@ -243,6 +243,21 @@ class ClusterConfig(Section):
     start_timeout_s: float = Field(300.0, gt=0, description="longest wait for resources and for workers to start")
     collective_timeout_s: float = Field(600.0, gt=0, description="longest wait of a rank for the others")
 
+    @model_validator(mode="after")
+    def _address_is_plain(self) -> ClusterConfig:
+        scheme, is_uri, place = self.storage_path.partition("://")
+        if is_uri and not place.strip("/"):
+            raise rule("storage_path", self.storage_path, f"{scheme}://BUCKET/FOLDER", "Name the bucket.")
+        if is_uri and ("?" in place or (":" in place.partition("/")[0].partition("@")[0] and "@" in place)):
+            raise rule(
+                "storage_path",
+                f"{scheme}://...",  # a secret in it would be shown
+                f"{scheme}://BUCKET/FOLDER, without keys and ?options: it is kept in records, checkpoints and MLflow",
+                "Give keys and endpoint in the environment of the command and of every node: AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL.",
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _split_range(cls, given: Any) -> Any:

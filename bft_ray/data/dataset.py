@@ -46,7 +46,7 @@ from bft_ray.data.tokenise import (
     uses_chat,
 )
 from bft_ray.errors import BadInput
-from bft_ray.places.cache import cache_folder
+from bft_ray.places.cache import cache_folder, require_local
 from bft_ray.places.modes import settle
 from bft_ray.places.scratch import scratch
 from bft_ray.waits import waiting
@@ -149,6 +149,7 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
 
 
 def _cache_folder(config: DataConfig) -> Path:
+    require_local("data.cache_dir", config.cache_dir or "")
     if config.keep_tokens and not config.cache_dir:
         return cache_folder()
     folder = Path(config.cache_dir or tempfile.gettempdir()).expanduser()

@@ -4,7 +4,6 @@ LoRA where asked.
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -16,8 +15,11 @@ from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
 from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
-from bft_ray.model.unreadable import READING, adapter_without_safetensors, unreadable, unreadable_model
+from bft_ray.model.safe import check_adapter, indexed_files, read_adapter_config
+from bft_ray.model.unreadable import READING, unreadable, unreadable_model
+from bft_ray.places.addresses import redact
 from bft_ray.places.remote import is_remote, local_copy
+from bft_ray.places.stores import why_not
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def _names_of(config: ModelConfig) -> tuple[str, str | None]:
     path = _here(config.path, "model.path")
     described = Path(path) / "adapter_config.json"
     if config.adapter is None and described.is_file():
-        return _portable(json.loads(described.read_text())["base_model_name_or_path"]), path
+        return _portable(read_adapter_config(Path(path), "model.path")["base_model_name_or_path"]), path
     return config.path, config.adapter
 
 
@@ -76,10 +78,8 @@ def _here(path: str, field: str) -> str:
     try:
         copy = local_copy(path)
     except (OSError, ValueError) as error:  # pyarrow raises a different type for each store
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        remedy = "Check the address, and the credentials for the store."
-        kind = "GGUF file" if is_gguf(path) else "folder"
-        raise BadInput(field, path, f"the URI of a {kind} that can be read: {reason}", remedy) from None
+        rule, remedy = why_not(error, path)
+        raise BadInput(field, redact(path), rule, remedy) from None
     return str(converted(copy / path.rsplit("/", 1)[-1], field)) if is_gguf(path) else str(copy)
 
 
@@ -138,6 +138,7 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     base, _ = adapter_of(config)
+    indexed_files(Path(base), "model.path")  # refuses those that list pickles
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
             base,
@@ -177,11 +178,13 @@ def _attach_adapter(model: Any, adapter: str) -> Any:
 
     from bft_ray.model.lora_linear import join_adapters
 
-    if not (Path(adapter) / "adapter_model.safetensors").is_file():
-        raise BadInput("model.adapter", adapter, *adapter_without_safetensors(Path(adapter)))
+    check_adapter(Path(adapter), "model.adapter")
     dtype = model.dtype
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
+            model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
+    except READING as error:
+        raise unreadable("model.adapter", adapter, adapter, "adapter", error) from None
     for parameter in model.parameters():  # not `model.to`: rotary frequencies are buffers, and stay in fp32
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

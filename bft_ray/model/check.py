@@ -4,7 +4,6 @@ weights. Of the weights only the first row of each tensor is read, and no worker
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -16,7 +15,8 @@ from bft_ray.errors import BadInput, first_line
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.export import require_unchanged
 from bft_ray.model.lora import check_targets
-from bft_ray.model.unreadable import READING, adapter_without_safetensors, no_safetensors, unreadable_model
+from bft_ray.model.safe import check_adapter, indexed_files
+from bft_ray.model.unreadable import READING, no_safetensors, unreadable_model
 
 _POSITIONS = re.compile(r"pos(?!t)|wpe")  # names of tables of positions: wpe, embed_positions, position_embeddings ...
 
@@ -37,8 +37,7 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         check_headers(Path(base), "model.path")
     if adapter:
         field = "model.adapter" if config.model.adapter else "model.path"
-        if not (Path(adapter) / "adapter_model.safetensors").is_file():
-            raise BadInput(field, adapter, *adapter_without_safetensors(Path(adapter)))
+        check_adapter(Path(adapter), field)
         check_headers(Path(adapter), field)
         check_anchor(config)
     model = skeleton(config, described)
@@ -146,8 +145,7 @@ def check_headers(folder: Path, field: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     files = set(folder.glob("*.safetensors"))
-    for index in folder.glob("*.safetensors.index.json"):
-        files |= {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+    files |= indexed_files(folder, field)
     if not files:
         raise BadInput(field, str(folder), *no_safetensors(folder))
     for file in sorted(files):

@@ -108,7 +108,11 @@ def _convert(file: Path, folder: Path, field: str) -> None:
         transformers_logging.disable_progress_bar()
     dense: dict[str, Any] = {"quantization_config": transformers.GgufConfig(dequantize=True)} if _keeps_packed() else {}
     try:
-        where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+        where: dict[str, Any] = {
+            "pretrained_model_name_or_path": str(file.parent),
+            "gguf_file": file.name,
+            "trust_remote_code": False,
+        }
         tokenizer = AutoTokenizer.from_pretrained(**where)
         packed: Any = AutoModelForCausalLM.from_pretrained(**where, **dense, dtype=_dtype_of(file))
     except Exception as error:  # the readers raise what they happen to meet in a damaged file

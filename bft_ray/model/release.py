@@ -80,8 +80,10 @@ def check_release(folder: Path, source: Path, config: Config) -> Checks:
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(str(folder))
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), use_safetensors=True, trust_remote_code=config.model.trust_remote_code
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.model.trust_remote_code)
     except Exception as error:  # of many types
         raise BftError(f"transformers does not load {folder}: {error}") from error
     model.eval()

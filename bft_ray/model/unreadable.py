@@ -8,13 +8,15 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from bft_ray.config import ModelConfig
 from bft_ray.errors import BadInput, first_line
 from bft_ray.model.named import NAMES
 from bft_ray.places.remote import is_remote
 
 #: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind
-READING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError)
+READING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, SafetensorError)
 
 #: part of the message of transformers on an attention that it does not have
 _OF_ATTENTION = re.compile(r"(?i)flash[ _]?attention|attention implementation|scaled_dot_product_attention")
@@ -42,7 +44,7 @@ def unreadable(field: str, named: str, source: str, what: str, error: BaseExcept
         field: dotted name of the config field.
         named: its value.
         source: folder or hub id that was read for it.
-        what: `model`, `tokenizer` or `encoder`.
+        what: `model`, `adapter`, `tokenizer` or `encoder`.
         error: what reading raised.
     """
     logging.getLogger(__name__).debug("reading the %s failed", what, exc_info=error)
@@ -137,7 +139,7 @@ def _bad_folder(source: str, what: str) -> tuple[str, str] | None:
     names = {file.name for file in folder.iterdir()}
     if not names:
         return f"a folder with a {what}: this one is empty", "Download or copy the model into it again."
-    if "config.json" not in names and what != "tokenizer":
+    if "config.json" not in names and what not in ("tokenizer", "adapter"):
         inner = [file.parent.name for file in folder.glob("*/config.json")]
         remedy = f"Did you mean {folder / inner[0]}?" if inner else "Give the folder that save_pretrained wrote."
         return f"a folder with a {what}: there is no config.json in it", remedy

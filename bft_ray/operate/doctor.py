@@ -17,8 +17,8 @@ from bft_ray.operate.machine import GIB, check_compiler, check_gpus, check_machi
 from bft_ray.operate.nodes import check_cluster
 from bft_ray.places.addresses import redact
 from bft_ray.tracking.artifacts import check_artifacts
-from bft_ray.tracking.server import bounded, check_server
-from bft_ray.waits import waiting
+from bft_ray.tracking.server import check_server
+from bft_ray.waits import bounded, waiting
 
 NUM_ROWS = 200  # read of each source
 _READ_WHOLE = 32 << 20  # bytes of training data up to which the splits of a study are read whole

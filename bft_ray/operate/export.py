@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bft_ray.places.addresses import redact
 from bft_ray.places.cache import check_out
 from bft_ray.places.kept import write_text
 from bft_ray.places.modes import settle
+from bft_ray.places.scratch import scratch
 from bft_ray.tracking.registry import Champion, find_champion
 from bft_ray.waits import waiting
 
@@ -44,40 +45,70 @@ class Exported:
     """What was written.
 
     Args:
-        folder: of the model.
+        folder: of the model, or its URI.
         champion: `bft-DOMAIN/VERSION`.
         pushed: address of the repository of a hub; "" where it was not pushed.
     """
 
-    folder: Path
+    folder: str
     champion: str
     checks: Checks
     pushed: str = ""
 
 
 def export_champion(
-    domain: str, uri: str | None, version: str | None, out: Path | None, push: str | None, line: Callable[[str], None]
+    domain: str,
+    uri: str | None,
+    version: str | None,
+    out: str | None,
+    push: str | None,
+    line: Callable[[str], None],
+    trust_code: bool = False,
 ) -> Exported:
     """Merge the champion, check it, write its card; and push it where asked.
 
     Args:
         uri: of the tracking server; None: the default.
         version: of the registered model; None: the champion.
-        out: new or empty folder; None: `bft-DOMAIN-VERSION` here.
+        out: new or empty folder, or the URI of one; None: `bft-DOMAIN-VERSION` here.
         push: repository of a hub, `NAME/REPOSITORY`; it is made private where it does not exist. HF_ENDPOINT and HF_TOKEN
             of the environment say which hub, and who. None: none.
+        trust_code: run the Python code that comes with the model, where its config says so.
         line: called with a line before each step.
 
     Raises:
         BadInput: no such champion, its weights are gone or changed, a folder that is not empty, a hub that refuses.
         BftError: the merged model does not load, has other probabilities, or does not stop where it should.
     """
-    champion = find_champion(TrackingConfig(uri=uri or TrackingConfig().uri), domain, version)
+    champion = find_champion(TrackingConfig(uri=uri or TrackingConfig().uri), domain, version, trust_code)
     config = config_from_yaml(champion.config_yaml, f"the config of {champion.name}/{champion.version}")
-    folder = out or Path(f"{champion.name}-{champion.version}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput("--out", str(folder), "a new or empty folder", "Give another one: --out FOLDER.")
-    check_out(folder)
+    place = out or f"{champion.name}-{champion.version}"
+    _require_empty(place)
+    if not storage.is_remote(place):
+        return _export(champion, config, Path(place), push, line)
+    with scratch("export") as temporary:
+        made = _export(champion, config, temporary / "model", push, line)
+        line(f"storing it at {place}")
+        with waiting("storing the export"):
+            storage.put_folder(temporary / "model", place)
+    return replace(made, folder=place)
+
+
+def _require_empty(place: str) -> None:
+    if storage.is_remote(place):
+        storage.check_writable(place, "--out")
+        is_empty = not storage.sizes_in(place)
+    else:
+        folder = Path(place)
+        is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        check_out(folder)
+    if not is_empty:
+        raise BadInput("--out", place, "a new or empty folder", "Give another one: --out FOLDER.")
+
+
+def _export(
+    champion: Champion, config: Config, folder: Path, push: str | None, line: Callable[[str], None]
+) -> Exported:
     source = _weights(champion)
     line(f"{champion.name}/{champion.version}: merging {champion.source}")
     release(source, config.model, folder)
@@ -93,7 +124,7 @@ def export_champion(
     if push:
         line(f"pushing it to {push}")
         pushed = _push(folder, push, name)
-    return Exported(folder, name, checks, pushed)
+    return Exported(str(folder), name, checks, pushed)
 
 
 def _weights(champion: Champion) -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -68,11 +69,18 @@ def _sha256(path: str, num_bytes: int, mtime_ns: int) -> str:
 
 def check_out(out: Path) -> None:
     """BadInput where the folder of --out could not be written at the end of what takes a while; leaves nothing."""
+    require_local("--out", str(out))
     try:
         try_folder(out)
     except OSError as error:
         rule = f"a folder that can be written, or that can be made: {error.strerror}"
         raise BadInput("--out", str(out), rule, "Name another one.") from None
+
+
+def require_local(field: str, path: str) -> None:
+    """BadInput where a URI is given for a folder of this machine: it would be made here, under the name `s3:`."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", path):
+        raise BadInput(field, path, "a folder of this machine, not a URI", "Name a local folder.")
 
 
 def ensure_home() -> None:

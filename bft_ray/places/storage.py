@@ -6,16 +6,20 @@ import contextlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from bft_ray.errors import BadInput
+from bft_ray.places.addresses import redact
 from bft_ray.places.cache import cache_folder, try_folder
 from bft_ray.places.disk import full_disk
-from bft_ray.places.kept import PART, write_text
+from bft_ray.places.kept import PART, delete, read_bytes, write_text
 from bft_ray.places.modes import settle
 from bft_ray.places.remote import filesystem_at as _at
 from bft_ray.places.remote import is_remote, local_copy
+from bft_ray.places.stores import ANSWER_S, why_not
+from bft_ray.waits import bounded, waiting
 
 FIELD = "cluster.storage_path"
 
@@ -35,42 +39,68 @@ def places(storage_path: str, cache_dir: str | None = None) -> dict[str, str]:
     return {FIELD: storage_path, "data.cache_dir": cache_dir or str(cache_folder()), "TMPDIR": tempfile.gettempdir()}
 
 
-def check_writable(path: str) -> None:
-    """Write and delete a small file; leave nothing, so that a run that is refused later has made no folder.
+def check_writable(path: str, field: str = FIELD) -> None:
+    """Write and delete a small file; leave nothing, so that a run that is refused later has made no folder. (In a store
+    its empty folder stays: to delete one could delete what another process writes there.)
 
     Raises:
         BadInput: the place cannot be written.
         DiskFull: it has no room.
     """
-    probe = join(path, ".bft_ray_writable")
+    if is_remote(path):
+        _check_store(path, field)
+        return
     try:
-        if not is_remote(path):
-            try_folder(Path(absolute(path)))
-            return
-        write_text(probe, "")
-        filesystem, place = _at(probe)
-        filesystem.delete_file(place)
-    except Exception as error:  # pyarrow raises a different type for each store
-        if full := full_disk(error, {FIELD: path}):
+        try_folder(Path(absolute(path)))
+    except Exception as error:
+        if full := full_disk(error, {field: path}):
             raise full from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
-            FIELD,
+            field,
             path,
             f"a folder or URI that can be written: {reason}",
             "Choose another place, or correct its rights.",
         ) from None
 
 
+@waiting("writing to the object store")
+def _check_store(uri: str, field: str) -> None:
+    """Write, read and delete an object, within `ANSWER_S`."""
+    probe = join(uri, f".bft_ray_writable_{uuid.uuid4().hex}")  # others may check at the same time
+
+    def attempt() -> None:
+        write_text(probe, probe)
+        content = read_bytes(probe)
+        delete(probe)
+        if content != probe.encode():
+            raise OSError("it does not return what was written to it")
+
+    try:
+        bounded(ANSWER_S, attempt)
+    except Exception as error:  # pyarrow raises a different type for each store
+        raise BadInput(field, redact(uri), *why_not(error, uri)) from None
+
+
 def put_folder(folder: Path, path: str) -> None:
-    """Replace the contents of `path` by those of a local folder."""
+    """Replace the contents of `path` by those of a local folder. In a store first the new files are written, then those are
+    deleted that the local folder has not.
+    """
     if not is_remote(path):
         with whole_folder(Path(path)) as beside:
             shutil.copytree(folder, beside)
         return
+    add_files(folder, path)
+    mine = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    for name in sizes_in(path).keys() - mine:
+        delete(join(path, name))
+
+
+def add_files(folder: Path, uri: str) -> None:
+    """Write the files of a local folder into one of a store, beside what is there: each rank adds its own."""
     import pyarrow.fs
 
-    filesystem, place = _at(path)
+    filesystem, place = _at(uri)
     pyarrow.fs.copy_files(str(folder), place, destination_filesystem=filesystem)
 
 

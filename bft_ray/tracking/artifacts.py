@@ -12,8 +12,8 @@ from bft_ray.errors import BadInput, first_line
 from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.cache import try_folder
 from bft_ray.places.scratch import scratch
-from bft_ray.tracking.server import FIELD, artifact_root, bounded, connect
-from bft_ray.waits import waiting
+from bft_ray.tracking.server import FIELD, artifact_root, connect
+from bft_ray.waits import bounded, waiting
 
 _PROBE = "bft_ray_writable"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
@@ -19,6 +22,8 @@ from bft_ray.tracking.server import FIELD, check_server, connect, latest_runs, p
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 ALIAS = "champion"
 NO_CHAMPION = "bft.no_champion"  # tag of a study's run: why it has registered nothing
@@ -100,8 +105,14 @@ def register_champion(
     return patiently(tracking.timeout_s, register)
 
 
-def find_champion(tracking: TrackingConfig, domain: str, version: str | None = None) -> Champion:
+def find_champion(
+    tracking: TrackingConfig, domain: str, version: str | None = None, trust_code: bool = False
+) -> Champion:
     """The champion of a domain, or one of its versions.
+
+    Args:
+        trust_code: leave `model.trust_remote_code` as the registry has it. Else it is false, with a warning: who can write to
+            the registry could name any model there, and would run its code with the rights of whoever reads the champion.
 
     Raises:
         BadInput: there is none, which says what there is; or the server does not answer.
@@ -124,7 +135,25 @@ def find_champion(tracking: TrackingConfig, domain: str, version: str | None = N
     if found is None:
         known = ", ".join(str(one.version) for one in versions) or "there are none yet"
         raise BadInput("version", version, f"a version of {name_of(domain)} at {redact(uri)}: {known}")
-    return _champion(domain, found, _read(client, found))
+    text = _read(client, found)
+    return _champion(domain, found, text if trust_code else _without_code(text))
+
+
+def _without_code(config_yaml: str) -> str:
+    """The config with `model.trust_remote_code: false`; as it is where it does not ask for more."""
+    try:
+        tree = yaml.safe_load(config_yaml)
+    except (yaml.YAMLError, RecursionError):
+        return config_yaml  # its reader says what is wrong with it
+    model = tree.get("model") if isinstance(tree, dict) else None
+    if not isinstance(model, dict) or not model.get("trust_remote_code"):
+        return config_yaml
+    log.warning(
+        "the champion's config has model.trust_remote_code: true, which the registry cannot decide for you: it is false now. "
+        "Read the code that comes with %s; then give model.trust_remote_code=true (train) or --trust-remote-code (export)",
+        model.get("path"),
+    )
+    return yaml.safe_dump(tree | {"model": model | {"trust_remote_code": False}}, sort_keys=False, allow_unicode=True)
 
 
 def _without_champion(client: MlflowClient, domain: str) -> str:

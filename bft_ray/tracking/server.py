@@ -8,9 +8,8 @@ import os
 import shlex
 import sqlite3
 import tempfile
-import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput, first_line
@@ -18,13 +17,11 @@ from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.modes import own_file
 from bft_ray.places.mounts import require_lockable
 from bft_ray.places.remote import locked
-from bft_ray.waits import waiting
+from bft_ray.waits import bounded, waiting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-T = TypeVar("T")
 
 FIELD = "tracking.uri"
 RULE = "a tracking server that answers"
@@ -113,26 +110,6 @@ def pages(call: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:
 def latest_runs(client: MlflowClient, experiments: list[str], asked: str, limit: int = 1) -> list[Run]:
     """The runs that a filter finds, the latest first."""
     return client.search_runs(experiments, asked, max_results=limit, order_by=["attributes.start_time DESC"])
-
-
-def bounded(timeout_s: float, function: Callable[..., T], *args: Any) -> T:
-    """Call the function in a thread of its own; TimeoutError when it takes longer (the thread is left behind)."""
-    outcome: dict[str, Any] = {}
-
-    def call() -> None:
-        try:
-            outcome["value"] = function(*args)
-        except BaseException as error:  # handed to the caller below
-            outcome["error"] = error
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if "error" in outcome:
-        raise outcome["error"]
-    if "value" not in outcome:
-        raise TimeoutError(f"no answer within {timeout_s:g} s")
-    return outcome["value"]
 
 
 def check_server(tracking: TrackingConfig, *, writes: bool = True) -> None:

@@ -26,8 +26,8 @@ from bft_ray.model.named import NAMES
 from bft_ray.page.html import to_html
 from bft_ray.places import storage
 from bft_ray.places.addresses import absolute_uri, redact
+from bft_ray.places.cache import require_local
 from bft_ray.places.modes import kept_for, settle
-from bft_ray.places.scratch import scratch
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.recall import Recalled, folder_tag, recall
 from bft_ray.tracking.run import Tracker
@@ -166,6 +166,7 @@ def pin_paths(config: Config) -> Config:
     """The config with paths that mean the same on every worker of this machine."""
     tree = config.model_dump()
     tree["cluster"]["storage_path"] = storage.absolute(config.cluster.storage_path)
+    require_local("data.cache_dir", config.data.cache_dir or "")
     if not config.data.keep_tokens:
         tree["data"]["cache_dir"] = str(passing_folder(config.data.cache_dir))
     elif config.data.cache_dir is not None:
@@ -286,10 +287,8 @@ def _finish(
     card = redact(text)
     (local / "README.md").write_text(card)
     if storage.is_remote(exported):
-        with scratch("card") as temporary:
-            (temporary / "README.md").write_text(card)
-            with waiting("storing the export"):
-                storage.put_folder(temporary, exported)
+        with waiting("storing the export"):
+            storage.write_text(storage.join(exported, "README.md"), card)
     tracker.log_text(card, "model_card.md")
     page = training_page(f"{config.name}: {config.domain}, {config.loss.method}", tracker.history(STEP_METRICS), items)
     tracker.log_text(to_html(page, live=False), "training.html")

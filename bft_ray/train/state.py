@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, first_line
 from bft_ray.places.kept import read_kept, write_kept
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -80,7 +80,7 @@ class TrainingState:
         if kept["num_steps"]:
             self._begin(kept["num_steps"])
         with ExitStack() as files:
-            tensors = _by_name(folder, kept["num_files"], files)
+            tensors = open_state(folder, kept["num_files"], files)
             if missing := {f"weight/{name}" for name in self._parameters} ^ {
                 n for n in tensors if n.startswith("weight/")
             }:
@@ -166,10 +166,19 @@ def _part(whole: Tensor, num_elements: int, rank: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, num_elements - len(flat)))
 
 
-def _by_name(folder: Path, num_files: int, files: ExitStack) -> dict[str, Any]:
-    """Name of a tensor -> the open file that holds it."""
+def open_state(folder: Path, num_files: int, files: ExitStack) -> dict[str, Any]:
+    """Name of a tensor -> the open file that holds it. No code of a file runs, whatever is in it.
+
+    Raises:
+        BadInput: a file is not there, or is no whole safetensors file.
+    """
     found: dict[str, Any] = {}
     for rank in range(num_files):
-        file = files.enter_context(safe_open(folder / f"state-{rank:05d}.safetensors", "pt"))
+        path = folder / f"state-{rank:05d}.safetensors"
+        try:
+            file = files.enter_context(safe_open(path, "pt"))
+        except (SafetensorError, OSError) as error:
+            remedy = f"Delete {folder.parent}: the run then resumes from an earlier checkpoint, or from its start."
+            raise BadInput("checkpoint", path, f"a whole safetensors file: {first_line(error)}", remedy) from None
         found |= dict.fromkeys(file.keys(), file)
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bft_ray.config import make_config
 from bft_ray.errors import BadInput
 from bft_ray.places.cache import cache_folder, check_out, ensure_home
 
@@ -80,3 +81,18 @@ def test_where_results_go_is_tried_before_they_are_made(tmp_path):
             BadInput, match=r"`--out` is .*a folder that can be written, or that can be made: Not a dir"
         ):
             check_out(place)
+
+
+def test_a_uri_is_no_folder_of_this_machine(make_tree, tmp_path, monkeypatch):
+    """`Path` would make a folder `s3:` of it, here."""
+    from bft_ray.places.cache import check_out
+    from bft_ray.train.launch import pin_paths
+
+    monkeypatch.chdir(tmp_path)
+    rule = "must be a folder of this machine, not a URI. Name a local folder"
+    with pytest.raises(BadInput, match=f"`--out` is .*{rule}"):
+        check_out(Path("s3://bucket/x"))
+    with pytest.raises(BadInput, match=f"`data.cache_dir` is 's3://bucket/x', but {rule}"):
+        pin_paths(make_config(make_tree(data={"cache_dir": "s3://bucket/x"})))
+    assert not list(tmp_path.glob("s3*"))
+    check_out(tmp_path / "a:b")

@@ -185,10 +185,12 @@ def test_an_adapter_names_its_base_for_every_machine(store, tiny_model, tmp_path
 
 
 def test_a_uri_that_cannot_be_read_is_told(store):
-    rule = "`model.path` is '.*, but must be the URI of a folder that can be read: "
-    with pytest.raises(BadInput, match=f"{rule}there are no files at {re.escape(store)}/nothing. Check"):
+    rule = "`model.path` is '.*, but must be a URI "
+    with pytest.raises(
+        BadInput, match=f"{rule}at which something is: there are no files at {re.escape(store)}/nothing. C"
+    ):
         load_tokenizer(ModelConfig(path=f"{store}/nothing"))
-    with pytest.raises(BadInput, match=f"{rule}Unrecognized filesystem"):
+    with pytest.raises(BadInput, match=f"{rule}of a store that can be used: Unrecognized filesystem"):
         load_tokenizer(ModelConfig(path="unknown://x/y"))
 
 

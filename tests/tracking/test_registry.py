@@ -134,6 +134,20 @@ class Dying:
         return call
 
 
+def test_the_registry_does_not_decide_whose_code_runs(store, register, caplog):
+    """Whoever can write to it could name a model with code of its own; the user of the champion says it again, or not."""
+    text = "domain: d\nmodel:\n  path: lab/model\n  trust_remote_code: true\nseed: 7\n"
+    made = register(config_yaml=text)
+    found = find_champion(store, made.domain).config_yaml
+    assert yaml.safe_load(found) == {
+        "domain": "d",
+        "model": {"path": "lab/model", "trust_remote_code": False},
+        "seed": 7,
+    }
+    assert "which the registry cannot decide for you" in caplog.text and "lab/model" in caplog.text
+    assert find_champion(store, made.domain, trust_code=True).config_yaml == text
+
+
 def test_what_is_not_there_is_told_with_what_there_is(store, register, tmp_path):
     made = register()
     with pytest.raises(BadInput, match=f"a domain with a champion at sqlite:.*: .*{made.domain}.*--uri"):

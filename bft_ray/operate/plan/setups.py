@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from bft_ray.config import Config, LoraConfig
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.check import describe
+from bft_ray.model.safe import read_adapter_config
 from bft_ray.operate.plan.states import Sizes, States, sizes_of, states
 from bft_ray.operate.plan.trace import Shape, built, traced_bytes
 from bft_ray.waits import waiting
@@ -176,6 +176,6 @@ def adapter_settings(config: Config) -> LoraConfig:
     _, adapter = adapter_of(config.model)
     if not adapter:
         return LoraConfig()
-    saved = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    saved = read_adapter_config(Path(adapter), "model.adapter")
     targets = saved["target_modules"]
     return LoraConfig(rank=saved["r"], targets=targets if targets == "all-linear" else sorted(targets))

@@ -8,7 +8,7 @@ from typing import Any
 
 from bft_ray.errors import BftError, first_line
 from bft_ray.places.addresses import redact
-from bft_ray.tracking.server import bounded
+from bft_ray.waits import bounded
 
 ANSWER_S = 30.0  # longest wait for one answer
 POLL_S = 1.0

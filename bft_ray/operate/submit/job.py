@@ -17,8 +17,7 @@ from bft_ray.operate.submit.follow import ANSWER_S, STOP_S, Followed
 from bft_ray.operate.submit.upload import pack, require_files
 from bft_ray.places.addresses import redact
 from bft_ray.places.scratch import scratch
-from bft_ray.tracking.server import bounded
-from bft_ray.waits import waiting
+from bft_ray.waits import bounded, waiting
 
 UPLOAD_S = 1800.0  # longest wait for an upload
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # as Ray reads them, in this order

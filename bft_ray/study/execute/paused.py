@@ -105,7 +105,7 @@ def _own_part(place: str, rank: int) -> Iterator[Path]:
     if storage.is_remote(place):
         with scratch("state") as folder:
             yield folder
-            storage.put_folder(folder, place)
+            storage.add_files(folder, place)
         return
     beside = Path(place).with_name(f"rank-{rank:05d}{PART}")
     shutil.rmtree(beside, ignore_errors=True)

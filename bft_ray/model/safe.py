@@ -1,0 +1,65 @@
+"""What is read of a model and an adapter: safetensors and LoRA alone, so that reading runs no code.
+
+transformers takes a file by the name that an index gives it, also a pickle; peft takes a pickle where there is no safetensors
+file. torch then refuses what is not a tensor, with a page of advice on how to switch that off.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bft_ray.errors import BadInput
+from bft_ray.model.unreadable import adapter_without_safetensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def indexed_files(folder: Path, field: str) -> set[Path]:
+    """The files of weights that the indices in a folder list.
+
+    Raises:
+        BadInput: an index that is damaged, or that lists another file than safetensors.
+    """
+    found: set[Path] = set()
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        rule = "an index of safetensors files: JSON with a `weight_map`"
+        try:
+            names = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise BadInput(field, index, rule, "It is damaged: copy or download it again.") from None
+        if other := sorted(name for name in names if not name.endswith(".safetensors")):
+            raise BadInput(field, index, f"{rule}; it lists {other[0]}", "Take the model from whom you trust.")
+        found |= {folder / name for name in names}
+    return found
+
+
+def read_adapter_config(folder: Path, field: str) -> dict[str, Any]:
+    """`adapter_config.json` of a folder.
+
+    Raises:
+        BadInput: there is none, it is no JSON object, or it names no base model.
+    """
+    rule = "the adapter_config.json that peft writes, with `base_model_name_or_path`"
+    try:
+        found = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError):
+        raise BadInput(field, folder / CONFIG, rule, "It is damaged or not there: copy the adapter again.") from None
+    if not isinstance(found, dict) or not isinstance(found.get("base_model_name_or_path"), str):
+        raise BadInput(field, folder / CONFIG, rule, "Name there the model that the adapter was trained on.")
+    return found
+
+
+def check_adapter(folder: Path, field: str) -> None:
+    """Refuse an adapter that is not LoRA in safetensors, before peft reads it.
+
+    Raises:
+        BadInput: weights as a pickle or none, or another kind of adapter.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise BadInput(field, folder, *adapter_without_safetensors(folder))
+    config = read_adapter_config(folder, field)
+    if config.get("peft_type") != "LORA":
+        rule = f"a LoRA adapter, but its adapter_config.json says peft_type {config.get('peft_type')!r:.40}"
+        raise BadInput(field, folder, rule, "Merge it into its base model where it was made, and give that.")
