@@ -84,7 +84,10 @@ def test_it_is_built_in_a_clean_debian_and_trains_as_nobody(tmp_path):
         pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
         assert pinned and builder.run(root, "ray --version").split()[-1] == pinned[1]
         assert builder.run(root, "id -u && command -v wget rsync ssh g++ && test ! -w /opt").split()[0] == "1000"
-        assert builder.run(root, "python -m jobs.search --help").startswith("usage:")
+        assert "PYTHONPATH=/opt/bft-ray " in of("ENV")[1]
+        for module in ("jobs.search", "jobs.train"):  # what the pods run
+            assert builder.run(root, f"python -m {module} --help").startswith("usage:")
+        assert builder.run(root, "python -c 'import cluster.kuberay.mlflow_start'") == ""
         trained = builder.run(root, "bft-ray train starter schedule.steps=2 checkpoint.every_steps=2")
         assert "starts: 2 steps of 16 samples" in trained and "/export (weights of step 2)" in trained
         assert not [path for path in Path(root, "opt", "bft-ray").rglob("*.env")]

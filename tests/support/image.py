@@ -22,7 +22,7 @@ mount -o remount,ro,bind "$root"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
-exec chroot --userspec=1000:1000 "$root" env -i HOME=/tmp/home bash -lc "mkdir /tmp/home && cd /tmp && $2"
+exec chroot --userspec=1000:1000 "$root" env -i HOME=/tmp/home PYTHONPATH=/opt/bft-ray bash -lc "mkdir /tmp/home && cd /tmp && $2"
 """
 
 
