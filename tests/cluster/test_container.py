@@ -89,7 +89,7 @@ def test_it_is_built_in_a_clean_debian_and_trains_as_nobody(tmp_path):
             assert builder.run(root, f"python -m {module} --help").startswith("usage:")
         assert builder.run(root, "python -c 'import cluster.kuberay.mlflow_start'") == ""
         trained = builder.run(root, "bft-ray train starter schedule.steps=2 checkpoint.every_steps=2")
-        assert "starts: 2 steps of 16 samples" in trained and "/export (weights of step 2)" in trained
+        assert "/export (weights of step 2)" in trained
         assert not [path for path in Path(root, "opt", "bft-ray").rglob("*.env")]
     finally:
         builder.close()

@@ -86,7 +86,7 @@ def tls_site(folder: Path, token: str, backend_port: int | None) -> Iterator[Sit
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            body = self.body()
             given = self.headers.get("authorization", "")
             if given != f"Bearer {token}":
                 self.answer(403 if given else 401, "text/plain", b"no")
@@ -96,15 +96,24 @@ def tls_site(folder: Path, token: str, backend_port: int | None) -> Iterator[Sit
                 self.answer(200, "application/json", b"{}")
                 return
             behind = http.client.HTTPConnection(HOST, backend_port, timeout=60)
-            headers = {
-                key: value for key, value in self.headers.items() if key.lower() not in ("host", "authorization")
-            }
-            behind.request(self.command, self.path, body or None, headers)
+            own = ("host", "authorization", "content-length", "transfer-encoding", "accept-encoding")
+            headers = {key: value for key, value in self.headers.items() if key.lower() not in own}
+            behind.request(self.command, self.path, body, headers)
             got = behind.getresponse()
             self.answer(got.status, got.headers.get("content-type", ""), got.read())
             behind.close()
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = handle_any
+
+        def body(self) -> bytes:
+            if self.headers.get("transfer-encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("content-length") or 0))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
 
         def answer(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)
