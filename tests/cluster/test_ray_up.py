@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,11 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from cluster.local.processes import family, find, stop
+from tests.support.local_cluster import free_ports
 from tests.support.paths import ROOT
+from tests.support.ports import answer_of, listening, refusal_of
+from tests.support.servers import running
 
 FOLDER = ROOT / "cluster" / "ray_up"
 FILES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.yaml"))}
@@ -131,8 +141,8 @@ def test_no_port_is_public_and_ray_asks_for_a_token(name):
     assert config["provider"]["use_internal_ips"] is True and "security_group" not in config["provider"]
     assert config["auth"]["ssh_proxy_use_node_id"] is True and config["auth"]["ssh_proxy_command"]
     starts = [config["head_start_ray_commands"], config["worker_start_ray_commands"]]
-    for stop, start in starts:
-        assert stop == "ray stop" and "export RAY_AUTH_MODE=token && ray start" in " ".join(start.split())
+    for end, start in starts:
+        assert end == "ray stop" and "export RAY_AUTH_MODE=token && ray start" in " ".join(start.split())
         assert subprocess.run(["bash", "-n", "-c", start], check=False).returncode == 0
     assert "--dashboard-host=127.0.0.1" in starts[0][1] and "0.0.0.0" not in FILES[name]
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"][0]
@@ -145,3 +155,58 @@ def test_it_runs_the_image_of_the_other_manifests(name):
     image = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
     assert read(name)["docker"]["image"] == f"REGISTRY/{image}"
     assert "/dev/shm" not in FILES[name]  # Ray sizes it by itself
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FILES)
+def test_the_heads_own_command_starts_a_ray_that_refuses_who_has_no_token(name, tmp_path):
+    """The line of the file, in a HOME with the two files that it reads; without the launcher, which would need a cloud."""
+    folder = Path(tempfile.mkdtemp(prefix="bft_up_", dir="/tmp"))  # sockets need a short path
+    try:
+        for path, text in (
+            (".ray/auth_token", "made-up-token-" + "0" * 32),
+            (".bft_ray/cluster.env", environment(folder)),
+        ):
+            file = folder / path
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file.write_text(text)
+            file.chmod(0o600)
+        gcs, dashboard, client = free_ports(3)
+        start = read(name)["head_start_ray_commands"][1]
+        start = start.replace(
+            "--port=6379", f"--port={gcs} --dashboard-port={dashboard} --ray-client-server-port={client}"
+        )
+        start = start.replace(
+            "--autoscaling-config=~/ray_bootstrap_config.yaml", "--num-cpus=0 --node-ip-address=127.0.0.1 --block"
+        )
+        command = ["bash", "--login", "-c", f"export PATH={Path(sys.executable).parent}:$PATH; {start}"]
+        env = {"HOME": str(folder), "PATH": os.environ["PATH"]}
+
+        def is_up() -> bool:
+            with suppress(OSError):
+                return "401" in answer_of(dashboard)
+            return False
+
+        with running(command, is_up, tmp_path / "log", env=env, start_new_session=True) as process:
+            own = find(process.pid)
+            assert own is not None
+            try:
+                end = time.monotonic() + 60  # the agents of the node come after the dashboard
+                found: list[tuple[str, int, str]] = []  # not by environment: the agents write their titles over theirs
+                while not any("RuntimeEnvAgent" in name or "runtime_env" in name for *_, name in found):
+                    assert time.monotonic() < end, found
+                    time.sleep(0.5)
+                    found = listening(one.pid for one in family([own]))
+                assert len(found) > 5 and {address for address, *_ in found} == {"127.0.0.1"}
+                answers = {port: refusal_of(port) for _, port, _ in found}
+                assert answers[dashboard] == "401, but for the page" and answers[gcs] == "UNAUTHENTICATED"
+                assert set(answers.values()) <= {"401", "401, but for the page", "UNAUTHENTICATED", "numbers"}, answers
+            finally:
+                assert not stop([own])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(folder: Path) -> str:
+    """A cluster.env: loopback alone, and a folder of its own for sockets and logs."""
+    return f"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0\nRAY_TMPDIR={folder}\nRAY_USAGE_STATS_ENABLED=0\n"
