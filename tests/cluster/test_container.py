@@ -69,6 +69,7 @@ missing = [name for name in PROGRAMS if not shutil.which(name)]
 
 
 @pytest.mark.long
+@pytest.mark.privileged
 @pytest.mark.skipif(
     bool(missing) or os.geteuid() != 0,
     reason=f"needs root and Debian's debootstrap and buildah (missing: {', '.join(missing) or 'root'})",

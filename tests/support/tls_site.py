@@ -125,7 +125,11 @@ def tls_site(folder: Path, token: str, backend_port: int | None) -> Iterator[Sit
         def log_message(self, *_) -> None:
             pass
 
-    server = ThreadingHTTPServer((HOST, 0), Door)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_) -> None:
+            pass  # a client that does not trust the certificate hangs up
+
+    server = Quiet((HOST, 0), Door)
     server.daemon_threads = True
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
