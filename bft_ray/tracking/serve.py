@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bft_ray.errors import BadInput
@@ -15,16 +15,16 @@ from bft_ray.tracking.login import App, Login
 HOST = "127.0.0.1"
 
 
-def listen(port: int) -> socket.socket:
-    """A socket on a port of loopback; 0: a free one.
+def listen(port: int, host: str = HOST) -> socket.socket:
+    """A socket on a port of loopback, or of another address of this machine; 0: a free one.
 
     Raises:
         BadInput: somebody listens there.
     """
     try:
-        return socket.create_server((HOST, port))
+        return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        rule = f"a port of {HOST} that is free ({error})"
+        rule = f"a port of {host} that is free ({error})"
         raise BadInput("--port", port, rule, "Leave it out: a free one is taken.") from None
 
 
@@ -36,6 +36,7 @@ def serve(
     *,
     tell: Callable[[str], None] | None = None,
     is_confined: bool = False,
+    names: Sequence[str] = (),
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -46,8 +47,9 @@ def serve(
         password, tell: of `Login`.
         is_confined: no file outside the folder `artifacts` is read, written or listed, whatever location an experiment,
             a model or a trace has, and through whatever link.
+        names: HOST or HOST:PORT by which clients reach it beside 127.0.0.1 and localhost; requests to others are refused.
     """
-    app = Login(mlflow_app(store, artifacts, listener.getsockname()[1], is_confined), password, tell)
+    app = Login(mlflow_app(store, artifacts, listener.getsockname()[1], is_confined, names), password, tell)
     import uvicorn
 
     # no access log: the token of a link stands in an address
@@ -55,14 +57,15 @@ def serve(
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def mlflow_app(store: str, artifacts: str, port: int, is_confined: bool) -> App:
+def mlflow_app(store: str, artifacts: str, port: int, is_confined: bool, names: Sequence[str] = ()) -> App:
     """MLflow's own ASGI application, set up as `mlflow server` does it; once a process, for it reads the environment."""
+    hosts = [f"{HOST}:{port}", f"localhost:{port}", *names]
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # background jobs of its own, which nothing here uses
-        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:{port},localhost:{port}",
-        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}" for host in hosts),
     }
     import uvicorn  # noqa: F401  (MLflow checks hosts and origins only where it finds a server loaded)
     from mlflow.server import constants, handlers

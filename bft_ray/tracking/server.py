@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sqlite3
+import ssl
 import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 FIELD = "tracking.uri"
 RULE = "a tracking server that answers"
 SERVER, SENDING = "waiting for the tracking server", "sending MLflow what it lacks"  # what a command waits for
+_TOKEN, _AUTHORITY = "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_SERVER_CERT_PATH"
 _DATABASES = ("postgresql", "mysql", "mssql")
 
 
@@ -165,16 +167,13 @@ def _check_http(uri: str, timeout_s: float) -> None:
     import requests
 
     address = uri.rstrip("/") + "/api/2.0/mlflow/experiments/search"
-    auth, headers = _credentials(uri)
-    verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or (
-        os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
-    )
+    (auth, headers), verify = _credentials(uri), _authorities()
     try:
         answer = requests.post(
             address, json={"max_results": 1}, auth=auth, headers=headers, verify=verify, timeout=timeout_s
         )
     except requests.exceptions.SSLError:
-        remedy = "Its certificate is not trusted: set MLFLOW_TRACKING_SERVER_CERT_PATH to that of its authority."
+        remedy = f"Its certificate is not trusted: set {_AUTHORITY} to the file of its authority's certificate."
         raise BadInput(FIELD, redact(uri), RULE, remedy) from None
     except (requests.exceptions.RequestException, ValueError) as error:
         remedy = (
@@ -184,23 +183,59 @@ def _check_http(uri: str, timeout_s: float) -> None:
         raise BadInput(FIELD, redact(uri), RULE, remedy) from None
     if answer.ok and "json" in answer.headers.get("content-type", ""):
         return
+    given = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if auth else _TOKEN if headers else ""
     remedies = {
-        401: "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or ~/.mlflow/credentials), or MLFLOW_TRACKING_TOKEN.",
-        403: "It refuses: check the credentials, or start it with --allowed-hosts naming this host.",
+        401: f"It does not accept {given}: set the right ones."
+        if given
+        else f"Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or ~/.mlflow/credentials), or {_TOKEN}.",
+        403: f"It refuses: check {given or 'the credentials'}, or start it with --allowed-hosts naming this host.",
         404: "Something else listens there: check host, port and path.",
     }
     remedy = remedies.get(answer.status_code, "Look at its log.")
     raise BadInput(FIELD, redact(uri), RULE, f"It answers {answer.status_code}. {remedy}")
 
 
+def _authorities() -> str | bool:
+    """What MLflow's client gives to requests as `verify`: a file of certificates, or whether to check at all.
+
+    Raises:
+        BadInput: a variable of the environment names a file that holds no certificates.
+    """
+    given = os.environ.get(_AUTHORITY)
+    is_checked = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in ("true", "1")
+    if not given and not is_checked:
+        return False
+    # requests reads the others where it is given True
+    for name in (_AUTHORITY,) if given else ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        path = os.environ.get(name)
+        if not path:
+            continue
+        if not os.path.isdir(path):
+            try:
+                ssl.create_default_context(cafile=path)
+            except OSError as error:  # that of the file, and ssl.SSLError
+                rule = f"a file of certificates in PEM ({type(error).__name__})"
+                remedy = "Name the file with the certificate of the tracking server's authority, or unset it."
+                raise BadInput(name, path, rule, remedy) from None
+        break
+    return given or True
+
+
 def _credentials(uri: str) -> tuple[tuple[str, str] | None, dict[str, str]]:
-    """Those that MLflow's client would use; user and password in the URI are taken by requests itself."""
+    """Those that MLflow's client would use; user and password in the URI are taken by requests itself.
+
+    Raises:
+        BadInput: a token that no header can hold.
+    """
     from mlflow.utils.credentials import read_mlflow_creds
 
     user, password = read_mlflow_creds()  # of the environment, else of ~/.mlflow/credentials
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    token = os.environ.get(_TOKEN)
     if user and password:
         return (user, password), {}
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        remedy = "Set it anew: a file that was read into it may end in a new line."
+        raise BadInput(_TOKEN, "***", "one word of ASCII, without spaces or line ends", remedy)
     return None, {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -16,10 +16,10 @@ import yaml
 from bft_ray.cli import make_parser
 from bft_ray.space.load import load_study
 from bft_ray.study.records.database import database_url
-from tests.support.paths import ROOT, SHARED
+from tests.support.kuberay import rayjob_schema
+from tests.support.paths import ROOT
 
 FOLDER = ROOT / "cluster" / "kuberay"
-SCHEMA = SHARED / "schemas" / "kuberay" / "ray.io_rayjobs.yaml"
 TEXT = (FOLDER / "rayjob.yaml").read_text()
 JOB: dict[str, Any] = yaml.safe_load(TEXT)
 CLAIM: dict[str, Any] = yaml.safe_load((FOLDER / "results.yaml").read_text())
@@ -32,23 +32,7 @@ ADDRESS = "postgresql://bft:p&ss w$rd@db.example.org/studies?a=*"
 
 @pytest.fixture(scope="module")
 def schema():
-    if not SCHEMA.is_file():
-        pytest.skip("KubeRay's schemas are not here (../shared/schemas)")
-    tree = yaml.load(SCHEMA.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (version,) = [version for version in tree["spec"]["versions"] if version["name"] == "v1"]
-    return strict(version["schema"]["openAPIV3Schema"])
-
-
-def strict(schema: Any) -> Any:
-    """The schema, in which an object has the fields that are told and no others."""
-    if isinstance(schema, list):
-        return [strict(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    tight = {key: strict(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
-        tight["additionalProperties"] = False
-    return tight
+    return rayjob_schema()
 
 
 def errors(schema: Any, tree: Any) -> list[str]:

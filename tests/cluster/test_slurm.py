@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.ports import listening, refusal_of
 from tests.support.slurm import PROGRAMS, Slurm, slurm
 
 SCRIPT = ROOT / "cluster" / "slurm" / "bft_ray.sbatch"
@@ -109,6 +110,20 @@ def config_file(make_tree: Callable[..., dict], folder: Path, steps: int) -> str
     path = folder / "bft.yaml"
     path.write_text(json.dumps(tree))
     return str(path)
+
+
+@pytest.mark.long
+@pytest.mark.privileged
+@needs_slurm
+def test_each_port_of_a_job_refuses_who_has_no_token(running, submit, make_tree, tmp_path):
+    job, out = submit("train", config_file(make_tree, tmp_path, 100_000))
+    wait_for(running, job, out, lambda: out.exists() and "checkpoint of step" in out.read_text())
+    found = listening({each.pid for one in of_job(job) for each in (one, *one.children(recursive=True))})
+    # not srun, whose ports are Slurm's, nor a rank, which a stranger would disturb
+    ours = [(port, name) for _, port, name in found if not name.startswith("srun ") and "RayTrainWorker" not in name]
+    assert len(ours) > 8 and {address for address, _, name in found if not name.startswith("srun ")} == {"127.0.0.1"}
+    answers = {(name.split()[0], port): refusal_of(port) for port, name in ours}
+    assert set(answers.values()) == {"401", "UNAUTHENTICATED", "numbers"}, answers
 
 
 def restarts(running: Slurm, job: str) -> int:

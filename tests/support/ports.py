@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import socket
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def answer_of(port: int) -> str:
         return _of_postgres(port)
     except (http.client.HTTPException, OSError):
         return _of_grpc(port)
+
+
+def refusal_of(port: int, patience_s: float = 30.0) -> str:
+    """What the port answers, as soon as it is one thing: a busy one may take longer than a call waits."""
+    end = time.monotonic() + patience_s
+    while ((answer := answer_of(port)) == UNKNOWN or "DEADLINE" in answer) and time.monotonic() < end:
+        time.sleep(0.5)
+    return answer
 
 
 def _of_postgres(port: int) -> str:
