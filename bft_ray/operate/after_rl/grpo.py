@@ -49,7 +49,7 @@ def run_grpo(loaded: Loaded, items: Items, answer: str, grpo: Grpo, seed: int, a
         def _tokenize_prompts(self, names: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return [prompts[name].tolist() for name in names], None, {}
 
-    def exact_match(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def exact_match(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         tokenizer, ends = loaded.context.tokenizer, loaded.eos_ids
         return [
             reward_of(own, golds[name], answer, tokenizer, ends)

@@ -108,7 +108,7 @@ def items_of(rows: Sequence[Row], context: Context, answer: str) -> Items:
                 f"{row.where} completion", "an answer without it", f"one from which `{answer}` is read", remedy
             )
         golds.append(gold)
-    groups = [(row.group,) if row.group is not None else () for row in rows]
+    groups: list[tuple[str, ...]] = [(row.group,) if row.group is not None else () for row in rows]
     return Items([row.id for row in rows], encode_prompts(rows, context), golds, groups)
 
 
