@@ -165,6 +165,13 @@ def test_a_held_out_prompt_that_is_trained_on_is_refused():
         prepare(load_after_rl("starter", [f"rows.held_out={source}"]))
 
 
+def test_exports_are_looked_for_before_anything_runs(tmp_path):
+    (tmp_path / "sft-101").mkdir()
+    arms = json.dumps({"sft": {"exports": f"{tmp_path}/sft-{{seed}}"}})
+    with pytest.raises(BadInput, match=r"`arms.sft.exports` is .*/sft-102"):
+        prepare(load_after_rl("starter", [f"arms={arms}", "claims=[]"]))
+
+
 def test_another_study_under_the_same_name_is_refused(tmp_path):
     where = f"cluster.storage_path={tmp_path}"
     ready = prepare(load_after_rl("starter", [where]))
@@ -240,9 +247,11 @@ def test_the_smallest_study_and_its_resumption(tmp_path, monkeypatch, capsys):
     tree["overrides"] |= {
         "cluster.storage_path": str(tmp_path / "results"),
         "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "cluster.num_workers": 2,  # GRPO in actors of Ray, two side by side
         "schedule.steps": 1,
         "data.global_batch_size": 4,
     }
+    tree["warm_up"]["schedule.steps"] = 2
     tree["rows"]["held_out"][0]["limit"] = 12
     tree["grpo"] |= {
         "steps": 2,

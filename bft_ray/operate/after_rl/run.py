@@ -22,6 +22,7 @@ from bft_ray.operate.after_rl.items import Items, as_jsonl, items_of, require_ap
 from bft_ray.operate.after_rl.page import after_rl_page, arms_table
 from bft_ray.operate.after_rl.record import Run, read_run
 from bft_ray.operate.after_rl.stage import Start, Task, run_stage
+from bft_ray.operate.lasting import require_outlasting
 from bft_ray.page.html import to_html
 from bft_ray.places import storage
 from bft_ray.places.kept import read_kept, write_kept, write_text
@@ -97,8 +98,11 @@ def prepare(study: AfterRl) -> Ready:
     held_out = items_of(rows_of(study.rows.held_out, "rows.held_out", kind), context, study.rows.answer)
     require_apart(train_items, held_out)
     ready = Ready(study, base, folder, as_jsonl(rows) if kind else "", train_items, held_out, context)
-    for arm in study.arms:
+    for arm, own in study.arms.items():
         ready.config_of(arm, study.seeds[0])
+        for path in [_export_of(own.exports, seed) for seed in study.seeds] if own.exports else []:
+            if not is_remote(path) and not Path(path).is_dir():
+                raise BadInput(f"arms.{arm}.exports", path, "a folder with an exported model for each seed")
     _refuse_other(ready)
     return ready
 
@@ -115,6 +119,7 @@ def run_after_rl(study: AfterRl, line: Line) -> str:
     """
     require_trl()
     ready = prepare(study)
+    require_outlasting(ready.base)
     check_server(ready.base.tracking)
     storage.check_writable(ready.base.cluster.storage_path)
     with kept_for(ready.base.cluster.file_mode):
@@ -138,10 +143,7 @@ def _run(ready: Ready, todo: Sequence[tuple[str, int]], line: Line) -> None:
     for number, (arm, seed) in enumerate(todo, 1):
         given = ready.study.arms[arm].exports
         if given is not None:
-            path = given.replace("{seed}", str(seed))
-            if not is_remote(path) and not Path(path).is_dir():
-                raise BadInput(f"arms.{arm}.exports", path, "a folder with an exported model for each seed")
-            path = storage.absolute(path)
+            path = _export_of(given, seed)
         else:
             if ready.study.warm_up and seed not in warm:
                 line(f"--- warm-up of seed {seed}")
@@ -158,6 +160,10 @@ def _run(ready: Ready, todo: Sequence[tuple[str, int]], line: Line) -> None:
 
     line(f"--- GRPO: {len(starts)} runs")
     spread(run_stage, starts, cluster=ready.base.cluster, setup=partial(_given, task), progress=progress)
+
+
+def _export_of(pattern: str, seed: int) -> str:
+    return storage.absolute(pattern.replace("{seed}", str(seed)))
 
 
 def _given(task: Task) -> Task:
