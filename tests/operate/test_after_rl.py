@@ -41,7 +41,9 @@ def study(**changes) -> AfterRl:
     return AfterRl.model_validate(tree | changes)
 
 
-def runs(gains: dict[str, float], start: float = 0.5, num_items: int = 150, seeds=SEEDS) -> list[Run]:
+def runs(
+    gains: dict[str, float], start: float = 0.5, num_items: int = 150, seeds=SEEDS, mixed: float = 0.5
+) -> list[Run]:
     """Made-up runs: each item gains about so much, with noise of items and of seeds."""
     made = []
     for place, (arm, gain) in enumerate(gains.items()):
@@ -51,7 +53,7 @@ def runs(gains: dict[str, float], start: float = 0.5, num_items: int = 150, seed
             after = np.clip(before + gain + random.normal(0, 0.05, num_items) + random.normal(0, 0.005), -9, 9)
             names = [f"i{k:03d}" for k in range(num_items)]
             own = [dict(zip(names, map(float, values), strict=True)) for values in (before, after)]
-            made.append(Run(arm, seed, start, own[0], own[1], [0.4, 0.5], 1.0))
+            made.append(Run(arm, seed, start, own[0], own[1], [0.4, 0.5], mixed))
     return made
 
 
@@ -112,6 +114,17 @@ def test_runs_without_a_change_say_nothing():
     found = told(study(), made)
     assert found.improved["sft"].verdict == "cannot be told"
     assert "all items and seeds differ by +0" in " ".join(sentences(found))
+
+
+def test_an_arm_whose_answers_are_all_alike_is_named():
+    """A reward in range is not enough: a model that is sure, and right on half of the prompts, has no gradient."""
+    made = [
+        *runs({"sft": 0.1}),
+        *(Run(r.arm, r.seed, 0.5, r.before, r.after, r.course, 0.05) for r in runs({"bft": 0.0})),
+    ]
+    text = " ".join(sentences(told(study(), made)))
+    assert text.endswith("`bft` had little to learn from: only 5% of its prompts had answers that differ in reward.")
+    assert "`sft` had little" not in text
 
 
 def test_a_study_that_has_not_ended_says_so():
@@ -271,7 +284,13 @@ def test_the_smallest_study_and_its_resumption(tmp_path, monkeypatch, capsys):
     kept = {file.name: file.read_bytes() for file in sorted((folder / "records").iterdir())}
     assert list(kept) == ["dft-1.json", "dft-2.json", "sft-1.json", "sft-2.json"]
     run = read_run(str(folder), "sft", 1)
-    assert run is not None and len(run.course) == 2 and len(run.after) == 12 and all(0 <= r <= 1 for r in run.course)
+    assert (
+        run is not None
+        and 0 <= run.mixed <= 1
+        and len(run.course) == 2
+        and len(run.after) == 12
+        and all(0 <= r <= 1 for r in run.course)
+    )
 
     (folder / "records" / "dft-2.json").unlink()
     done = []

@@ -25,6 +25,7 @@ from bft_ray.stats.simultaneous import compare_pair
 from bft_ray.study.confirm.claims import Verdict, judge
 from bft_ray.study.report.arms import gain_text, signed, size
 
+_LITTLE = 0.2  # share of prompts with a gradient, below which the answer says so
 _ORDER: tuple[Verdict, ...] = ("does not hold", "cannot be told", "holds")
 
 
@@ -135,7 +136,18 @@ def sentences(found: Told) -> list[str]:
     lines.append(
         f"**Of {total}, {_list(holds) or 'none'} {'are' if len(holds) > 1 else 'is'} shown to improve by GRPO.**"
     )
-    return lines + [_capital(f"{statement}.") for statement in found.statements]
+    lines += [_capital(f"{statement}.") for statement in found.statements]
+    return lines + [
+        f"`{arm}` had little to learn from: only {mixed:.0%} of its prompts had answers that differ in reward."
+        for arm, runs in found.runs.items()
+        if (mixed := mixed_of(runs)) is not None and mixed < _LITTLE
+    ]
+
+
+def mixed_of(runs: Sequence[Run]) -> float | None:
+    """Share of the prompts in GRPO whose sampled answers differ in reward, over runs; None where none was trained."""
+    trained = [run.mixed for run in runs if run.course]
+    return sum(trained) / len(trained) if trained else None
 
 
 def _flaw(study: AfterRl, own: Sequence[Run]) -> str:

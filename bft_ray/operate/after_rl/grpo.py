@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 from bft_ray.errors import BadInput, BftError
@@ -14,6 +15,19 @@ from bft_ray.operate.after_rl.items import Items
 from bft_ray.operate.after_rl.reward import reward_of
 
 
+@dataclass(frozen=True)
+class Course:
+    """What was seen in training.
+
+    Args:
+        rewards: mean over the sampled answers of each step.
+        mixed: share of the prompts, over all steps, whose sampled answers differ in reward.
+    """
+
+    rewards: list[float]
+    mixed: float
+
+
 def require_trl() -> None:
     """Raises BadInput where TRL is not installed."""
     if importlib.util.find_spec("trl") is None:
@@ -21,8 +35,8 @@ def require_trl() -> None:
         raise BadInput("trl", None, "installed: its GRPO trainer is the policy-gradient stage", remedy)
 
 
-def run_grpo(loaded: Loaded, items: Items, answer: str, grpo: Grpo, seed: int, autocast: bool = False) -> list[float]:
-    """Train the model in place; returns the mean reward of each step's sampled answers.
+def run_grpo(loaded: Loaded, items: Items, answer: str, grpo: Grpo, seed: int, autocast: bool = False) -> Course:
+    """Train the model in place.
 
     Prompts are the tokens of fine-tuning, and not what TRL's own
     template would make of them.
@@ -71,7 +85,8 @@ def run_grpo(loaded: Loaded, items: Items, answer: str, grpo: Grpo, seed: int, a
     if not all(math.isfinite(entry.get("loss", 0.0)) for entry in steps):
         raise BftError("a loss of GRPO is not finite: lower grpo.learning_rate")
     loaded.model.eval()
-    return [float(entry["reward"]) for entry in steps]
+    mixed = [1 - float(entry["frac_reward_zero_std"]) for entry in steps]
+    return Course([float(entry["reward"]) for entry in steps], sum(mixed) / len(mixed))
 
 
 def _arguments(folder: str, grpo: Grpo, seed: int, device: Any, autocast: bool) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bft_ray.operate.after_rl.answer import Statement, Told, sentences
+from bft_ray.operate.after_rl.answer import Statement, Told, mixed_of, sentences
 from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table
 from bft_ray.study.report.arms import gain_text, signed, size, span_of
 
@@ -28,7 +28,8 @@ def after_rl_page(found: Told, when: str) -> Page:
     parts.append(
         f"Reward: 1 where an answer, sampled at temperature {study.grpo.temperature:g}, is the right one, else 0. Paired by seed "
         f"and held-out item; the intervals of all {num_statements} statements hold together at {1 - study.alpha:.0%}. An arm "
-        "that starts high has less room to improve: look at where arms end, too."
+        "that starts high has less room to improve: look at where arms end, too. Mixed: the share of prompts in GRPO whose "
+        "sampled answers differ in reward; the others have no gradient."
     )
     return Page(
         title=f"bft-ray: {study.name}",
@@ -47,8 +48,20 @@ def arms_table(found: Told) -> Table:
         ended = [run for run in runs if run.after]
         cells = [_mean([run.start for run in runs]), _mean([_of(run.before) for run in runs])]
         cells.append(_mean([_of(run.after) for run in ended]))
+        mixed = mixed_of(runs)
+        cells.append("" if mixed is None else Number(mixed, f"{mixed:.0%}"))
         rows.append([arm, *cells, *_gain(one), one.verdict])
-    head = ["arm", "start (training prompts)", "before", "after", "improvement", "interval", "detectable", "improves"]
+    head = [
+        "arm",
+        "start (training prompts)",
+        "before",
+        "after",
+        "mixed",
+        "improvement",
+        "interval",
+        "detectable",
+        "improves",
+    ]
     return Table(head, rows)
 
 

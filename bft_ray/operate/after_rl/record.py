@@ -19,6 +19,7 @@ class Run:
         before, after: held-out item -> share of its sampled answers that are right; `after` is empty where GRPO did not
             run, because `start` is out of range.
         course: mean reward of each GRPO step.
+        mixed: share of the prompts, over all steps, whose sampled answers differ in reward: the others have no gradient.
         seconds: what GRPO and all measurements took.
     """
 
@@ -28,6 +29,7 @@ class Run:
     before: Mapping[str, float]
     after: Mapping[str, float] = field(default_factory=dict)
     course: Sequence[float] = ()
+    mixed: float = 0.0
     seconds: float = 0.0
 
     def write(self, folder: str) -> None:

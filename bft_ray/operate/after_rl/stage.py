@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bft_ray.config import DataConfig, ModelConfig
 from bft_ray.evaluate.engine.worker import load
 from bft_ray.operate.after_rl.definition import Grpo
-from bft_ray.operate.after_rl.grpo import require_trl, run_grpo
+from bft_ray.operate.after_rl.grpo import Course, require_trl, run_grpo
 from bft_ray.operate.after_rl.items import Items
 from bft_ray.operate.after_rl.record import Run
 from bft_ray.operate.after_rl.reward import measure
@@ -58,10 +58,10 @@ def run_stage(task: Task, start: Start) -> Run:
     mean = sum(first.values()) / len(first)
     before = measure(loaded, task.held_out, answer, grpo, start.seed)
     after: dict[str, float] = {}
-    course: list[float] = []
+    course = Course([], 0.0)
     if grpo.low <= mean <= grpo.high:
         course = run_grpo(loaded, task.train, answer, grpo, start.seed, autocast=start.model.dtype == "bf16")
         after = measure(loaded, task.held_out, answer, grpo, start.seed)
-    run = Run(start.arm, start.seed, mean, before, after, course, time.monotonic() - began)
+    run = Run(start.arm, start.seed, mean, before, after, course.rewards, course.mixed, time.monotonic() - began)
     run.write(task.folder)
     return run
