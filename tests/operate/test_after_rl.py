@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import yaml
 from bft_ray.cli import main
 from bft_ray.data.rows import ChoiceRow
 from bft_ray.errors import BadConfig, BadInput
+from bft_ray.model.named import starter_folder
 from bft_ray.operate.after_rl import run as run_module
 from bft_ray.operate.after_rl.answer import sentences, told
-from bft_ray.operate.after_rl.definition import AfterRl, bundled, load_after_rl
+from bft_ray.operate.after_rl.definition import WARM_UP, AfterRl, bundled, load_after_rl
 from bft_ray.operate.after_rl.grpo import require_trl
 from bft_ray.operate.after_rl.items import asked_of
 from bft_ray.operate.after_rl.page import after_rl_page
@@ -172,6 +174,14 @@ def test_the_bundled_study_is_ready_and_takes_overrides(tmp_path):
         load_after_rl("starter", ["grpo.stepz=3"])
 
 
+def test_arms_start_from_the_warm_up_of_their_seed():
+    ready = prepare(load_after_rl("starter"))
+    warm, arm = ready.config_of(WARM_UP, 101), ready.config_of("dft", 101, "/warm")
+    assert (warm.loss.method, warm.schedule.steps, warm.model.path, warm.seed) == ("sft", 24, "starter", 101)
+    assert (arm.loss.method, arm.schedule.steps, arm.model.path, arm.seed) == ("dft", 12, "/warm", 101)
+    assert warm.optimizer.learning_rate == 1e-3 and arm.optimizer.learning_rate == 1e-4
+
+
 def test_a_held_out_prompt_that_is_trained_on_is_refused():
     source = '[{"path": "starter:gene_interaction/choices_validation"}]'
     with pytest.raises(BadInput, match=r"without prompts of rows.train; 120 are there too"):
@@ -253,10 +263,13 @@ def test_a_record_is_whole_or_absent(tmp_path, caplog):
 
 @pytest.mark.long
 def test_the_smallest_study_and_its_resumption(tmp_path, monkeypatch, capsys):
-    """Two arms, two seeds, two steps: fine-tuned, trained by GRPO, told, recorded; then only what is missing runs again."""
+    """Two arms, two seeds, two steps: fine-tuned or given, trained by GRPO, told, recorded; then only what is missing runs."""
     tree = yaml.safe_load(bundled()["starter"].read_text())
-    tree |= {"seeds": [1, 2], "min_seeds_waived": True, "claims": [{"better": "dft", "than": "sft"}], "name": "tiny"}
-    tree["arms"] = {name: tree["arms"][name] for name in ("sft", "dft")}
+    tree |= {"seeds": [1, 2], "min_seeds_waived": True, "claims": [{"better": "given", "than": "sft"}], "name": "tiny"}
+    for seed in (1, 2):
+        shutil.copytree(starter_folder(), tmp_path / f"given-{seed}")
+    tree["arms"] = {"sft": tree["arms"]["sft"], "given": {"exports": f"{tmp_path}/given-{{seed}}"}}
+    del tree["warm_up"]
     tree["overrides"] |= {
         "cluster.storage_path": str(tmp_path / "results"),
         "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
@@ -264,7 +277,6 @@ def test_the_smallest_study_and_its_resumption(tmp_path, monkeypatch, capsys):
         "schedule.steps": 1,
         "data.global_batch_size": 4,
     }
-    tree["warm_up"]["schedule.steps"] = 2
     tree["rows"]["held_out"][0]["limit"] = 12
     tree["grpo"] |= {
         "steps": 2,
@@ -282,7 +294,7 @@ def test_the_smallest_study_and_its_resumption(tmp_path, monkeypatch, capsys):
     assert "Of 2 arms" in first and "page      " in first and "Not finished" not in first
     folder = tmp_path / "results" / "after_rl" / "tiny"
     kept = {file.name: file.read_bytes() for file in sorted((folder / "records").iterdir())}
-    assert list(kept) == ["dft-1.json", "dft-2.json", "sft-1.json", "sft-2.json"]
+    assert list(kept) == ["given-1.json", "given-2.json", "sft-1.json", "sft-2.json"]
     run = read_run(str(folder), "sft", 1)
     assert (
         run is not None
@@ -292,7 +304,7 @@ def test_the_smallest_study_and_its_resumption(tmp_path, monkeypatch, capsys):
         and all(0 <= r <= 1 for r in run.course)
     )
 
-    (folder / "records" / "dft-2.json").unlink()
+    (folder / "records" / "given-2.json").unlink()
     done = []
     real = run_module.spread
     monkeypatch.setattr(
@@ -301,9 +313,9 @@ def test_the_smallest_study_and_its_resumption(tmp_path, monkeypatch, capsys):
         lambda fn, starts, **rest: done.extend((s.arm, s.seed) for s in starts) or real(fn, starts, **rest),
     )
     assert main(["after-rl", str(path)]) == 0
-    assert done == [("dft", 2)]
-    again = json.loads((folder / "records" / "dft-2.json").read_text())
-    before = json.loads(kept["dft-2.json"])
+    assert done == [("given", 2)]
+    again = json.loads((folder / "records" / "given-2.json").read_text())
+    before = json.loads(kept["given-2.json"])
     assert again["after"] == before["after"] and again["course"] == before["course"]  # the same seed, the same run
     client = connect(f"sqlite:///{tmp_path}/mlflow.db")
     [recorded] = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
