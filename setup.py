@@ -2,7 +2,9 @@
 
 from setuptools import find_namespace_packages, setup
 
+FOLDERS = ["bft_ray.search_spaces", "bft_ray.search_spaces.series", "bft_ray.search_spaces.after_rl"]
+
 setup(
-    packages=[*find_namespace_packages(include=["bft_ray*"]), "bft_ray.search_spaces", "bft_ray.search_spaces.series"],
-    package_dir={"bft_ray.search_spaces": "search_spaces", "bft_ray.search_spaces.series": "search_spaces/series"},
+    packages=[*find_namespace_packages(include=["bft_ray*"]), *FOLDERS],
+    package_dir={name: name.removeprefix("bft_ray.").replace(".", "/") for name in FOLDERS},
 )

@@ -170,6 +170,24 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--cancel", action="store_true", help="end the study cleanly; the same command resumes it")
     how.add_argument("--list", action="store_true", help="the search spaces that come with the package")
 
+    after_rl = _command(
+        commands,
+        "after-rl",
+        commands_of.after_rl_command,
+        "does a policy-gradient stage (GRPO) improve models fine-tuned by sft, dft and bft? Needs the extra rl",
+    )
+    after_rl.set_defaults(after_interrupt="; the same command resumes the study")
+    after_rl.add_argument(
+        "study", metavar="STUDY", nargs="?", default="starter", help="YAML file or a bundled one (default: starter)"
+    )
+    after_rl.add_argument(
+        "overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the study (grpo.steps=80) or of the config"
+    )
+    how = after_rl.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="check everything, and print what would run")
+    how.add_argument("--status", action="store_true", help="what the runs that have ended say")
+    how.add_argument("--list", action="store_true", help="the studies of this kind that come with the package")
+
     report = _command(
         commands,
         "report",

@@ -313,6 +313,27 @@ def _series_command(path: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def after_rl_command(options: argparse.Namespace) -> int:
+    from bft_ray.operate.after_rl.definition import bundled, load_after_rl
+
+    if options.list:
+        for name, path in bundled().items():
+            print(f"{name:<20}{load_after_rl(str(path)).question}")
+        return 0
+    if "=" in options.study:  # an override is in the place of the study
+        options.study, options.overrides = "starter", [options.study, *options.overrides]
+    study = load_after_rl(options.study, options.overrides)
+    from bft_ray.operate.after_rl.run import plan_of, run_after_rl, status_of
+
+    if options.dry_run:
+        print(plan_of(study))
+    elif options.status:
+        print(status_of(study))
+    else:
+        print(run_after_rl(study, lambda text: print(text, file=sys.stderr, flush=True)))
+    return 0
+
+
 def report_command(options: argparse.Namespace) -> int:
     if bool(options.study) == options.domains:
         raise BadInput("STUDY", options.study, "one study, or --domains for all", "Give one of the two.")

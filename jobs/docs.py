@@ -26,6 +26,7 @@ from bft_ray.config.metrics import METRICS
 from bft_ray.config.profile import ProfileConfig
 from bft_ray.config.wrong import WrongConfig
 from bft_ray.domains import DOMAINS
+from bft_ray.operate.after_rl import definition as after_rl
 from bft_ray.space import definition as spaces
 from bft_ray.space import series
 from bft_ray.space.claims import Claim
@@ -74,6 +75,8 @@ SPACE: dict[str, type[BaseModel]] = {
 }
 
 SERIES: dict[str, type[BaseModel]] = {"condition": series.Condition, "trend": series.Trend}
+#: heading -> section of a study of `bft-ray after-rl`
+AFTER_RL: dict[str, type[BaseModel]] = {"arm": after_rl.Arm, "rows": after_rl.Rows, "grpo": after_rl.Grpo}
 
 
 #: heading -> section that several tasks hold
@@ -141,6 +144,11 @@ def space_fields() -> str:
 def series_fields() -> str:
     """The top level of a series, and each of its sections."""
     return _sections(series.Series, SERIES)
+
+
+def after_rl_fields() -> str:
+    """The top level of a study of `bft-ray after-rl`, and each of its sections."""
+    return _sections(after_rl.AfterRl, AFTER_RL)
 
 
 def methods() -> str:
@@ -213,6 +221,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "task_fields": task_fields,
     "space_fields": space_fields,
     "series_fields": series_fields,
+    "after_rl_fields": after_rl_fields,
     "methods": methods,
     "task_kinds": task_kinds,
     "metrics": metrics,
@@ -237,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sections(top: type[BaseModel] | None, below: dict[str, type[BaseModel]]) -> str:
-    every = CONFIG | SPACE | SERIES | _SHARED | {f"task {kind}": section for kind, section in TASKS.items()}
+    every = CONFIG | SPACE | SERIES | AFTER_RL | _SHARED | {f"task {kind}": section for kind, section in TASKS.items()}
     links = {section: f"[{heading}](#{heading.replace(' ', '-')})" for heading, section in every.items()}
     parts = [] if top is None else [section_text(top, links)]
     for heading, section in below.items():

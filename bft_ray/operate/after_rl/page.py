@@ -1,0 +1,155 @@
+"""The page of a study of GRPO after fine-tuning: the answer, reward before and after, each statement, each run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from bft_ray.operate.after_rl.answer import Statement, Told, mixed_of, sentences
+from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table
+from bft_ray.study.report.arms import gain_text, signed, size, span_of
+
+_TONES = {"holds": "best", "does not hold": "dark", "cannot be told": "main"}
+_SHAPES = {"holds": "dot", "does not hold": "square", "cannot be told": "diamond"}
+
+
+def after_rl_page(found: Told, when: str) -> Page:
+    """The page.
+
+    Args:
+        when: the time that it tells.
+    """
+    study = found.study
+    parts: list[Part] = [figure for figure in (_gains(found), _course(found)) if figure is not None]
+    parts += [arms_table(found), _statements(found.statements)]
+    num_statements = len(study.arms) + 2 * len(study.claims)
+    parts.append(
+        f"Reward: 1 where an answer, sampled at temperature {study.grpo.temperature:g}, is the right one, else 0. Paired by seed "
+        f"and held-out item; the intervals of all {num_statements} statements hold together at {1 - study.alpha:.0%}. An arm "
+        "that starts high has less room to improve: look at where arms end, too. Mixed: the share of prompts in GRPO whose "
+        "sampled answers differ in reward; the others have no gradient."
+    )
+    return Page(
+        title=f"bft-ray: {study.name}",
+        above=f"Study `{study.name}` of GRPO after fine-tuning, as of {when}",
+        question=study.question,
+        answer=" ".join(sentences(found)),
+        sections=[Section("answer", "Before and after", parts), Section("runs", "Runs", [_runs(found)])],
+    )
+
+
+def arms_table(found: Told) -> Table:
+    """A row an arm: reward at the start and at the end, and the improvement."""
+    rows: list[list[Cell]] = []
+    for arm, runs in found.runs.items():
+        one = found.improved[arm]
+        ended = [run for run in runs if run.after]
+        cells = [_mean([run.start for run in runs]), _mean([_of(run.before) for run in runs])]
+        cells.append(_mean([_of(run.after) for run in ended]))
+        mixed = mixed_of(runs)
+        cells.append("" if mixed is None else Number(mixed, f"{mixed:.0%}"))
+        rows.append([arm, *cells, *_gain(one), one.verdict])
+    head = [
+        "arm",
+        "start (training prompts)",
+        "before",
+        "after",
+        "mixed",
+        "improvement",
+        "interval",
+        "detectable",
+        "improves",
+    ]
+    return Table(head, rows)
+
+
+def _gain(one: Statement) -> list[Cell]:
+    gain = one.gain
+    if gain is None:
+        return [one.why, "", ""]
+    if not gain.has_spread:
+        return [Number(gain.gain, signed(gain.gain)), "no spread", ""]
+    least: Cell = "" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable))
+    return [Number(gain.gain, signed(gain.gain)), span_of(gain.low, gain.high), least]
+
+
+def _statements(every: Sequence[Statement]) -> Table:
+    rows: list[list[Cell]] = [[one.what, one.verdict, *_gain(one)] for one in every]
+    return Table(["statement", "verdict", "gain", "interval", "detectable"], rows)
+
+
+def _runs(found: Told) -> Table:
+    rows: list[list[Cell]] = [
+        [arm, str(run.seed), _mean([run.start]), _mean([_of(run.before)]), _mean([_of(run.after)] if run.after else []),
+         Number(run.seconds, f"{run.seconds:.0f} s")]
+        for arm, runs in found.runs.items()
+        for run in runs
+    ]  # fmt: skip
+    return Table(["arm", "seed", "start (training prompts)", "before", "after", "took"], rows)
+
+
+def _gains(found: Told) -> Figure | None:
+    rows = [one for one in [*found.improved.values(), *found.compared] if one.gain is not None and one.gain.has_spread]
+    if not rows:
+        return None
+    marks = []
+    for place, one in enumerate(rows):
+        gain = one.gain
+        assert gain is not None
+        marks.append(
+            Marks(
+                one.verdict,
+                [gain.gain],
+                [place],
+                shape=_SHAPES[one.verdict],  # type: ignore[arg-type]
+                tone=_TONES[one.verdict],  # type: ignore[arg-type]
+                texts=[f"{one.what}: {gain_text(gain)}"],
+                low=[gain.low],
+                high=[gain.high],
+            )
+        )
+    shown = "; ".join(f"{one.what} {gain_text(one.gain)}" for one in rows if one.gain is not None)
+    return Figure(
+        name="gains",
+        title="Which arms improve, and which improve more",
+        alt=f"Each statement with its gain and interval. {shown}.",
+        x=Axis("reward"),
+        y=Axis(names=[one.what.replace("`", "") for one in rows]),
+        marks=marks,
+        text="A point is a mean gain, a line its interval.",
+        rule=0.0,
+    )
+
+
+def _course(found: Told) -> Figure | None:
+    marks = []
+    strokes = ("line", "dash", "dots", "step")
+    for place, (arm, runs) in enumerate(found.runs.items()):
+        courses = [run.course for run in runs if run.course]
+        if not courses:
+            continue
+        mean = np.mean([course[: min(map(len, courses))] for course in courses], axis=0)
+        stroke, steps = strokes[place % len(strokes)], list(range(1, len(mean) + 1))
+        marks.append(Marks(arm, steps, mean.tolist(), shape="none", stroke=stroke))  # type: ignore[arg-type]
+    if not marks:
+        return None
+    ends = "; ".join(f"{one.label} from {one.y[0]:.3f} to {one.y[-1]:.3f}" for one in marks)
+    return Figure(
+        name="course",
+        title="Reward of the sampled answers in training",
+        alt=f"The mean over seeds at each step of GRPO: {ends}.",
+        x=Axis("step"),
+        y=Axis("reward"),
+        marks=marks,
+        text="The mean over seeds; each step asks other prompts, so single steps jump.",
+    )
+
+
+def _of(rewards: object) -> float:
+    return float(np.mean(list(rewards.values()))) if isinstance(rewards, dict) and rewards else math.nan
+
+
+def _mean(values: Sequence[float]) -> Cell:
+    return Number(float(np.mean(values)), f"{np.mean(values):.4f}") if values else ""
