@@ -74,7 +74,7 @@ SPACE: dict[str, type[BaseModel]] = {
     "claim": Claim,
 }
 
-SERIES: dict[str, type[BaseModel]] = {"condition": series.Condition, "trend": series.Trend}
+SERIES: dict[str, type[BaseModel]] = {"condition": series.Condition, "trend": series.Trend, "contrast": series.Contrast}
 #: heading -> section of a study of `bft-ray after-rl`
 AFTER_RL: dict[str, type[BaseModel]] = {"arm": after_rl.Arm, "rows": after_rl.Rows, "grpo": after_rl.Grpo}
 

@@ -35,6 +35,16 @@ class Trend(Section):
     metric: str | None = Field(None, description="null: that of the objective; otherwise one that a claim names")
 
 
+class Contrast(Section):
+    """A question about two groups of conditions: is the gain of one arm over another larger in one than in the other?"""
+
+    better: str = Field(description="name of an arm")
+    than: str = Field(description="name of the arm that it is compared with")
+    of: list[str] = Field(min_length=1, description="conditions whose mean gain is asked for")
+    against: list[str] = Field(min_length=1, description="conditions whose mean gain is subtracted")
+    metric: str | None = Field(None, description="null: that of the objective; otherwise one that a claim names")
+
+
 class Series(Section):
     """Several studies of one space. Each is a study of its own, with its records, its page and its resumption."""
 
@@ -44,6 +54,7 @@ class Series(Section):
     overrides: dict[str, Any] = Field(default_factory=dict, description="dotted fields that all conditions set")
     conditions: dict[str, Condition] = Field(min_length=2, description="name of a condition -> what it sets")
     trends: list[Trend] = Field(default_factory=list, description="gains whose course over an axis is asked for")
+    contrasts: list[Contrast] = Field(default_factory=list, description="gains that two groups of conditions differ in")
 
     @model_validator(mode="after")
     def _rules(self) -> Series:
@@ -56,6 +67,18 @@ class Series(Section):
             if len(set(known)) < 2 or min(known) <= 0:
                 rule_text = "an axis on which conditions have at least two different places, all above 0"
                 raise rule(f"trends.{index}.over", trend.over, rule_text, "Give `at` to the conditions.")
+        return self
+
+    @model_validator(mode="after")
+    def _contrasts(self) -> Series:
+        for index, contrast in enumerate(self.contrasts):
+            for field, names in (("of", contrast.of), ("against", contrast.against)):
+                for name in names:
+                    if name not in self.conditions:
+                        known = ", ".join(self.conditions)
+                        raise rule(f"contrasts.{index}.{field}", name, f"the name of a condition: {known}")
+            if both := set(contrast.of) & set(contrast.against):
+                raise rule(f"contrasts.{index}.against", min(both), "a condition that `of` does not name")
         return self
 
     def study_overrides(self, condition: str, more: Sequence[str] = ()) -> list[str]:

@@ -63,12 +63,17 @@ def test_a_space_beside_the_series(tmp_path):
     assert load_series(written(tmp_path, space="own.yaml")).space == str(tmp_path / "own.yaml")
 
 
+BETWEEN = {"better": "bft", "than": "sft", "of": ["few"]}
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"conditions": {"few": SMALL["conditions"]["few"]}}, "conditions"),
         ({"conditions": {"Few": SMALL["conditions"]["few"], "many": SMALL["conditions"]["many"]}}, "small letters"),
         ({"trends": [{"better": "bft", "than": "sft", "over": "passes"}]}, "at least two different places"),
+        ({"contrasts": [BETWEEN | {"against": ["none"]}]}, "the name of a condition: few, many"),
+        ({"contrasts": [BETWEEN | {"against": ["few"]}]}, "a condition that `of` does not name"),
         ({"question": ""}, "question"),
         ({"condition": {}}, "condition"),
     ],

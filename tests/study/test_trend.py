@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bft_ray.space.series import Trend
+from bft_ray.space.series import Contrast, Trend
 from bft_ray.study.confirm.choose import Plan, Record
-from bft_ray.study.confirm.trend import Confirmed, slope_of
+from bft_ray.study.confirm.trend import Confirmed, difference_of, slope_of
 
 SEEDS = (1, 2, 3, 4, 5)
 TREND = Trend(better="bft", than="sft", over="rows")
@@ -107,3 +107,28 @@ def test_a_slope_in_another_metric():
     assert slope_of(TREND, found, 0.05).verdict == "cannot be told"
     without = Trend(better="bft", than="sft", over="rows", metric="other/bits_per_byte")
     assert math.isnan(slope_of(without, found, 0.05).value)
+
+
+BETWEEN = Contrast(better="bft", than="sft", of=["a", "b"], against=["c"])
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [((0.10, 0.06, 0.0), "larger"), ((0.0, 0.0, 0.1), "smaller"), ((0.05, 0.05, 0.05), "cannot be told")],
+)
+@pytest.mark.parametrize("items", ["same", "other"])
+def test_gains_between_groups_of_conditions(gains, verdict, items):
+    found = {
+        name: condition(gain, 0.03, place, name if items == "other" else "")
+        for place, (name, gain) in enumerate(zip("abc", gains, strict=True))
+    }
+    between = difference_of(BETWEEN, found, 0.05)
+    assert between.verdict == verdict
+    assert between.low < (gains[0] + gains[1]) / 2 - gains[2] < between.high
+    assert math.isnan(difference_of(BETWEEN, {name: found[name] for name in "ab"}, 0.05).value)
+
+
+def test_a_difference_by_hand():
+    found = {name: condition(gain, 0.0, 0) for name, gain in (("a", 0.01), ("b", 0.05), ("c", 0.02))}
+    between = difference_of(BETWEEN, found, 0.05)
+    assert between.value == pytest.approx(0.01) and between.verdict == "cannot be told" and math.isnan(between.low)

@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 
 from bft_ray.config.metrics import higher_is_better
-from bft_ray.space.series import Trend
+from bft_ray.space.series import Contrast, Trend
 from bft_ray.stats.errors import as_groups
 from bft_ray.stats.simultaneous import as_arrays, compare_pair
 from bft_ray.study.confirm.choose import Plan, Record
@@ -65,6 +65,42 @@ class Slope:
         return "grows" if self.low > 0 else "falls" if self.high < 0 else "cannot be told"
 
 
+@dataclass(frozen=True)
+class Difference:
+    """The mean gain in one group of conditions minus that in another, in the metric's unit.
+
+    Args:
+        low, high: its two-sided interval at `level`; not a number where nothing can be said.
+    """
+
+    contrast: Contrast
+    value: float
+    low: float
+    high: float
+    level: float
+
+    @property
+    def verdict(self) -> str:
+        """`larger`, `smaller`, or `cannot be told`."""
+        return "larger" if self.low > 0 else "smaller" if self.high < 0 else "cannot be told"
+
+
+def difference_of(contrast: Contrast, conditions: Mapping[str, Confirmed], alpha: float) -> Difference:
+    """The difference of a contrast: the same sum as a slope, with w_c = 1 / (number of the group), negative for `against`.
+
+    Args:
+        alpha: error of its interval, both sides together.
+    """
+    weights = {name: 1 / len(contrast.of) for name in contrast.of}
+    weights |= {name: -1 / len(contrast.against) for name in contrast.against}
+    found = {
+        name: gain for name in weights if name in conditions and (gain := _gain(contrast, conditions[name])) is not None
+    }
+    if len(found) < len(weights):
+        return Difference(contrast, math.nan, math.nan, math.nan, 1 - alpha)
+    return Difference(contrast, *_estimate(found, weights, conditions, alpha), 1 - alpha)
+
+
 def slope_of(trend: Trend, conditions: Mapping[str, Confirmed], alpha: float) -> Slope:
     """The slope of a trend.
 
@@ -75,20 +111,25 @@ def slope_of(trend: Trend, conditions: Mapping[str, Confirmed], alpha: float) ->
     weights = _weights({name: conditions[name].at for name in found}, trend.over)
     if not weights:
         return Slope(trend, len(found), math.nan, math.nan, math.nan, 1 - alpha)
-    used = {name: found[name] for name in weights}
+    return Slope(trend, len(weights), *_estimate(found, weights, conditions, alpha), 1 - alpha)
+
+
+def _estimate(
+    gains: Mapping[str, _Gain], weights: Mapping[str, float], conditions: Mapping[str, Confirmed], alpha: float
+) -> tuple[float, float, float]:
+    """The weighted sum of the gains with its interval: paired by seed and item where all conditions have the same ones."""
+    used = {name: gains[name] for name in weights}
     first = next(iter(weights))
     if all(one.keys() == used[first].keys() and _items(one) == _items(used[first]) for one in used.values()):
-        value, low, high = _paired(used, weights, conditions[first].plan, alpha)
-    else:
-        value, low, high = _independent(used, weights, alpha)
-    return Slope(trend, len(used), value, low, high, 1 - alpha)
+        return _paired(used, weights, conditions[first].plan, alpha)
+    return _independent(used, weights, alpha)
 
 
 #: seed -> item -> gain
 _Gain = dict[int, dict[str, float]]
 
 
-def _gain(trend: Trend, own: Confirmed) -> _Gain | None:
+def _gain(trend: Trend | Contrast, own: Confirmed) -> _Gain | None:
     """The gain on each seed and item, higher is better; None where an arm is missing or has failed."""
     metric = trend.metric or own.plan.metric
     sign = 1.0 if higher_is_better(metric) else -1.0

@@ -10,7 +10,7 @@ from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Se
 from bft_ray.space.series import Series
 from bft_ray.study.confirm.candidates import confirmed
 from bft_ray.study.confirm.claims import Judged, Verdict
-from bft_ray.study.confirm.trend import Confirmed, Slope, slope_of
+from bft_ray.study.confirm.trend import Confirmed, Difference, Slope, difference_of, slope_of
 from bft_ray.study.kept import Known
 from bft_ray.study.records.store import CONFIRMATION
 from bft_ray.study.report.arms import arms_table, gain_text, signed, size, span_of
@@ -29,12 +29,14 @@ class Told:
         known: condition -> its study, in the order of the series; only those that have begun.
         judged: condition -> its claims; only those with a choice.
         slopes: of the trends, from the conditions that have a choice.
+        differences: of the contrasts, likewise.
     """
 
     series: Series
     known: Mapping[str, Known]
     judged: Mapping[str, Sequence[Judged]]
     slopes: Sequence[Slope]
+    differences: Sequence[Difference] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -51,8 +53,9 @@ def told(series: Series, known: Mapping[str, Known]) -> Told:
             records = confirmed(own.study.space, own.parts[CONFIRMATION])
             runs[name] = Confirmed(series.conditions[name].at, own.choice.plan, records)
             alphas.append(own.choice.plan.alpha)
-    level = min(alphas, default=0.05) / max(1, len(series.trends))
-    return Told(series, known, judged, [slope_of(trend, runs, level) for trend in series.trends])
+    level = min(alphas, default=0.05) / max(1, len(series.trends) + len(series.contrasts))
+    slopes = [slope_of(trend, runs, level) for trend in series.trends]
+    return Told(series, known, judged, slopes, [difference_of(one, runs, level) for one in series.contrasts])
 
 
 def sentences(found: Told) -> list[str]:
@@ -63,7 +66,7 @@ def sentences(found: Told) -> list[str]:
         for one in judged:
             by_claim.setdefault(str(one.claim), {}).setdefault(one.verdict, []).append(condition)
     lines += [_claim(claim, verdicts) for claim, verdicts in by_claim.items()]
-    return lines + [_slope(slope) for slope in found.slopes]
+    return lines + [_slope(slope) for slope in found.slopes] + [_difference(one) for one in found.differences]
 
 
 def _unfinished(found: Told) -> str:
@@ -91,6 +94,24 @@ def _slope(slope: Slope) -> str:
     return f"**{what[0].upper()}{what[1:]} {slope.verdict} with {trend.over}**: {rate}."
 
 
+def _difference(one: Difference) -> str:
+    contrast = one.contrast
+    what = f"the gain of `{contrast.better}` over `{contrast.than}`" + (
+        f" in {contrast.metric}" if contrast.metric else ""
+    )
+    groups = f"in {_and(contrast.of)} than in {_and(contrast.against)}"
+    if math.isnan(one.value):
+        return f"Whether {what} is larger {groups} cannot be told yet: conditions have no answer."
+    found = f"{signed(one.value)} [{signed(one.low)}, {signed(one.high)}]"
+    if one.verdict == "cannot be told":
+        return f"Whether {what} is larger {groups} cannot be told: {found}."
+    return f"**{what[0].upper()}{what[1:]} is {one.verdict} {groups}**: {found}."
+
+
+def _and(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
+
+
 def series_page(found: Told, when: str) -> Page:
     """The page.
 
@@ -104,6 +125,8 @@ def series_page(found: Told, when: str) -> Page:
     )
     if found.slopes:
         parts += ["**Trends**", _slopes(found.slopes)]
+    if found.differences:
+        parts += ["**Between groups**", *[_difference(one) for one in found.differences]]
     each = [
         Section(f"study-{number}", name, [f"`{own.study.name}`: {answer(own)}", *_arms(own)])
         for number, (name, own) in enumerate(found.known.items())
