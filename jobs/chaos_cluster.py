@@ -17,6 +17,8 @@ from cluster.local.service import free_port, stop_all
 from cluster.local.state import HOST, State, held
 
 KINDS = ("worker", "raylet", "gcs", "driver", "head")
+#: titles of Ray's processes that hold no work of anybody's
+_NO_WORK = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _START_S = 300.0  # until all raylets are there, on a machine that others use
 #: variable by which every process that a run has started is known, also where its parent is gone
 MARK = "BFT_RAY_CHAOS"
@@ -70,7 +72,7 @@ class Cluster:
 
     def working(self) -> list[Process]:
         """Workers that have a task or an actor."""
-        return [one for one in self._named("ray::") if "ray::IDLE" not in command_of(one)]
+        return [one for one in self._named("ray::") if not command_of(one).startswith(_NO_WORK)]
 
     def kill(self, kind: str, draw: random.Random) -> bool:
         """Send SIGKILL to one of its processes (head: to all processes of the head); False where there is none now."""
