@@ -57,10 +57,13 @@ class _Hangs(Exception):
 
 def run_inputs(folder: Path, seed: int, count: int) -> tuple[Counter[tuple[str, str]], list[Fault]]:
     """Try `count` malformed inputs, each kind equally often; returns how often each kind came out how, and the faults."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     outcomes: Counter[tuple[str, str]] = Counter()
     faults: list[Fault] = []
-    all_kinds = kinds()
-    for index, kind in enumerate(all_kinds):
+    for index, kind in enumerate(all_kinds := kinds()):
         whole, work = folder / "whole", folder / "work"
         shutil.rmtree(folder, ignore_errors=True)
         whole.mkdir(parents=True)
