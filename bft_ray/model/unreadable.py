@@ -90,7 +90,7 @@ def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
         or _other_shapes(what, text)
         or (None if os.path.isdir(source) else _or_folder(source, _hub(source, what, text, kinds)))
         or (
-            f"a folder or hub id with a readable {what} (safetensors): {first_line(error)}",
+            f"a folder or hub id with a readable {what} (safetensors): {_message(error)}",
             f"transformers does not read this {what}: check its files, or make them again with save_pretrained.",
         )
     )
@@ -227,6 +227,11 @@ def _or_folder(source: str, found: tuple[str, str] | None) -> tuple[str, str] | 
     if found is None or not parent or not os.path.isdir(parent):
         return found
     return found[0], f"{found[1]} If a folder was meant: there is no `{name}` in `{parent}`."
+
+
+def _message(error: BaseException) -> str:
+    """In one line; of a value that a config must not have, the line that says which."""
+    return " ".join(str(error).split())[:160] if isinstance(error, StrictDataclassError) else first_line(error)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
