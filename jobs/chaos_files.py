@@ -154,7 +154,7 @@ def _write_run(folder: Path) -> None:
     from bft_ray.config import load_config
     from bft_ray.train.record import write_record
 
-    write_record(str(folder), load_config("starter"), "0" * 32, {"validation/nll": 1.25}, step=3)
+    write_record(str(folder), load_config("starter"), "0" * 32, {"rows": "f1"}, before={"validation/nll": 1.25}, step=3)
 
 
 def _read_run(folder: Path) -> Any:
