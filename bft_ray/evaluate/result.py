@@ -43,24 +43,24 @@ class EvaluationResult:
         again = "Write one with `bft-ray evaluate CONFIG --out FOLDER`"
         try:
             contents = {name: (folder / name).read_bytes() for name in (_METRICS, _RECORDS)}
-            metrics = json.loads(contents[_METRICS])
-            records = [json.loads(line) for line in contents[_RECORDS].splitlines()]
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            why = f"{Path(error.filename or '').name}: {error.strerror or type(error).__name__}"
             rule = f"an evaluation: {_METRICS} and {_RECORDS}"
-            raise BadInput("folder", folder, rule, f"{_unread(error)}. {again}.") from None
+            raise BadInput("folder", folder, rule, f"{why}. {again}.") from None
         sums = read_kept(folder / _CHECKSUMS, list(contents))
         changed = [name for name, content in contents.items() if sums and sums[name] != _sha256(content)]
         if changed or (sums is None and (folder / _CHECKSUMS).exists()):
             rule = f"unchanged since it was written (its checksum in {_CHECKSUMS} differs)"
             raise BadInput("folder", folder / (changed or [_CHECKSUMS])[0], rule, f"{again}.")
+        name = _METRICS
+        try:
+            metrics = json.loads(contents[name])
+            name = _RECORDS
+            records = [json.loads(line) for line in contents[name].splitlines()]
+        except ValueError:  # of an earlier version, or of somebody else
+            rule = f"an evaluation: {_METRICS} and {_RECORDS}"
+            raise BadInput("folder", folder / name, rule, f"What is there is no JSON. {again}.") from None
         return EvaluationResult(metrics, records)
-
-
-def _unread(error: OSError | ValueError) -> str:
-    """Why an evaluation could not be read, as a sentence without its full stop."""
-    if isinstance(error, OSError):
-        return f"{Path(error.filename or '').name}: {error.strerror or type(error).__name__}"
-    return "What is there is no JSON"
 
 
 def _sha256(content: bytes) -> str:

@@ -149,7 +149,9 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
-    except READING as error:
+    except (*READING, RuntimeError) as error:  # weights of another shape are none of READING
+        if "memory" in str(error):
+            raise  # another remedy
         raise unreadable_model(config, base, error) from None
     model, loaded = found
     if missing := sorted(loaded["missing_keys"]):

@@ -8,6 +8,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from bft_ray.config import ModelConfig
@@ -15,8 +16,11 @@ from bft_ray.errors import BadInput, first_line
 from bft_ray.model.named import NAMES
 from bft_ray.places.remote import is_remote
 
-#: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind
-READING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, SafetensorError)
+#: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind, or with
+#: a value of the wrong type
+READING = (
+    OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 #: part of the message of transformers on an attention that it does not have
 _OF_ATTENTION = re.compile(r"(?i)flash[ _]?attention|attention implementation|scaled_dot_product_attention")
@@ -83,9 +87,10 @@ def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
         _bad_folder(source, what)
         or _missing_package(source, what, text, error)
         or _own_code(what, text)
+        or _other_shapes(what, text)
         or (None if os.path.isdir(source) else _or_folder(source, _hub(source, what, text, kinds)))
         or (
-            f"a folder or hub id with a readable {what} (safetensors): {first_line(error)}",
+            f"a folder or hub id with a readable {what} (safetensors): {_message(error)}",
             f"transformers does not read this {what}: check its files, or make them again with save_pretrained.",
         )
     )
@@ -113,6 +118,13 @@ def _own_code(what: str, text: str) -> tuple[str, str] | None:
     if what == "encoder":
         return rule, "Take an encoder that transformers knows by itself."
     return rule, "Read that code first: it runs on every node, with your rights. Then set model.trust_remote_code=true."
+
+
+def _other_shapes(what: str, text: str) -> tuple[str, str] | None:
+    if "ignore_mismatched_sizes" not in text:
+        return None
+    rule = f"a {what} whose weights have the shapes that its config.json tells"
+    return rule, "Take config.json and the weights from the same model."
 
 
 def _read_by(folder: Path) -> str | None:
@@ -215,6 +227,11 @@ def _or_folder(source: str, found: tuple[str, str] | None) -> tuple[str, str] | 
     if found is None or not parent or not os.path.isdir(parent):
         return found
     return found[0], f"{found[1]} If a folder was meant: there is no `{name}` in `{parent}`."
+
+
+def _message(error: BaseException) -> str:
+    """In one line; of a value that a config must not have, the line that says which."""
+    return " ".join(str(error).split())[:160] if isinstance(error, StrictDataclassError) else first_line(error)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -217,6 +217,14 @@ def test_unknown_form(tmp_path):
     assert "data.train.0.columns" in message
 
 
+def test_a_table_without_a_line_of_names_is_not_quoted(tmp_path):
+    """Its first row stands where the names of columns do."""
+    path = tmp_path / "r.csv"
+    path.write_text("17,platelets fell fast,sepsis\n18,fever for days,malaria\n")
+    assert error_of(path).startswith(f"`{path}:2` is 'a row of 3 columns under names of several words', but must be a")
+    assert "sepsis" not in error_of(path) and "platelets" not in error_of(path)
+
+
 def test_wrong_type_of_messages(tmp_path):
     path = write_jsonl(tmp_path / "r.jsonl", [{"messages": "q"}])
     assert f"`{path}:1 messages` is 'text', but must be a list of messages" in error_of(path)

@@ -418,3 +418,22 @@ def test_a_mistyped_folder_is_told_where_the_hub_is_away(tmp_path, monkeypatch):
     assert told.remedy.endswith("If a folder was meant: there is no `nope` in `results`.")
     other = unreadable("model.path", "org/nope", "org/nope", "tokenizer", ConnectionError("no connection"))
     assert "If a folder" not in other.remedy
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"attention_bias": 0.5}, r"a readable model \(safetensors\): .*attention_bias.*expected bool"),
+        (
+            {"num_attention_heads": 3},
+            r"a readable model \(safetensors\): .*not a multiple of the number of attention heads",
+        ),
+        ({"intermediate_size": 48}, "whose weights have the shapes that its config.json tells"),
+    ],
+)
+def test_a_config_that_is_not_that_of_its_weights(make_model, changed, message):
+    folder = make_model("llama", **SMALL)
+    tree = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(tree | changed))
+    with pytest.raises(BadInput, match=message):
+        load_model(ModelConfig(path=str(folder), dtype="fp32"))
