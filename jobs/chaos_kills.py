@@ -153,6 +153,8 @@ def _walk(cluster: Cluster, place: Path, walk: Walk, plan: list[tuple[str, float
             os.killpg(driver.pid, signal.SIGKILL)
             driver.wait()
     walk.seconds = round(time.monotonic() - began, 1)
+    if traces := len(re.findall(r"^Traceback \(most recent", (place / "log").read_text(errors="replace"), re.M)):
+        walk.differences.append(f"{traces} tracebacks in {place}/log")
     return walk
 
 

@@ -115,7 +115,7 @@ def test_a_rank_that_hangs_is_named_within_the_limit_of_the_others(places, make_
 
     from bft_ray.study.execute.group import Group
 
-    limit_s = 6
+    limit_s = 20  # also of the ranks that meet, on a machine that others use
     tree = make_tree(cluster=TWO | {"collective_timeout_s": limit_s}, deepspeed={"preset": "zero2"})
     calm, hurt = (make_segment(tree, tmp_path / name, rungs=(4,), at_rungs=None) for name in ("calm", "hurt"))
     group = Group(make_config(tree).cluster, places)
