@@ -296,7 +296,7 @@ def test_a_head_that_was_replaced_is_one_line():
 
     from bft_ray.workers.connect import _one_cluster
 
-    with pytest.raises(BftError, match="started anew.*the same command goes on"), _one_cluster():
+    with pytest.raises(BftError, match=r"started anew.*the same command goes on"), _one_cluster():
         raise AuthenticationError(
             "RPC error: WrongClusterID: Perhaps the client is accessing GCS after it has restarted."
         )
