@@ -37,7 +37,7 @@ SMALL = (
 _STUDY_S = 900.0  # bound of a study with its kills; one that takes longer hangs
 _DRIVER_S = 240.0  # bound of a driver that has lost its cluster
 _QUIET_S = 60.0  # until all that a finished study has started must have ended
-_MOST_KILLS = 4  # in one study
+_MOST_KILLS = 5  # in one study
 _LOOK_S = 0.3
 #: parts of a file's path that differ from study to study
 _IDS = re.compile(r"-[0-9a-f]{8}(?=/)|[0-9a-f]{32}|(?<=fetched/)[0-9a-f]+")
@@ -98,7 +98,7 @@ def run_kills(
             number = len(state["walks"]) + 1
             draw, place = random.Random(f"{seed}/{number}"), folder / f"study-{number}"
             count = min(draw.randint(1, _MOST_KILLS), num_kills - _num_kills(state))
-            plan = [(draw.choice(KINDS), draw.uniform(0, 0.8 * state["undisturbed_s"])) for _ in range(count)]
+            plan = [(draw.choice(KINDS), draw.uniform(0.02, 0.4) * state["undisturbed_s"]) for _ in range(count)]
             walk = _walk(cluster, place, Walk(number), plan, draw)
             if not walk.differences:
                 walk.differences += compare(state["undisturbed"], records(place))
@@ -153,6 +153,8 @@ def _walk(cluster: Cluster, place: Path, walk: Walk, plan: list[tuple[str, float
             os.killpg(driver.pid, signal.SIGKILL)
             driver.wait()
     walk.seconds = round(time.monotonic() - began, 1)
+    if traces := len(re.findall(r"^Traceback \(most recent", (place / "log").read_text(errors="replace"), re.M)):
+        walk.differences.append(f"{traces} tracebacks in {place}/log")
     return walk
 
 

@@ -24,6 +24,7 @@ from bft_ray.model.packing import Layouts, Rows, choose_rows
 from bft_ray.train.anchor import StartingWeights
 from bft_ray.train.leftovers import free_leftovers
 from bft_ray.train.loss_model import LossModel
+from bft_ray.train.ranks import limit_waits
 from bft_ray.train.settings import deepspeed_settings
 from bft_ray.train.state import TrainingState
 
@@ -93,6 +94,8 @@ class Engine:
             config=deepspeed_settings(config, self.num_trainable),
             dist_init_required=False,
         )
+        if self.world_size > 1:
+            limit_waits(config.cluster.collective_timeout_s)
         self._only_trainable = self.num_trainable < self.num_parameters
         self._engine(None, None)  # before any GPU hour is spent: what this architecture does with logits and rows
         self.rows: Rows = choose_rows(config, self._layouts(), model, device)

@@ -59,6 +59,17 @@ def join(meeting: str, rank: int, world_size: int, timeout_s: float) -> None:
     barrier()
 
 
+def limit_waits(timeout_s: float) -> None:
+    """Give every process group of this rank this longest wait; DeepSpeed makes its own with torch's, half an hour.
+
+    Without it a rank that hangs would be noticed only then.
+    """
+    c10d = dist.distributed_c10d
+    for group in list(c10d._world.pg_map):
+        if isinstance(group, dist.ProcessGroup):
+            c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+
+
 def is_first() -> bool:
     """Whether this process is rank 0, which writes and reports; a process without a group is."""
     return not dist.is_initialized() or dist.get_rank() == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.config import ClusterConfig
-from bft_ray.errors import BadInput, first_line
+from bft_ray.errors import BadInput, BftError, first_line
 from bft_ray.places.modes import kept_for
 from bft_ray.waits import waiting
 
@@ -68,11 +68,27 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     if in_main and on_sigterm is not None:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which aborts the process
     try:
-        with _watched(ray.get_runtime_context().gcs_address):
+        with _watched(ray.get_runtime_context().gcs_address), _one_cluster():
             yield
     finally:
         with waiting("taking leave of Ray"):
             ray.shutdown()
+
+
+@contextmanager
+def _one_cluster() -> Iterator[None]:
+    """BftError where a new cluster answers at the address of the one that this process belongs to: its head was replaced."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        if "WrongClusterID" not in str(error):
+            raise
+        raise BftError(
+            "the head of the Ray cluster has started anew, and does not know this command. What is done stands: the same "
+            "command goes on"
+        ) from None
 
 
 @contextmanager

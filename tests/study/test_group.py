@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 
 from bft_ray.config import make_config
@@ -104,6 +105,39 @@ def test_a_killed_rank_costs_one_segment(places, make_tree, tmp_path):
     assert last.status == "complete"
     resumed = Run.read(hurt.files, hurt.key)
     assert resumed is not None and steps_of(resumed) == steps_of(whole) and resumed.metrics == whole.metrics
+    again.close()
+
+
+@pytest.mark.long
+def test_a_rank_that_hangs_is_named_within_the_limit_of_the_others(places, make_tree, tmp_path):
+    """Also in DeepSpeed's own process groups, whose limit torch sets to half an hour. The next group goes on."""
+    import ray
+
+    from bft_ray.study.execute.group import Group
+
+    limit_s = 20  # also of the ranks that meet, on a machine that others use
+    tree = make_tree(cluster=TWO | {"collective_timeout_s": limit_s}, deepspeed={"preset": "zero2"})
+    calm, hurt = (make_segment(tree, tmp_path / name, rungs=(4,), at_rungs=None) for name in ("calm", "hurt"))
+    group = Group(make_config(tree).cluster, places)
+    whole = take(group, calm)
+    pid = ray.get(group._ranks[1].pid.remote())
+    steps = group.run(hurt)
+    assert next(steps).num_steps == 4
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    (last,) = steps
+    assert limit_s <= time.monotonic() - began < limit_s + 30
+    assert (last.status, last.is_lasting, group.is_good) == ("failed", False, False)  # the driver tries it again
+    assert last.reason.endswith("(without an answer, and ended: rank 1)"), last.reason
+    group.close()
+    end = time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    again = Group(make_config(tree).cluster, places)
+    *_, last = again.run(hurt)
+    resumed = Run.read(hurt.files, hurt.key)
+    assert last.status == "complete" and resumed is not None and resumed.metrics == whole.metrics
     again.close()
 
 

@@ -289,3 +289,16 @@ def test_a_long_temporary_folder_is_not_ray_s(monkeypatch):
         f"`RAY_TMPDIR` is {'/' + 'y' * 60!r}, but must be a folder whose path has at most {longest} bytes: Ray keeps sockets "
         "there, whose paths have 107 at most. Set RAY_TMPDIR to a folder with a short path, such as /dev/shm."
     )
+
+
+def test_a_head_that_was_replaced_is_one_line():
+    from ray.exceptions import AuthenticationError, RayError
+
+    from bft_ray.workers.connect import _one_cluster
+
+    with pytest.raises(BftError, match=r"started anew.*the same command goes on"), _one_cluster():
+        raise AuthenticationError(
+            "RPC error: WrongClusterID: Perhaps the client is accessing GCS after it has restarted."
+        )
+    with pytest.raises(RayError, match="another"), _one_cluster():
+        raise RayError("another")

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -68,11 +69,12 @@ class Group:
         try:
             self._ask("begin", segment)
             while True:
-                reports = list(self._ask("next").values())
+                answers = self._ask("next")
+                reports = list(answers.values())
                 failed = [report for report in reports if report.status in ("failed", "stopped")]
                 if failed and (len(failed) < len(self._ranks) or len({report.reason for report in failed}) > 1):
                     self.is_good = False
-                report = failed[0] if failed else reports[0]
+                report = _naming(failed[0], set(range(len(self._ranks))) - set(answers)) if failed else reports[0]
                 yield report
                 if report.status != "running":
                     return
@@ -141,6 +143,14 @@ class Group:
         if not answers:
             raise WorkerDied(f"{len(left)} of {len(self._ranks)} workers did not answer within {limit_s:g} s")
         return dict(sorted(answers.items()))
+
+
+def _naming(report: Run, silent: set[int]) -> Run:
+    """A report of a failure that may pass, with the ranks that have not answered: one that hangs makes the others fail."""
+    if report.status != "failed" or report.is_lasting or not silent:
+        return report
+    names = ", ".join(f"rank {number}" for number in sorted(silent))
+    return replace(report, reason=f"{report.reason} (without an answer, and ended: {names})")
 
 
 class _Rank:
