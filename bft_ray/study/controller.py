@@ -52,6 +52,7 @@ class Controller:
         max_failures: how often a trial is run again after its worker died.
 
     Attributes:
+        ahead: may be changed while the study runs.
         messages: lines on what an earlier driver left: trials that were changed, damaged files.
     """
 
@@ -66,7 +67,8 @@ class Controller:
         max_failures: int = 3,
     ):
         self.study, self._space = study, study.space
-        self._num_slots, self._listen, self._ahead, self._max_failures = num_slots, listen, ahead, max_failures
+        self._num_slots, self._listen, self._max_failures = num_slots, listen, max_failures
+        self.ahead, self._wants_more = ahead, True
         self.parts = {BASELINES: store.open_part(BASELINES), SEARCH: store, CONFIRMATION: store.open_part(CONFIRMATION)}
         self.messages = [line for part in PARTS for line in self.parts[part].reconcile()]
         self._uncharge()
@@ -99,7 +101,8 @@ class Controller:
         for store in self.parts.values():
             store.lease.hold()
         slots = max(1, self._num_slots())
-        if len(self._active) >= slots + self._ahead:
+        if len(self._active) >= slots + self.ahead:
+            self._wants_more = True
             return None
         if 0 < slots - len(self._running) <= len(self._active) - len(self._running):
             return None  # those that no worker has begun come first: a free worker needs no new suggestion
@@ -110,11 +113,17 @@ class Controller:
         if segment is not None:
             self._active[segment.trial, segment.seed] = segment
             return segment
+        self._wants_more = False
         if not self._active and (left := self._open()):  # an error is better than to wait for ever
             raise BftError(
                 f"{len(left)} trials, {left[0].id} among them, wait for each other: this is a fault of bft-ray"
             )
         return None if self._active else OVER
+
+    @property
+    def num_wanted(self) -> float:
+        """How many segments could run now, if there were room; infinity: more than there is."""
+        return math.inf if self._wants_more else len(self._active)
 
     def _open(self) -> list[TrialRecord]:
         return [record for part in PARTS for record in self.records(part) if not record.is_finished]

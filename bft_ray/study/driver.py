@@ -110,6 +110,8 @@ def _search(
                 shown.note(text)
             study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
             with place.connected(facts.first.cluster):
+                for text in place.told(facts.first.cluster, deterministic=space.deterministic):
+                    shown.note(text)
                 study, facts = settle_packing(study, facts, store, shown.note)
                 note_study(store, study)
                 if measure and not store.records():  # only when the study begins
