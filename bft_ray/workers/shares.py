@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 LEASE_S = 30.0  # a driver that has not renewed its row for so long counts as dead
 RENEW_S = 2.0  # between two renewals
+_REJOIN_S = 5 * RENEW_S  # after a loss of the actor, until all drivers that live have written to the new one
 _ANSWER_S = 5.0  # longest wait for the actor
 _NAME, _NAMESPACE = "bft_ray_shares", "bft_ray"
 
@@ -77,7 +78,7 @@ class Share:
     def __init__(self, priority: float, count: Callable[[], int]):
         self._priority, self._count, self._who = priority, count, uuid.uuid4().hex
         self._actor: Any = None
-        self._part, self._others, self._at = 1.0, 0, -RENEW_S
+        self._part, self._others, self._at, self._hold_until = 1.0, 0, -RENEW_S, 0.0
         self.demand = 1.0  # all that there is
 
     @property
@@ -125,8 +126,10 @@ class Share:
             log.warning(
                 "the shares of the cluster are not known now (%s): this study keeps its last one", type(error).__name__
             )
-            self._actor = None
+            self._actor, self._hold_until = None, time.monotonic() + _REJOIN_S
             return
+        if time.monotonic() < self._hold_until:
+            return  # a new actor does not know all drivers yet
         if drivers - 1 != self._others:
             log.warning("%d other studies run on this cluster; this one has %.0f%% of it", drivers - 1, 100 * part)
         self._part, self._others = part, drivers - 1

@@ -69,12 +69,12 @@ def test_two_drivers_on_one_ray_share_it_until_one_leaves():
         one._at = -1e9
         assert one.slots() == 1 and one.is_shared
         ray.kill(ray.get_actor("bft_ray_shares", namespace="bft_ray"))
-        one._at = -1e9
-        assert one.slots() == 1  # it keeps what it had, and makes a new actor
-        for share in (one, two):
-            share._at = -1e9
-            share.slots()
-        one._at = -1e9
+        for _ in range(3):  # both find it lost, and write to a new one; meanwhile each keeps what it had
+            for share, slots in ((one, 1), (two, 3)):
+                share._at = -1e9
+                assert share.slots() == slots
+        one._hold_until = two._hold_until = 0.0
+        one._at = two._at = -1e9
         assert (one.slots(), two.slots()) == (1, 3)
         two.leave()
         one._at = -1e9
