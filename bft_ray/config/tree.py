@@ -231,6 +231,11 @@ class ClusterConfig(Section):
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         "PACK", description="Ray placement strategy"
     )
+    priority: float = Field(
+        1.0,
+        gt=0,
+        description="weight of a study among those that run on the cluster at the same time: twice, twice the places",
+    )
     storage_path: str = Field(
         "bft_results", description="folder or URI (s3://, gs://) of results; shared by all nodes of a cluster"
     )

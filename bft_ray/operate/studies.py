@@ -18,7 +18,7 @@ from bft_ray.space.assign import config_of
 from bft_ray.space.cost import cost_of, describe
 from bft_ray.space.grid import representatives
 from bft_ray.space.load import load_study, study_name
-from bft_ray.study.agenda import PARTS
+from bft_ray.study.agenda import PARTS, used_hours
 from bft_ray.study.checks.expect import caveats, local_slots, requirements, study_s
 from bft_ray.study.checks.ready import inspect_study
 from bft_ray.study.conclude import StudyResult
@@ -199,12 +199,14 @@ def _part_text(look: _Status, part: str, records: Sequence[TrialRecord]) -> str:
     settings, now = look.notes["settings"], time.time()
     if part == CONFIRMATION:
         return _arms(records, look.metric, look.total(part), now)
+    limit = settings.get("space.budget.worker_hours")
     return status_text(
         records,
         look.metric,
         look.total(part),
         now=now,
         time_s=settings.get("space.budget.time_s") if part == SEARCH else None,
+        hours=(used_hours(look.parts, now), limit) if limit and part == SEARCH else None,
         rung_metric=settings.get("space.scheduler.metric") or look.metric,
         baselines=look.parts[BASELINES] if part == SEARCH else (),
     )

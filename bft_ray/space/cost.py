@@ -120,6 +120,9 @@ def describe(
         rows.append(("rungs", _rungs(cost, space.scheduler)))
     if space.budget.time_s is not None:
         rows.append(("time", f"no trial starts when trials ran for {space.budget.time_s:g} s"))
+    if space.budget.worker_hours is not None:
+        used = f"baselines and search took {space.budget.worker_hours:g} worker-hours"
+        rows.append(("worker-hours", f"no trial starts when {used}; the confirmation always runs"))
     rows += [
         ("", ""),
         ("part", f"{'runs':>8}  {'steps':>12}"),

@@ -72,6 +72,12 @@ class Budget(Section):
     time_s: float | None = Field(
         None, gt=0, description="no trial starts when trials ran for so many seconds; null: no limit"
     )
+    worker_hours: float | None = Field(
+        None,
+        gt=0,
+        description="no trial starts when baselines and search took so many hours of workers (times gpus_per_worker: "
+        "GPU-hours); null: no limit. The confirmation always runs",
+    )
 
 
 class Sampler(Section):

@@ -12,7 +12,7 @@ from bft_ray.space.grid import baseline_assignments, num_trials
 from bft_ray.study.confirm.candidates import arms_of
 from bft_ray.study.definition import trial_name
 from bft_ray.study.propose.sampler import batch_size, is_ready, propose
-from bft_ray.study.records.record import TrialRecord, trained_s
+from bft_ray.study.records.record import TrialRecord, trained_s, worker_hours
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 
 PARTS = (BASELINES, SEARCH, CONFIRMATION)
@@ -87,17 +87,33 @@ def totals(space: SearchSpace, records: Records) -> dict[str, int]:
 
 
 def _proposes(space: SearchSpace, records: Records) -> bool:
-    """Whether the search inserts more trials: neither their number nor the time for starting them is used up, and the
-    confirmation has not begun. A deterministic batch is always completed, because its trials are compared together.
+    """Whether the search inserts more trials: its budget (trials, time, worker-hours) is not used up, and the confirmation
+    has not begun. A deterministic batch is always completed, because its trials are compared together.
     """
     search = records[SEARCH]
     if records[CONFIRMATION]:
         return False
-    limit = space.budget.time_s
-    is_late = limit is not None and trained_s(search, time.time()) > limit
+    is_late = time_is_over(space, records, time.time())
     if space.deterministic and len(search) % batch_size(space):
         is_late = False
     return len(search) < num_trials(space) and not is_late
+
+
+def time_is_over(space: SearchSpace, records: Records, now: float) -> bool:
+    """Whether `budget.time_s` or `budget.worker_hours` is used up.
+
+    Args:
+        now: seconds since 1970.
+    """
+    time_s, hours = space.budget.time_s, space.budget.worker_hours
+    if time_s is not None and trained_s(records[SEARCH], now) > time_s:
+        return True
+    return hours is not None and used_hours(records, now) >= hours
+
+
+def used_hours(records: Records, now: float) -> float:
+    """Worker-hours that count towards `budget.worker_hours`: those of baselines and search."""
+    return sum(worker_hours(record, now) for part in (BASELINES, SEARCH) for record in records[part])
 
 
 def _baselines(space: SearchSpace) -> list[tuple[str, dict[str, Any]]]:

@@ -7,6 +7,7 @@ driver resumes the study.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -51,6 +52,7 @@ class Controller:
         max_failures: how often a trial is run again after its worker died.
 
     Attributes:
+        ahead: may be changed while the study runs.
         messages: lines on what an earlier driver left: trials that were changed, damaged files.
     """
 
@@ -65,9 +67,11 @@ class Controller:
         max_failures: int = 3,
     ):
         self.study, self._space = study, study.space
-        self._num_slots, self._listen, self._ahead, self._max_failures = num_slots, listen, ahead, max_failures
+        self._num_slots, self._listen, self._max_failures = num_slots, listen, max_failures
+        self.ahead, self._wants_more = ahead, True
         self.parts = {BASELINES: store.open_part(BASELINES), SEARCH: store, CONFIRMATION: store.open_part(CONFIRMATION)}
         self.messages = [line for part in PARTS for line in self.parts[part].reconcile()]
+        self._uncharge()
         self._active: dict[tuple[str, int], Segment] = {}  # (trial, seed) -> segment that was given out
         self._running: set[tuple[str, int]] = set()  # those of them that a worker has begun
         self._configs: dict[str, Config] = {}
@@ -97,7 +101,8 @@ class Controller:
         for store in self.parts.values():
             store.lease.hold()
         slots = max(1, self._num_slots())
-        if len(self._active) >= slots + self._ahead:
+        if len(self._active) >= slots + self.ahead:
+            self._wants_more = True
             return None
         if 0 < slots - len(self._running) <= len(self._active) - len(self._running):
             return None  # those that no worker has begun come first: a free worker needs no new suggestion
@@ -108,11 +113,17 @@ class Controller:
         if segment is not None:
             self._active[segment.trial, segment.seed] = segment
             return segment
+        self._wants_more = False
         if not self._active and (left := self._open()):  # an error is better than to wait for ever
             raise BftError(
                 f"{len(left)} trials, {left[0].id} among them, wait for each other: this is a fault of bft-ray"
             )
         return None if self._active else OVER
+
+    @property
+    def num_wanted(self) -> float:
+        """How many segments could run now, if there were room; infinity: more than there is."""
+        return math.inf if self._wants_more else len(self._active)
 
     def _open(self) -> list[TrialRecord]:
         return [record for part in PARTS for record in self.records(part) if not record.is_finished]
@@ -198,10 +209,17 @@ class Controller:
 
     # ---- events of a segment ----------------------------------------------------------------------------------------
 
-    def begun(self, segment: Segment) -> None:
-        """Record that a worker has begun the segment."""
+    def begun(self, segment: Segment, num_workers: int | None = None) -> None:
+        """Record that workers have begun the segment.
+
+        Args:
+            num_workers: that run it; None: `cluster.num_workers`.
+        """
         self._running.add((segment.trial, segment.seed))
         store, number = self._at(segment)
+        num_workers = num_workers or self._config(store.record(number)).cluster.num_workers
+        since = store.record(number).extra.get("since", {})
+        store.keep(number, since=since | {str(segment.seed): [time.time(), num_workers]})
         if store.record(number).state == "waiting":
             store.start(number)
             self._listen("begun", store.record(number))
@@ -218,6 +236,7 @@ class Controller:
         metric = rung_metric(self._space)
         if is_promoted(self.records(SEARCH), number, run.num_steps, self._space.scheduler.reduction, metric):
             return True
+        self._charge(segment)
         self._prune(record, run.num_steps)
         return False
 
@@ -273,12 +292,31 @@ class Controller:
     def release(self, reason: str) -> None:
         """Release all trials that run: the driver ends."""
         for segment in self._active.values():
+            self._charge(segment)
             store, number = self._at(segment)
             store.release(number, reason)
         self._active.clear()
         self._running.clear()
 
+    def _charge(self, segment: Segment) -> None:
+        """Add the time of a segment that has ended to the trial's; that of a finished trial counts to its end anyhow."""
+        store, number = self._at(segment)
+        extra = store.record(number).extra
+        since = dict(extra.get("since", {}))
+        if str(segment.seed) not in since:
+            return  # it had not begun
+        began, num_workers = since.pop(str(segment.seed))
+        spent = extra.get("worker_s", 0.0) + max(time.time() - began, 0.0) * num_workers
+        store.keep(number, since=since, worker_s=spent)
+
+    def _uncharge(self) -> None:
+        """Forget segments that ran when the last driver was killed: nobody knows when they ended."""
+        for record in self._open():
+            if record.extra.get("since"):
+                self.parts[record.part].keep(record.number, since={})
+
     def _forget(self, segment: Segment) -> None:
+        self._charge(segment)
         self._active.pop((segment.trial, segment.seed), None)
         self._running.discard((segment.trial, segment.seed))
 

@@ -23,7 +23,7 @@ from bft_ray.space.assign import config_of, with_overrides
 from bft_ray.space.cost import cost_of
 from bft_ray.space.definition import LEARNING_RATE, SearchSpace
 from bft_ray.space.grid import num_trials, representatives
-from bft_ray.study.agenda import part_of, totals
+from bft_ray.study.agenda import part_of, time_is_over, totals
 from bft_ray.study.answer import answer
 from bft_ray.study.checks.expect import caveats, local_slots, requirements
 from bft_ray.study.checks.packing import settle_packing
@@ -36,7 +36,7 @@ from bft_ray.study.kept import note_study, profile_folder
 from bft_ray.study.place import OnRay, Place
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.database import Database
-from bft_ray.study.records.store import Store
+from bft_ray.study.records.store import CONFIRMATION, Store
 from bft_ray.study.report.live import Live
 from bft_ray.study.report.recorder import Recorder, params_of
 from bft_ray.tracking.begin import RUN_KEY
@@ -110,6 +110,8 @@ def _search(
                 shown.note(text)
             study = _study(store, space, base.model_copy(update={"tracking": facts.first.tracking}), facts)
             with place.connected(facts.first.cluster):
+                for text in place.told(facts.first.cluster, deterministic=space.deterministic):
+                    shown.note(text)
                 study, facts = settle_packing(study, facts, store, shown.note)
                 note_study(store, study)
                 if measure and not store.records():  # only when the study begins
@@ -158,8 +160,10 @@ def _finished(store: Store, space: SearchSpace) -> StudyResult | None:
     """
     notes = store.notes()
     # as the last driver had them: a driver that resumes with another budget removes the result first
-    before = {"budget.trials": notes["num_trials"], "budget.time_s": notes["settings"].get("space.budget.time_s")}
-    asked = {"budget.trials": num_trials(space), "budget.time_s": space.budget.time_s}
+    limits = {f"budget.{name}": getattr(space.budget, name) for name in ("time_s", "worker_hours")}
+    before = {"budget.trials": notes["num_trials"]}
+    before |= {field: notes["settings"].get(f"space.{field}") for field in limits}
+    asked = {"budget.trials": num_trials(space), **limits}
     changed = [field for field in asked if asked[field] != before[field]]
     if changed and "confirmed_after" in notes:
         field = changed[0]
@@ -237,16 +241,19 @@ def _run(study: Study, store: Store, first: Config, shown: Live, place: Place) -
 
 def _looks(store: Store, controller: Controller, shown: Live, slots: Callable[[], int]) -> Callable[[], None]:
     """A function for the driver to call often: it updates the display, and raises Cancelled if the study was cancelled."""
-    looked = time.monotonic()
+    looked, is_over = time.monotonic(), False
 
     def look() -> None:
-        nonlocal looked
+        nonlocal looked, is_over
         records = controller.all_records()
         part = part_of(controller.study.space, records)
         shown.part(part, totals(controller.study.space, records)[part])
         shown.show(records, slots(), time.time())
         if time.monotonic() - looked >= _LOOK_S:
             looked = time.monotonic()
+            if not is_over and part != CONFIRMATION and time_is_over(controller.study.space, records, time.time()):
+                is_over = True
+                shown.note("the budget of time is used up: no trial of the search starts; those that run go on")
             if store.notes().get("cancel"):
                 raise Cancelled("cancelled; the same command resumes the study")
 

@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from bft_ray.config import ClusterConfig, Config
+from bft_ray.study.checks.cards import card_lines
 from bft_ray.study.checks.shared import require_shared
 from bft_ray.study.controller import Controller
-from bft_ray.workers.connect import connect
-from bft_ray.workers.room import require_resources
+from bft_ray.workers.connect import address_of, connect
+from bft_ray.workers.room import require_resources, worker_resources
+from bft_ray.workers.shares import Share
 
 
 class Place(Protocol):
@@ -22,6 +24,9 @@ class Place(Protocol):
         Raises:
             BadInput: there is no such place, or it cannot run a trial.
         """
+
+    def told(self, cluster: ClusterConfig, *, deterministic: bool) -> list[str]:
+        """Lines for the user on the nodes, such as types of accelerator that differ."""
 
     def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:
         """A function that tells how many trials can run at a time now."""
@@ -41,6 +46,9 @@ class Place(Protocol):
 class OnRay:
     """The nodes of a Ray cluster, by Ray Tune (`bft_ray.study.execute.ray_tune`)."""
 
+    def __init__(self) -> None:
+        self._share: Share | None = None
+
     @contextmanager
     def connected(self, cluster: ClusterConfig) -> Iterator[None]:
         with connect(cluster):
@@ -48,12 +56,34 @@ class OnRay:
             require_shared(cluster)
             yield
 
+    def told(self, cluster: ClusterConfig, *, deterministic: bool) -> list[str]:
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return card_lines(nodes, worker_resources(cluster), deterministic=deterministic)
+
     def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:
         from bft_ray.study.execute import ray_tune
 
-        return ray_tune.num_slots(cluster)
+        count = ray_tune.num_slots(cluster)
+        if address_of(cluster) is None:  # a Ray of this study's own
+            return count
+        self._share = Share(cluster.priority, count)
+        return self._share.slots
 
     def run(self, controller: Controller, first: Config, look: Callable[[], None]) -> None:
         from bft_ray.study.execute import ray_tune
 
-        ray_tune.run(controller, first, look)
+        share, ahead = self._share, controller.ahead
+        if share is None:
+            return ray_tune.run(controller, first, look)
+
+        def look_and_tell() -> None:
+            share.tell(controller.num_wanted)
+            controller.ahead = 0 if share.is_shared else ahead  # it would take a place of another study
+            look()
+
+        try:
+            ray_tune.run(controller, first, look_and_tell)
+        finally:
+            share.leave()

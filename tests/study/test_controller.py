@@ -11,10 +11,10 @@ import pytest
 
 from bft_ray.errors import BftError, DiskFull
 from bft_ray.places import disk
-from bft_ray.study.agenda import PARTS
+from bft_ray.study.agenda import PARTS, totals, used_hours
 from bft_ray.study.confirm.candidates import arms_of, confirmed, plan_of
 from bft_ray.study.confirm.choose import choose
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.record import TrialRecord, worker_hours
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 from tests.support.damage import damage
@@ -29,7 +29,9 @@ def url(tmp_path):
 def timeless(records: list[TrialRecord]) -> list[TrialRecord]:
     """Without what depends on when and where it was run."""
     where = {"created": None, "started": None, "finished": None, "attempts": 0, "reason": "", "key": ""}
-    return [replace(one, **where) for one in records]
+    spent = ("since", "worker_s")
+    extras = [{name: value for name, value in one.extra.items() if name not in spent} for one in records]
+    return [replace(one, extra=extra, **where) for one, extra in zip(records, extras, strict=True)]
 
 
 def test_the_workers_of_these_tests_tell_what_workers_tell(tmp_path, url):
@@ -339,6 +341,36 @@ def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatc
     assert len(executor.records(CONFIRMATION)) == 25
     now[0] -= 1e4  # whatever the clock says: what the confirmation has seen steers no search
     assert executor.run() and len(executor.records(SEARCH)) == searched
+
+
+def test_worker_hours_end_the_search_and_a_killed_driver_spent_what_it_spent(tmp_path, url, monkeypatch):
+    """3 slots of 2 workers, 6 s a turn: the sum over turns of what ran is what the records say, before and after a kill."""
+    now = [1e9]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    budget = {"trials": 500, "steps": STEPS, "worker_hours": 1.0}
+    endless = {
+        "loss.method": {"kind": "categorical", "values": ["bft_inverse"]},
+        "loss.epsilon": {"kind": "float", "low": 0.01, "high": 0.5},
+    }
+    cluster = {"storage_path": str(tmp_path), "num_workers": 2}
+    study = make_study(tmp_path, budget=budget, parameters=endless, base={"cluster": cluster})
+    executor, busy = Executor(study, url), [0.0]
+    turn = executor._turn
+
+    def timed(running):
+        now[0] += 6
+        busy[0] += 6 * 2 * len(running) / 3600
+        turn(running)
+
+    executor._turn = timed
+    assert not executor.run(60)
+    before = used_hours(executor.controller.all_records(), now[0])
+    assert before == pytest.approx(busy[0]) and 0.05 < before < 1
+    assert executor.run()
+    found = executor.controller.all_records()
+    assert 1.0 <= used_hours(found, now[0]) < 1.2 and len(found[SEARCH]) < 500
+    assert sum(worker_hours(one, now[0]) for own in found.values() for one in own) == pytest.approx(busy[0], abs=0.1)
+    assert len(found[CONFIRMATION]) == 25 and totals(study.space, found)[SEARCH] == len(found[SEARCH])
 
 
 @pytest.mark.parametrize("seconds", [7, 11, 18])

@@ -67,7 +67,11 @@ def test_a_study_that_goes_on_is_not_shown_as_finished(driver):
 @pytest.mark.slow
 def test_another_budget_after_the_confirmation_is_refused(driver):
     driver.search()
-    for budget, field in (({"trials": 9}, "budget.trials"), ({"trials": 6, "time_s": 1e6}, "budget.time_s")):
+    for budget, field in (
+        ({"trials": 9}, "budget.trials"),
+        ({"trials": 6, "time_s": 1e6}, "budget.time_s"),
+        ({"trials": 6, "worker_hours": 9.0}, "budget.worker_hours"),
+    ):
         with pytest.raises(BadInput, match=f"`{field}` is .* as before: the confirmation has begun.* another `name`"):
             driver.search(budget=budget)
     assert "is finished" not in driver.told.getvalue()

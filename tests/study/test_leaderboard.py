@@ -19,7 +19,7 @@ from bft_ray.study.records.leaderboard import (
     table,
     tuned,
 )
-from bft_ray.study.records.record import TrialRecord, mean, trained_s
+from bft_ray.study.records.record import TrialRecord, mean, trained_s, worker_hours
 
 METRIC = "choices/probability"
 
@@ -141,6 +141,20 @@ def test_status():
         "trials   0 of 12 finished",
         "steps    0 trained, 0 saved by duplicates, 0 by early stops",
     ]
+
+
+def test_worker_hours_are_those_of_segments_and_of_old_records_those_since_the_last_start():
+    ran = trial(
+        0, state="running", started=100.0, extra={"worker_s": 7200.0, "since": {"0": [1000.0, 2], "1": [4600.0, 1]}}
+    )
+    assert worker_hours(ran, now=8200.0) == 2 + 4 + 1
+    ended = trial(0, value=0.5, started=100.0, finished=8200.0, extra={"worker_s": 3600.0, "since": {}})
+    assert worker_hours(ended, now=1e9, num_workers=4) == 1
+    old = trial(0, value=0.5, started=100.0, finished=3700.0)
+    assert (worker_hours(old, now=1e9, num_workers=4), worker_hours(old, now=1e9)) == (4, 1)
+    assert worker_hours(trial(1, value=0.5, started=0.0, finished=9.0, duplicate_of="search/0"), now=9.0) == 0
+    lines = status_text([ran], METRIC, 12, now=1.0, hours=(1.25, 8.0)).splitlines()
+    assert lines[2] == "workers  1.25 of 8 worker-hours used by baselines and search"
 
 
 def test_time_counts_once_and_not_while_the_study_lay_still():

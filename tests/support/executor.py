@@ -190,6 +190,9 @@ class InProcess:
     def connected(self, cluster: ClusterConfig) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    def told(self, cluster: ClusterConfig, *, deterministic: bool) -> list[str]:
+        return []
+
     def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:
         return lambda: 2
 

@@ -273,7 +273,8 @@ class _Events(tune.Callback):
         self._bridge = bridge
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._bridge.call(self._bridge.controller.begun, self._bridge.segments[trial.trial_id])
+        num_workers = sum(bool(bundle) for bundle in trial.placement_group_factory.bundles)
+        self._bridge.call(self._bridge.controller.begun, self._bridge.segments[trial.trial_id], num_workers)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._bridge.look()

@@ -208,6 +208,7 @@ def status_text(
     *,
     now: float,
     time_s: float | None = None,
+    hours: tuple[float, float] | None = None,
     rung_metric: str | None = None,
     limit: int = 10,
     baselines: Sequence[TrialRecord] = (),
@@ -219,6 +220,7 @@ def status_text(
         num_trials: that the study will propose.
         now: seconds since 1970.
         time_s: no trial starts after so many seconds in which trials ran; None: no limit.
+        hours: worker-hours used so far, and those after which no trial starts; None: no limit.
         rung_metric: metric at the rungs; None: the same.
         limit: at most so many rows.
         baselines: of the study: the table shows each with its best values, and one may be the best of all.
@@ -233,6 +235,8 @@ def status_text(
     if time_s is not None:
         left = time_s - trained_s(records, now)
         lines.append(f"time     {span(max(left, 0))} left of {span(time_s)} for starting trials")
+    if hours is not None:
+        lines.append(f"workers  {hours[0]:.3g} of {hours[1]:g} worker-hours used by baselines and search")
     end = expected_s(records, num_trials, now)
     if done < num_trials and end is not None:
         lines.append(f"end      expected in {span(end)}")

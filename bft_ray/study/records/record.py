@@ -119,6 +119,24 @@ def trained_s(records: Iterable[TrialRecord], now: float) -> float:
     return total
 
 
+def worker_hours(record: TrialRecord, now: float, num_workers: float = 1) -> float:
+    """Worker-hours that a trial took: the time of each of its segments, times the workers of the segment. Times at which it
+    waited, and the segments that ran when a driver was killed, are not counted; a duplicate took nothing.
+
+    Args:
+        now: seconds since 1970; the end of segments that still run.
+        num_workers: of a record of an earlier version, whose segments are not known: it counts from its last start on.
+    """
+    if record.duplicate_of or record.started is None:
+        return 0.0
+    since: Mapping[str, tuple[float, float]] = record.extra.get("since", {})
+    end = record.finished if record.is_finished and record.finished is not None else now
+    if "worker_s" in record.extra or since:
+        running = sum(max(end - began, 0.0) * workers for began, workers in since.values())
+        return (record.extra.get("worker_s", 0.0) + running) / 3600
+    return 0.0 if record.state == "waiting" else max(end - record.started, 0.0) * num_workers / 3600
+
+
 def mean(values: Iterable[float]) -> float:
     """The plain mean, summed without rounding errors, so that the order does not matter; NaN of no values."""
     found = list(values)

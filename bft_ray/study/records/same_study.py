@@ -14,7 +14,7 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.tracking import resume
 
 #: a study can be resumed with a larger budget, unless every repetition must give the same result
-_BUDGET = ("space.budget.trials", "space.budget.time_s")
+_BUDGET = ("space.budget.trials", "space.budget.time_s", "space.budget.worker_hours")
 #: fields that a run may change, though they change the last bits of a result: not where every repetition must be the same
 _LAYOUT_FIELDS = (
     *(

@@ -9,7 +9,7 @@ from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Section,
 from bft_ray.study.definition import Study
 from bft_ray.study.kept import Known
 from bft_ray.study.records.leaderboard import saved, span
-from bft_ray.study.records.record import TrialRecord, trained_s
+from bft_ray.study.records.record import TrialRecord, trained_s, worker_hours
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.study.report.describe import saved_sentence
 
@@ -36,16 +36,15 @@ def cost(known: Known, now: float) -> Section | None:
 
 
 def hours(record: TrialRecord, study: Study, now: float | None = None) -> float:
-    """Worker-hours of a trial: its duration times the workers of a run; 0 for a duplicate.
+    """Worker-hours of a trial, as `bft_ray.study.records.record.worker_hours`.
 
     Args:
         now: the end of a trial that still runs; None: such a trial counts as 0.
     """
-    if record.duplicate_of or record.started is None or record.state == "waiting":
+    if now is None and not record.is_finished:
         return 0.0
-    end = record.finished if record.finished is not None else now
     workers = study.space.fixed.get("cluster.num_workers", study.base.cluster.num_workers)
-    return 0.0 if end is None else max(end - record.started, 0.0) * workers / 3600
+    return worker_hours(record, now or 0.0, workers)
 
 
 def unit_of(worker_hours: float) -> tuple[str, float]:
@@ -58,8 +57,17 @@ def _sentence(known: Known, total: float, begun: Sequence[TrialRecord], now: flo
     wall = max(record.finished or now for record in begun) - min(record.started or now for record in begun)
     return (
         f"**{factor * total:,.1f} {unit}** over {span(wall)}, of which trials ran in {span(trained_s(begun, now))}. "
-        f"{saved_sentence(known.parts)}. The time of a trial is that of its last start."
+        f"{saved_sentence(known.parts)}.{_budget(known, now)}"
     )
+
+
+def _budget(known: Known, now: float) -> str:
+    """A sentence on `budget.worker_hours`; "" where there is none."""
+    limit = known.study.space.budget.worker_hours
+    if limit is None:
+        return ""
+    used = sum(hours(record, known.study, now) for part in (BASELINES, SEARCH) for record in known.parts[part])
+    return f" Baselines and search took {used:.3g} of the {limit:g} worker-hours after which no trial starts."
 
 
 def _table(known: Known, unit: str, factor: float, now: float) -> Table:
