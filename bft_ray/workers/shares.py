@@ -62,9 +62,10 @@ class Table:
         weights = {name: row[0] for name, row in self._rows.items()}
         return deal(weights, {name: row[1] for name, row in self._rows.items()})[who], len(self._rows)
 
-    def leave(self, who: str) -> None:
-        """Remove a row."""
+    def leave(self, who: str) -> int:
+        """Remove a row; returns how many drivers are left."""
         self._rows.pop(who, None)
+        return len(self._rows)
 
 
 class Share:
@@ -98,13 +99,14 @@ class Share:
         self._renew()
 
     def leave(self) -> None:
-        """Give the share back."""
+        """Give the share back; the last driver ends the actor. One that comes just then makes a new one."""
         import ray
         from ray.exceptions import RayError
 
         if self._actor is not None:
             with contextlib.suppress(RayError):
-                ray.get(self._actor.leave.remote(self._who), timeout=_ANSWER_S)
+                if not ray.get(self._actor.leave.remote(self._who), timeout=_ANSWER_S):
+                    ray.kill(self._actor)
 
     def _renew(self) -> None:
         """Ask for the share, now and then. While the actor does not answer, the last share holds."""

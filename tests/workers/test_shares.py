@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +62,7 @@ def test_a_study_has_one_slot_however_small_its_share(monkeypatch):
 @pytest.mark.long
 def test_two_drivers_on_one_ray_share_it_until_one_leaves():
     import ray
+    from ray.util import list_named_actors
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
@@ -79,5 +82,10 @@ def test_two_drivers_on_one_ray_share_it_until_one_leaves():
         two.leave()
         one._at = -1e9
         assert one.slots() == 4 and not one.is_shared
+        one.leave()
+        end = time.monotonic() + 20
+        while [actor for actor in list_named_actors(all_namespaces=True) if actor["name"] == "bft_ray_shares"]:
+            assert time.monotonic() < end, "the last driver leaves nothing in the cluster"
+            time.sleep(0.1)
     finally:
         ray.shutdown()
