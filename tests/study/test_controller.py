@@ -343,6 +343,7 @@ def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatc
     assert executor.run() and len(executor.records(SEARCH)) == searched
 
 
+@pytest.mark.slow
 def test_worker_hours_end_the_search_and_a_killed_driver_spent_what_it_spent(tmp_path, url, monkeypatch):
     """3 slots of 2 workers, 6 s a turn: the sum over turns of what ran is what the records say, before and after a kill."""
     now = [1e9]

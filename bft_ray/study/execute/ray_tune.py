@@ -273,7 +273,9 @@ class _Events(tune.Callback):
         self._bridge = bridge
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        num_workers = sum(bool(bundle) for bundle in trial.placement_group_factory.bundles)
+        places = trial.placement_group_factory
+        assert places is not None
+        num_workers = sum(bool(bundle) for bundle in places.bundles)
         self._bridge.call(self._bridge.controller.begun, self._bridge.segments[trial.trial_id], num_workers)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
