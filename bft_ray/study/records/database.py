@@ -22,6 +22,7 @@ from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.disk import full_disk
 from bft_ray.places.modes import own_file
 from bft_ray.places.mounts import is_own_disk, require_lockable
+from bft_ray.study.records import schema
 from bft_ray.waits import waiting
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class Database:
         make: False to read only: nothing is made, and nothing is written.
 
     Raises:
-        BadInput: an invalid address, a missing driver, a database that refuses, or one of another Optuna version; without
-            `make` also one that holds no studies; with it also an SQLite file on a file system that machines share.
+        BadInput: an invalid address, a missing driver, a database that refuses, or one of another Optuna version or a newer
+            bft-ray; without `make` also one that holds no studies; with it also an SQLite file on a file system that machines share.
         DatabaseAway: it does not answer.
     """
 
@@ -84,6 +85,7 @@ class Database:
             _require_file(path, self.shown, make)
         self._rdb = self.retry("opening it", partial(self._open, make), opening=True, wait_s=min(wait_s, _OPENING_S))
         self.engine: Engine = self._rdb.engine
+        self.retry("reading its version", partial(schema.upgrade, self.engine, self.shown, make=make), opening=True)
         self.storage: BaseStorage = get_storage(self._rdb)
         if make and path is not None and is_own_disk(path):
             self.retry("opening it", self._log_ahead)
