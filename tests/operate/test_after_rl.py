@@ -151,6 +151,7 @@ def test_definitions_that_are_refused():
     for changes, rule in [
         ({"seeds": [1, 2, 3]}, "at least 5 different seeds"),
         ({"claims": [{"better": "dft", "than": "sft"}]}, "one of sft, bft"),
+        ({"claims": [{"better": "bft", "than": "sft", "metric": "a/b"}]}, "left out here: the reward is compared"),
         ({"arms": {"warm_up": {}}}, "not warm_up"),
         ({"arms": {"sft": {"exports": "models/sft"}}, "claims": []}, "with {seed} in it"),
         ({"grpo": {"accumulation": 7}}, "a divisor of prompts"),

@@ -120,8 +120,11 @@ class AfterRl(Section):
             for field in ("better", "than"):
                 if getattr(claim, field) not in self.arms:
                     raise rule(f"claims.{place}.{field}", getattr(claim, field), f"one of {', '.join(self.arms)}")
-            if claim.by_at_most is not None:
-                raise rule(f"claims.{place}.by_at_most", claim.by_at_most, "left out here")
+            for field in ("by_at_most", "metric"):
+                if getattr(claim, field) is not None:
+                    raise rule(
+                        f"claims.{place}.{field}", getattr(claim, field), "left out here: the reward is compared"
+                    )
         least = WAIVED_SEEDS if self.min_seeds_waived else MIN_SEEDS
         if len(set(self.seeds)) < max(least, len(self.seeds)):
             remedy = "Add seeds, or say `min_seeds_waived: true` for a demonstration."

@@ -6,6 +6,7 @@ Each rank runs `run_segment` as a single worker does, with model, data and token
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,10 @@ _GRACE_S = 10.0  # from the failure of one rank until those that have not failed
 
 class WorkerDied(BftError):
     """The process of a rank is gone, or does not answer."""
+
+
+#: what gloo and NCCL say of a collective that one rank has not joined in time
+_TOO_LONG = re.compile(r"timed? ?out", re.IGNORECASE)
 
 
 class Group:
@@ -146,8 +151,10 @@ class Group:
 
 
 def _naming(report: Run, silent: set[int]) -> Run:
-    """A report of a failure that may pass, with the ranks that have not answered: one that hangs makes the others fail."""
-    if report.status != "failed" or report.is_lasting or not silent:
+    """A report of a wait that was too long, with the ranks that have not answered: the others have waited for them. (After
+    any other failure the silent ones are those that wait.)
+    """
+    if report.status != "failed" or report.is_lasting or not silent or not _TOO_LONG.search(report.reason):
         return report
     names = ", ".join(f"rank {number}" for number in sorted(silent))
     return replace(report, reason=f"{report.reason} (without an answer, and ended: {names})")
