@@ -9,13 +9,13 @@ SMOLLM2 := $(VENV)/.smollm2
 
 WHEEL := dist
 
-.PHONY: help setup quickstart test test-fast test-long real image chaos wheel lint audit clean cluster-up cluster-down
+.PHONY: help setup quickstart test test-fast test-long real release-test chaos wheel lint audit clean cluster-up cluster-down
 help:
 	@echo "make quickstart   a whole study with the bundled model and data: profile, search, confirmation (CPU, minutes)"
 	@echo "make test         run the tests; make test-fast those that take less than a second, before each commit"
 	@echo "make test-long    run those of whole commands, studies and clusters"
 	@echo "make real         run those that train a real pretrained model (SmolLM2-135M, minutes)"
-	@echo "make image        build the image of cluster/container in a clean Debian and train in it (as root, minutes)"
+	@echo "make release-test  before a release: the image built in a clean Debian (as root), a study of the wheel, a killed study"
 	@echo "make chaos        kill studies at random, damage files, give malformed inputs (90 minutes; the same command goes on)"
 	@echo "make lint         ruff, mypy, and the audit"
 	@echo "make audit        known vulnerabilities of constraints.txt, where pip-audit is installed and PyPI answers"
@@ -45,10 +45,10 @@ PYTEST := $(VENV)/bin/python -m pytest
 BY_FILE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(READY) $(SMOLLM2)
-	$(PYTEST) $(BY_FILE) -m "not real and not long and not image"
+	$(PYTEST) $(BY_FILE) -m "not real and not long and not release"
 
 test-fast: $(READY)
-	$(PYTEST) $(BY_FILE) -m "not real and not long and not slow and not image"
+	$(PYTEST) $(BY_FILE) -m "not real and not long and not slow and not release"
 
 test-long: $(READY)
 	$(PYTEST) $(BY_FILE) -m long
@@ -56,8 +56,8 @@ test-long: $(READY)
 real: $(READY) $(SMOLLM2)
 	$(PYTEST) -m real
 
-image: $(READY)
-	$(PYTEST) -m image
+release-test: $(READY)
+	$(PYTEST) -m release
 
 chaos: $(READY)
 	$(VENV)/bin/python -m jobs.chaos

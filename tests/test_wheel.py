@@ -11,8 +11,6 @@ from bft_ray import __version__
 from tests.support.paths import ROOT
 from tests.support.wheel import Installed, build
 
-pytestmark = pytest.mark.long
-
 #: least budget of a study that still compares, confirms and chooses
 SMALL = (
     "budget.trials=3",
@@ -33,6 +31,7 @@ def installed(tmp_path_factory, wheel):
     return Installed(tmp_path_factory.mktemp("installed"), wheel)
 
 
+@pytest.mark.long
 def test_the_wheel_has_each_tracked_file_of_the_package_and_no_other(wheel):
     listed = subprocess.run(
         ["git", "ls-files", "bft_ray", "search_spaces"],
@@ -50,6 +49,7 @@ def test_the_wheel_has_each_tracked_file_of_the_package_and_no_other(wheel):
     assert held == tracked
 
 
+@pytest.mark.long
 def test_commands_of_the_wheel_answer_from_an_empty_folder(installed):
     where = installed.run("python", "-c", "import bft_ray; print(bft_ray.__file__)").strip()
     assert where == str(installed.packages / "bft_ray" / "__init__.py")
@@ -58,6 +58,7 @@ def test_commands_of_the_wheel_answer_from_an_empty_folder(installed):
     assert "6 beside 12" in installed.run("bft-ray", "search", "starter", "--dry-run", "--no-measure")
 
 
+@pytest.mark.release
 def test_a_study_of_the_wheel_comes_to_its_champion(installed):
     said = installed.run("bft-ray", "search", "starter", "--no-measure", *SMALL)
     assert "champion" in said

@@ -68,7 +68,7 @@ def test_another_torch_than_asked_for_ends_the_build(tmp_path, kind, cuda, statu
 missing = [name for name in PROGRAMS if not shutil.which(name)]
 
 
-@pytest.mark.image
+@pytest.mark.release
 @pytest.mark.skipif(
     bool(missing) or os.geteuid() != 0,
     reason=f"needs root and Debian's debootstrap and buildah (missing: {', '.join(missing) or 'root'})",

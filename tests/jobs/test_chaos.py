@@ -99,7 +99,7 @@ def test_the_table_counts_each_study_with_its_kinds():
     )
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_study_that_is_killed_finds_the_same(tmp_path, capsys):
     words = ["--part", "kills", "--seed", "5", "--kills", "2", "--minutes", "30", "--folder", str(tmp_path / "chaos")]
     assert chaos.main(words) == 0, capsys.readouterr().out[-3000:]
