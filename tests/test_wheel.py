@@ -63,4 +63,4 @@ def test_a_study_of_the_wheel_comes_to_its_champion(installed):
     said = installed.run("bft-ray", "search", "starter", "--no-measure", *SMALL)
     assert "champion" in said
     assert (installed.work / "bft_studies.db").is_file()
-    assert "loss" in installed.run("bft-ray", "best", "gene_interaction")
+    assert "version 1 of " in installed.run("bft-ray", "best", "gene_interaction")
