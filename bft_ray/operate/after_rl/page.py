@@ -9,10 +9,7 @@ import numpy as np
 
 from bft_ray.operate.after_rl.answer import Statement, Told, mixed_of, sentences
 from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table
-from bft_ray.study.report.arms import gain_text, signed, size, span_of
-
-_TONES = {"holds": "best", "does not hold": "dark", "cannot be told": "main"}
-_SHAPES = {"holds": "dot", "does not hold": "square", "cannot be told": "diamond"}
+from bft_ray.study.report.verdicts import gain_cells, verdicts_figure
 
 
 def after_rl_page(found: Told, when: str) -> Page:
@@ -50,7 +47,7 @@ def arms_table(found: Told) -> Table:
         cells.append(_mean([_of(run.after) for run in ended]))
         mixed = mixed_of(runs)
         cells.append("" if mixed is None else Number(mixed, f"{mixed:.0%}"))
-        rows.append([arm, *cells, *_gain(one), one.verdict])
+        rows.append([arm, *cells, *gain_cells(one.gain, one.why), one.verdict])
     head = [
         "arm",
         "start (training prompts)",
@@ -65,18 +62,8 @@ def arms_table(found: Told) -> Table:
     return Table(head, rows)
 
 
-def _gain(one: Statement) -> list[Cell]:
-    gain = one.gain
-    if gain is None:
-        return [one.why, "", ""]
-    if not gain.has_spread:
-        return [Number(gain.gain, signed(gain.gain)), "no spread", ""]
-    least: Cell = "" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable))
-    return [Number(gain.gain, signed(gain.gain)), span_of(gain.low, gain.high), least]
-
-
 def _statements(every: Sequence[Statement]) -> Table:
-    rows: list[list[Cell]] = [[one.what, one.verdict, *_gain(one)] for one in every]
+    rows: list[list[Cell]] = [[one.what, one.verdict, *gain_cells(one.gain, one.why)] for one in every]
     return Table(["statement", "verdict", "gain", "interval", "detectable"], rows)
 
 
@@ -91,36 +78,9 @@ def _runs(found: Told) -> Table:
 
 
 def _gains(found: Told) -> Figure | None:
-    rows = [one for one in [*found.improved.values(), *found.compared] if one.gain is not None and one.gain.has_spread]
-    if not rows:
-        return None
-    marks = []
-    for place, one in enumerate(rows):
-        gain = one.gain
-        assert gain is not None
-        marks.append(
-            Marks(
-                one.verdict,
-                [gain.gain],
-                [place],
-                shape=_SHAPES[one.verdict],  # type: ignore[arg-type]
-                tone=_TONES[one.verdict],  # type: ignore[arg-type]
-                texts=[f"{one.what}: {gain_text(gain)}"],
-                low=[gain.low],
-                high=[gain.high],
-            )
-        )
-    shown = "; ".join(f"{one.what} {gain_text(one.gain)}" for one in rows if one.gain is not None)
-    return Figure(
-        name="gains",
-        title="Which arms improve, and which improve more",
-        alt=f"Each statement with its gain and interval. {shown}.",
-        x=Axis("reward"),
-        y=Axis(names=[one.what.replace("`", "") for one in rows]),
-        marks=marks,
-        text="A point is a mean gain, a line its interval.",
-        rule=0.0,
-    )
+    rows = [(one.what, one.verdict, one.gain) for one in [*found.improved.values(), *found.compared]]
+    title = "Which arms improve, and which improve more"
+    return verdicts_figure("gains", title, "Each statement with its gain and interval.", "reward", rows)
 
 
 def _course(found: Told) -> Figure | None:

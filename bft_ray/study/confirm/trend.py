@@ -1,4 +1,4 @@
-"""How the gain of one arm over another moves over the conditions of a series: a pure function of their scores.
+"""How the gain of one arm over another differs between the conditions of a series: a pure function of their scores.
 
 With the gain d_c of condition c at the place x_c of an axis,
 
@@ -11,6 +11,8 @@ Where all conditions have the same seeds and items, the slope is one number for 
 any paired comparison (`bft_ray.stats.simultaneous`): what seeds and items have in common cancels. Elsewhere (other data sets) the
 conditions are independent: se^2 = sum_c w_c^2 se_c^2, and Student's t on (number of seeds - 1) degrees of freedom, which is
 careful.
+
+A contrast is the same sum with w_c = 1/n over the n conditions of one group and -1/m over the m of the other.
 """
 
 from __future__ import annotations
@@ -43,46 +45,55 @@ class Confirmed:
     records: Sequence[Record]
 
 
+_NOTHING = (math.nan, math.nan, math.nan)
+
+
 @dataclass(frozen=True)
-class Slope:
-    """The slope of a gain over an axis, per doubling, in the metric's unit; above 0: the gain grows.
+class Estimate:
+    """A weighted sum of gains over conditions, in the metric's unit.
+
+    Args:
+        low, high: its two-sided interval at `level`; not a number where nothing can be said.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where it lies beyond noise, else 0."""
+        return (self.low > 0) - (self.high < 0)
+
+
+@dataclass(frozen=True)
+class Slope(Estimate):
+    """The slope of a gain over an axis, per doubling; above 0: the gain grows.
 
     Args:
         num_conditions: that have both arms.
-        low, high: its two-sided interval at `level`; not a number where nothing can be said.
     """
 
     trend: Trend
     num_conditions: int
-    value: float
-    low: float
-    high: float
-    level: float
 
     @property
     def verdict(self) -> str:
         """`grows`, `falls`, or `cannot be told`."""
-        return "grows" if self.low > 0 else "falls" if self.high < 0 else "cannot be told"
+        return {1: "grows", -1: "falls"}.get(self.sign, "cannot be told")
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The mean gain in one group of conditions minus that in another, in the metric's unit.
-
-    Args:
-        low, high: its two-sided interval at `level`; not a number where nothing can be said.
-    """
+class Difference(Estimate):
+    """The mean gain in one group of conditions minus that in another."""
 
     contrast: Contrast
-    value: float
-    low: float
-    high: float
-    level: float
 
     @property
     def verdict(self) -> str:
         """`larger`, `smaller`, or `cannot be told`."""
-        return "larger" if self.low > 0 else "smaller" if self.high < 0 else "cannot be told"
+        return {1: "larger", -1: "smaller"}.get(self.sign, "cannot be told")
 
 
 def difference_of(contrast: Contrast, conditions: Mapping[str, Confirmed], alpha: float) -> Difference:
@@ -97,8 +108,8 @@ def difference_of(contrast: Contrast, conditions: Mapping[str, Confirmed], alpha
         name: gain for name in weights if name in conditions and (gain := _gain(contrast, conditions[name])) is not None
     }
     if len(found) < len(weights):
-        return Difference(contrast, math.nan, math.nan, math.nan, 1 - alpha)
-    return Difference(contrast, *_estimate(found, weights, conditions, alpha), 1 - alpha)
+        return Difference(*_NOTHING, 1 - alpha, contrast)
+    return Difference(*_estimate(found, weights, conditions, alpha), 1 - alpha, contrast)
 
 
 def slope_of(trend: Trend, conditions: Mapping[str, Confirmed], alpha: float) -> Slope:
@@ -110,8 +121,8 @@ def slope_of(trend: Trend, conditions: Mapping[str, Confirmed], alpha: float) ->
     found = {name: gain for name, own in conditions.items() if (gain := _gain(trend, own)) is not None}
     weights = _weights({name: conditions[name].at for name in found}, trend.over)
     if not weights:
-        return Slope(trend, len(found), math.nan, math.nan, math.nan, 1 - alpha)
-    return Slope(trend, len(weights), *_estimate(found, weights, conditions, alpha), 1 - alpha)
+        return Slope(*_NOTHING, 1 - alpha, trend, len(found))
+    return Slope(*_estimate(found, weights, conditions, alpha), 1 - alpha, trend, len(weights))
 
 
 def _estimate(

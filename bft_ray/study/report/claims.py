@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from bft_ray.page.model import Cell, Number, Table
+from bft_ray.page.model import Cell, Table
 from bft_ray.study.confirm.choose import Choice
 from bft_ray.study.confirm.claims import Judged
-from bft_ray.study.report.arms import gain_text, signed, size, span_of
+from bft_ray.study.report.arms import gain_text, signed
+from bft_ray.study.report.verdicts import gain_cells
 
 
 def claims_table(choice: Choice) -> Table:
     """A row a claim."""
-    rows = [[*_first(one), *_cells(one)] for one in choice.claims]
+    rows = [[*_first(one), *gain_cells(one.gain, one.why)] for one in choice.claims]
     return Table(["claim", "verdict", "gain", "interval", "detectable"], rows)
 
 
 def _first(one: Judged) -> list[Cell]:
     return [str(one.claim), f"**{one.verdict}**" if one.verdict != "cannot be told" else one.verdict]
-
-
-def _cells(one: Judged) -> list[Cell]:
-    gain = one.gain
-    if gain is None:
-        return [one.why, "", ""]
-    if not gain.has_spread:
-        return [Number(gain.gain, signed(gain.gain)), "no spread", ""]
-    least: Cell = "" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable))
-    return [Number(gain.gain, signed(gain.gain)), span_of(gain.low, gain.high), least]
 
 
 def claims_sentence(judged: Sequence[Judged]) -> str:

@@ -6,19 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table
+from bft_ray.page.model import Cell, Figure, Number, Page, Part, Section, Table
 from bft_ray.space.series import Series
 from bft_ray.study.confirm.candidates import confirmed
 from bft_ray.study.confirm.claims import Judged, Verdict
 from bft_ray.study.confirm.trend import Confirmed, Difference, Slope, difference_of, slope_of
 from bft_ray.study.kept import Known
 from bft_ray.study.records.store import CONFIRMATION
-from bft_ray.study.report.arms import arms_table, gain_text, signed, size, span_of
+from bft_ray.study.report.arms import arms_table, signed, span_of
 from bft_ray.study.report.sections.head import answer
+from bft_ray.study.report.verdicts import gain_cells, verdicts_figure
 
 _VERDICTS: tuple[Verdict, ...] = ("does not hold", "holds", "cannot be told")
-_TONES = {"holds": "best", "does not hold": "dark", "cannot be told": "main"}
-_SHAPES = {"holds": "dot", "does not hold": "square", "cannot be told": "diamond"}
 
 
 @dataclass(frozen=True)
@@ -153,36 +152,15 @@ def _of(found: Told, claim: str) -> list[tuple[str, Judged]]:
 
 
 def _figure(found: Told, claim: str) -> Figure | None:
-    rows = [(name, one) for name, one in _of(found, claim) if one.gain is not None and one.gain.has_spread]
-    if not rows:
-        return None
-    marks = []
-    for place, (name, one) in enumerate(rows):
-        gain = one.gain
-        assert gain is not None
-        marks.append(
-            Marks(
-                one.verdict,
-                [gain.gain],
-                [place],
-                shape=_SHAPES[one.verdict],  # type: ignore[arg-type]
-                tone=_TONES[one.verdict],  # type: ignore[arg-type]
-                texts=[f"{name}: {gain_text(gain)}"],
-                low=[gain.low],
-                high=[gain.high],
-            )
-        )
-    shown = "; ".join(f"{name} {gain_text(one.gain)}" for name, one in rows if one.gain is not None)
-    bound = rows[0][1].claim.by_at_most
-    return Figure(
-        name=f"claim-{_claims(found).index(claim)}",
-        title=claim.replace("`", ""),
-        alt=f"Gain under each condition with its interval. {shown}.",
-        x=Axis(f"gain in {rows[0][1].claim.metric or 'the metric of the study'}"),
-        y=Axis(names=[name for name, _ in rows]),
-        marks=marks,
-        text="A point is a mean gain, a line its interval.",
-        rule=0.0 if bound is None else bound,
+    rows = _of(found, claim)
+    own = rows[0][1].claim
+    return verdicts_figure(
+        f"claim-{_claims(found).index(claim)}",
+        claim.replace("`", ""),
+        "Gain under each condition with its interval.",
+        f"gain in {own.metric or 'the metric of the study'}",
+        [(name, one.verdict, one.gain) for name, one in rows],
+        own.by_at_most or 0.0,
     )
 
 
@@ -193,12 +171,7 @@ def _table(found: Told) -> Table:
         at = found.series.conditions[name].at
         places: list[Cell] = [Number(at[axis], f"{at[axis]:g}") if axis in at else "" for axis in axes]
         for one in judged:
-            cells: list[Cell] = [one.why, "", ""]
-            if (gain := one.gain) is not None:
-                interval: Cell = span_of(gain.low, gain.high) if gain.has_spread else "no spread"
-                least: Cell = "" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable))
-                cells = [Number(gain.gain, signed(gain.gain)), interval, least]
-            rows.append([name, *places, str(one.claim), one.verdict, *cells])
+            rows.append([name, *places, str(one.claim), one.verdict, *gain_cells(one.gain, one.why)])
     return Table(["condition", *axes, "claim", "verdict", "gain", "interval", "detectable"], rows)
 
 
