@@ -17,6 +17,7 @@ from bft_ray.errors import BadConfig, BadInput, BftError
 from bft_ray.places.cache import ensure_home
 from bft_ray.places.disk import full_disk
 from bft_ray.places.modes import kept_for
+from bft_ray.places.refused import refused_path
 from bft_ray.places.scratch import remove_dead
 from bft_ray.places.stores import store_failure
 from bft_ray.waits import report_waits
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):
             _leave(sys.stdout)
             return 128 + signal.SIGPIPE
+        if refused := refused_path(error):
+            print(f"error: {refused}", file=sys.stderr)
+            return 2
         if failed := store_failure(error):
             print(f"error: {failed}", file=sys.stderr)
             return 1

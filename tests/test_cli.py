@@ -35,6 +35,9 @@ def test_help_names_every_command_and_is_quick():
     assert not {"torch", "ray", "pydantic", "yaml", "numpy"} & set(modules.split())
 
 
+LONG = "x" * 300
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "config", "doctor", "init"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -185,3 +188,30 @@ def test_a_training_whose_record_lacks_something_ends_with_status_1(make_tree, t
         "error: the model is trained and exported, but MLflow lacks: the model bft-test (PermissionError: "
         "[Errno 13] Permission denied: '/mlruns')\n"
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("config", LONG),
+        ("search", LONG, "--dry-run"),
+        ("search", "starter", "--config", LONG, "--dry-run", "--no-measure"),
+        ("search", "starter", "--database", f"sqlite:///{LONG}", "--status"),
+        ("train", "starter", f"model.path={LONG}"),
+        ("train", "starter", f"model.adapter={LONG}"),
+        ("train", "starter", f"name={LONG}"),
+        ("train", "starter", f"data.train.0.path={LONG}"),
+        ("evaluate", "starter", "--model", LONG),
+        ("evaluate", "starter", f"evaluation.tasks.0.path={LONG}"),
+        ("compare", "starter", "--prompts", LONG),
+        ("init", LONG),
+        ("report", LONG),
+        ("after-rl", LONG, "--dry-run"),
+    ],
+    ids=lambda words: " ".join(word for word in words if "x" * 9 not in word),
+)
+def test_a_name_that_is_too_long_is_one_error(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "but must be " in said and "Traceback" not in said, said

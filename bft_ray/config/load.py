@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import types
 import typing
@@ -91,7 +92,7 @@ def _with_overrides(
 def find_config(source: str | Path) -> Path:
     """The path of a config: a file, or the name of a recipe that comes with the package."""
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):  # false also for a name that is too long
         return path
     recipe = recipes().get(str(source).removesuffix(".yaml"))
     if recipe is None:

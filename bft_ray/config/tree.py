@@ -293,7 +293,9 @@ class CheckpointConfig(Section):
     every_steps: int | None = Field(
         None, ge=1, description="save every n steps; null: at each evaluation and at the end"
     )
-    metric: str = Field("validation/nll", description="metric that decides which checkpoint is best")
+    metric: Literal[
+        "validation/nll", "validation/perplexity", "validation/token_accuracy", "validation/bits_per_byte"
+    ] = Field("validation/nll", description="metric that decides which checkpoint is best")
     keep: int = Field(1, ge=1, description="best checkpoints kept, beside the last one")
     export: Literal["best", "last"] = Field("best", description="which of them is exported")
     merge_lora: bool = Field(False, description="export the merged model instead of the adapter")
@@ -340,9 +342,14 @@ class TrackingConfig(Section):
 class Config(Section):
     """One fine-tuning run, whole."""
 
-    domain: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="biomedical sub-domain, e.g. gene_interaction")
+    domain: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=100, description="biomedical sub-domain, e.g. gene_interaction"
+    )
     name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="run name; the same name resumes a run"
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        max_length=100,
+        description="run name; the same name resumes a run",
     )
     seed: int = Field(0, ge=0, description="of the batch order, LoRA initialisation and dropout")
     model: ModelConfig = ModelConfig()
@@ -396,11 +403,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _exports_what_is_measured(self) -> Config:
-        if (
-            not self.data.validation
-            and self.checkpoint.metric.startswith("validation/")
-            and self.checkpoint.export == "best"
-        ):
+        if not self.data.validation and self.checkpoint.export == "best":
             raise rule(
                 "checkpoint.export",
                 "best",

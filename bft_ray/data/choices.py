@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from bft_ray.data.canonical import Fault, body_of, from_json, text_of
 from bft_ray.data.tables import kind_of
+
+_INDEX = re.compile(r"\s*-?[0-9]{1,9}\s*")  # `str.isdigit` takes what `int` does not, such as a superscript
 
 
 def index_base(value: Any) -> int | None:
@@ -115,8 +119,8 @@ def _number(value: Any) -> int | None:
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, str):
-        return int(value) if value.strip().lstrip("-").isdigit() else None
-    return int(value) if isinstance(value, int | float) and value == int(value) else None
+        return int(value) if _INDEX.fullmatch(value) else None
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value == int(value) else None
 
 
 def _letter(value: Any, num: int) -> int | None:

@@ -324,9 +324,15 @@ def _find(record: Mapping[str, Any], where: str, name: str, more: Sequence[Mappi
 def _columns(record: Mapping[str, Any]) -> str:
     """The names of a row's columns; their number where the names may be cells, as in a table without a line of names."""
     names = [str(column) for column in record]
-    if all(len(words := name.split()) <= 2 and not (words[1:] and words[1][0].isdigit()) for name in names):
-        return ", ".join(names) or "nothing"
-    return f"{len(names)} columns under names of several words"
+    if any(map(_is_like_a_cell, names)):
+        return f"{len(names)} columns whose names look like cells"
+    return ", ".join(names) or "nothing"
+
+
+def _is_like_a_cell(name: str) -> bool:
+    words = name.split()
+    has_digit = any(letter.isdigit() for letter in name)
+    return len(name) > 40 or len(words) > 5 or (has_digit and (len(words) > 1 or not name.isidentifier()))
 
 
 def _fits(form: Form, rows: Sequence[Mapping[str, Any]], is_named: bool) -> bool:

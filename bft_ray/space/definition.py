@@ -203,9 +203,12 @@ def _refuse_another_default(field: str, overrides: dict[str, Any]) -> None:
 class SearchSpace(Section):
     """One study. `bft_ray.space.load.check_space` checks it against the config that it varies."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the study")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100, description="of the study")
     domain: str | None = Field(
-        None, pattern=r"^[a-z0-9][a-z0-9_]*$", description="sub-domain of the results; null: the config's"
+        None,
+        pattern=r"^[a-z0-9][a-z0-9_]*$",
+        max_length=100,
+        description="sub-domain of the results; null: the config's",
     )
     description: str = Field("", description="what the study answers")
     config: str = Field("starter", description="config that it varies: recipe, or YAML file (beside this one)")

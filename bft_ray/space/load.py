@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -49,7 +50,7 @@ def load_space(source: str | Path, overrides: Sequence[str] = ()) -> SearchSpace
         _override(tree, *parse_override(override))
     space = validate(SearchSpace, tree, str(source))
     beside = path.parent / space.config
-    if space.config not in recipes() and beside.is_file():
+    if space.config not in recipes() and os.path.isfile(beside):
         space = space.model_copy(update={"config": str(beside.resolve())})
     return space
 
@@ -57,7 +58,7 @@ def load_space(source: str | Path, overrides: Sequence[str] = ()) -> SearchSpace
 def find_space(source: str | Path) -> Path:
     """The path of a search space: a file, or the name of one that comes with the package."""
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     known = spaces()
     if (found := known.get(str(source).removesuffix(".yaml"))) is not None:

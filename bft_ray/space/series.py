@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -48,7 +49,7 @@ class Contrast(Section):
 class Series(Section):
     """Several studies of one space. Each is a study of its own, with its records, its page and its resumption."""
 
-    name: str = Field(pattern=_NAME, description="of the series; its studies are named NAME-CONDITION")
+    name: str = Field(pattern=_NAME, max_length=60, description="of the series; its studies are named NAME-CONDITION")
     question: str = Field(min_length=1, description="what the series answers, in a sentence")
     space: str = Field(description="search space of all studies: the name of a bundled one, or a file beside this one")
     overrides: dict[str, Any] = Field(default_factory=dict, description="dotted fields that all conditions set")
@@ -101,7 +102,7 @@ def all_series() -> dict[str, Path]:
 def find_series(source: str) -> Path | None:
     """The file of a series: a YAML file with `conditions`, or the name of a bundled one; None for anything else."""
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):
         return path if "conditions" in read_yaml(path) else None
     return all_series().get(source.removesuffix(".yaml"))
 

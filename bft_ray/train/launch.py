@@ -16,7 +16,6 @@ from bft_ray.config.base import paths_of
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.passing import passing_folder, tokens_pass
 from bft_ray.data.tokenise import with_date
-from bft_ray.errors import BadInput
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import load_tokenizer
@@ -83,7 +82,6 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
 
 def _train(config: Config, display: Display | None) -> TrainResult:
     display = display or Display()
-    check_metric(config)
     storage.check_writable(config.cluster.storage_path)
     folder = storage.join(config.cluster.storage_path, str(config.name))
     record = read_record(folder)
@@ -183,14 +181,6 @@ def pin_paths(config: Config) -> Config:
 
 def _pin_path(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path and Path(path).exists() and path not in NAMES else path
-
-
-def check_metric(config: Config) -> None:
-    """The metric that picks the best checkpoint is one that validation measures, with a better and a worse."""
-    name = config.checkpoint.metric
-    known = [f"validation/{suffix}" for suffix in ("nll", "perplexity", "token_accuracy", "bits_per_byte")]
-    if name not in known:
-        raise BadInput("checkpoint.metric", name, f"one of {', '.join(known)}")
 
 
 def check_tasks(config: Config) -> None:

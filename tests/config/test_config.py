@@ -28,6 +28,11 @@ def problems(**sections) -> str:
         ({"loss": {"windw": 64}}, "`loss.windw` is not a known key. Did you mean `loss.window`?"),
         ({"los": {}}, "`los` is not a known key. Did you mean `loss`?"),
         (
+            {"checkpoint": {"metric": "validation/nnl"}},
+            "`checkpoint.metric` is 'validation/nnl', but must be 'validation/nll'",
+        ),
+        ({"name": "x" * 101}, "text of at most 100 letters"),
+        (
             {"data": {"train": [{"pth": "a"}]}},
             "`data.train.0.pth` is not a known key. Did you mean `data.train.0.path`?",
         ),

@@ -153,6 +153,12 @@ def test_an_answer_as_index_letter_or_text(answer, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("answer", [float("inf"), float("nan"), 1e300, 1.5, "--1", "\u00b2", "9" * 5000, -1, 7])
+def test_an_answer_that_is_no_index(answer, tmp_path):
+    row = {"question": "q?", "choices": ["one", "two", "three"], "answer": answer}
+    assert ":1 answer` is " in error_of(tmp_path, row, read=read_choices)
+
+
 @pytest.mark.parametrize(("answer", "right"), [("2", None), (2, 2), ("C", 2), ("3", 1)])
 def test_options_that_are_numbers(answer, right, tmp_path):
     """A text that is an index and another option is neither; one that can only be an option, is."""

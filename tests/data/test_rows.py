@@ -217,11 +217,17 @@ def test_unknown_form(tmp_path):
     assert "data.train.0.columns" in message
 
 
+def test_names_of_several_words_are_named(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("Fallnummer,Frage des Arztes,Antwort_2\n17,a,b\n")
+    assert "'a row of Fallnummer, Frage des Arztes, Antwort_2'" in error_of(path)
+
+
 def test_a_table_without_a_line_of_names_is_not_quoted(tmp_path):
     """Its first row stands where the names of columns do."""
     path = tmp_path / "r.csv"
     path.write_text("17,platelets fell fast,sepsis\n18,fever for days,malaria\n")
-    assert error_of(path).startswith(f"`{path}:2` is 'a row of 3 columns under names of several words', but must be a")
+    assert error_of(path).startswith(f"`{path}:2` is 'a row of 3 columns whose names look like cells', but must be a")
     assert "sepsis" not in error_of(path) and "platelets" not in error_of(path)
 
 

@@ -240,7 +240,6 @@ def test_two_workers_on_one_cpu_are_refused(make_tree, tmp_path):
         ({"lora": {"targets": ["query"]}}, r"`lora.targets` is 'query'.*It has: .*q_proj"),
         ({"model": {"path": "/no/such/model"}}, r"`model.path` is '/no/such/model'"),
         ({"data": {"train": [{"path": "/no/such.jsonl"}]}}, r"/no/such.jsonl"),
-        ({"checkpoint": {"metric": "validation/nl"}}, r"`checkpoint.metric` is 'validation/nl'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(make_tree, sections, message):

@@ -92,7 +92,7 @@ class Grpo(Section):
 class AfterRl(Section):
     """Several starting models, several seeds, one policy-gradient stage."""
 
-    name: str = Field(pattern=_NAME, description="of the study; the same name resumes it")
+    name: str = Field(pattern=_NAME, max_length=100, description="of the study; the same name resumes it")
     question: str = Field(min_length=1, description="what it answers, in a sentence")
     config: str = Field(description="config of the fine-tuning: a recipe, or a file beside this one")
     overrides: dict[str, Any] = Field(default_factory=dict, description="dotted fields of the config, for all arms")
