@@ -18,6 +18,7 @@ from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.modes import own_file
 from bft_ray.places.mounts import require_lockable
 from bft_ray.places.remote import locked
+from bft_ray.places.scratch import scratch
 from bft_ray.waits import bounded, waiting
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def connect(uri: str) -> MlflowClient:
         # MLflow does not lock the creation of its tables, and two processes at once break it
         with locked(path.parent) if path else contextlib.nullcontext():
             if path is not None:
+                if not path.exists() or not path.stat().st_size:
+                    _make_sqlite(path)
                 own_file(path)
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except MlflowException as error:
@@ -95,6 +98,19 @@ def connect(uri: str) -> MlflowClient:
             raise
         remedy = "Back it up, then run `mlflow db upgrade` on it, or give another database."
         raise BadInput(FIELD, redact(uri), "a database of the installed version of MLflow", remedy) from None
+
+
+def _make_sqlite(path: Path) -> None:
+    """A new database, whole or not at all. MLflow makes its tables in some forty steps that SQLite does not undo: a process
+    that is killed within these seconds, or a disk that is full, would leave a file that MLflow can never open again.
+    """
+    from mlflow import MlflowClient
+
+    with scratch("mlflow", path.parent) as folder:
+        new = folder / path.name
+        own_file(new)
+        MlflowClient(tracking_uri=f"sqlite:///{new}", registry_uri=f"sqlite:///{new}")
+        os.replace(new, path)
 
 
 def pages(call: Callable[..., Any], *args: Any, **named: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -567,3 +568,33 @@ def test_no_password_gets_into_the_database(store, spool):
     """Once more over everything that the tests of this file have written."""
     path = store.uri.removeprefix("sqlite:///")
     assert SECRET not in "\n".join(sqlite3.connect(path).iterdump())
+
+
+@pytest.mark.slow
+def test_a_new_database_is_whole_or_not_there(tmp_path):
+    """Killed while MLflow makes its tables, which takes seconds: the next process finds no half of them, and makes all."""
+    path = tmp_path / "mlflow.db"
+    code = f"from bft_ray.tracking.server import connect; connect('sqlite:///{path}')"
+    maker = subprocess.Popen([sys.executable, "-c", code])
+    end = time.monotonic() + 60
+    while not any(made.stat().st_size > 50_000 for made in tmp_path.glob("bft_ray_mlflow_*/mlflow.db")):
+        assert maker.poll() is None and time.monotonic() < end, "never seen in the middle of its work"
+        time.sleep(0.005)
+    maker.kill()
+    maker.wait(10)
+    assert not path.exists()
+    client = connect(f"sqlite:///{path}")
+    assert client.get_experiment("0").name == "Default"
+    assert [left.name for left in tmp_path.iterdir()] == ["mlflow.db"] and path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+def test_a_database_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert not list(tmp_path.iterdir())
