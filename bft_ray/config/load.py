@@ -288,8 +288,12 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def flatten(config: BaseModel) -> dict[str, Any]:
-    """Dotted field -> value, lists and mappings of values as JSON text: what MLflow stores as params."""
+def flatten(config: BaseModel, *, only_given: bool = False) -> dict[str, Any]:
+    """Dotted field -> value, lists and mappings of values as JSON text: what MLflow stores as params.
+
+    Args:
+        only_given: leave out what has its default.
+    """
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -302,5 +306,5 @@ def flatten(config: BaseModel) -> dict[str, Any]:
         else:
             flat[prefix] = json.dumps(value) if isinstance(value, (list, dict)) else value
 
-    walk("", config.model_dump(mode="json"))
+    walk("", config.model_dump(mode="json", exclude_defaults=only_given))
     return flat

@@ -11,6 +11,7 @@ A turn of a conversation has `role` (system, user, assistant, tool, developer) a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,7 @@ _ROLES = {
     "tool_call": "assistant",
 }
 _CALLS = ("function_call", "tool_call")  # roles whose text is a call
+_ROLE_NAME = re.compile(r"[\w-]{1,30}")  # templates know more than those above
 _ROLE, _SAID = ("role", "from", "speaker"), ("content", "value", "text")
 _KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "weight")
 _ABOUT = ("id", "timestamp", "time", "date", "model", "language", "lang", "index", "turn", "masked", "score", "hash")
@@ -209,6 +211,8 @@ def turn_of(turn: Any, part: str, inner: str) -> dict[str, Any]:
     if who is None:
         raise Fault(part, kind_of(turn), "an object of role and content", inner=inner)
     role = _ROLES.get(who.strip().lower(), who)
+    if not _ROLE_NAME.fullmatch(role):
+        raise Fault(part, "no name of a role", "one word, such as user or assistant", inner=f"{inner}.role")
     said = _content(turn, part, inner)
     made: dict[str, Any] = {"role": role}
     if who in _CALLS:

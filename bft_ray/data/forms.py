@@ -187,14 +187,22 @@ def looks_like_content(name: str, value: Any) -> bool:
         if bare(name) in METADATA:
             return num_words > _NUM_WORDS_OF_METADATA
         return num_words > _NUM_WORDS or (len(value) > _NUM_CHARACTERS and "://" not in value)
+    if bare(name) in METADATA:
+        return _most_words(value) > _NUM_WORDS_OF_METADATA
     if isinstance(value, Mapping):
-        if bare(name) in METADATA:
-            return any(isinstance(each, str) and len(each.split()) > _NUM_WORDS_OF_METADATA for each in value.values())
         return bool(value)
     if isinstance(value, list | tuple):
         nested = any(isinstance(each, list | tuple | Mapping) or looks_like_content("", each) for each in value)
-        return bool(value) and ((nested and bare(name) not in METADATA) or bare(name) in CONTENT)
+        return bool(value) and (nested or bare(name) in CONTENT)
     return False
+
+
+def _most_words(value: Any) -> int:
+    """Words of the longest text in a value, however deep."""
+    if isinstance(value, str):
+        return len(value.split())
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return max(map(_most_words, inner), default=0)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -175,7 +175,9 @@ def listed(places: Sequence[Place], config: Config) -> str:
     mlflow = (
         f"Not here: runs, models and artifacts in MLflow ({redact(config.tracking.uri)}, experiment "
         f"{config.experiment}); delete them there, then "
-        "`mlflow gc`. Backups, copies on other machines and models that were pushed elsewhere are not seen either."
+        "`mlflow gc`. What was written to a place of your choice is not known either: `--out` of evaluate, profile, export and "
+        "report, and the page of compare, which holds answers. Nor are backups, copies on other machines and models that were "
+        "pushed elsewhere."
     )
     if not places:
         return f"nothing made of this data was found on this machine\n{mlflow}"

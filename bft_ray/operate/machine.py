@@ -108,6 +108,10 @@ def check_machine(cluster: ClusterConfig | None) -> Iterable[Finding]:
     else:
         detail = f"{cores} cores, but num_workers x cpus_per_worker = {need:g}"
         yield Finding("cpu", "fail", detail, f"Lower cluster.num_workers or cpus_per_worker to {cores} in all.")
+    own = ("memory", "object_store_memory", "accelerator_type:", "node:")  # what a Ray that is started here can have
+    if others := [name for name in (cluster.resources_per_worker if cluster else ()) if not name.startswith(own)]:
+        detail = f"cluster.resources_per_worker asks for {', '.join(others)}, which no Ray that is started here has"
+        yield Finding("room", "fail", detail, "Leave it out, or name a cluster that has it: cluster.address.")
 
 
 def check_places() -> Iterable[Finding]:

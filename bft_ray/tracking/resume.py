@@ -30,7 +30,13 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], may_change: t
 
 def describe_change(field: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """One changed field as a line of an error; fingerprints with their first digits alone."""
-    return f"`{field}` was {_shown(old.get(field))}, and is now {_shown(new.get(field))}"
+    return f"`{field}` was {_shown(_at(field, old))}, and is now {_shown(_at(field, new))}"
+
+
+def _at(field: str, flat: Mapping[str, Any]) -> Any:
+    """The value of a field; of a mapping, which stands there field by field, those below it."""
+    below = {name[len(field) + 1 :]: value for name, value in flat.items() if name.startswith(f"{field}.")}
+    return flat.get(field, below or None)
 
 
 def _shown(value: Any) -> str:

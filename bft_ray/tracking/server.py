@@ -10,6 +10,7 @@ import sqlite3
 import ssl
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import TrackingConfig

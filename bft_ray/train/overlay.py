@@ -63,7 +63,7 @@ def _known() -> set[str]:
 
 
 def _remedy(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, [one for one in known if len(one) > 3 and one[-1] != "_"], 1, cutoff=0.75)
     return f"Did you mean `{near[0]}`? {_REMEDY}" if near else _REMEDY
 
 

@@ -52,8 +52,13 @@ def refuse_other_run(record: Mapping[str, Any], config: Config) -> None:
     if not record:
         return
     new = json.loads(redact(json.dumps(flatten(config))))
-    known = {_leaf(field) for field in record["config"]}  # a version without a field did what its default does
-    new = {field: value for field, value in new.items() if field in record["config"] or _leaf(field) in known}
+    # a version without a field did what its default does
+    known, given = {_leaf(field) for field in record["config"]}, flatten(config, only_given=True)
+    new = {
+        field: value
+        for field, value in new.items()
+        if field in record["config"] or _leaf(field) in known or field in given
+    }
     changed = changed_fields(record["config"], new, MAY_CHANGE)
     if changed:
         lines = [describe_change(field, record["config"], new) for field in changed]

@@ -248,10 +248,21 @@ def test_a_column_that_appears_late_is_seen(tmp_path):
         ("context", "TP53", True), ("context", "", False), ("context", "nan", False), ("metadata", {"a": LONG}, False),
         ("genes", ["TP53", "BRCA1"], False), ("note", [{"a": 1}], True), ("note", [LONG], True), ("note", {}, False),
         ("source", LONG, False), ("note", "漢" * 80, True),
+        ("metadata", {"report": {"text": "word " * 60}}, True), ("labels", ["word " * 60], True), ("labels", ["a", "b"], False),
+        ("metadata", {"seen": [{"where": LONG}]}, False),
     ],
 )  # fmt: skip
 def test_what_looks_like_content(name, value, expected):
     assert looks_like_content(name, value) is expected
+
+
+def test_a_role_is_a_word(tmp_path):
+    """Text in its place would be written into the template, and taught."""
+    row = {"messages": [said("a patient of 40 years", "q"), said("assistant", "a")]}
+    message = error_of(tmp_path, row)
+    assert "one word, such as user or assistant" in message and "40 years" not in message
+    [kept] = rows_of(tmp_path, {"messages": [said("critic", "q"), said("assistant", "a")]})
+    assert kept.messages[0]["role"] == "critic"
 
 
 def test_columns_of_a_template_that_are_not_there(tmp_path):

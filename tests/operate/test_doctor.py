@@ -228,6 +228,12 @@ def test_a_check_that_hangs_or_breaks_does_not_stop_the_others(monkeypatch):
     assert any(finding.check == "cpu" and finding.status == "ok" for finding in findings)
 
 
+def test_resources_that_no_local_ray_has(tree):
+    tree["cluster"]["resources_per_worker"] = {"accelerator_type:H100": 0.001, "license": 1}
+    room = failed(list(doctor.check_machine(make_config(tree).cluster)), "room")
+    assert "license" in room.detail and "H100" not in room.detail and "cluster.address" in room.remedy
+
+
 def test_gpus_that_are_asked_for_and_not_there(tree):
     import torch
 

@@ -48,5 +48,8 @@ def test_a_section_that_deepspeed_never_reads_is_refused(make_tree):
         check_overlay(make_config(make_tree(deepspeed={"overlay": {"zero_optimisation": {"reduce_bucket_size": 1}}})))
     assert caught.value.field == "deepspeed.overlay.zero_optimisation"
     assert caught.value.remedy.startswith("Did you mean `zero_optimization`?")
+    with pytest.raises(BadInput, match="a section that DeepSpeed reads") as caught:
+        check_overlay(make_config(make_tree(deepspeed={"overlay": {"foo": 1}})))
+    assert "Did you mean" not in caught.value.remedy
     known = {"activation_checkpointing": {}, "flops_profiler": {"enabled": False}, "communication_data_type": "fp32"}
     check_overlay(make_config(make_tree(deepspeed={"overlay": known})))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bft_ray.config import make_config
+from bft_ray.config import flatten, make_config
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.train.launch import load_datasets, pin, train
 from bft_ray.train.progress import Display
-from bft_ray.train.record import identity_of, write_record
+from bft_ray.train.record import identity_of, refuse_other_run, write_record
 
 
 class Lines(Display):
@@ -79,6 +79,8 @@ def test_other_weights_and_other_items_are_refused(begun, tmp_path):
 
 def test_other_settings_are_refused_and_places_are_not(begun, tmp_path):
     assert "`loss.window` was 256, and is now 3" in refused(begun | {"loss": {"window": 3}})
+    overlay = begun | {"deepspeed": {"overlay": {"wall_clock_breakdown": True}}}
+    assert "`deepspeed.overlay` was '{}', and is now {'wall_clock_breakdown': True}" in refused(overlay)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "w1", "completion": "w2"}')  # what the next two get to
     places = {"checkpoint": {"keep": 4, "every_steps": 1}, "tracking": {"uri": f"sqlite:///{tmp_path}/other.db"}}
     assert "`data.train` was" in refused(begun | places)
@@ -105,3 +107,16 @@ def test_a_run_that_is_refused_leaves_no_folder(make_tree, tmp_path):
     with pytest.raises(BadInput, match="no/such/model"):
         train(make_config(make_tree(model={"path": "/no/such/model"})), Lines())
     assert not (tmp_path / "results").exists()
+
+
+def test_one_more_key_of_a_mapping_is_another_setting(make_tree):
+    one, two = (
+        make_config(make_tree(deepspeed={"overlay": dict.fromkeys(names, True)}))
+        for names in (["wall_clock_breakdown"], ["wall_clock_breakdown", "dump_state"])
+    )
+    refuse_other_run({"config": flatten(one)}, one)
+    with pytest.raises(BadConfig, match=r"`deepspeed.overlay.dump_state` was None, and is now True"):
+        refuse_other_run({"config": flatten(one)}, two)
+    before = flatten(one)
+    del before["data.shuffle"]  # a version without it did what its default does
+    refuse_other_run({"config": before}, one)
