@@ -13,6 +13,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,6 +33,7 @@ from bft_ray.space import series
 from bft_ray.space.claims import Claim
 from bft_ray.space.load import spaces as bundled_spaces
 from bft_ray.space.ranges import CategoricalParameter, FloatParameter, IntParameter
+from jobs import measured
 from jobs.docs_fields import first_line, section_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +76,12 @@ SPACE: dict[str, type[BaseModel]] = {
     "claim": Claim,
 }
 
-SERIES: dict[str, type[BaseModel]] = {"condition": series.Condition, "trend": series.Trend, "contrast": series.Contrast}
+SERIES: dict[str, type[BaseModel]] = {
+    "condition": series.Condition,
+    "trend": series.Trend,
+    "contrast": series.Contrast,
+    "peak": series.Peak,
+}
 #: heading -> section of a study of `bft-ray after-rl`
 AFTER_RL: dict[str, type[BaseModel]] = {"arm": after_rl.Arm, "rows": after_rl.Rows, "grpo": after_rl.Grpo}
 
@@ -229,6 +236,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "search_spaces": search_spaces,
     "series": series_list,
     "recipes": recipe_list,
+    **{f"measured-{path.stem}": partial(measured.markdown, path) for path in sorted(measured.FOLDER.glob("*.json"))},
 }
 
 

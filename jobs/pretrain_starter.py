@@ -92,6 +92,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --work")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument(
+        "--earlier", type=int, nargs="*", default=[], help="steps whose model is kept as well, as --work/step-N"
+    )
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument(
         "--evaluate-only", action="store_true", help="measure --out on the validation text, write figures"
@@ -365,6 +368,8 @@ def train(tokenizer: PreTrainedTokenizerFast, documents: dict, args: argparse.Na
             spent_s, last = spent_s + now - last, now
             print(f"step {step + 1} loss {loss.item():.4f} {spent_s:.0f} s", flush=True)
         done = step + 1
+        if done in args.earlier:
+            bundle(model, tokenizer, args.work / f"step-{done}")
         if done % args.save_every == 0 or done == args.steps:
             saved = {
                 "model": model.state_dict(),

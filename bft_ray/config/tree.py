@@ -26,7 +26,9 @@ class ModelConfig(Section):
     """The base model: any causal LM that transformers loads."""
 
     path: str = Field(
-        "starter", description="folder, hub id, GGUF file, `starter` (the bundled model), or `smollm2` (of a package)"
+        "starter",
+        description="folder, hub id, GGUF file, `starter` (the bundled model; `starter-step50` and `starter-step200` are from "
+        "earlier in its pretraining), or `smollm2` (of a package)",
     )
     revision: str | None = Field(None, description="hub revision (commit, tag or branch)")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="dtype of the weights and of the computation")

@@ -14,7 +14,7 @@ from bft_ray.errors import BadInput
 from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
-from bft_ray.model.named import MODELS, STARTER, find_packaged, starter_folder
+from bft_ray.model.named import BUNDLED, MODELS, find_packaged, starter_folder
 from bft_ray.model.safe import check_adapter, indexed_files, read_adapter_config
 from bft_ray.model.unreadable import READING, unreadable, unreadable_model
 from bft_ray.places.addresses import redact
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 def resolve_model(path: str, field: str = "model.path") -> str:
-    """`starter`, a model of a package (`smollm2`) or a GGUF file -> the folder with its safetensors; anything else as
-    it is.
+    """A bundled model (`starter`), one of a package (`smollm2`) or a GGUF file -> the folder with its safetensors; anything
+    else as it is.
 
     Raises:
         BadInput: the package is not installed, or the file cannot be converted.
     """
-    if path == STARTER:
-        return starter_folder()
+    if path in BUNDLED:
+        return starter_folder(path)
     if path in MODELS:
         return str(converted(find_packaged(path, MODELS[path], field), field))
     return str(converted(Path(path), field)) if is_gguf(path) and not is_remote(path) else path

@@ -1,4 +1,4 @@
-"""Models by a short name: the bundled starter, and those that a Python package brings along.
+"""Models by a short name: the bundled starter and its earlier checkpoints, and those that a Python package brings along.
 
 A package is found without importing it, because importing runs its code and needs its requirements. The file in it is
 known by its SHA-256.
@@ -15,6 +15,8 @@ from bft_ray.errors import BadInput
 from bft_ray.places.cache import sha256_of
 
 STARTER = "starter"
+#: name -> folder beside this file; the earlier ones are the starter after so many steps of its pretraining
+BUNDLED = {STARTER: "starter", "starter-step50": "starter_step50", "starter-step200": "starter_step200"}
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ MINILM = Packaged(
 MODELS = {"smollm2": SMOLLM2}
 ENCODERS = {"minilm": MINILM}
 #: names that are no paths
-NAMES = {STARTER, *MODELS, *ENCODERS}
+NAMES = {*BUNDLED, *MODELS, *ENCODERS}
 
 
-def starter_folder() -> str:
-    """The folder of the bundled model."""
-    return str(resources.files("bft_ray") / "model" / "starter")
+def starter_folder(name: str = STARTER) -> str:
+    """The folder of the bundled model, or of an earlier checkpoint."""
+    return str(resources.files("bft_ray") / "model" / BUNDLED[name])
 
 
 def find_packaged(name: str, model: Packaged, field: str) -> Path:

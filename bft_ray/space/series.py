@@ -46,6 +46,18 @@ class Contrast(Section):
     metric: str | None = Field(None, description="null: that of the objective; otherwise one that a claim names")
 
 
+class Peak(Section):
+    """A question about arms that differ in one setting: between them, where is it best, and does that move along an axis?"""
+
+    setting: str = Field(min_length=1, description="what the arms differ in, as sentences call it: window")
+    arms: dict[str, float] = Field(min_length=3, description="arm -> its value of the setting, above 0")
+    over: str | None = Field(None, description="axis along which the best setting may move; null: it is not asked")
+    capped_by: str | None = Field(
+        None, description="axis whose place is the largest setting that makes a difference: the longest answer"
+    )
+    metric: str | None = Field(None, description="null: that of the objective; otherwise one that a claim names")
+
+
 class Series(Section):
     """Several studies of one space. Each is a study of its own, with its records, its page and its resumption."""
 
@@ -56,6 +68,7 @@ class Series(Section):
     conditions: dict[str, Condition] = Field(min_length=2, description="name of a condition -> what it sets")
     trends: list[Trend] = Field(default_factory=list, description="gains whose course over an axis is asked for")
     contrasts: list[Contrast] = Field(default_factory=list, description="gains that two groups of conditions differ in")
+    peaks: list[Peak] = Field(default_factory=list, description="settings whose best value is asked for")
 
     @model_validator(mode="after")
     def _rules(self) -> Series:
@@ -63,12 +76,22 @@ class Series(Section):
             if not re.match(_NAME, name):
                 raise rule(f"conditions.{name}", name, "made of small letters, digits, - and _")
         for index, trend in enumerate(self.trends):
-            places = [one.at.get(trend.over) for one in self.conditions.values()]
-            known = [place for place in places if place is not None]
-            if len(set(known)) < 2 or min(known) <= 0:
-                rule_text = "an axis on which conditions have at least two different places, all above 0"
-                raise rule(f"trends.{index}.over", trend.over, rule_text, "Give `at` to the conditions.")
+            self._axis(f"trends.{index}.over", trend.over, 2)
+        for index, peak in enumerate(self.peaks):
+            if len({value for value in peak.arms.values() if value > 0}) < 3 or min(peak.arms.values()) <= 0:
+                raise rule(f"peaks.{index}.arms", peak.arms, "at least three different values, all above 0")
+            if peak.over is not None:
+                self._axis(f"peaks.{index}.over", peak.over, 2)
+            if peak.capped_by is not None:
+                self._axis(f"peaks.{index}.capped_by", peak.capped_by, 1)
         return self
+
+    def _axis(self, field: str, axis: str, num_places: int) -> None:
+        places = {one.at[axis] for one in self.conditions.values() if axis in one.at}
+        if len(places) < num_places or min(places) <= 0:
+            many = "two different places" if num_places == 2 else "a place"
+            rule_text = f"an axis on which conditions have at least {many}, all above 0"
+            raise rule(field, axis, rule_text, "Give `at` to the conditions.")
 
     @model_validator(mode="after")
     def _contrasts(self) -> Series:

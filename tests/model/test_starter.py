@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from bft_ray.model.causal_lm import resolve_model
 from tests.support.paths import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -52,6 +53,26 @@ def rows_of(path: Path) -> list[dict]:
 def tokenizer():
     transformers = pytest.importorskip("transformers")
     return transformers.AutoTokenizer.from_pretrained(MODEL)
+
+
+def test_earlier_checkpoints_know_less():
+    """Those of 50, 200 and 1,600 steps have the same tokenizer, and each next one gives bundled answers a higher likelihood."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    losses = []
+    for name in ("starter-step50", "starter-step200", "starter"):
+        folder = resolve_model(name)
+        assert filecmp.cmp(f"{folder}/tokenizer.json", MODEL / "tokenizer.json", shallow=False)
+        tokenizer, model = (
+            AutoTokenizer.from_pretrained(folder),
+            AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
+        )
+        texts = [f"{row['prompt']}\n{row['completion']}" for row in rows_of(DATA / "medical_qa" / "train.jsonl")[:8]]
+        with torch.inference_mode():
+            ids = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+            losses.append(sum(float(model(input_ids=one, labels=one).loss) for one in ids) / len(ids))
+    assert losses[0] > losses[1] + 0.3 and losses[1] > losses[2] + 0.3, losses
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,10 @@ import yaml
 from bft_ray.cli import main
 from bft_ray.operate.series import EXPERIMENT, read_series, run_series, text_of
 from bft_ray.space.series import load_series
+from bft_ray.study.report.arms import signed
+from bft_ray.study.report.series import sentences
 from bft_ray.tracking.server import connect
+from jobs.measured import markdown, of_series
 from tests.support.executor import InProcess
 
 DATA = "starter:gene_interaction/choices_{}"
@@ -85,6 +88,11 @@ def test_a_series_to_its_page(series, tmp_path, capsys):
     capsys.readouterr()
     page = tmp_path / "page.html"
     assert main(["report", str(path), "--out", str(page), "--database", database]) == 0
+    of_docs = of_series(str(path), database)
+    assert of_docs["sentences"] == sentences(found) and of_docs["trials"] == of_docs["steps"] / 24
+    (tmp_path / "two.json").write_text(json.dumps(of_docs))
+    written = markdown(tmp_path / "two.json")
+    assert f"| small | 1 | `bft` is better than `dft` | holds | {signed(gains['small'])} |" in written
     html = page.read_text()
     assert "Does it depend on the window?" in html and all(f'value="{gain!r}"' in html for gain in gains.values())
     assert main(["search", str(path), "--status", "--database", database]) == 0
@@ -107,5 +115,5 @@ def test_a_series_that_has_begun_says_what_is_missing(series):
         run_series(path, None, (), database, line, profile=False, measure=False, place=InProcess())
     text = text_of(read_series(load_series(path), None, (), database))
     assert "Not finished: 1 of 2 studies have an answer." in text
-    assert "Of 1 conditions, that bft is better than dft holds in 1." in text
+    assert "Of 1 condition, that bft is better than dft holds in 1." in text
     assert "too few conditions have an answer" in text

@@ -10,7 +10,8 @@ import pytest
 
 from bft_ray.space.series import Contrast, Trend
 from bft_ray.study.confirm.choose import Plan, Record
-from bft_ray.study.confirm.trend import Confirmed, difference_of, slope_of
+from bft_ray.study.confirm.combine import Confirmed
+from bft_ray.study.confirm.trend import difference_of, slope_of
 
 SEEDS = (1, 2, 3, 4, 5)
 TREND = Trend(better="bft", than="sft", over="rows")

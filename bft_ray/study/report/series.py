@@ -10,10 +10,13 @@ from bft_ray.page.model import Cell, Figure, Number, Page, Part, Section, Table
 from bft_ray.space.series import Series
 from bft_ray.study.confirm.candidates import confirmed
 from bft_ray.study.confirm.claims import Judged, Verdict
-from bft_ray.study.confirm.trend import Confirmed, Difference, Slope, difference_of, slope_of
+from bft_ray.study.confirm.combine import Confirmed
+from bft_ray.study.confirm.peak import Peaked, peak_of
+from bft_ray.study.confirm.trend import Difference, Slope, difference_of, slope_of
 from bft_ray.study.kept import Known
 from bft_ray.study.records.store import CONFIRMATION
 from bft_ray.study.report.arms import arms_table, signed, span_of
+from bft_ray.study.report.peaks import peak_parts, peak_sentences
 from bft_ray.study.report.sections.head import answer
 from bft_ray.study.report.verdicts import gain_cells, verdicts_figure
 
@@ -29,6 +32,7 @@ class Told:
         judged: condition -> its claims; only those with a choice.
         slopes: of the trends, from the conditions that have a choice.
         differences: of the contrasts, likewise.
+        peaks: likewise.
     """
 
     series: Series
@@ -36,6 +40,7 @@ class Told:
     judged: Mapping[str, Sequence[Judged]]
     slopes: Sequence[Slope]
     differences: Sequence[Difference] = ()
+    peaks: Sequence[Peaked] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -52,9 +57,15 @@ def told(series: Series, known: Mapping[str, Known]) -> Told:
             records = confirmed(own.study.space, own.parts[CONFIRMATION])
             runs[name] = Confirmed(series.conditions[name].at, own.choice.plan, records)
             alphas.append(own.choice.plan.alpha)
-    level = min(alphas, default=0.05) / max(1, len(series.trends) + len(series.contrasts))
-    slopes = [slope_of(trend, runs, level) for trend in series.trends]
-    return Told(series, known, judged, slopes, [difference_of(one, runs, level) for one in series.contrasts])
+    level = min(alphas, default=0.05) / max(1, len(series.trends) + len(series.contrasts) + len(series.peaks))
+    return Told(
+        series,
+        known,
+        judged,
+        slopes=[slope_of(trend, runs, level) for trend in series.trends],
+        differences=[difference_of(one, runs, level) for one in series.contrasts],
+        peaks=[peak_of(one, runs, level) for one in series.peaks],
+    )
 
 
 def sentences(found: Told) -> list[str]:
@@ -65,7 +76,8 @@ def sentences(found: Told) -> list[str]:
         for one in judged:
             by_claim.setdefault(str(one.claim), {}).setdefault(one.verdict, []).append(condition)
     lines += [_claim(claim, verdicts) for claim, verdicts in by_claim.items()]
-    return lines + [_slope(slope) for slope in found.slopes] + [_difference(one) for one in found.differences]
+    lines += [_slope(slope) for slope in found.slopes] + [_difference(one) for one in found.differences]
+    return lines + [text for one in found.peaks for text in peak_sentences(one)]
 
 
 def _unfinished(found: Told) -> str:
@@ -79,7 +91,7 @@ def _claim(claim: str, verdicts: Mapping[Verdict, Sequence[str]]) -> str:
         if names := verdicts.get(verdict, ()):
             where = f" ({', '.join(names)})" if verdict != "cannot be told" and len(names) < total else ""
             parts.append(f"{verdict} in {len(names)}{where}")
-    return f"Of {total} conditions, that {claim} {', '.join(parts)}."
+    return f"Of {total} condition{'s' * (total != 1)}, that {claim} {', '.join(parts)}."
 
 
 def _slope(slope: Slope) -> str:
@@ -118,14 +130,16 @@ def series_page(found: Told, when: str) -> Page:
         when: the time that it tells.
     """
     parts: list[Part] = [figure for claim in _claims(found) if (figure := _figure(found, claim)) is not None]
-    parts.append(_table(found))
+    parts.append(claims_table(found))
     parts.append(
         "The intervals of a study hold together for its own claims, not for those of all studies. Positive is better."
     )
     if found.slopes:
-        parts += ["**Trends**", _slopes(found.slopes)]
+        parts += ["**Trends**", trends_table(found.slopes)]
     if found.differences:
         parts += ["**Between groups**", *[_difference(one) for one in found.differences]]
+    for number, one in enumerate(found.peaks):
+        parts += peak_parts(one, f"peak-{number}")
     each = [
         Section(f"study-{number}", name, [f"`{own.study.name}`: {answer(own)}", *_arms(own)])
         for number, (name, own) in enumerate(found.known.items())
@@ -164,7 +178,8 @@ def _figure(found: Told, claim: str) -> Figure | None:
     )
 
 
-def _table(found: Told) -> Table:
+def claims_table(found: Told) -> Table:
+    """A row a claim under a condition."""
     axes = list(dict.fromkeys(axis for one in found.series.conditions.values() for axis in one.at))
     rows: list[list[Cell]] = []
     for name, judged in found.judged.items():
@@ -175,7 +190,8 @@ def _table(found: Told) -> Table:
     return Table(["condition", *axes, "claim", "verdict", "gain", "interval", "detectable"], rows)
 
 
-def _slopes(slopes: Sequence[Slope]) -> Table:
+def trends_table(slopes: Sequence[Slope]) -> Table:
+    """A row a trend."""
     rows: list[list[Cell]] = [
         [
             f"`{one.trend.better}` over `{one.trend.than}`" + (f" in {one.trend.metric}" if one.trend.metric else ""),

@@ -1,0 +1,208 @@
+"""Where between its arms a setting does best, and whether that moves along an axis: a pure function of the scores of a series.
+
+With u = log2 of the setting of an arm, x_c = log2 of the place of condition c on the axis, centred, one parabola is laid
+through the mean scores of all arms under all conditions, by least squares:
+
+    y = a_c + b u + d u x_c + g u^2,     slope at u:  s_c(u) = b + d x_c + 2 g u,     peak:  u_c = -(b + d x_c) / (2 g)
+
+A slope is a weighted sum of scores, so it can be tested against 0 (`bft_ray.study.confirm.combine.sign_of`). The interval of a peak is
+that of Fieller (1954), by inverting the test: all settings at which the slope is not told from 0. It may reach an end of the
+settings, or hold all of them: then the data do not say where the peak is. Per doubling of x the peak moves by a factor 2^m,
+m = -d / (2 g), with the interval of all m at which d + 2 g m is not told from 0. All intervals of a peak hold together (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bft_ray.space.series import Peak
+from bft_ray.study.confirm.combine import NOTHING, BySeed, Confirmed, Estimate, scores_of, sign_of, weighted
+
+#: places at which the test is inverted: of the settings, and of the factor, in doublings
+_NUM_PLACES = 41
+_LARGEST_MOVE = 4.0
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best setting under one condition, in the unit of the setting.
+
+    Args:
+        value: the peak, within the settings tried; not a number where the parabola has none.
+        low, high: the settings between which it lies; not a number where the data do not say.
+        shown: setting -> mean score, minus the mean of the condition.
+        curve: setting -> the parabola, likewise.
+    """
+
+    value: float
+    low: float
+    high: float
+    shown: Mapping[float, float]
+    curve: Mapping[float, float]
+
+    @property
+    def is_told(self) -> bool:
+        return not math.isnan(self.low)
+
+
+@dataclass(frozen=True)
+class Move(Estimate):
+    """The doublings of the best setting per doubling of the axis; no number where the parabola has no peak."""
+
+    @property
+    def verdict(self) -> str:
+        """`grows`, `falls`, or `cannot be told`."""
+        return {1: "grows", -1: "falls"}.get(self.sign, "cannot be told")
+
+
+@dataclass(frozen=True)
+class Peaked:
+    """What the scores say of a peak.
+
+    Args:
+        best: condition -> its best setting; only those whose arms have run.
+        move: along the axis; None where none is asked for.
+    """
+
+    peak: Peak
+    best: Mapping[str, Best]
+    move: Move | None
+
+
+def peak_of(peak: Peak, conditions: Mapping[str, Confirmed], alpha: float) -> Peaked:
+    """The best setting under each condition.
+
+    Args:
+        alpha: error of all intervals together.
+    """
+    scores = {
+        (name, arm): found
+        for name, own in conditions.items()
+        if peak.over is None or peak.over in own.at
+        for arm in peak.arms
+        if (found := scores_of(arm, own, peak.metric)) is not None
+    }
+    names = list(dict.fromkeys(name for name, _ in scores))
+    settings = {cell: math.log2(_setting(peak, cell[1], conditions[cell[0]])) for cell in scores}
+    logs = {name: math.log2(conditions[name].at[peak.over]) if peak.over else 0.0 for name in names}
+    mean = math.fsum(logs.values()) / max(1, len(logs))
+    places = {name: value - mean for name, value in logs.items()}
+    level = alpha / (len(names) + 1)
+    fit = _Fit.of(names, settings, places, scores, conditions, level)
+    moves = len({round(place, 9) for place in places.values()}) > 1
+    if fit is None or (peak.over and not moves):
+        return Peaked(peak, {}, Move(*NOTHING, 1 - level) if peak.over else None)
+    return Peaked(peak, {name: fit.best(name) for name in names}, fit.move() if peak.over else None)
+
+
+def _setting(peak: Peak, arm: str, own: Confirmed) -> float:
+    """The setting of an arm; beyond the cap it makes no difference."""
+    return min(peak.arms[arm], own.at.get(peak.capped_by, math.inf) if peak.capped_by else math.inf)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The parabola of all conditions.
+
+    Args:
+        settings: (condition, arm) -> u.
+        places: condition -> x.
+        coefficients: [number of conditions + 3]: a_c, then b, d, g (d is 0 where nothing moves).
+        solve: [number of conditions + 3, cells]: the coefficients from the mean scores.
+    """
+
+    names: list[str]
+    settings: Mapping[tuple[str, str], float]
+    places: Mapping[str, float]
+    scores: Mapping[tuple[str, str], BySeed]
+    conditions: Mapping[str, Confirmed]
+    level: float
+    coefficients: np.ndarray
+    solve: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        names: list[str],
+        settings: Mapping[tuple[str, str], float],
+        places: Mapping[str, float],
+        scores: Mapping[tuple[str, str], BySeed],
+        conditions: Mapping[str, Confirmed],
+        level: float,
+    ) -> _Fit | None:
+        """None where the cells do not determine a parabola."""
+        rows = [
+            [*(float(name == own) for own in names), u, u * places[name], u * u] for (name, _), u in settings.items()
+        ]
+        design = np.array(rows) if rows else np.zeros((0, 3))
+        moves = any(abs(place) > 1e-9 for place in places.values())
+        if len(rows) == 0 or np.linalg.matrix_rank(design) < len(names) + 2 + moves:
+            return None
+        solve = np.linalg.pinv(design)
+        means = np.array([_mean(own) for own in scores.values()])
+        return cls(names, settings, places, scores, conditions, level, solve @ means, solve)
+
+    def best(self, name: str) -> Best:
+        own = {cell: u for cell, u in self.settings.items() if cell[0] == name}
+        smallest, largest = min(own.values()), max(own.values())
+        b, d, g = self.coefficients[-3:]
+        grid = np.linspace(smallest, largest, _NUM_PLACES)
+        raw = {u: _mean(self.scores[cell]) for cell, u in own.items()}
+        mean = math.fsum(raw.values()) / len(raw)
+        height = self.coefficients[self.names.index(name)] - mean
+        curve = {2.0**u: float(height + (b + d * self.places[name]) * u + g * u * u) for u in grid}
+        shown = {2.0**u: value - mean for u, value in raw.items()}
+        if g >= 0:
+            return Best(math.nan, math.nan, math.nan, shown, curve)
+        value = float(np.clip(-(b + d * self.places[name]) / (2 * g), smallest, largest))
+        signs = [self._sign(1.0, self.places[name], 2 * u) for u in grid]
+        # the peak lies right of where the curve is shown to rise, and left of where it is shown to fall
+        low = max((u for u, sign in zip(grid, signs, strict=True) if sign > 0), default=smallest)
+        high = min((u for u, sign in zip(grid, signs, strict=True) if sign < 0), default=largest)
+        if not any(signs):
+            return Best(2.0**value, math.nan, math.nan, shown, curve)
+        return Best(2.0**value, 2.0 ** float(low), 2.0 ** float(high), shown, curve)
+
+    def move(self) -> Move:
+        _, d, g = self.coefficients[-3:]
+        if g >= 0:
+            return Move(*NOTHING, 1 - self.level)
+        grid = np.linspace(-_LARGEST_MOVE, _LARGEST_MOVE, 2 * _NUM_PLACES - 1)
+        signs = [self._sign(0.0, 1.0, 2 * m) for m in grid]
+        kept = [place for place, sign in enumerate(signs) if sign == 0]
+        # from the last place before that is refused to the first one after
+        low = float(grid[kept[0] - 1]) if kept and kept[0] > 0 else -math.inf
+        high = float(grid[kept[-1] + 1]) if kept and kept[-1] + 1 < len(grid) else math.inf
+        return Move(float(-d / (2 * g)), low, high, 1 - self.level)
+
+    @cached_property
+    def _parts(self) -> dict[str, dict[str, BySeed]]:
+        """Condition -> b, d, g -> what it adds to the coefficient, on each seed and item."""
+        return {
+            name: {
+                coefficient: weighted(
+                    {arm: own for (condition, arm), own in self.scores.items() if condition == name},
+                    {
+                        arm: float(weight)
+                        for (condition, arm), weight in zip(self.settings, row, strict=True)
+                        if condition == name
+                    },
+                )
+                for coefficient, row in zip("bdg", self.solve[-3:], strict=True)
+            }
+            for name in self.names
+        }
+
+    def _sign(self, b: float, d: float, g: float) -> int:
+        """Of b, d and g times their coefficients: 1 or -1 beyond noise, else 0."""
+        sums = {name: weighted(parts, {"b": b, "d": d, "g": g}) for name, parts in self._parts.items()}
+        return sign_of(sums, self.conditions, self.level)
+
+
+def _mean(scores: BySeed) -> float:
+    return float(np.mean([np.mean(list(own.values())) for own in scores.values()]))

@@ -1,0 +1,111 @@
+"""Write down what studies found, for docs/what-we-measured.md: from their database into docs/measured/NAME.json.
+
+    python -m jobs.measured --database sqlite:///bft_studies.db window ablation/gene_interaction
+
+A NAME is a series, or a study as its database names it. `python -m jobs.docs` puts the files into the page, so that every
+figure there is the one of the records. Sentences are those of the product's own reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bft_ray.operate.series import read_series
+from bft_ray.page.model import Table, text_of
+from bft_ray.space.series import find_series, load_series
+from bft_ray.study.kept import Known, known
+from bft_ray.study.records.database import Database
+from bft_ray.study.records.leaderboard import saved
+from bft_ray.study.records.store import Store
+from bft_ray.study.report.arms import arms_table
+from bft_ray.study.report.claims import claims_table as claims_of
+from bft_ray.study.report.peaks import peak_table
+from bft_ray.study.report.sections.cost import hours
+from bft_ray.study.report.sections.head import answer
+from bft_ray.study.report.series import claims_table, sentences, trends_table
+
+FOLDER = Path(__file__).parents[1] / "docs" / "measured"
+
+
+def main() -> int:
+    """Write a file for each name."""
+    parser = argparse.ArgumentParser(description="write down what studies found, for docs/what-we-measured.md")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a series, or a study as STUDY/DOMAIN")
+    parser.add_argument("--database", default="sqlite:///bft_studies.db", help="of the studies")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.names:
+        found = of_study(name, args.database) if "/" in name else of_series(name, args.database)
+        path = args.out / f"{name.partition('/')[0]}.json"
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(path)
+    return 0
+
+
+def of_series(name: str, database: str) -> dict[str, Any]:
+    """What a bundled series found, as far as it is finished."""
+    path = find_series(name)
+    if path is None:
+        raise SystemExit(f"{name} is no series")
+    found = read_series(load_series(path), None, [], database)
+    tables = [("Claims", claims_table(found))]
+    tables += [("Trends", trends_table(found.slopes))] if found.slopes else []
+    tables += [(f"The best {one.peak.setting}", peak_table(one)) for one in found.peaks if one.best]
+    tables += [(condition, arms_table(own.choice)) for condition, own in found.known.items() if own.choice is not None]
+    return _told(found.series.question, sentences(found), tables, list(found.known.values()))
+
+
+def of_study(name: str, database: str) -> dict[str, Any]:
+    """What a study found."""
+    with Database(database, make=False) as opened:
+        own = known(Store.find(opened, name))
+    if own.choice is None:
+        raise SystemExit(f"{name} has no answer yet")
+    return _told("", [answer(own)], [("Claims", claims_of(own.choice)), ("Arms", arms_table(own.choice))], [own])
+
+
+def _told(
+    question: str, texts: Sequence[str], tables: Sequence[tuple[str, Table]], studies: Sequence[Known]
+) -> dict[str, Any]:
+    records = [record for own in studies for part in own.parts.values() for record in part]
+    ended = [record.finished for record in records if record.finished]
+    return {
+        "question": question,
+        "sentences": list(texts),
+        "tables": [
+            {"title": title, "head": list(table.head), "rows": [[text_of(cell) for cell in row] for row in table.rows]}
+            for title, table in tables
+        ],
+        "trials": sum(not record.duplicate_of for record in records),
+        "steps": sum(saved(part).trained for own in studies for part in own.parts.values()),
+        "worker_hours": round(
+            sum(hours(r, own.study) for own in studies for part in own.parts.values() for r in part), 2
+        ),
+        "ended": time.strftime("%Y-%m-%d", time.gmtime(max(ended))) if ended else "",
+    }
+
+
+def markdown(path: Path) -> str:
+    """What stands in the page of a file that `main` wrote."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = [f"- {text}" for text in found["sentences"]]
+    for table in found["tables"]:
+        lines += ["", f"{table['title']}:", "", _row(table["head"]), _row(["---"] * len(table["head"]))]
+        lines += [_row(row) for row in table["rows"]]
+    cost = f"{found['trials']} trials, {found['steps']:,} steps, {found['worker_hours']:g} worker-hours."
+    return "\n".join([*lines, "", cost])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
