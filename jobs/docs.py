@@ -236,7 +236,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "search_spaces": search_spaces,
     "series": series_list,
     "recipes": recipe_list,
-    **{f"measured-{path.stem}": partial(measured.markdown, path) for path in sorted(measured.FOLDER.glob("*.json"))},
+    **{f"measured_{path.stem}": partial(measured.markdown, path) for path in sorted(measured.FOLDER.glob("*.json"))},
 }
 
 

@@ -63,8 +63,10 @@ def _ahead(choice: Choice) -> str:
     names = [f"`{a.name}`" for a in ahead if own is not None and a.mean is not None and sign * (a.mean - own) > 0]
     if not names:
         return ""
-    rule = "without beating the default and every candidate that beats it beyond noise"
-    return f" But {' and '.join(names)} had a better mean still, {rule}."
+    what = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    if choice.verdict == "default":
+        return f" But {what} had a better mean still."
+    return f" But {what} had a better mean still, without beating the default and every candidate that beats it beyond noise."
 
 
 def measured(choice: Choice) -> str:
