@@ -96,7 +96,7 @@ def _figure(found: Peaked, name: str) -> Figure:
         title=f"Score over the {what}",
         alt=f"Mean score of each arm over its {what}, one curve a condition. {best}.",
         x=Axis(what, is_log=True),
-        y=Axis("score beyond the mean of its condition; up is better"),
+        y=Axis("score less the mean of its condition"),
         marks=marks,
         text="A point is the mean of an arm over seeds and items, a line the parabola that is laid through all of them.",
     )
