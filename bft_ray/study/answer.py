@@ -14,7 +14,7 @@ from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.evaluate.run import evaluate_model
 from bft_ray.places import storage
 from bft_ray.space.assign import with_overrides
-from bft_ray.space.definition import DEFAULT
+from bft_ray.space.parts import DEFAULT
 from bft_ray.study.confirm.candidates import Arm, arms_of
 from bft_ray.study.confirm.choose import Choice
 from bft_ray.study.confirm.items import item_groups, item_scores

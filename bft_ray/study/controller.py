@@ -17,9 +17,10 @@ from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.places import storage
 from bft_ray.places.disk import full_place
 from bft_ray.places.kept import is_damaged
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
 from bft_ray.space.duplicates import run_key
 from bft_ray.space.grid import num_trials
+from bft_ray.space.parts import Asha
 from bft_ray.study.agenda import PARTS, next_trial
 from bft_ray.study.confirm.items import item_groups, item_scores
 from bft_ray.study.definition import Study

@@ -26,7 +26,8 @@ from statistics import median
 
 import numpy as np
 
-from bft_ray.space.definition import DEFAULT, Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import DEFAULT, Asha
 from bft_ray.study.agenda import PARTS, next_trial
 from bft_ray.study.confirm.candidates import arms_of, confirmed, plan_of
 from bft_ray.study.confirm.choose import Choice, choose

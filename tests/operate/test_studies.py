@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from bft_ray import commands
 from bft_ray.cli import main
 from bft_ray.errors import BadInput
 from bft_ray.operate import studies
@@ -184,6 +183,6 @@ def test_what_an_interrupt_says(command, said, monkeypatch, capsys):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, f"{command[0]}_command", interrupt)
+    monkeypatch.setattr(f"bft_ray.commands.{command[0]}.run", interrupt)
     assert main(command) == 130
     assert capsys.readouterr().err == said

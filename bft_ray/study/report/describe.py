@@ -11,7 +11,8 @@ from typing import Any
 from bft_ray.config import TrackingConfig
 from bft_ray.config.metrics import format_value
 from bft_ray.page.model import text_of
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import Asha
 from bft_ray.study.confirm.choose import Choice
 from bft_ray.study.confirm.standing import Items, leader, standing_of, training_command
 from bft_ray.study.confirm.tested import TestResult

@@ -15,7 +15,8 @@ from scipy import stats
 
 from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.page.model import Finding
-from bft_ray.space.definition import DEFAULT, LEARNING_RATE, Asha, SearchSpace
+from bft_ray.space.definition import LEARNING_RATE, SearchSpace
+from bft_ray.space.parts import DEFAULT, Asha
 from bft_ray.study.confirm.choose import Choice
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.leaderboard import ranked, tuned, value_text
