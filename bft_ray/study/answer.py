@@ -16,7 +16,7 @@ from bft_ray.places import storage
 from bft_ray.space.assign import with_overrides
 from bft_ray.space.parts import DEFAULT
 from bft_ray.study.confirm.candidates import Arm, arms_of
-from bft_ray.study.confirm.choose import Choice
+from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.items import item_groups, item_scores
 from bft_ray.study.confirm.standing import Items
 from bft_ray.study.confirm.tested import TestResult, note_of, on_test_split

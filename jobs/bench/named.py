@@ -30,7 +30,8 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT, Asha
 from bft_ray.study.agenda import PARTS, next_trial
 from bft_ray.study.confirm.candidates import arms_of, confirmed, plan_of
-from bft_ray.study.confirm.choose import Choice, choose
+from bft_ray.study.confirm.choice import Choice
+from bft_ray.study.confirm.choose import choose
 from bft_ray.study.propose.halving import is_promoted
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH

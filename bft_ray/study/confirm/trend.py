@@ -28,7 +28,7 @@ from bft_ray.config.metrics import higher_is_better
 from bft_ray.space.series import Contrast, Trend
 from bft_ray.stats.errors import as_groups
 from bft_ray.stats.simultaneous import as_arrays, compare_pair
-from bft_ray.study.confirm.choose import Plan, Record
+from bft_ray.study.confirm.choice import Plan, Record
 
 
 @dataclass(frozen=True)

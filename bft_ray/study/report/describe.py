@@ -13,7 +13,7 @@ from bft_ray.config.metrics import format_value
 from bft_ray.page.model import text_of
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import Asha
-from bft_ray.study.confirm.choose import Choice
+from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.standing import Items, leader, standing_of, training_command
 from bft_ray.study.confirm.tested import TestResult
 from bft_ray.study.propose.sampler import rung_metric
