@@ -368,7 +368,7 @@ def dies_after(store: Store, num_writes: int):
     names = ("create_new_trial", "set_trial_state_values", "set_trial_user_attr", "set_trial_intermediate_value")
     with pytest.MonkeyPatch.context() as patch, suppress(Killed):
         for name in names:
-            real = getattr(store._storage, name)
+            real = getattr(store.database.storage, name)
 
             def write(*args, real=real, **kwargs):
                 if not left[0]:
@@ -376,7 +376,7 @@ def dies_after(store: Store, num_writes: int):
                 left[0] -= 1
                 return real(*args, **kwargs)
 
-            patch.setattr(store._storage, name, write)
+            patch.setattr(store.database.storage, name, write)
         yield
 
 
