@@ -19,7 +19,8 @@ from typing import Any
 
 from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import NamesTask, RowsTask
-from bft_ray.data.forms import FIELDS, MissingCell, Use, apply, recognise
+from bft_ray.data.form_table import FIELDS
+from bft_ray.data.forms import MissingCell, Use, apply, recognise
 from bft_ray.data.record import BadRow, ChoiceRow, Row
 from bft_ray.data.tables import STARTER, Ids, read_table, resolve_path
 from bft_ray.data.wrong import with_wrong

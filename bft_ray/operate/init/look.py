@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bft_ray.config import SourceConfig
-from bft_ray.data.forms import Use, bare
+from bft_ray.data.content import bare
+from bft_ray.data.forms import Use
 from bft_ray.data.rows import NOT_TAUGHT, BadRow, ChoiceRow, Row, canonical_rows, look, question_key, read_rows
 from bft_ray.data.tables import read_table
 from bft_ray.data.template import column_of, names_in
