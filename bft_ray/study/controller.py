@@ -26,7 +26,7 @@ from bft_ray.study.next_segment import next_segment
 from bft_ray.study.propose.duplicates import key_of, original_of, why_duplicate
 from bft_ray.study.propose.halving import promotes
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import ranked
+from bft_ray.study.records.ranking import ranked
 from bft_ray.study.records.record import TrialRecord, begun_segment, ended_segment
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, BySeed, Store

@@ -17,17 +17,8 @@ from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.standing import Items, leader, standing_of, training_command
 from bft_ray.study.confirm.tested import TestResult
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import (
-    as_markdown,
-    as_text,
-    counts,
-    saved,
-    short_names,
-    span,
-    table,
-    tuned,
-    value_text,
-)
+from bft_ray.study.records.leaderboard import as_markdown, as_text, counts, saved, short_names, span, table, value_text
+from bft_ray.study.records.ranking import tuned
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.study.report import compare

@@ -11,7 +11,7 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import Asha
 from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import best, tuned
+from bft_ray.study.records.ranking import best, tuned
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report import agreement

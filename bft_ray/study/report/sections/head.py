@@ -12,7 +12,8 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT
 from bft_ray.study.agenda import totals
 from bft_ray.study.kept import Known
-from bft_ray.study.records.leaderboard import best, short_names
+from bft_ray.study.records.leaderboard import short_names
+from bft_ray.study.records.ranking import best
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report.arms import signed, size, span_of
 from bft_ray.study.report.claims import claims_sentence

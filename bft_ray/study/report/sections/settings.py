@@ -18,7 +18,8 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT
 from bft_ray.stats.effects import Effect, effects
 from bft_ray.study.kept import Known
-from bft_ray.study.records.leaderboard import short_names, tuned, value_text
+from bft_ray.study.records.leaderboard import short_names, value_text
+from bft_ray.study.records.ranking import tuned
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
 

@@ -13,7 +13,7 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT
 from bft_ray.study.agenda import Records
 from bft_ray.study.confirm.choice import Choice
-from bft_ray.study.records.leaderboard import tuned
+from bft_ray.study.records.ranking import tuned
 from bft_ray.study.records.record import mean
 from bft_ray.study.records.store import BASELINES, CONFIRMATION
 from bft_ray.study.report.arms import signed, size

@@ -13,7 +13,8 @@ from bft_ray.space.parts import Asha
 from bft_ray.study.agenda import Records
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import ranked, value_text
+from bft_ray.study.records.leaderboard import value_text
+from bft_ray.study.records.ranking import ranked
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report import agreement
 
