@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
-from bft_ray.config.base import paths_of
+from bft_ray.config import Config, LossConfig, SourceConfig, flatten, to_yaml
+from bft_ray.config.base import Section, paths_of
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.passing import passing_folder, tokens_pass
 from bft_ray.data.tokenise import with_date
@@ -48,6 +48,8 @@ from bft_ray.train.workers import run_workers
 from bft_ray.waits import waiting
 from bft_ray.workers.connect import connect
 from bft_ray.workers.room import require_resources
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -162,21 +164,27 @@ def pin(config: Config) -> Config:
 
 def pin_paths(config: Config) -> Config:
     """The config with paths that mean the same on every worker of this machine."""
-    tree = config.model_dump()
-    tree["cluster"]["storage_path"] = storage.absolute(config.cluster.storage_path)
-    require_local("data.cache_dir", config.data.cache_dir or "")
-    if not config.data.keep_tokens:
-        tree["data"]["cache_dir"] = str(passing_folder(config.data.cache_dir))
-    elif config.data.cache_dir is not None:
-        tree["data"]["cache_dir"] = str(Path(config.data.cache_dir).expanduser().resolve())
-    tree["tracking"]["uri"] = absolute_uri(config.tracking.uri)
-    sections = [*config.data.train, *config.data.validation, *config.evaluation.tasks]
-    trees = [*tree["data"]["train"], *tree["data"]["validation"], *tree["evaluation"]["tasks"]]
-    for section, own in zip(sections, trees, strict=True):
-        own |= {name: _pin_path(own[name]) for name in paths_of(section)}
-    for key in ("path", "adapter"):
-        tree["model"][key] = _pin_path(tree["model"][key])
-    return make_config(tree)
+    data, cluster, evaluation = config.data, config.cluster, config.evaluation
+    require_local("data.cache_dir", data.cache_dir or "")
+    cache_dir = None if data.cache_dir is None else str(Path(data.cache_dir).expanduser().resolve())
+    if not data.keep_tokens:
+        cache_dir = str(passing_folder(data.cache_dir))
+    sources = {"train": list(map(_pinned, data.train)), "validation": list(map(_pinned, data.validation))}
+    model = {"path": _pin_path(config.model.path), "adapter": _pin_path(config.model.adapter)}
+    return config.model_copy(
+        update={
+            "cluster": cluster.model_copy(update={"storage_path": storage.absolute(cluster.storage_path)}),
+            "data": data.model_copy(update=sources | {"cache_dir": cache_dir}),
+            "evaluation": evaluation.model_copy(update={"tasks": list(map(_pinned, evaluation.tasks))}),
+            "model": config.model.model_copy(update=model),
+            "tracking": config.tracking.model_copy(update={"uri": absolute_uri(config.tracking.uri)}),
+        }
+    )
+
+
+def _pinned(section: S) -> S:
+    """A source or task with such paths."""
+    return section.model_copy(update={name: _pin_path(getattr(section, name)) for name in paths_of(section)})
 
 
 def _pin_path(path: str | None) -> str | None:
