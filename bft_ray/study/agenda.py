@@ -1,4 +1,6 @@
-"""Which trial a study inserts next: a function of its records (and, where the time is limited, of the clock)."""
+"""What a study does next: the trial to insert, and the segment of a trial to run; functions of its records (and, where the time
+is limited, of the clock).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bft_ray.config import Config
 from bft_ray.space.definition import SearchSpace
+from bft_ray.space.duplicates import run_key
 from bft_ray.space.grid import baseline_assignments, num_trials
 from bft_ray.study.confirm.candidates import arms_of
-from bft_ray.study.definition import trial_name
-from bft_ray.study.propose.sampler import batch_size, is_ready, propose
+from bft_ray.study.definition import Study, trial_name
+from bft_ray.study.propose.sampler import batch_size, is_ready, propose, rung_metric
 from bft_ray.study.records.record import TrialRecord, trained_s, worker_hours
+from bft_ray.study.records.segment import Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
+from bft_ray.train.pins import pin_paths
 
 PARTS = (BASELINES, SEARCH, CONFIRMATION)
 #: part -> its trials, by number
@@ -62,6 +68,38 @@ def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
     arm, seed = runs[number]
     extra = {"arm": arm.name, "of": arm.trial.id}
     return Proposal(CONFIRMATION, number, arm.trial.assignment, arm.name, (seed,), extra)
+
+
+def next_segment(study: Study, record: TrialRecord, seed: int, config: Config) -> Segment | None:
+    """The next segment of a run of a trial: from its last state to its next rung or end; None while its promotion depends on
+    other trials.
+
+    Args:
+        config: of the trial's first seed.
+    """
+    config = config.model_copy(update={"seed": seed})
+    rungs = study.rungs(record.part, config)
+    until = None
+    if rungs and not study.is_judged_in_place:
+        last = max((step for step, at in record.rungs.items() if seed in at), default=0)
+        if last and record.extra.get("passed", 0) < last:
+            return None
+        until = next((rung for rung in rungs if rung > last), None)
+        rungs = (until,) if until else ()
+    measured = rung_metric(study.space).split("/")[0]
+    return Segment(
+        study=study.id,
+        trial=record.id,
+        seed=seed,
+        # without passwords, which Tune would write to its own files
+        tree=pin_paths(config).model_dump(mode="json", exclude={"tracking"}),
+        folder=study.folder_of(record),
+        rungs=rungs,
+        until=until,
+        at_rungs=(measured,),
+        keep=_keeps_weights(study, record, seed),
+        same=run_key(config, None),
+    )
 
 
 def is_searched(space: SearchSpace, records: Records) -> bool:
@@ -127,3 +165,11 @@ def _confirmation(space: SearchSpace, records: Records) -> list[tuple[Any, int]]
         return []
     arms = arms_of(space, records[BASELINES], records[SEARCH])
     return [(arm, seed) for arm in arms for seed in space.confirmation.seeds]
+
+
+def _keeps_weights(study: Study, record: TrialRecord, seed: int) -> bool:
+    """Whether to keep the weights: those of the first seed, of the search and of the confirmation."""
+    if record.part == CONFIRMATION:
+        assert study.space.confirmation is not None
+        return seed == study.space.confirmation.seeds[0]
+    return record.part == SEARCH and seed == record.seeds[0]

@@ -24,7 +24,7 @@ from bft_ray.study.definition import Study, by_id
 from bft_ray.study.kept import chosen, compared_items
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
-from bft_ray.train.launch import pin_paths
+from bft_ray.train.pins import pin_paths
 
 
 @dataclass(frozen=True)

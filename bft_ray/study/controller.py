@@ -19,10 +19,9 @@ from bft_ray.places.disk import full_place
 from bft_ray.places.kept import is_damaged
 from bft_ray.space.grid import num_trials
 from bft_ray.space.parts import Asha
-from bft_ray.study.agenda import PARTS, next_trial
+from bft_ray.study.agenda import PARTS, next_segment, next_trial
 from bft_ray.study.confirm.items import items_of
 from bft_ray.study.definition import Study
-from bft_ray.study.next_segment import next_segment
 from bft_ray.study.propose.duplicates import key_of, original_of, why_duplicate
 from bft_ray.study.propose.halving import promotes
 from bft_ray.study.propose.sampler import rung_metric

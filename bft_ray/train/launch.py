@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, to_yaml
-from bft_ray.config.base import Section, paths_of
 from bft_ray.data.dataset import TokenDataset, prepare
-from bft_ray.data.passing import passing_folder, tokens_pass
+from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
 from bft_ray.model.export import describe_weights
-from bft_ray.model.named import NAMES
 from bft_ray.page.html import to_html
 from bft_ray.places import storage
-from bft_ray.places.addresses import absolute_uri, redact
-from bft_ray.places.cache import require_local
+from bft_ray.places.addresses import redact
 from bft_ray.places.modes import kept_for, settle
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.recall import Recalled, folder_tag, recall
@@ -34,6 +28,7 @@ from bft_ray.tracking.server import check_server
 from bft_ray.train.overlay import check_overlay
 from bft_ray.train.page import METRICS as STEP_METRICS
 from bft_ray.train.page import training_page
+from bft_ray.train.pins import pin
 from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (
     identity_of,
@@ -48,8 +43,6 @@ from bft_ray.train.workers import run_workers
 from bft_ray.waits import waiting
 from bft_ray.workers.connect import connect
 from bft_ray.workers.room import require_resources
-
-S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -154,41 +147,6 @@ def recalled(config: Config, folder: str, line: Callable[[str], None]) -> Recall
         "MLflow holds. Whether model and tasks are those that it began with is not known; from now on it is checked"
     )
     return found
-
-
-def pin(config: Config) -> Config:
-    """The config with a name, and with paths that mean the same on every worker of this machine."""
-    name = config.name or f"{config.loss.method}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    return pin_paths(config.model_copy(update={"name": name}))
-
-
-def pin_paths(config: Config) -> Config:
-    """The config with paths that mean the same on every worker of this machine."""
-    data, cluster, evaluation = config.data, config.cluster, config.evaluation
-    require_local("data.cache_dir", data.cache_dir or "")
-    cache_dir = None if data.cache_dir is None else str(Path(data.cache_dir).expanduser().resolve())
-    if not data.keep_tokens:
-        cache_dir = str(passing_folder(data.cache_dir))
-    sources = {"train": list(map(_pinned, data.train)), "validation": list(map(_pinned, data.validation))}
-    model = {"path": _pin_path(config.model.path), "adapter": _pin_path(config.model.adapter)}
-    return config.model_copy(
-        update={
-            "cluster": cluster.model_copy(update={"storage_path": storage.absolute(cluster.storage_path)}),
-            "data": data.model_copy(update=sources | {"cache_dir": cache_dir}),
-            "evaluation": evaluation.model_copy(update={"tasks": list(map(_pinned, evaluation.tasks))}),
-            "model": config.model.model_copy(update=model),
-            "tracking": config.tracking.model_copy(update={"uri": absolute_uri(config.tracking.uri)}),
-        }
-    )
-
-
-def _pinned(section: S) -> S:
-    """A source or task with such paths."""
-    return section.model_copy(update={name: _pin_path(getattr(section, name)) for name in paths_of(section)})
-
-
-def _pin_path(path: str | None) -> str | None:
-    return str(Path(path).resolve()) if path and Path(path).exists() and path not in NAMES else path
 
 
 def check_tasks(config: Config) -> None:
