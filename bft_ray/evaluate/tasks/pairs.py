@@ -19,7 +19,7 @@ import numpy as np
 
 from bft_ray.config.tasks import PairsTask
 from bft_ray.data.rows import read_table
-from bft_ray.data.tables import Ids, kind_of
+from bft_ray.data.tables import Ids, kind_of, row_id
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import ranking_metrics
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores
@@ -109,6 +109,4 @@ def _pair(where: str, record: dict[str, Any]) -> Pair:
     if isinstance(label, bool) or label not in (0, 1, "0", "1"):  # cells of a CSV file are text
         received = label if isinstance(label, int) else kind_of(label)
         raise BadInput(f"{where} label", received, "0 or 1", "1: the genes interact.")
-    given = record.get("id")
-    own = where.rsplit("/", 1)[-1] if given in (None, "") else str(given)
-    return Pair(own, where, str(genes[0]), str(genes[1]), int(label))
+    return Pair(row_id(record.get("id"), where), where, str(genes[0]), str(genes[1]), int(label))
