@@ -52,10 +52,12 @@ class Layouts:
 
     @property
     def packing_is_exact(self) -> bool:
+        """Whether samples end to end in one row are computed as each alone."""
         return self.packed <= self.tolerance and self.packed_flow <= self.flow_tolerance
 
     @property
     def padding_is_exact(self) -> bool:
+        """Whether samples in rows with padding are computed as each alone."""
         return self.padded <= _PADDED * self.tolerance and self.padded_flow <= self.flow_tolerance
 
 

@@ -58,6 +58,7 @@ class Comparison:
 
 
 def spreadless(name: str, against: str, difference: np.ndarray, alpha: float) -> Comparison:
+    """The comparison of differences [S, n] without a spread: there is no interval and no test."""
     gain = float(difference.mean())
     return Comparison(name, against, gain, gain, gain, 0.0, 0.0, math.nan, alpha=alpha)
 

@@ -53,6 +53,7 @@ class Study:
 
     @property
     def domain(self) -> str:
+        """The sub-domain of its results."""
         return self.space.domain or self.base.domain
 
     @property

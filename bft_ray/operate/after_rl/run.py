@@ -62,9 +62,11 @@ class Ready:
 
     @property
     def rows_file(self) -> str | None:
+        """The file of the training rows; None: the config names its own."""
         return storage.join(self.folder, "rows.jsonl") if self.rows else None
 
     def config_of(self, arm: str, seed: int, start: str | None = None) -> Config:
+        """The config of one run, in the folder of this study."""
         return self.study.config_of(arm, seed, storage.join(self.folder, "runs"), self.rows_file, start)
 
     def runs(self) -> list[Run]:

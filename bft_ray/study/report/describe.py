@@ -201,6 +201,7 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
 
 
 def searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[str, int]) -> list[str]:
+    """Lines on the search: space, budget, scheduler, sampler."""
     search = records.get(SEARCH, ())
     parameters = ", ".join(f"`{name}` {_range(parameter)}" for name, parameter in space.parameters.items())
     lines = [f"study `{space.name}`, domain `{domain}`, config `{space.config}`, objective {space.objective.metric}"]
