@@ -9,28 +9,11 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn, TextIO
 
 from bft_ray import __version__
-from bft_ray.commands import (
-    after_rl,
-    best,
-    clean,
-    compare,
-    config,
-    doctor,
-    evaluate,
-    export,
-    fetch,
-    init,
-    plan,
-    profile,
-    report,
-    search,
-    submit,
-    train,
-    ui,
-)
+from bft_ray.commands import ui
 from bft_ray.errors import BadConfig, BadInput, BftError
 from bft_ray.places.cache import ensure_home
 from bft_ray.places.disk import full_disk
@@ -40,24 +23,11 @@ from bft_ray.places.scratch import remove_dead
 from bft_ray.places.stores import store_failure
 from bft_ray.waits import report_waits
 
-#: as `--help` lists them; `submit`, which needs them all, and `init` follow
-ORDER = (
-    train,
-    evaluate,
-    profile,
-    search,
-    after_rl,
-    report,
-    plan,
-    best,
-    export,
-    compare,
-    clean,
-    ui,
-    config,
-    doctor,
-    fetch,
-)
+#: files of `bft_ray.commands`, as `--help` lists them
+COMMANDS = [
+    "train", "evaluate", "profile", "search", "after_rl", "report", "plan", "best", "export", "compare", "clean", "ui", "config",
+    "doctor", "fetch", "submit", "init",
+]  # fmt: skip
 
 
 def entry() -> NoReturn:
@@ -147,10 +117,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bft-ray {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for each in ORDER:
-        each.add(commands)
-    submit.add(commands, parser)
-    init.add(commands)
+    for name in COMMANDS:
+        import_module(f"bft_ray.commands.{name}").add(commands)
+    commands.choices["submit"].set_defaults(parser=parser)  # for the command that it submits
     return parser
 
 

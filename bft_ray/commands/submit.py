@@ -11,7 +11,7 @@ from bft_ray.commands.shared import command
 from bft_ray.errors import BadInput
 
 
-def add(commands: Any, parser: argparse.ArgumentParser) -> None:
+def add(commands: Any) -> None:
     """Add the command and its options."""
     submit = command(
         commands,
@@ -19,7 +19,6 @@ def add(commands: Any, parser: argparse.ArgumentParser) -> None:
         run,
         "run any of these commands as a job of a Ray cluster, and follow it",
     )
-    submit.set_defaults(check=lambda words: _check_words(parser, words))
     submit.add_argument(
         "--address", metavar="URL", help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS)"
     )
@@ -52,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         from bft_ray.operate.submit.job import follow_again
 
         return follow_again(options.follow, options.address)
-    options.check(words)
+    _check_words(options.parser, words)
     from bft_ray.operate.submit.job import submit
 
     return submit(words, options.address, Path(options.working_dir), options.env, follow=not options.no_follow)
