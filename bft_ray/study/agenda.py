@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from bft_ray.config import Config
@@ -26,25 +25,8 @@ PARTS = (BASELINES, SEARCH, CONFIRMATION)
 Records = Mapping[str, Sequence[TrialRecord]]
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A trial to insert; fields as in `TrialRecord`."""
-
-    part: str
-    number: int
-    assignment: Mapping[str, Any]
-    name: str
-    seeds: tuple[int, ...]
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def record(self) -> TrialRecord:
-        """As a record of a trial that has not begun."""
-        return TrialRecord(self.part, self.number, self.assignment, self.seeds, name=self.name, extra=self.extra)
-
-
-def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
-    """The next trial; None: there is none, either until others have ended or for good.
+def next_trial(space: SearchSpace, records: Records) -> TrialRecord | None:
+    """The next trial, to be inserted; None: there is none, either until others have ended or for good.
 
     The order: first the baselines, which run to their end; then the search, which begins while the last baselines run;
     and when all of these have ended, the confirmation of the best trials and of the baselines.
@@ -55,19 +37,19 @@ def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
     if (number := len(records[BASELINES])) < len(wanted := _baselines(space)):
         name, assignment = wanted[number]
         words = trial_name(assignment, name)
-        return Proposal(BASELINES, number, assignment, words, tuple(space.seeds), {"baseline": name})
+        return TrialRecord(BASELINES, number, assignment, tuple(space.seeds), name=words, extra={"baseline": name})
     search = records[SEARCH]
     if _proposes(space, records) and is_ready(space, len(search), search):
         found = propose(space, len(search), search)
         assert found is not None  # `num_trials` knows the end of a grid
-        return Proposal(SEARCH, len(search), found, trial_name(found), tuple(space.seeds))
+        return TrialRecord(SEARCH, len(search), found, tuple(space.seeds), name=trial_name(found))
     if not is_searched(space, records) or (number := len(records[CONFIRMATION])) >= len(
         runs := _confirmation(space, records)
     ):
         return None
     arm, seed = runs[number]
     extra = {"arm": arm.name, "of": arm.trial.id}
-    return Proposal(CONFIRMATION, number, arm.trial.assignment, arm.name, (seed,), extra)
+    return TrialRecord(CONFIRMATION, number, arm.trial.assignment, (seed,), name=arm.name, extra=extra)
 
 
 def next_segment(study: Study, record: TrialRecord, seed: int, config: Config) -> Segment | None:

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from bft_ray.config import Config
@@ -152,21 +153,15 @@ class Controller:
             return False
         if new.part == CONFIRMATION and new.number == 0:
             self.parts[SEARCH].note("confirmed_after", num_trials(self._space))
-        config = self._config(new.record)
+        config = self._config(new)
         key = key_of(config, new.seeds, self.study.longest)
         elsewhere = self.records(BASELINES) if new.part == SEARCH else []
         original = original_of(elsewhere, key) or original_of(self.records(new.part), key)
         record = self.parts[new.part].add(
-            new.number,
-            new.assignment,
-            key=key,
-            seeds=new.seeds,
-            name=new.name,
-            planned_steps=self.study.steps(config),
+            replace(new, key=key, planned_steps=self.study.steps(config)),
             space=self._space if new.part == SEARCH else None,
             original=original,
             duplicate_because=why_duplicate(config, self._config(original), self.study.longest) if original else "",
-            extra=new.extra,
         )
         if record.is_finished:
             self._listen("ended", record)

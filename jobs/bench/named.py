@@ -85,8 +85,8 @@ def run(seed: int, gain: float, one: SearchSpace) -> Study:
     one = one.model_copy(update={"sampler": one.sampler.model_copy(update={"seed": seed})})
     truth = _Truth(draw, gain)
     records: dict[str, list[TrialRecord]] = {part: [] for part in PARTS}
-    while (proposal := next_trial(one, records)) is not None:
-        record = replace(proposal.record, state="running", planned_steps=STEPS, key=_key(proposal.record))
+    while (proposed := next_trial(one, records)) is not None:
+        record = replace(proposed, state="running", planned_steps=STEPS, key=_key(proposed))
         before = next((own for own in records[SEARCH] if own.key == record.key and record.part == SEARCH), None)
         records[record.part].append(record)
         place = records[record.part]

@@ -106,12 +106,11 @@ class DoNothing:
             key = key_of(config, self.space.seeds, self.longest)
             original = original_of(records, key) if self.merge else None
         with self._timed("add"):
+            new = TrialRecord(
+                self.store.part, number, assignment, tuple(self.space.seeds), key, planned_steps=config.schedule.steps
+            )
             self.store.add(
-                number,
-                assignment,
-                key=key,
-                seeds=self.space.seeds,
-                planned_steps=config.schedule.steps,
+                new,
                 space=self.space,
                 original=original,
                 duplicate_because="the same run" if original else "",

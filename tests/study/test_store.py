@@ -191,7 +191,7 @@ def test_two_studies_on_one_database(url):
         one.start(number)
     baselines = one.open_part(BASELINES)
     baselines.reconcile()
-    baselines.add(0, {"loss.method": "sft"}, key="b", seeds=[0])
+    baselines.add(TrialRecord(BASELINES, 0, {"loss.method": "sft"}, key="b"))
     one.complete(1, {0: {METRIC: 0.5}}, 24)
     assert [record.state for record in two.records()] == ["waiting"] * 3
     database = Database(url)

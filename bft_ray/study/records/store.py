@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -189,55 +189,38 @@ class Store:
 
     def add(
         self,
-        number: int,
-        assignment: Mapping[str, Any],
+        new: TrialRecord,
         *,
-        key: str,
-        seeds: Sequence[int],
-        name: str = "",
-        planned_steps: int | None = None,
         space: SearchSpace | None = None,
         original: TrialRecord | None = None,
         duplicate_because: str = "",
-        extra: Mapping[str, Any] | None = None,
     ) -> TrialRecord:
         """Insert a trial in state WAITING, or, as a duplicate of a finished trial, with the result of that.
 
         Args:
-            number: the next one. For an existing number its record is returned, if it is the same trial.
+            new: of the next number. For an existing number its record is returned, if it is the same trial.
             space: the assignment sets its parameters; None: the assignment is not from the space.
             original: the trial that ran or runs, of which this one is a duplicate; itself no duplicate.
             duplicate_because: why the two are the same run.
-            (others: see `TrialRecord`)
 
         Raises:
             BadInput: the number exists with another assignment, or is not the next one; or the space does not allow the
                 assignment.
         """
-        mine = self._driving()
+        mine, number = self._driving(), new.number
         if number in mine:
-            return self._as_before(mine[number], key, assignment)
+            return self._as_before(mine[number], new)
         if number != len(mine):
             raise BadInput("trial", f"{self.part}/{number}", f"the next one, {self.part}/{len(mine)}")
         if space is not None:
-            check_assignment(space, assignment)
-        record = TrialRecord(
-            part=self.part,
-            number=number,
-            assignment=dict(assignment),
-            seeds=tuple(seeds),
-            key=key,
-            name=name,
-            planned_steps=planned_steps,
-            created=time.time(),
-            extra=dict(extra or {}),
-        )
+            check_assignment(space, new.assignment)
+        record = replace(new, created=time.time())
         if original is not None:
             record = replace(record, duplicate_of=original.id, duplicate_because=duplicate_because)
             if original.is_finished:
                 record = _with_result(record, original)
         if (found := self._held.add(number, to_optuna(record, space))) is not None:
-            self._as_before(from_optuna(found, self.part), key, assignment)
+            self._as_before(from_optuna(found, self.part), new)
         mine[number] = record
         return record
 
@@ -350,10 +333,10 @@ class Store:
         self.lease.hold()
         return self._mine
 
-    def _as_before(self, record: TrialRecord, key: str, assignment: Mapping[str, Any]) -> TrialRecord:
-        if record.key != key or dict(record.assignment) != dict(assignment):
+    def _as_before(self, record: TrialRecord, new: TrialRecord) -> TrialRecord:
+        if record.key != new.key or dict(record.assignment) != dict(new.assignment):
             rule = f"proposed as before: number {record.number} is {dict(record.assignment)}"
-            raise BadInput(record.id, dict(assignment), rule, "Another process writes to this study.")
+            raise BadInput(record.id, dict(new.assignment), rule, "Another process writes to this study.")
         return record
 
     def _finish(self, number: int, state: State, reason: str, by_seed: BySeed, num_steps: int) -> None:
