@@ -33,7 +33,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
 from bft_ray.model.halves import check_halves
-from bft_ray.model.packing import choose_rows, measure_layouts
+from bft_ray.model.layouts import measure_layouts
+from bft_ray.model.packing import choose_rows
 
 LIMIT = 1e-5  # of packed against alone, in loss and gradient
 SHARP = 4.0

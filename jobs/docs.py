@@ -19,8 +19,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from bft_ray import config
 from bft_ray.cli import make_parser
-from bft_ray.config import METHODS, LossConfig, tree
+from bft_ray.config import METHODS, LossConfig
 from bft_ray.config import tasks as kinds
 from bft_ray.config.load import read_yaml, recipes
 from bft_ray.config.metrics import METRICS
@@ -28,8 +29,7 @@ from bft_ray.config.profile import ProfileConfig
 from bft_ray.config.wrong import WrongConfig
 from bft_ray.domains import DOMAINS
 from bft_ray.operate.after_rl import definition as after_rl
-from bft_ray.space import definition as spaces
-from bft_ray.space import series
+from bft_ray.space import definition, parts, series
 from bft_ray.space.claims import Claim
 from bft_ray.space.load import spaces as bundled_spaces
 from bft_ray.space.ranges import CategoricalParameter, FloatParameter, IntParameter
@@ -41,20 +41,20 @@ _BLOCK = re.compile(r"(<!-- generated: ([a-z_]+) -->\n).*?(<!-- end -->)", re.S)
 
 #: heading in docs/configuration.md -> section of a config
 CONFIG: dict[str, type[BaseModel]] = {
-    "model": tree.ModelConfig,
-    "lora": tree.LoraConfig,
-    "data": tree.DataConfig,
-    "data source": tree.SourceConfig,
+    "model": config.ModelConfig,
+    "lora": config.LoraConfig,
+    "data": config.DataConfig,
+    "data source": config.SourceConfig,
     "wrong answers": WrongConfig,
     "loss": LossConfig,
-    "optimizer": tree.OptimizerConfig,
-    "schedule": tree.ScheduleConfig,
-    "deepspeed": tree.DeepSpeedConfig,
-    "cluster": tree.ClusterConfig,
-    "checkpoint": tree.CheckpointConfig,
-    "evaluation": tree.EvaluationConfig,
+    "optimizer": config.OptimizerConfig,
+    "schedule": config.ScheduleConfig,
+    "deepspeed": config.DeepSpeedConfig,
+    "cluster": config.ClusterConfig,
+    "checkpoint": config.CheckpointConfig,
+    "evaluation": config.EvaluationConfig,
     "profile": ProfileConfig,
-    "tracking": tree.TrackingConfig,
+    "tracking": config.TrackingConfig,
 }
 #: kind of a task -> its section
 TASKS: dict[str, type[BaseModel]] = {
@@ -65,14 +65,14 @@ SPACE: dict[str, type[BaseModel]] = {
     "parameter categorical": CategoricalParameter,
     "parameter int": IntParameter,
     "parameter float": FloatParameter,
-    "objective": spaces.Objective,
-    "second objective": spaces.SecondObjective,
-    "budget": spaces.Budget,
-    "sampler": spaces.Sampler,
-    "scheduler asha": spaces.Asha,
-    "scheduler none": spaces.NoScheduler,
-    "confirmation": spaces.Confirmation,
-    "baseline": spaces.Baseline,
+    "objective": parts.Objective,
+    "second objective": parts.SecondObjective,
+    "budget": parts.Budget,
+    "sampler": parts.Sampler,
+    "scheduler asha": parts.Asha,
+    "scheduler none": parts.NoScheduler,
+    "confirmation": parts.Confirmation,
+    "baseline": parts.Baseline,
     "claim": Claim,
 }
 
@@ -135,7 +135,7 @@ def files() -> str:
 
 def config_fields() -> str:
     """The top level of a config, and each of its sections."""
-    return _sections(tree.Config, CONFIG)
+    return _sections(config.Config, CONFIG)
 
 
 def task_fields() -> str:
@@ -145,7 +145,7 @@ def task_fields() -> str:
 
 def space_fields() -> str:
     """The top level of a search space, and each of its sections."""
-    return _sections(spaces.SearchSpace, SPACE)
+    return _sections(definition.SearchSpace, SPACE)
 
 
 def series_fields() -> str:

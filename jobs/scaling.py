@@ -32,7 +32,7 @@ from bft_ray.places.addresses import redact
 from bft_ray.places.scratch import scratch
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server
-from bft_ray.train.launch import pin_paths
+from bft_ray.train.pins import pin_paths
 from bft_ray.workers.connect import connect
 from bft_ray.workers.room import require_resources
 from jobs.bench.machine import machine

@@ -143,6 +143,16 @@ def test_files_that_are_named_are_there(path):
     assert not [name for name in missing if "NAME" not in name and "ROOM" not in name]
 
 
+def test_functions_stand_where_the_architecture_says():
+    told = re.findall(
+        r"`(?:\w+\.)?(\w+)`(?:, `(\w+)`)? in `(bft_ray/[\w/]+\.py)`", (ROOT / "docs" / "architecture.md").read_text()
+    )
+    assert len(told) > 10
+    for *names, file in told:
+        for name in filter(None, names if "NAME" not in file else []):
+            assert re.search(rf"^\s*(def|class) {name}\b", (ROOT / file).read_text(), re.M), (name, file)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "img").iterdir()), ids=ids)
 def test_pictures_are_small_and_shown(path):
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < MOST_BYTES

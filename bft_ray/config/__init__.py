@@ -1,19 +1,17 @@
 """The typed, frozen config tree and its strict YAML; needs neither torch nor ray."""
 
+from bft_ray.config.cluster import ClusterConfig, DeepSpeedConfig
+from bft_ray.config.data import DataConfig, SourceConfig
 from bft_ray.config.load import config_from_yaml, flatten, load_config, make_config, make_loss_config, schema, to_yaml
 from bft_ray.config.loss import METHODS, LossConfig
 from bft_ray.config.tree import (
     CheckpointConfig,
-    ClusterConfig,
     Config,
-    DataConfig,
-    DeepSpeedConfig,
     EvaluationConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
-    SourceConfig,
     TrackingConfig,
 )
 

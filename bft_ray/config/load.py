@@ -6,7 +6,6 @@ import difflib
 import json
 import os
 import re
-import types
 import typing
 from importlib import resources
 from pathlib import Path
@@ -16,12 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from bft_ray.config.loss import LossConfig
-from bft_ray.config.renamed import renamed
 from bft_ray.config.tree import Config, ConfigToMeasure
-from bft_ray.config.words import rule_of, shorten
+from bft_ray.config.words import explain
 from bft_ray.errors import BadConfig, BadInput
 
-_QUOTE = "'"
 _Model = typing.TypeVar("_Model", bound=BaseModel)
 
 
@@ -204,78 +201,8 @@ def validate(model: type[_Model], tree: dict[str, Any], source: str) -> _Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(problem, model) for problem in error.errors(include_url=False)]
+        problems = [explain(problem, model) for problem in error.errors(include_url=False)]
         raise BadConfig(source, list(dict.fromkeys(problems))) from None
-
-
-def _explain(problem: Any, model: type[BaseModel]) -> str:
-    loc, section = _place(model, problem["loc"])
-    name = ".".join(loc)
-    if problem["type"] == "extra_forbidden":
-        if new_name := renamed(name):
-            return f"`{name}` was renamed: it is `{new_name}` now."
-        known = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(loc[-1], known, 1, cutoff=0.5)
-        hint = f"Did you mean `{'.'.join([*loc[:-1], near[0]])}`?" if near else f"Known: {', '.join(known)}."
-        return f"`{name}` is not a known key. {hint}"
-    if problem["type"] == "missing":
-        field = section.model_fields.get(loc[-1]) if section else None
-        return f"`{name}` is missing: {(field.description if field else None) or 'give it in the config'}."
-    if problem["type"] == "union_tag_not_found":
-        return f"`{name}.{problem['ctx']['discriminator'].strip(_QUOTE)}` is missing: it decides what this entry is."
-    if problem["type"] == "union_tag_invalid":
-        context = problem["ctx"]
-        field_name = f"{name}.{context['discriminator'].strip(_QUOTE)}"
-        return f"`{field_name}` is {shorten(context['tag'])}, but must be one of {context['expected_tags']}."
-    if problem["type"] == "bft_rule":
-        context = problem["ctx"]
-        field_name = context["field"] if context["field"].startswith(name + ".") else ".".join([*loc, context["field"]])
-        return f"`{field_name}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
-    return f"`{name}` is {shorten(problem['input'])}, but must be {rule_of(problem)}"
-
-
-def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
-    """The dotted place of a problem, and the section that holds its last key.
-
-    pydantic puts the branch of a union into it: "list[str]" or "literal[...]", and the tag of a tagged one.
-    """
-    names: list[str] = []
-    section: type[BaseModel] | None = model
-    inside: list[type[BaseModel]] = [model]  # sections that may hold the next key
-    is_mapping = False  # whether the next key is one of a mapping: any text
-    for key in map(str, loc):
-        if is_mapping:
-            names.append(key)
-            is_mapping = False
-            continue
-        if re.search(r"[\[\]'()]", key):
-            continue
-        tagged = [choice for choice in inside if len(inside) > 1 and _tag_of(choice) == key]
-        if tagged:
-            inside = tagged
-            continue
-        names.append(key)
-        if key.isdigit():
-            continue
-        section = inside[0] if len(inside) == 1 else None
-        field = section.model_fields.get(key) if section else None
-        inside = _sections_in(field.annotation) if field else []
-        is_mapping = field is not None and typing.get_origin(field.annotation) is dict
-    return names, section
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """The config sections inside an annotation such as `Section | None` or `list[Section]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, dict, typing.Annotated):
-        return [section for part in typing.get_args(annotation) for section in _sections_in(part)]
-    return []
-
-
-def _tag_of(section: type[BaseModel]) -> str | None:
-    field = section.model_fields.get("kind")
-    return field.default if field else None
 
 
 def schema() -> str:

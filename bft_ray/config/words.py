@@ -1,10 +1,18 @@
-"""The rules of pydantic as text for people who write configs."""
+"""Errors of pydantic as text for people who write configs: field, value, rule, remedy."""
 
 from __future__ import annotations
 
+import difflib
 import re
+import types
+import typing
 from typing import Any
 
+from pydantic import BaseModel
+
+from bft_ray.config.renamed import renamed
+
+_QUOTE = "'"
 _LETTERS = {"a-z": "small letters", "A-Z": "capital letters", "0-9": "digits"}
 _BOUNDS = {
     "too_short": ("at least", "min_length"),
@@ -14,8 +22,84 @@ _BOUNDS = {
 }
 
 
-def rule_of(problem: Any) -> str:
-    """What a value must be, to follow "but must be", with a full stop; `problem` is of `ValidationError.errors()`."""
+def explain(problem: Any, model: type[BaseModel]) -> str:
+    """A sentence with field, value, rule and remedy.
+
+    Args:
+        problem: of `ValidationError.errors()`.
+        model: the section that was validated.
+    """
+    loc, section = _place(model, problem["loc"])
+    name = ".".join(loc)
+    if problem["type"] == "extra_forbidden":
+        if new_name := renamed(name):
+            return f"`{name}` was renamed: it is `{new_name}` now."
+        known = list(section.model_fields) if section else []
+        near = difflib.get_close_matches(loc[-1], known, 1, cutoff=0.5)
+        hint = f"Did you mean `{'.'.join([*loc[:-1], near[0]])}`?" if near else f"Known: {', '.join(known)}."
+        return f"`{name}` is not a known key. {hint}"
+    if problem["type"] == "missing":
+        field = section.model_fields.get(loc[-1]) if section else None
+        return f"`{name}` is missing: {(field.description if field else None) or 'give it in the config'}."
+    if problem["type"] == "union_tag_not_found":
+        return f"`{name}.{problem['ctx']['discriminator'].strip(_QUOTE)}` is missing: it decides what this entry is."
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        field_name = f"{name}.{context['discriminator'].strip(_QUOTE)}"
+        return f"`{field_name}` is {_shorten(context['tag'])}, but must be one of {context['expected_tags']}."
+    if problem["type"] == "bft_rule":
+        context = problem["ctx"]
+        field_name = context["field"] if context["field"].startswith(name + ".") else ".".join([*loc, context["field"]])
+        return f"`{field_name}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
+    return f"`{name}` is {_shorten(problem['input'])}, but must be {_rule_of(problem)}"
+
+
+def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
+    """The dotted place of a problem, and the section that holds its last key.
+
+    pydantic puts the branch of a union into it: "list[str]" or "literal[...]", and the tag of a tagged one.
+    """
+    names: list[str] = []
+    section: type[BaseModel] | None = model
+    inside: list[type[BaseModel]] = [model]  # sections that may hold the next key
+    is_mapping = False  # whether the next key is one of a mapping: any text
+    for key in map(str, loc):
+        if is_mapping:
+            names.append(key)
+            is_mapping = False
+            continue
+        if re.search(r"[\[\]'()]", key):
+            continue
+        tagged = [choice for choice in inside if len(inside) > 1 and _tag_of(choice) == key]
+        if tagged:
+            inside = tagged
+            continue
+        names.append(key)
+        if key.isdigit():
+            continue
+        section = inside[0] if len(inside) == 1 else None
+        field = section.model_fields.get(key) if section else None
+        inside = _sections_in(field.annotation) if field else []
+        is_mapping = field is not None and typing.get_origin(field.annotation) is dict
+    return names, section
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The config sections inside an annotation such as `Section | None` or `list[Section]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, dict, typing.Annotated):
+        return [section for part in typing.get_args(annotation) for section in _sections_in(part)]
+    return []
+
+
+def _tag_of(section: type[BaseModel]) -> str | None:
+    field = section.model_fields.get("kind")
+    return field.default if field else None
+
+
+def _rule_of(problem: Any) -> str:
+    """What a value must be, to follow "but must be", with a full stop."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "string_pattern_mismatch":
         return _name_rule(context["pattern"], problem["input"])
@@ -32,7 +116,7 @@ def rule_of(problem: Any) -> str:
     return re.sub(r"^Input should be ", "", problem["msg"]) + "."
 
 
-def shorten(value: Any) -> str:
+def _shorten(value: Any) -> str:
     """A value for a message: its beginning."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

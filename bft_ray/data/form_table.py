@@ -55,6 +55,7 @@ class Form:
 
     @property
     def spellings(self) -> Spellings:
+        """Part -> the names that its column may have."""
         return {**self.needs, **self.may, "id": ("id",), "group": ("group",)}
 
 

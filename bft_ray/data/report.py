@@ -22,6 +22,7 @@ class SourceReport:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str) -> None:
+        """Count a row that is left out."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
 
@@ -40,21 +41,26 @@ class DataReport:
 
     @property
     def rows_read(self) -> int:
+        """Over all sources."""
         return sum(source.rows_read for source in self.sources)
 
     @property
     def rows_kept(self) -> int:
+        """Over all sources."""
         return sum(source.rows_kept for source in self.sources)
 
     @property
     def truncated(self) -> int:
+        """Over all sources."""
         return sum(source.truncated for source in self.sources)
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> DataReport:
+        """From `to_dict`."""
         return cls(**{**tree, "sources": [SourceReport(**source) for source in tree["sources"]]})
 
     def to_text(self) -> str:

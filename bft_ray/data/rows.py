@@ -19,9 +19,10 @@ from typing import Any
 
 from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import NamesTask, RowsTask
-from bft_ray.data.forms import FIELDS, MissingCell, Use, apply, recognise
+from bft_ray.data.form_table import FIELDS
+from bft_ray.data.forms import MissingCell, Use, apply, recognise
 from bft_ray.data.record import BadRow, ChoiceRow, Row
-from bft_ray.data.tables import STARTER, Ids, read_table, resolve_path
+from bft_ray.data.tables import Ids, read_table, resolve_path, row_id
 from bft_ray.data.wrong import with_wrong
 from bft_ray.errors import BadInput
 
@@ -71,7 +72,7 @@ def read_choices(source: SourceConfig, field: str = "source") -> Iterator[Choice
     for where, record in canonical_rows(source, field, _refuse_all_but_choices):
         if isinstance(record, BadRow):
             raise BadInput(where, record.reason, "a row with a question, choices and an answer", "Remove the row.")
-        made = {**record, "id": record.get("id") or _short(where), "choices": tuple(record["choices"])}
+        made = {**record, "id": row_id(record.get("id"), where), "choices": tuple(record["choices"])}
         yield ChoiceRow(where=where, **made)
 
 
@@ -92,7 +93,7 @@ def canonical_rows(
         except MissingCell as missing:
             yield where, BadRow(where, missing.reason)
             continue
-        own = record.get("id") or _short(where)
+        own = row_id(record.get("id"), where)
         ids.add(own, where)
         yield where, record
 
@@ -180,7 +181,7 @@ def _refuse_all_but_choices(use: Use, source: SourceConfig, where: str, field: s
 
 
 def _row(where: str, record: dict[str, Any]) -> Row | BadRow:
-    row = Row(where=where, **{**record, "id": record.get("id") or _short(where)})
+    row = Row(where=where, **{**record, "id": row_id(record.get("id"), where)})
     if row.text is not None:
         return row if row.text.strip() else BadRow(where, "empty text")
     taught = row.completion if row.completion is not None else row.messages
@@ -192,7 +193,3 @@ def _row(where: str, record: dict[str, Any]) -> Row | BadRow:
         return BadRow(where, NOT_TAUGHT if said else "no assistant turn")
     has_content = any(turn["content"].strip() or turn.get("tool_calls") for turn in answers)
     return row if has_content else BadRow(where, "empty completion")
-
-
-def _short(where: str) -> str:
-    return where if where.startswith(STARTER) else where.rsplit("/", 1)[-1]

@@ -296,6 +296,13 @@ def kind_of(value: Any) -> str:
     return "missing" if is_missing(value) else _KINDS.get(type(value), type(value).__name__)
 
 
+def row_id(given: Any, where: str) -> str:
+    """The id of a row: its own, or else its place without folders. All ids of samples and items come from here."""
+    if given not in (None, ""):
+        return str(given)
+    return where if where.startswith(STARTER) else where.rsplit("/", 1)[-1]
+
+
 class Ids:
     """The ids of a table's rows, each with its place, so that the second one of a name is refused."""
 

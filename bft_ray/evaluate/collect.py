@@ -7,7 +7,7 @@ from typing import Any
 
 from bft_ray.config.tasks import HarnessTask
 from bft_ray.errors import BftError
-from bft_ray.evaluate.engine.pool import answer_all
+from bft_ray.evaluate.engine.pool import pooled
 from bft_ray.evaluate.engine.request import Prepared, Request
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.waits import waiting
@@ -25,20 +25,14 @@ def collect(
 
     Args:
         prepared: by the name of the set; a harness task is one job, for it asks the model itself.
-        num_shards, shard_cost: see `answer_all`.
+        num_shards, shard_cost: see `pooled`.
         run: jobs -> their answers, in order (`bft_ray.evaluate.engine.worker.answer`).
     """
     requests = [request for task in prepared.values() if isinstance(task, Prepared) for request in task.requests]
     harness = [task for task in prepared.values() if isinstance(task, HarnessTask)]
-    by_harness: list[Any] = []
-
-    def with_harness(shards: list[Request]) -> list[Any]:
-        answers = run([*harness, *shards])
-        by_harness.extend(answers[: len(harness)])
-        return answers[len(harness) :]
-
-    answers = iter(answer_all(requests, num_shards, shard_cost, with_harness))
-    measured_by_harness = iter(by_harness)
+    pool = pooled(requests, num_shards, shard_cost)
+    answered = run([*harness, *pool.shards])
+    measured_by_harness, answers = iter(answered[: len(harness)]), iter(pool.in_order(answered[len(harness) :]))
     result, errors = EvaluationResult({}, []), dict[str, BftError]()
     for name, task in prepared.items():
         try:

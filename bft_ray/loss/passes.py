@@ -52,6 +52,7 @@ class Rows:
 
     @classmethod
     def empty(cls, x: Tensor, job: Job) -> Rows:
+        """Rows to be filled, with what the job needs."""
         dtype = accumulation_dtype(x.dtype)
         has_entropy = job.config.token_weight == "entropy"
         return cls(
@@ -201,4 +202,5 @@ def weigh_rows(
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums: fp32, and fp64 for fp64."""
     return torch.float64 if dtype == torch.float64 else torch.float32

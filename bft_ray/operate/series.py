@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from bft_ray.operate.report import write_page
 from bft_ray.operate.studies import dry_run, run_study, status_of
 from bft_ray.page.html import to_html
-from bft_ray.places.scratch import scratch
 from bft_ray.space.load import load_study
 from bft_ray.space.series import Series, load_series
 from bft_ray.study.kept import Known, known
 from bft_ray.study.place import Place
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store, studies
-from bft_ray.study.report.recorder import PAGE
+from bft_ray.study.report.recorder import PAGE, log_report
 from bft_ray.study.report.series import Told, sentences, series_page, told
 from bft_ray.tracking.begin import RUN_KEY
 from bft_ray.tracking.run import Tracker
@@ -146,11 +143,8 @@ def _record(found: Told, database: str) -> bool:
             store.note(_RUN, tracker.run_id)
             note = [f"[**Read the report**]({tracker.link_to(PAGE)})", *sentences(found)]
             note += [f"- {name}: study `{own.study.name}`, run {own.run_id}" for name, own in found.known.items()]
-            tracker.set_tags({"mlflow.note.content": "\n\n".join(note)})
-            tracker.log_text(json.dumps(_table(found), indent=1), "series.json")
-            with scratch("page") as folder:
-                (folder / PAGE).write_text(to_html(series_page(found, _now())), encoding="utf-8")
-                is_stored = tracker.log_artifacts(folder)
+            page = to_html(series_page(found, _now()))
+            is_stored = log_report(tracker, "\n\n".join(note), page, "series.json", _table(found))
             return tracker.finish("FINISHED") and is_stored
 
 
@@ -162,7 +156,7 @@ def _table(found: Told) -> list[dict[str, object]]:
             "at": dict(found.series.conditions[name].at),
             "claim": one.claim.model_dump(),
             "verdict": one.verdict,
-            "gain": None if one.gain is None else {k: v for k, v in asdict(one.gain).items() if v == v},
+            "gain": one.gain and one.gain.as_json(),
         }
         for name, judged in found.judged.items()
         for one in judged

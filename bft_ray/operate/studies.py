@@ -26,8 +26,9 @@ from bft_ray.study.driver import search
 from bft_ray.study.execute.measure import measure as measured_on
 from bft_ray.study.place import Place
 from bft_ray.study.records.database import Database
-from bft_ray.study.records.leaderboard import as_text, best, counts, expected_s, saved, span, status_text, tuned
+from bft_ray.study.records.leaderboard import as_text, counts, expected_s, saved, span, status_text
 from bft_ray.study.records.lease import Holder
+from bft_ray.study.records.ranking import best, tuned
 from bft_ray.study.records.record import TrialRecord, mean
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store, studies
 

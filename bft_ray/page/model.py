@@ -24,6 +24,7 @@ class Span:
 
     @property
     def text(self) -> str:
+        """`[low, high]`."""
         return f"[{self.low.text}, {self.high.text}]"
 
 

@@ -13,9 +13,9 @@ from bft_ray.config.steps import num_steps
 from bft_ray.domains import domain
 from bft_ray.profile.varied import config_and_fixed, path_measured, sibling
 from bft_ray.profile.weights import Setting
-from bft_ray.space.definition import MIN_SEEDS
 from bft_ray.space.draft import CONFIRMATION_SEEDS, MOST_WINDOWS, PUBLISHED_WINDOW, REDUCTION, WHOLE, grace_steps
-from bft_ray.train.launch import pin_paths
+from bft_ray.space.parts import MIN_SEEDS
+from bft_ray.train.pins import pin_paths
 
 _FLAT = 0.98  # weights of a larger effective share are hardly weights
 _TRIALS_A_CHOICE = 2

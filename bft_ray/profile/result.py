@@ -56,6 +56,7 @@ class Profile:
 
     @property
     def distinct(self) -> list[int]:
+        """Indices of settings that differ: the first of each group of equal ones."""
         return [group[0] for group in self.equal]
 
     def near_rows(self, limit: int | None = None) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from bft_ray.config.measured import VALIDATION
 from bft_ray.data.tables import resolve_path
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.places.addresses import redact
-from bft_ray.train.launch import pin_paths
+from bft_ray.train.pins import pin_paths
 
 #: fields that a space has in places of its own, and those that the method of each trial decides
 _NOT_FIXED = {"name", "seed", "domain", "loss.normalise", "loss.weight_cap"} | {

@@ -9,7 +9,8 @@ from bft_ray.config.load import make_config, set_field
 from bft_ray.config.loss import METHODS
 from bft_ray.config.tree import Config
 from bft_ray.errors import BadInput
-from bft_ray.space.definition import Baseline, SearchSpace
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import Baseline
 
 #: fields of the loss that a method decides, so that choosing one takes its whole form
 _OF_METHOD = {field for fields in METHODS.values() for field in fields} | {"normalise", "weight_cap"}

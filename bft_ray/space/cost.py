@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from bft_ray.config.steps import steps_if_known
 from bft_ray.config.tree import Config
 from bft_ray.space.assign import baseline_config, config_of
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
 from bft_ray.space.duplicates import distinct, duplicate_reasons
 from bft_ray.space.grid import baseline_assignments, num_combinations, num_trials, representatives
+from bft_ray.space.parts import Asha
 
 _LISTED = 2000  # combinations that are compared with each other
 

@@ -14,8 +14,9 @@ from bft_ray.config.measured import has_item_scores, is_measured, measured_names
 from bft_ray.config.tree import Config
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.space.assign import baseline_config, config_of, shown, with_overrides
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
 from bft_ray.space.grid import baseline_assignments, representatives
+from bft_ray.space.parts import Asha
 from bft_ray.space.series import all_series
 
 #: up to this number every combination is checked against the config; of more, representatives

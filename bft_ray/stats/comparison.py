@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +57,13 @@ class Comparison:
         """Whether the loss lies beyond noise."""
         return self.has_spread and self.high < 0
 
+    def as_json(self) -> dict[str, Any]:
+        """Its fields, without those that are not a number."""
+        return {name: value for name, value in asdict(self).items() if value == value}
+
 
 def spreadless(name: str, against: str, difference: np.ndarray, alpha: float) -> Comparison:
+    """The comparison of differences [S, n] without a spread: there is no interval and no test."""
     gain = float(difference.mean())
     return Comparison(name, against, gain, gain, gain, 0.0, 0.0, math.nan, alpha=alpha)
 

@@ -1,44 +1,32 @@
-"""Which trial a study inserts next: a function of its records (and, where the time is limited, of the clock)."""
+"""What a study does next: the trial to insert, and the segment of a trial to run; functions of its records (and, where the time
+is limited, of the clock).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from bft_ray.config import Config
 from bft_ray.space.definition import SearchSpace
+from bft_ray.space.duplicates import run_key
 from bft_ray.space.grid import baseline_assignments, num_trials
 from bft_ray.study.confirm.candidates import arms_of
-from bft_ray.study.definition import trial_name
-from bft_ray.study.propose.sampler import batch_size, is_ready, propose
+from bft_ray.study.definition import Study, trial_name
+from bft_ray.study.propose.sampler import batch_size, is_ready, propose, rung_metric
 from bft_ray.study.records.record import TrialRecord, trained_s, worker_hours
+from bft_ray.study.records.segment import Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
+from bft_ray.train.pins import pin_paths
 
 PARTS = (BASELINES, SEARCH, CONFIRMATION)
 #: part -> its trials, by number
 Records = Mapping[str, Sequence[TrialRecord]]
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A trial to insert; fields as in `TrialRecord`."""
-
-    part: str
-    number: int
-    assignment: Mapping[str, Any]
-    name: str
-    seeds: tuple[int, ...]
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def record(self) -> TrialRecord:
-        """As a record of a trial that has not begun."""
-        return TrialRecord(self.part, self.number, self.assignment, self.seeds, name=self.name, extra=self.extra)
-
-
-def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
-    """The next trial; None: there is none, either until others have ended or for good.
+def next_trial(space: SearchSpace, records: Records) -> TrialRecord | None:
+    """The next trial, to be inserted; None: there is none, either until others have ended or for good.
 
     The order: first the baselines, which run to their end; then the search, which begins while the last baselines run;
     and when all of these have ended, the confirmation of the best trials and of the baselines.
@@ -49,19 +37,51 @@ def next_trial(space: SearchSpace, records: Records) -> Proposal | None:
     if (number := len(records[BASELINES])) < len(wanted := _baselines(space)):
         name, assignment = wanted[number]
         words = trial_name(assignment, name)
-        return Proposal(BASELINES, number, assignment, words, tuple(space.seeds), {"baseline": name})
+        return TrialRecord(BASELINES, number, assignment, tuple(space.seeds), name=words, extra={"baseline": name})
     search = records[SEARCH]
     if _proposes(space, records) and is_ready(space, len(search), search):
         found = propose(space, len(search), search)
         assert found is not None  # `num_trials` knows the end of a grid
-        return Proposal(SEARCH, len(search), found, trial_name(found), tuple(space.seeds))
+        return TrialRecord(SEARCH, len(search), found, tuple(space.seeds), name=trial_name(found))
     if not is_searched(space, records) or (number := len(records[CONFIRMATION])) >= len(
         runs := _confirmation(space, records)
     ):
         return None
     arm, seed = runs[number]
     extra = {"arm": arm.name, "of": arm.trial.id}
-    return Proposal(CONFIRMATION, number, arm.trial.assignment, arm.name, (seed,), extra)
+    return TrialRecord(CONFIRMATION, number, arm.trial.assignment, (seed,), name=arm.name, extra=extra)
+
+
+def next_segment(study: Study, record: TrialRecord, seed: int, config: Config) -> Segment | None:
+    """The next segment of a run of a trial: from its last state to its next rung or end; None while its promotion depends on
+    other trials.
+
+    Args:
+        config: of the trial's first seed.
+    """
+    config = config.model_copy(update={"seed": seed})
+    rungs = study.rungs(record.part, config)
+    until = None
+    if rungs and not study.is_judged_in_place:
+        last = max((step for step, at in record.rungs.items() if seed in at), default=0)
+        if last and record.extra.get("passed", 0) < last:
+            return None
+        until = next((rung for rung in rungs if rung > last), None)
+        rungs = (until,) if until else ()
+    measured = rung_metric(study.space).split("/")[0]
+    return Segment(
+        study=study.id,
+        trial=record.id,
+        seed=seed,
+        # without passwords, which Tune would write to its own files
+        tree=pin_paths(config).model_dump(mode="json", exclude={"tracking"}),
+        folder=study.folder_of(record),
+        rungs=rungs,
+        until=until,
+        at_rungs=(measured,),
+        keep=_keeps_weights(study, record, seed),
+        same=run_key(config, None),
+    )
 
 
 def is_searched(space: SearchSpace, records: Records) -> bool:
@@ -127,3 +147,11 @@ def _confirmation(space: SearchSpace, records: Records) -> list[tuple[Any, int]]
         return []
     arms = arms_of(space, records[BASELINES], records[SEARCH])
     return [(arm, seed) for arm in arms for seed in space.confirmation.seeds]
+
+
+def _keeps_weights(study: Study, record: TrialRecord, seed: int) -> bool:
+    """Whether to keep the weights: those of the first seed, of the search and of the confirmation."""
+    if record.part == CONFIRMATION:
+        assert study.space.confirmation is not None
+        return seed == study.space.confirmation.seeds[0]
+    return record.part == SEARCH and seed == record.seeds[0]

@@ -14,9 +14,9 @@ from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.evaluate.run import evaluate_model
 from bft_ray.places import storage
 from bft_ray.space.assign import with_overrides
-from bft_ray.space.definition import DEFAULT
+from bft_ray.space.parts import DEFAULT
 from bft_ray.study.confirm.candidates import Arm, arms_of
-from bft_ray.study.confirm.choose import Choice
+from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.items import item_groups, item_scores
 from bft_ray.study.confirm.standing import Items
 from bft_ray.study.confirm.tested import TestResult, note_of, on_test_split
@@ -24,7 +24,7 @@ from bft_ray.study.definition import Study, by_id
 from bft_ray.study.kept import chosen, compared_items
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
-from bft_ray.train.launch import pin_paths
+from bft_ray.train.pins import pin_paths
 
 
 @dataclass(frozen=True)

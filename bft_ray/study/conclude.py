@@ -16,7 +16,7 @@ from bft_ray.places import storage
 from bft_ray.places.addresses import redact
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.answer import Answer, as_json
-from bft_ray.study.confirm.choose import Choice
+from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.controller import Controller
 from bft_ray.study.definition import Study
 from bft_ray.study.kept import known

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from bft_ray.config import Config
@@ -17,20 +18,18 @@ from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.places import storage
 from bft_ray.places.disk import full_place
 from bft_ray.places.kept import is_damaged
-from bft_ray.space.definition import Asha, SearchSpace
-from bft_ray.space.duplicates import run_key
 from bft_ray.space.grid import num_trials
-from bft_ray.study.agenda import PARTS, next_trial
-from bft_ray.study.confirm.items import item_groups, item_scores
+from bft_ray.space.parts import Asha
+from bft_ray.study.agenda import PARTS, next_segment, next_trial
+from bft_ray.study.confirm.items import items_of
 from bft_ray.study.definition import Study
 from bft_ray.study.propose.duplicates import key_of, original_of, why_duplicate
-from bft_ray.study.propose.halving import is_promoted, survivors
-from bft_ray.study.propose.sampler import batch_of, rung_metric
-from bft_ray.study.records.leaderboard import ranked
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.propose.halving import promotes
+from bft_ray.study.propose.sampler import rung_metric
+from bft_ray.study.records.ranking import ranked
+from bft_ray.study.records.record import TrialRecord, begun_segment, ended_segment
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, BySeed, Store
-from bft_ray.train.launch import pin_paths
 
 #: a study ends when this many trials have failed and none has another result
 _HOPELESS = 3
@@ -135,42 +134,9 @@ class Controller:
             for seed in record.seeds:
                 if (record.id, seed) in self._active or seed in _runs(record):
                     continue
-                if (segment := self._segment(record, seed)) is not None:
+                if (segment := next_segment(self.study, record, seed, self._config(record))) is not None:
                     return segment
         return None
-
-    def _segment(self, record: TrialRecord, seed: int) -> Segment | None:
-        """From the run's last state to its next rung or end; None while its promotion depends on other trials."""
-        config = self._config(record).model_copy(update={"seed": seed})
-        rungs = self.study.rungs(record.part, config)
-        until = None
-        if rungs and not self.study.is_judged_in_place:
-            last = max((step for step, at in record.rungs.items() if seed in at), default=0)
-            if last and record.extra.get("passed", 0) < last:
-                return None
-            until = next((rung for rung in rungs if rung > last), None)
-            rungs = (until,) if until else ()
-        measured = rung_metric(self._space).split("/")[0]
-        return Segment(
-            study=self.study.id,
-            trial=record.id,
-            seed=seed,
-            # without passwords, which Tune would write to its own files
-            tree=pin_paths(config).model_dump(mode="json", exclude={"tracking"}),
-            folder=self.study.folder_of(record),
-            rungs=rungs,
-            until=until,
-            at_rungs=(measured,),
-            keep=self._keeps_weights(record, seed),
-            same=run_key(config, None),
-        )
-
-    def _keeps_weights(self, record: TrialRecord, seed: int) -> bool:
-        """Whether to keep the weights: those of the first seed, of the search and of the confirmation."""
-        if record.part == CONFIRMATION:
-            assert self._space.confirmation is not None
-            return seed == self._space.confirmation.seeds[0]
-        return record.part == SEARCH and seed == record.seeds[0]
 
     def _config(self, record: TrialRecord) -> Config:
         if record.id not in self._configs:
@@ -187,21 +153,15 @@ class Controller:
             return False
         if new.part == CONFIRMATION and new.number == 0:
             self.parts[SEARCH].note("confirmed_after", num_trials(self._space))
-        config = self._config(new.record)
+        config = self._config(new)
         key = key_of(config, new.seeds, self.study.longest)
         elsewhere = self.records(BASELINES) if new.part == SEARCH else []
         original = original_of(elsewhere, key) or original_of(self.records(new.part), key)
         record = self.parts[new.part].add(
-            new.number,
-            new.assignment,
-            key=key,
-            seeds=new.seeds,
-            name=new.name,
-            planned_steps=self.study.steps(config),
+            replace(new, key=key, planned_steps=self.study.steps(config)),
             space=self._space if new.part == SEARCH else None,
             original=original,
             duplicate_because=why_duplicate(config, self._config(original), self.study.longest) if original else "",
-            extra=new.extra,
         )
         if record.is_finished:
             self._listen("ended", record)
@@ -218,8 +178,7 @@ class Controller:
         self._running.add((segment.trial, segment.seed))
         store, number = self._at(segment)
         num_workers = num_workers or self._config(store.record(number)).cluster.num_workers
-        since = store.record(number).extra.get("since", {})
-        store.keep(number, since=since | {str(segment.seed): [time.time(), num_workers]})
+        store.keep(number, **begun_segment(store.record(number), segment.seed, time.time(), num_workers))
         if store.record(number).state == "waiting":
             store.start(number)
             self._listen("begun", store.record(number))
@@ -232,9 +191,7 @@ class Controller:
         if not self._at_rung(segment, run):
             return False
         record = store.record(number)
-        assert isinstance(self._space.scheduler, Asha)
-        metric = rung_metric(self._space)
-        if is_promoted(self.records(SEARCH), number, run.num_steps, self._space.scheduler.reduction, metric):
+        if self._promotes(record, run.num_steps):
             return True
         self._charge(segment)
         self._prune(record, run.num_steps)
@@ -301,13 +258,7 @@ class Controller:
     def _charge(self, segment: Segment) -> None:
         """Add the time of a segment that has ended to the trial's; that of a finished trial counts to its end anyhow."""
         store, number = self._at(segment)
-        extra = store.record(number).extra
-        since = dict(extra.get("since", {}))
-        if str(segment.seed) not in since:
-            return  # it had not begun
-        began, num_workers = since.pop(str(segment.seed))
-        spent = extra.get("worker_s", 0.0) + max(time.time() - began, 0.0) * num_workers
-        store.keep(number, since=since, worker_s=spent)
+        store.keep(number, **ended_segment(store.record(number), segment.seed, time.time()))
 
     def _uncharge(self) -> None:
         """Forget segments that ran when the last driver was killed: nobody knows when they ended."""
@@ -338,26 +289,23 @@ class Controller:
 
     def _judge(self) -> None:
         """Promote or stop the trials that wait at a rung, where that can be decided now."""
-        if not isinstance(self._space.scheduler, Asha):
+        if self.study.is_judged_in_place or not isinstance(self._space.scheduler, Asha):
             return
-        reduction, metric = self._space.scheduler.reduction, rung_metric(self._space)
         for record in self.records(SEARCH):
             if record.is_finished or record.duplicate_of or record.last_rung is None:
                 continue
-            config, step = self._config(record), record.last_rung[0]
-            if self.study.is_judged_in_place or record.extra.get("passed", 0) >= step:
+            step = record.last_rung[0]
+            if record.extra.get("passed", 0) >= step:
                 continue
-            on: bool | None
-            if self._space.deterministic:
-                batch = batch_of(self._space, record.number, self.records(SEARCH))
-                alive = survivors(batch, self.study.rungs(SEARCH, config), step, reduction, metric) if batch else None
-                on = None if alive is None else record.number in alive
-            else:
-                on = is_promoted(self.records(SEARCH), record.number, step, reduction, metric)
-            if on:
+            promoted = self._promotes(record, step)
+            if promoted:
                 self.parts[SEARCH].keep(record.number, passed=step)
-            elif on is not None:
+            elif promoted is not None:
                 self._prune(record, step)
+
+    def _promotes(self, record: TrialRecord, step: int) -> bool | None:
+        rungs = self.study.rungs(SEARCH, self._config(record))
+        return promotes(self._space, self.records(SEARCH), record.number, step, rungs)
 
     def _prune(self, record: TrialRecord, step: int) -> None:
         assert isinstance(self._space.scheduler, Asha)
@@ -394,7 +342,7 @@ class Controller:
                     f"{segment.folder} has no file of {segment.trial}: all nodes must share cluster.storage_path"
                 )
             try:
-                store.keep(number, **_of_items(self._space, whole.records))
+                store.keep(number, **items_of(self._space.objective.metric, self._space.claimed_metrics, whole.records))
             except BadInput as error:  # such as a score that is not finite
                 return self._fail(store, number, str(error), run.num_steps)
         if len(runs) < len(record.seeds):
@@ -439,17 +387,6 @@ def segments_ahead(study: Study, config: Config) -> int:
     because a segment that waits has the number of an earlier time.
     """
     return int(config.cluster.least_workers == config.cluster.num_workers)
-
-
-def _of_items(space: SearchSpace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is kept of the items of a run of the confirmation: scores, groups, and scores in the metrics of claims."""
-    metric = space.objective.metric
-    kept: dict[str, Any] = {"items": item_scores(metric, records)}
-    if groups := item_groups(metric, records):
-        kept["groups"] = groups
-    if others := {name: item_scores(name, records) for name in space.claimed_metrics}:
-        kept["others"] = others
-    return kept
 
 
 def _runs(record: TrialRecord) -> dict[int, Any]:

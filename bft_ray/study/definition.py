@@ -10,7 +10,8 @@ from bft_ray.config import Config
 from bft_ray.config.steps import steps_if_known
 from bft_ray.places import storage
 from bft_ray.space.assign import baseline_config, config_of, with_overrides
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import Asha
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.segment import RunFiles
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
@@ -52,6 +53,7 @@ class Study:
 
     @property
     def domain(self) -> str:
+        """The sub-domain of its results."""
         return self.space.domain or self.base.domain
 
     @property

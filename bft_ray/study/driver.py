@@ -41,7 +41,7 @@ from bft_ray.study.report.live import Live
 from bft_ray.study.report.recorder import Recorder, params_of
 from bft_ray.tracking.begin import RUN_KEY
 from bft_ray.tracking.run import Tracker
-from bft_ray.train.launch import pin_paths
+from bft_ray.train.pins import pin_paths
 from bft_ray.waits import waiting
 
 _PATIENCE_S = 120.0  # for a tracking server that is away at the end

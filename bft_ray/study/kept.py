@@ -16,7 +16,8 @@ from bft_ray.places.kept import read_kept
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study.agenda import PARTS, next_trial
 from bft_ray.study.confirm.candidates import arms_of, confirmed, limit_of, plan_of
-from bft_ray.study.confirm.choose import Choice, choose
+from bft_ray.study.confirm.choice import Choice
+from bft_ray.study.confirm.choose import choose
 from bft_ray.study.confirm.items import item_scores
 from bft_ray.study.confirm.standing import Items, compared
 from bft_ray.study.confirm.tested import TestResult, note_of, on_test_split

@@ -29,6 +29,7 @@ class LoopState:
     best_step: int | None = None
 
     def to_dict(self) -> dict[str, float | int | None]:
+        """As JSON."""
         return asdict(self)
 
 

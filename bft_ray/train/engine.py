@@ -20,7 +20,8 @@ from bft_ray.errors import NonFinite
 from bft_ray.loss import LossSums
 from bft_ray.model.causal_lm import load_model
 from bft_ray.model.host_memory import give_back
-from bft_ray.model.packing import Layouts, Rows, choose_rows
+from bft_ray.model.layouts import Layouts
+from bft_ray.model.packing import Rows, choose_rows
 from bft_ray.train.anchor import StartingWeights
 from bft_ray.train.leftovers import free_leftovers
 from bft_ray.train.loss_model import LossModel

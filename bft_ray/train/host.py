@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from bft_ray.places import storage
-from bft_ray.places.kept import read_kept, write_kept
-from bft_ray.places.modes import settle
-from bft_ray.train.checkpoint import STEP, step_name, to_delete
-
-#: name of an event ("start", "step", "validating", "validation", "saving", "checkpoint", "resume", "profile", "end")
-#: and its values
-Listener = Callable[[str, dict[str, Any]], None]
+from bft_ray.places.kept import read_kept
+from bft_ray.train.checkpoint import STEP, to_delete
 
 SCORE_FILE = "score.json"  # in a checkpoint: its value of the metric, higher is better; null: not measured
 
 
 class Host(Protocol):
-    """Ray Train's worker (`bft_ray.train.worker`), or a folder of this machine (`LocalHost`)."""
+    """Ray Train's worker (`bft_ray.train.worker`), or whatever keeps what the loop hands to it."""
 
     device: torch.device
 
@@ -47,7 +40,11 @@ class Host(Protocol):
         """Keep the profile in `folder`, and show its table; called only on rank 0."""
 
     def notify(self, event: str, values: dict[str, Any]) -> None:
-        """Report an event with its values, for people and for tracking; called only on rank 0."""
+        """Report an event with its values, for people and for tracking; called only on rank 0.
+
+        Args:
+            event: start, step, validating, validation, saving, checkpoint, resume, prior, profile or end.
+        """
 
 
 def saved_in(folder: str) -> list[tuple[str, float | None]]:
@@ -64,38 +61,3 @@ def drop_superseded(folder: str, keep: int) -> None:
     saved = saved_in(folder)
     for index in to_delete([score for _, score in saved], keep, higher=True):
         storage.remove_folder(storage.join(folder, saved[index][0]))
-
-
-class LocalHost:
-    """One process and a folder: the loop without Ray and without a network."""
-
-    def __init__(self, folder: Path, device: torch.device | None = None, keep: int = 1, listen: Listener | None = None):
-        self.folder, self._keep, self._listen = folder, keep, listen
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def last_checkpoint(self) -> Path | None:
-        saved = saved_in(str(self.folder))
-        return self.folder / saved[-1][0] if saved else None
-
-    def best_checkpoint(self, step: int) -> Path | None:
-        return self.folder / step_name(step)
-
-    def origin(self, checkpoint: Path) -> str:
-        return str(checkpoint)
-
-    def keep(self, folder: Path, step: int, score: float | None) -> None:
-        target = self.folder / step_name(step)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(folder, target)
-        settle(target)
-        write_kept(target / SCORE_FILE, {"score": score})  # last: a folder without it is not complete
-        drop_superseded(str(self.folder), self._keep)
-
-    def publish(self, folder: Path, text: str) -> None:
-        shutil.copytree(folder, self.folder / "profile", dirs_exist_ok=True)
-        self.notify("profile", {"table": text, "folder": str(self.folder / "profile")})
-
-    def notify(self, event: str, values: dict[str, Any]) -> None:
-        if self._listen:
-            self._listen(event, values)

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from bft_ray.config import Config, LossConfig, SourceConfig, flatten, make_config, to_yaml
-from bft_ray.config.base import paths_of
+from bft_ray.config import Config, LossConfig, SourceConfig, flatten, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
-from bft_ray.data.passing import passing_folder, tokens_pass
+from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
 from bft_ray.model.export import describe_weights
-from bft_ray.model.named import NAMES
 from bft_ray.page.html import to_html
 from bft_ray.places import storage
-from bft_ray.places.addresses import absolute_uri, redact
-from bft_ray.places.cache import require_local
+from bft_ray.places.addresses import redact
 from bft_ray.places.modes import kept_for, settle
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.recall import Recalled, folder_tag, recall
@@ -34,6 +28,7 @@ from bft_ray.tracking.server import check_server
 from bft_ray.train.overlay import check_overlay
 from bft_ray.train.page import METRICS as STEP_METRICS
 from bft_ray.train.page import training_page
+from bft_ray.train.pins import pin
 from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (
     identity_of,
@@ -152,35 +147,6 @@ def recalled(config: Config, folder: str, line: Callable[[str], None]) -> Recall
         "MLflow holds. Whether model and tasks are those that it began with is not known; from now on it is checked"
     )
     return found
-
-
-def pin(config: Config) -> Config:
-    """The config with a name, and with paths that mean the same on every worker of this machine."""
-    name = config.name or f"{config.loss.method}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    return pin_paths(config.model_copy(update={"name": name}))
-
-
-def pin_paths(config: Config) -> Config:
-    """The config with paths that mean the same on every worker of this machine."""
-    tree = config.model_dump()
-    tree["cluster"]["storage_path"] = storage.absolute(config.cluster.storage_path)
-    require_local("data.cache_dir", config.data.cache_dir or "")
-    if not config.data.keep_tokens:
-        tree["data"]["cache_dir"] = str(passing_folder(config.data.cache_dir))
-    elif config.data.cache_dir is not None:
-        tree["data"]["cache_dir"] = str(Path(config.data.cache_dir).expanduser().resolve())
-    tree["tracking"]["uri"] = absolute_uri(config.tracking.uri)
-    sections = [*config.data.train, *config.data.validation, *config.evaluation.tasks]
-    trees = [*tree["data"]["train"], *tree["data"]["validation"], *tree["evaluation"]["tasks"]]
-    for section, own in zip(sections, trees, strict=True):
-        own |= {name: _pin_path(own[name]) for name in paths_of(section)}
-    for key in ("path", "adapter"):
-        tree["model"][key] = _pin_path(tree["model"][key])
-    return make_config(tree)
-
-
-def _pin_path(path: str | None) -> str | None:
-    return str(Path(path).resolve()) if path and Path(path).exists() and path not in NAMES else path
 
 
 def check_tasks(config: Config) -> None:

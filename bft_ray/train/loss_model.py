@@ -10,7 +10,7 @@ from bft_ray.config import LossConfig
 from bft_ray.data.pack import MicroBatch
 from bft_ray.loss import LossSums, Supervised, fused_row_sums, target_logp
 from bft_ray.model.halves import Halves, check_halves, halves
-from bft_ray.model.packing import Layouts, measure_layouts
+from bft_ray.model.layouts import Layouts, measure_layouts
 from bft_ray.model.start_logps import TOP_K
 from bft_ray.train.anchor import StartingWeights
 from bft_ray.train.profiling import phase

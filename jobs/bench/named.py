@@ -26,10 +26,12 @@ from statistics import median
 
 import numpy as np
 
-from bft_ray.space.definition import DEFAULT, Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import DEFAULT, Asha
 from bft_ray.study.agenda import PARTS, next_trial
 from bft_ray.study.confirm.candidates import arms_of, confirmed, plan_of
-from bft_ray.study.confirm.choose import Choice, choose
+from bft_ray.study.confirm.choice import Choice
+from bft_ray.study.confirm.choose import choose
 from bft_ray.study.propose.halving import is_promoted
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
@@ -83,8 +85,8 @@ def run(seed: int, gain: float, one: SearchSpace) -> Study:
     one = one.model_copy(update={"sampler": one.sampler.model_copy(update={"seed": seed})})
     truth = _Truth(draw, gain)
     records: dict[str, list[TrialRecord]] = {part: [] for part in PARTS}
-    while (proposal := next_trial(one, records)) is not None:
-        record = replace(proposal.record, state="running", planned_steps=STEPS, key=_key(proposal.record))
+    while (proposed := next_trial(one, records)) is not None:
+        record = replace(proposed, state="running", planned_steps=STEPS, key=_key(proposed))
         before = next((own for own in records[SEARCH] if own.key == record.key and record.part == SEARCH), None)
         records[record.part].append(record)
         place = records[record.part]

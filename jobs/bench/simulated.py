@@ -17,7 +17,8 @@ from bft_ray.stats.crossed import error_parts
 from bft_ray.stats.errors import Groups
 from bft_ray.stats.paired import paired_difference
 from bft_ray.stats.simultaneous import compare_with
-from bft_ray.study.confirm.choose import Limit, Plan, Record, choose
+from bft_ray.study.confirm.choice import Limit, Plan, Record
+from bft_ray.study.confirm.choose import choose
 
 ARMS, ALPHA, EFFECT = 5, 0.05, 4.0
 _POWER = 4  # of so many studies one is enough for power

@@ -26,8 +26,9 @@ from typing import Any
 from bft_ray.config import Config
 from bft_ray.places.addresses import redact
 from bft_ray.space.assign import config_of
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
 from bft_ray.space.load import load_study
+from bft_ray.space.parts import Asha
 from bft_ray.study.propose.duplicates import key_of, original_of
 from bft_ray.study.propose.halving import is_promoted, survivors
 from bft_ray.study.propose.sampler import batch_of, is_ready, num_trials, propose, rung_metric
@@ -105,12 +106,11 @@ class DoNothing:
             key = key_of(config, self.space.seeds, self.longest)
             original = original_of(records, key) if self.merge else None
         with self._timed("add"):
+            new = TrialRecord(
+                self.store.part, number, assignment, tuple(self.space.seeds), key, planned_steps=config.schedule.steps
+            )
             self.store.add(
-                number,
-                assignment,
-                key=key,
-                seeds=self.space.seeds,
-                planned_steps=config.schedule.steps,
+                new,
                 space=self.space,
                 original=original,
                 duplicate_because="the same run" if original else "",

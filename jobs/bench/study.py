@@ -23,7 +23,7 @@ from bft_ray.study.checks.ready import inspect_study
 from bft_ray.study.controller import Controller, segments_ahead
 from bft_ray.study.definition import Study
 from bft_ray.study.records.database import Database
-from bft_ray.study.records.leaderboard import best
+from bft_ray.study.records.ranking import best
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import SEARCH, Store
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig
-from bft_ray.data.forms import FORMS, bare, looks_like_content
+from bft_ray.data.content import bare, looks_like_content
+from bft_ray.data.form_table import FORMS
 from bft_ray.data.rows import BadRow, ChoiceRow, Row, look, question_key, read_choices, read_rows, row_key
 from bft_ray.data.tokenise import encode
 from bft_ray.errors import BadInput

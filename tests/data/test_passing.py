@@ -14,7 +14,7 @@ from bft_ray.config import make_config
 from bft_ray.data.dataset import prepare
 from bft_ray.data.passing import passing_folder, tokens_pass
 from bft_ray.model.causal_lm import load_tokenizer
-from bft_ray.train.launch import pin_paths
+from bft_ray.train.pins import pin_paths
 from tests.support.ranks import run_ranks
 from tests.support.small_study import write_space
 

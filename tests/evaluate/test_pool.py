@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bft_ray.config.tasks import Decoding
-from bft_ray.evaluate.engine.pool import answer_all, share_out
+from bft_ray.evaluate.engine.pool import pooled, share_out
 from bft_ray.evaluate.engine.request import Embed, Generate, Score, Scores
 
 
@@ -54,13 +54,8 @@ def test_answers_come_back_in_order(num_shards, shard_cost):
         Embed(["e"], [np.array([3, 4])]),
         Score([], [], []),
     ]
-    seen = []
-
-    def answer(shards):
-        seen.extend(shards)
-        return [fake(shard) for shard in shards]
-
-    answers = answer_all(requests, num_shards, shard_cost, answer)
+    pool = pooled(requests, num_shards, shard_cost)
+    answers = pool.in_order([fake(shard) for shard in pool.shards])
     for request, own in zip(requests, answers, strict=True):
         expected = fake(request)
         if isinstance(request, Score):
@@ -71,7 +66,7 @@ def test_answers_come_back_in_order(num_shards, shard_cost):
         else:
             assert [[o.tolist() for o in item] for item in own] == [[o.tolist() for o in item] for item in expected]
     if num_shards == 1:
-        assert len(seen) == 4  # scores, two decodings, embeddings
+        assert len(pool.shards) == 4  # scores, two decodings, embeddings
 
 
 def test_shards_are_of_like_cost_and_hold_everything_once():

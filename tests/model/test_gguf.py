@@ -249,8 +249,8 @@ def learn(tree: dict, folder: str) -> list[float]:
     from bft_ray.data.dataset import prepare
     from bft_ray.model.export import export_model
     from bft_ray.train.engine import Engine
-    from bft_ray.train.host import LocalHost
     from bft_ray.train.loop import Data, fit
+    from tests.support.local_host import LocalHost
 
     config = make_config(tree)
     tokenizer = load_tokenizer(config.model)

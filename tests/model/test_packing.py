@@ -18,7 +18,8 @@ from transformers import (
 
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
-from bft_ray.model.packing import Layouts, choose_rows, measure_layouts
+from bft_ray.model.layouts import Layouts, measure_layouts
+from bft_ray.model.packing import choose_rows
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
 HEADS = {**SMALL, "num_attention_heads": 4}

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from bft_ray import commands
 from bft_ray.cli import main
 from bft_ray.errors import BadInput
 from bft_ray.operate import studies
 from bft_ray.operate.studies import cancel_study, dry_run, run_study, status_of
 from bft_ray.study.records.database import database_url
+from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, Store
 from tests.support.records import METRIC, A, B, add, new
 
@@ -39,13 +39,13 @@ def a_study(url: str, **more: Any) -> Store:
             store.complete(number, {0: {METRIC: value}}, 24)
     baselines = store.open_part(BASELINES)
     baselines.reconcile()
-    baselines.add(0, {"loss.method": "bft"}, key="b", seeds=[0], extra={"baseline": "bft"})
+    baselines.add(TrialRecord(BASELINES, 0, {"loss.method": "bft"}, key="b", extra={"baseline": "bft"}))
     baselines.start(0)
     baselines.complete(0, {0: {METRIC: 0.25}}, 24)
     confirmation = store.open_part(CONFIRMATION)
     confirmation.reconcile()
     for number, seed in enumerate([101, 102]):
-        confirmation.add(number, {}, key=f"c{seed}", seeds=[seed], name="w64", extra={"arm": "w64"})
+        confirmation.add(TrialRecord(CONFIRMATION, number, {}, (seed,), f"c{seed}", name="w64", extra={"arm": "w64"}))
         confirmation.start(number)
     confirmation.complete(0, {101: {METRIC: 0.625}}, 24)
     confirmation.fail(1, "the loss of step 3 is not finite")
@@ -184,6 +184,6 @@ def test_what_an_interrupt_says(command, said, monkeypatch, capsys):
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, f"{command[0]}_command", interrupt)
+    monkeypatch.setattr(f"bft_ray.commands.{command[0]}.run", interrupt)
     assert main(command) == 130
     assert capsys.readouterr().err == said

@@ -86,7 +86,7 @@ def test_where_results_go_is_tried_before_they_are_made(tmp_path):
 def test_a_uri_is_no_folder_of_this_machine(make_tree, tmp_path, monkeypatch):
     """`Path` would make a folder `s3:` of it, here."""
     from bft_ray.places.cache import check_out
-    from bft_ray.train.launch import pin_paths
+    from bft_ray.train.pins import pin_paths
 
     monkeypatch.chdir(tmp_path)
     rule = "must be a folder of this machine, not a URI. Name a local folder"

@@ -21,7 +21,7 @@ from bft_ray.space.load import load_study
 from bft_ray.study import driver as drive
 from bft_ray.study.definition import Study
 from bft_ray.tracking.run import Tracker
-from bft_ray.train.launch import pin_paths
+from bft_ray.train.pins import pin_paths
 from tests.support.segments import at_store, is_store
 
 SMALL = ["data.train.0.limit=6", "data.validation.0.limit=4", "data.max_length=128", "cluster.num_workers=1"]

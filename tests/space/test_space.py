@@ -27,10 +27,11 @@ from bft_ray.domains import DOMAINS
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.space.assign import active, baseline_config, config_of, with_overrides
 from bft_ray.space.cost import cost_of, describe
-from bft_ray.space.definition import LEARNING_RATE, Asha, SearchSpace
+from bft_ray.space.definition import LEARNING_RATE, SearchSpace
 from bft_ray.space.duplicates import run_key
 from bft_ray.space.grid import baseline_assignments, grid, num_combinations, representatives
 from bft_ray.space.load import check_space, load_base, load_space, load_study, spaces
+from bft_ray.space.parts import Asha
 from bft_ray.space.series import all_series
 from tests.support.paths import ROOT
 

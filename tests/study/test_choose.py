@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import areas
-from bft_ray.study.confirm.choose import Limit, Plan, Record, choose
+from bft_ray.study.confirm.choice import Limit, Plan, Record
+from bft_ray.study.confirm.choose import choose
 from bft_ray.study.confirm.items import item_groups, item_scores
 from bft_ray.study.report.explain import explain
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bft_ray.space.claims import Claim
-from bft_ray.study.confirm.choose import Plan, Record, choose
+from bft_ray.study.confirm.choice import Plan, Record
+from bft_ray.study.confirm.choose import choose
 from bft_ray.study.report.arms import gain_text
 from bft_ray.study.report.claims import claims_sentence, claims_table
 from bft_ray.study.report.explain import explain

@@ -12,7 +12,8 @@ from bft_ray.page.model import Number
 from bft_ray.places.addresses import absolute_uri
 from bft_ray.space.definition import SearchSpace
 from bft_ray.stats.power import detectable
-from bft_ray.study.confirm.choose import Choice, Plan, Record, choose
+from bft_ray.study.confirm.choice import Choice, Plan, Record
+from bft_ray.study.confirm.choose import choose
 from bft_ray.study.confirm.tested import TestResult
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.report.arms import arms_table

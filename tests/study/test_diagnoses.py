@@ -10,11 +10,12 @@ import pytest
 
 from bft_ray.page.model import Finding
 from bft_ray.space.definition import SearchSpace
-from bft_ray.study.confirm.choose import Choice, Plan, Record, choose
+from bft_ray.study.confirm.choice import Choice, Plan, Record
+from bft_ray.study.confirm.choose import choose
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
-from bft_ray.study.report import diagnoses
 from bft_ray.study.report.diagnoses import diagnose
+from bft_ray.study.report.signs import confirmation, failures
 from tests.support.noted import METRIC, baseline, space, trial
 
 RATE = "optimizer.learning_rate"
@@ -76,7 +77,7 @@ def test_a_sound_study_has_no_sign():
 @pytest.mark.parametrize("reason", ["the loss is not finite at step 3", "choices/probability is nan (seed 0)", "NaN"])
 def test_trials_without_a_number(reason):
     lost = [trial(n, state="failed", reason=reason, assignment={RATE: rate}) for n, rate in ((10, 3e-3), (11, 1e-2))]
-    finding = diagnoses.not_finite({SEARCH: [*sound(), *lost]}, space(), None)
+    finding = failures.not_finite({SEARCH: [*sound(), *lost]}, space(), None)
     assert (
         finding is not None
         and "2 of 12 trials failed" in finding.text
@@ -115,7 +116,7 @@ def test_equal_arms_are_called_unstable_in_at_most_two_of_a_hundred_studies():
     random, found = np.random.default_rng(3), 0
     for _ in range(400):
         values = {name: list(0.4 + 0.01 * random.normal(size=5)) for name in ("a", "b", "c", "sft", "bft")}
-        found += diagnoses.unstable_seeds({CONFIRMATION: arms(values)}, space(), None) is not None
+        found += confirmation.unstable_seeds({CONFIRMATION: arms(values)}, space(), None) is not None
     assert found <= 8
 
 
@@ -126,7 +127,7 @@ def test_no_token_below_sft():
     def found(no_token: list[float]) -> Finding | None:
         runs = [replace(one, seeds=(n % 3,)) for n, one in enumerate(arms({"sft": [0.33] * 3, "w64": no_token}))]
         runs = [replace(one, assignment={"loss.method": "bft_no_token"}) if one.name == "w64" else one for one in runs]
-        return diagnoses.no_token_below_sft({CONFIRMATION: runs}, own, None)
+        return confirmation.no_token_below_sft({CONFIRMATION: runs}, own, None)
 
     finding = found([0.31, 0.32, 0.30])
     assert finding is not None and f"{METRIC} 0.310 against 0.330, beyond the noise of 3 seeds" in finding.text
@@ -135,7 +136,9 @@ def test_no_token_below_sft():
     assert found([0.31] * 3) is None  # no spread: no noise to judge by
     assert found([0.34, 0.35, 0.33]) is None
     weak = [trial(n, 0.1, assignment={"loss.method": "bft_no_token"}) for n in range(2)]  # the search shows nothing
-    assert diagnoses.no_token_below_sft({SEARCH: weak, BASELINES: [baseline(0, "sft", 0.33, 1e-3)]}, own, None) is None
+    assert (
+        confirmation.no_token_below_sft({SEARCH: weak, BASELINES: [baseline(0, "sft", 0.33, 1e-3)]}, own, None) is None
+    )
 
 
 def test_sft_that_wins():
@@ -156,10 +159,10 @@ def test_a_search_that_flattered_its_pick():
     lucky = trial(10, 0.9, name="a")
     runs = [replace(one, extra={"arm": "a", "of": "search/10"}) for one in arms({"a": [0.5] * 5})]
     found = {SEARCH: [*sound(), lucky], BASELINES: [baseline(0, "bft", 0.35, 1e-3)], CONFIRMATION: runs}
-    finding = diagnoses.flattered(found, space(), chosen({"a": 0.1}))
+    finding = confirmation.flattered(found, space(), chosen({"a": 0.1}))
     assert finding is not None and "`a` gained +0.5500 in the search" in finding.text
     fair = replace(lucky, value=0.44, metrics={METRIC: 0.44})
-    assert diagnoses.flattered({**found, SEARCH: [*sound(), fair]}, space(), chosen({"a": 0.1})) is None
+    assert confirmation.flattered({**found, SEARCH: [*sound(), fair]}, space(), chosen({"a": 0.1})) is None
 
 
 def test_rungs_that_mislead():

@@ -9,16 +9,14 @@ import pytest
 from bft_ray.study.records.leaderboard import (
     as_markdown,
     as_text,
-    best,
     counts,
     expected_s,
     metric_by,
-    ranked,
     saved,
     status_text,
     table,
-    tuned,
 )
+from bft_ray.study.records.ranking import best, ranked, tuned
 from bft_ray.study.records.record import TrialRecord, mean, trained_s, worker_hours
 
 METRIC = "choices/probability"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bft_ray.space.series import Peak
-from bft_ray.study.confirm.choose import Plan, Record
+from bft_ray.study.confirm.choice import Plan, Record
 from bft_ray.study.confirm.combine import Confirmed
 from bft_ray.study.confirm.peak import peak_of
 from bft_ray.study.report.peaks import peak_parts, peak_sentences

@@ -191,7 +191,7 @@ def test_two_studies_on_one_database(url):
         one.start(number)
     baselines = one.open_part(BASELINES)
     baselines.reconcile()
-    baselines.add(0, {"loss.method": "sft"}, key="b", seeds=[0])
+    baselines.add(TrialRecord(BASELINES, 0, {"loss.method": "sft"}, key="b"))
     one.complete(1, {0: {METRIC: 0.5}}, 24)
     assert [record.state for record in two.records()] == ["waiting"] * 3
     database = Database(url)
@@ -368,7 +368,7 @@ def dies_after(store: Store, num_writes: int):
     names = ("create_new_trial", "set_trial_state_values", "set_trial_user_attr", "set_trial_intermediate_value")
     with pytest.MonkeyPatch.context() as patch, suppress(Killed):
         for name in names:
-            real = getattr(store._storage, name)
+            real = getattr(store.database.storage, name)
 
             def write(*args, real=real, **kwargs):
                 if not left[0]:
@@ -376,7 +376,7 @@ def dies_after(store: Store, num_writes: int):
                 left[0] -= 1
                 return real(*args, **kwargs)
 
-            patch.setattr(store._storage, name, write)
+            patch.setattr(store.database.storage, name, write)
         yield
 
 

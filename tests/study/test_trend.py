@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bft_ray.space.series import Contrast, Trend
-from bft_ray.study.confirm.choose import Plan, Record
+from bft_ray.study.confirm.choice import Plan, Record
 from bft_ray.study.confirm.combine import Confirmed
 from bft_ray.study.confirm.trend import difference_of, slope_of
 

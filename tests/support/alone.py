@@ -19,8 +19,8 @@ def run_alone(
     from bft_ray.data.dataset import prepare
     from bft_ray.model.causal_lm import load_tokenizer
     from bft_ray.train.engine import Engine
-    from bft_ray.train.host import LocalHost
     from bft_ray.train.loop import Data, fit
+    from tests.support.local_host import LocalHost
 
     config = make_config(tree)
     tokenizer = load_tokenizer(config.model)

@@ -50,5 +50,9 @@ def new(url: str, **more) -> Store:
 
 
 def add(store: Store, number: int, assignment=None, *, key: str | None = None, **more: Any) -> TrialRecord:
-    options: dict[str, Any] = {"seeds": [0], "planned_steps": 24, "space": SPACE} | more
-    return store.add(number, assignment or A, key=key or f"key {number}", **options)
+    how = {"space": SPACE} | {
+        name: more.pop(name) for name in ("space", "original", "duplicate_because") if name in more
+    }
+    options: dict[str, Any] = {"planned_steps": 24, "key": key or f"key {number}"} | more
+    options["seeds"] = tuple(options.get("seeds", (0,)))
+    return store.add(TrialRecord(store.part, number, assignment or A, **options), **how)

@@ -19,14 +19,15 @@ def write_study(url: str, study: Study, parts: Mapping[str, Sequence[TrialRecord
     with Database(url) as database:
         store = Store.create(database, study.space, study.base, {"train": "f1"})
         for part, records in parts.items():
-            own = store if part == SEARCH else store.open_part(part)
+            store.open_part(part)  # which makes it
+            part_id = database.storage.get_study_id_from_name(f"{study.name}/{part}")
             for record in records:
                 trial = to_optuna(record, study.space if part == SEARCH else None)
                 if record.started is not None:
                     trial.datetime_start = datetime.fromtimestamp(record.started)
                 if record.finished is not None:
                     trial.datetime_complete = datetime.fromtimestamp(record.finished)
-                database.storage.create_new_trial(own._id, trial)
+                database.storage.create_new_trial(part_id, trial)
         note_study(store, study)
         for name, value in {"id": study.id, **notes}.items():
             store.note(name, value)

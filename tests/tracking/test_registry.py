@@ -14,7 +14,8 @@ from bft_ray.cli import main
 from bft_ray.config import Config, TrackingConfig, config_from_yaml, load_config, make_config, to_yaml
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.study.conclude import champion_tags
-from bft_ray.study.confirm.choose import Choice, Plan, Record, choose
+from bft_ray.study.confirm.choice import Choice, Plan, Record
+from bft_ray.study.confirm.choose import choose
 from bft_ray.study.report.best import champion_config, describe_champion
 from bft_ray.tracking import registry
 from bft_ray.tracking.registry import Champion, find_champion, register_champion

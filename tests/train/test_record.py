@@ -12,7 +12,8 @@ import pytest
 from bft_ray.config import flatten, make_config
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model.causal_lm import load_tokenizer
-from bft_ray.train.launch import load_datasets, pin, train
+from bft_ray.train.launch import load_datasets, train
+from bft_ray.train.pins import pin
 from bft_ray.train.progress import Display
 from bft_ray.train.record import identity_of, refuse_other_run, write_record
 

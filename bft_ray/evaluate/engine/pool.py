@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,37 +12,50 @@ import numpy as np
 from bft_ray.evaluate.engine.request import Embed, Generate, Request, Score, Scores
 
 
-def answer_all(
-    requests: Sequence[Request], num_shards: int, shard_cost: int, answer: Callable[[list[Request]], list[Any]]
-) -> list[Any]:
-    """The answers of requests, each in the order of its items.
+@dataclass(frozen=True)
+class Pool:
+    """Requests as shards, the dearest first.
 
     Args:
-        num_shards: at most so many shards of a pool.
-        shard_cost: tokens below which a pool is not cut further.
-        answer: shards -> their answers, in order.
+        shards: each of one verb.
+        owners: of each shard's items: request, item.
     """
-    pools: dict[Any, list[int]] = {}
+
+    requests: Sequence[Request]
+    shards: list[Request]
+    owners: list[list[tuple[int, int]]]
+
+    def in_order(self, answers: Sequence[Any]) -> list[Any]:
+        """The answers of the shards -> those of the requests, each in the order of its items."""
+        items: list[dict[int, Any]] = [{} for _ in self.requests]
+        for shard, owners, answer in zip(self.shards, self.owners, answers, strict=True):
+            for (index, item), value in zip(owners, _itemise(shard, answer), strict=True):
+                items[index][item] = value
+        return [
+            _combine(request, [own[item] for item in range(len(request.ids))])
+            for request, own in zip(self.requests, items, strict=True)
+        ]
+
+
+def pooled(requests: Sequence[Request], num_shards: int, shard_cost: int) -> Pool:
+    """Requests of one verb together, cut into shards.
+
+    Args:
+        num_shards: at most so many shards of a verb.
+        shard_cost: tokens below which a verb's requests are not cut further.
+    """
+    members: dict[Any, list[int]] = {}
     for index, request in enumerate(requests):
-        pools.setdefault(_key(request), []).append(index)
-    shards: list[Request] = []
-    owners: list[list[tuple[int, int]]] = []  # of each shard's items: request, item
-    for members in pools.values():
-        places = [(index, item) for index in members for item in range(len(requests[index].ids))]
-        costs = np.concatenate([_costs(requests[index]) for index in members])
+        members.setdefault(_key(request), []).append(index)
+    owners: list[list[tuple[int, int]]] = []
+    for own in members.values():
+        places = [(index, item) for index in own for item in range(len(requests[index].ids))]
+        costs = np.concatenate([_costs(requests[index]) for index in own])
         for chosen in share_out(costs, min(num_shards, int(costs.sum()) // shard_cost + 1)):
             owners.append([places[place] for place in chosen])
-            shards.append(_gather(requests, owners[-1]))
-    order = np.argsort([-_costs(shard).sum() for shard in shards], kind="stable")  # the dearest first
-    answered = answer([shards[place] for place in order])
-    items: list[dict[int, Any]] = [{} for _ in requests]
-    for place, own in zip(order, answered, strict=True):
-        for (index, item), value in zip(owners[place], _itemise(shards[place], own), strict=True):
-            items[index][item] = value
-    return [
-        _combine(request, [own[item] for item in range(len(request.ids))])
-        for request, own in zip(requests, items, strict=True)
-    ]
+    shards = [_gather(requests, own) for own in owners]
+    order = np.argsort([-_costs(shard).sum() for shard in shards], kind="stable")
+    return Pool(requests, [shards[place] for place in order], [owners[place] for place in order])
 
 
 def share_out(costs: np.ndarray, num_shards: int) -> list[np.ndarray]:

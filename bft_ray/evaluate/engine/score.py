@@ -56,10 +56,12 @@ class Row:
 
     @property
     def length(self) -> int:
+        """Tokens that the row takes."""
         return len(self.prompt) + sum(len(own) - 1 for own in self.continuations)
 
     @property
     def is_causal(self) -> bool:
+        """Whether it has one continuation that takes a position, so that the usual causal mask is right."""
         return sum(len(own) > 1 for own in self.continuations) <= 1
 
 

@@ -24,6 +24,7 @@ class Loaded:
 
     @property
     def pad_id(self) -> int:
+        """The token that fills rows; it is masked, so any will do."""
         return self.context.tokenizer.pad_token_id or 0
 
 

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from bft_ray.evaluate.classify import (
     smallest_reference,
     unit,
 )
-from bft_ray.evaluate.engine.embed import cut_texts
+from bft_ray.evaluate.engine.embed import TextPieces, cut_texts
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared
 from bft_ray.evaluate.means import summarise, with_group
 from bft_ray.evaluate.tasks.pairs import fill
@@ -67,10 +68,11 @@ def prepare(task: CellsTask, context: Context) -> Prepared:
     texts = [fill(task.template, genes=", ".join(cell.genes[: task.num_genes])) for cell in cells]
     pieces = cut_texts([cell.id for cell in cells], [cell.where for cell in cells], texts, context)
 
-    def finish(answers: Sequence[np.ndarray]) -> Measured:
-        return measure(task, cells, pieces.join(answers[0]))
+    return Prepared([pieces.request], partial(_finish, task, cells, pieces))
 
-    return Prepared([pieces.request], finish)
+
+def _finish(task: CellsTask, cells: Sequence[Cell], pieces: TextPieces, answers: Sequence[np.ndarray]) -> Measured:
+    return measure(task, cells, pieces.join(answers[0]))
 
 
 def read_cells(task: CellsTask, field: str) -> list[Cell]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,12 @@ def prepare(task: ChoiceTask, context: Context) -> Prepared:
     items = read_items(task)
     encoded = encode_items(items, context.tokenizer, context.data)
 
-    def finish(answers: Sequence[Scores]) -> Measured:
-        records = make_records(items, answers[0])
-        return Measured(
-            choice_metrics(records, task.name, encoded.num_truncated), [record.to_dict() for record in records]
-        )
+    return Prepared([encoded.request], partial(_finish, task, items, encoded.num_truncated))
 
-    return Prepared([encoded.request], finish)
+
+def _finish(task: ChoiceTask, items: Sequence[ChoiceRow], num_truncated: int, answers: Sequence[Scores]) -> Measured:
+    records = make_records(items, answers[0])
+    return Measured(choice_metrics(records, task.name, num_truncated), [record.to_dict() for record in records])
 
 
 def read_items(task: ChoiceTask) -> list[ChoiceRow]:

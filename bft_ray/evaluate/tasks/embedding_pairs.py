@@ -27,7 +27,7 @@ from bft_ray.data.rows import Row, read_table
 from bft_ray.data.tables import Ids, kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import fit_classifiers, keyed_order, pair_features, ranking_metrics
-from bft_ray.evaluate.engine.embed import cut_texts
+from bft_ray.evaluate.engine.embed import TextPieces, cut_texts
 from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared
 from bft_ray.evaluate.tasks.pairs import Pair, fill, read_pairs
 
@@ -89,10 +89,13 @@ def prepare(task: EmbeddingPairsTask, context: Context) -> Prepared:
     places, texts = zip(*(described[gene] for gene in genes), strict=True)
     pieces = cut_texts(genes, places, texts, context)
 
-    def finish(answers: Sequence[np.ndarray]) -> Measured:
-        return _measure(task, left, genes, pieces.join(answers[0]))
+    return Prepared([pieces.request], functools.partial(_finish, task, left, genes, pieces))
 
-    return Prepared([pieces.request], finish)
+
+def _finish(
+    task: EmbeddingPairsTask, pairs: _Pairs, genes: list[str], pieces: TextPieces, answers: Sequence[np.ndarray]
+) -> Measured:
+    return _measure(task, pairs, genes, pieces.join(answers[0]))
 
 
 def read_descriptions(path: str, field: str) -> dict[str, tuple[str, str]]:
@@ -168,7 +171,7 @@ def _prepare_generated(
 ) -> Prepared:
     from bft_ray.evaluate.clients.encoder import check_encoder, encode_texts
     from bft_ray.evaluate.engine.generate import check_engine
-    from bft_ray.evaluate.tasks.generation import decode, encode_prompts
+    from bft_ray.evaluate.tasks.generation import encode_prompts
 
     if "{gene}" not in task.template:
         raise BadInput(f"{field}.template", task.template, "a template with {gene}")
@@ -179,24 +182,25 @@ def _prepare_generated(
     rows = [Row(gene, gene, prompt=fill(task.template, gene=gene), completion="?") for gene in genes]
     request = Generate(genes, encode_prompts(rows, context), task.decoding, task.seed)
 
-    def finish(answers: Sequence[list[list[np.ndarray]]]) -> Measured:
-        texts = [[decode(tokens, context.tokenizer).strip() for tokens in samples] for samples in answers[0]]
-        return _measure_texts(task, pairs, genes, texts, encode, f"{field}.template")
-
+    finish = functools.partial(_finish_generated, task, pairs, genes, context.tokenizer, encode, f"{field}.template")
     return Prepared([request], finish)
 
 
-def _measure_texts(
+def _finish_generated(
     task: EmbeddingPairsTask,
     pairs: _Pairs,
     genes: list[str],
-    texts: list[list[str]],
+    tokenizer: Any,
     encode: Callable[[list[str]], np.ndarray],
     field: str,
+    answers: Sequence[list[list[np.ndarray]]],
 ) -> Measured:
-    """From the descriptions [samples] of each gene: the mean of their embeddings is the gene's. Empty ones are counted
-    and left out; so are the pairs of a gene that has no other.
+    """From the descriptions of each gene: the mean of their embeddings is the gene's. Empty ones are counted and left out;
+    so are the pairs of a gene that has no other.
     """
+    from bft_ray.evaluate.tasks.generation import decode
+
+    texts = [[decode(tokens, tokenizer).strip() for tokens in samples] for samples in answers[0]]
     num_empty = sum(not text for samples in texts for text in samples)
     owner = [index for index, samples in enumerate(texts) for text in samples if text]
     spoken = sorted(set(owner))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from bft_ray.config.tasks import PairsTask
 from bft_ray.data.rows import read_table
-from bft_ray.data.tables import Ids, kind_of
+from bft_ray.data.tables import Ids, kind_of, row_id
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import ranking_metrics
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores
@@ -58,22 +59,20 @@ def prepare(task: PairsTask, context: Context) -> Prepared:
     ]
     encoded = encode_options(questions, context.tokenizer, context.data)
 
-    def finish(answers: Sequence[Scores]) -> Measured:
-        nll = answers[0].nll.reshape(-1, 2)  # yes, no
-        score = np.round(nll[:, 1] - nll[:, 0], _DIGITS)
-        label = np.array([pair.label for pair in pairs])
-        records = [
-            {"id": pair.id, "label": pair.label, "score": float(own), "groups": pair.groups}
-            for pair, own in zip(pairs, score, strict=True)
-        ]
-        metrics = {f"{task.name}/{name}": value for name, value in ranking_metrics(label, score, seed=0).items()}
-        metrics |= {
-            f"{task.name}/num_items": float(len(pairs)),
-            f"{task.name}/num_truncated": float(encoded.num_truncated),
-        }
-        return Measured(metrics, records)
+    return Prepared([encoded.request], partial(_finish, task, pairs, encoded.num_truncated))
 
-    return Prepared([encoded.request], finish)
+
+def _finish(task: PairsTask, pairs: Sequence[Pair], num_truncated: int, answers: Sequence[Scores]) -> Measured:
+    nll = answers[0].nll.reshape(-1, 2)  # yes, no
+    score = np.round(nll[:, 1] - nll[:, 0], _DIGITS)
+    label = np.array([pair.label for pair in pairs])
+    records = [
+        {"id": pair.id, "label": pair.label, "score": float(own), "groups": pair.groups}
+        for pair, own in zip(pairs, score, strict=True)
+    ]
+    metrics = {f"{task.name}/{name}": value for name, value in ranking_metrics(label, score, seed=0).items()}
+    metrics |= {f"{task.name}/num_items": float(len(pairs)), f"{task.name}/num_truncated": float(num_truncated)}
+    return Measured(metrics, records)
 
 
 def read_pairs(path: str, limit: int | None, field: str) -> list[Pair]:
@@ -110,6 +109,4 @@ def _pair(where: str, record: dict[str, Any]) -> Pair:
     if isinstance(label, bool) or label not in (0, 1, "0", "1"):  # cells of a CSV file are text
         received = label if isinstance(label, int) else kind_of(label)
         raise BadInput(f"{where} label", received, "0 or 1", "1: the genes interact.")
-    given = record.get("id")
-    own = where.rsplit("/", 1)[-1] if given in (None, "") else str(given)
-    return Pair(own, where, str(genes[0]), str(genes[1]), int(label))
+    return Pair(row_id(record.get("id"), where), where, str(genes[0]), str(genes[1]), int(label))

@@ -27,7 +27,7 @@ import numpy as np
 
 from bft_ray.config.tasks import RubricTask
 from bft_ray.data.rows import Row, read_table
-from bft_ray.data.tables import Ids, kind_of
+from bft_ray.data.tables import Ids, kind_of, row_id
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.clients.judge import Budget, Messages, check_judge, judge_all
 from bft_ray.evaluate.engine.generate import check_engine
@@ -109,8 +109,7 @@ def read_rubrics(task: RubricTask, field: str) -> list[RubricItem]:
     items: list[RubricItem] = []
     ids = Ids()
     for where, record in read_table(task.path, limit=task.limit, field=field):
-        given = record.get("id", record.get("prompt_id"))
-        name = where.rsplit("/", 1)[-1] if given in (None, "") else str(given)
+        name = row_id(record.get("id", record.get("prompt_id")), where)
         ids.add(name, where)
         prompt, group = _prompt(where, record.get("prompt")), record.get("group")
         row = Row(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,17 +90,7 @@ def prepare_texts(texts: Sequence[Text], name: str, context: Context, extra: dic
             assert request.counted is not None
             request.counted.append([counted])
 
-    def finish(answers: Sequence[Scores]) -> Measured:
-        scores = answers[0]
-
-        def of_texts(column: np.ndarray) -> np.ndarray:
-            return np.bincount(owners, column, minlength=len(texts))
-
-        return _measure(
-            texts, name, of_texts(scores.nll), of_texts(scores.num_tokens), of_texts(scores.num_correct), extra
-        )
-
-    return Prepared([request], finish)
+    return Prepared([request], partial(_finish, texts, name, owners, extra))
 
 
 def windows(text: Text, max_length: int, bos: int | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
@@ -129,14 +120,15 @@ def _texts(rows: Iterable[Row], tokenizer: Any, config: DataConfig) -> Iterator[
                 yield Text(row.id, tokens, np.array(encoded.supervised), encoded.num_bytes, row.group, row.is_wrong)
 
 
-def _measure(
-    texts: Sequence[Text],
-    name: str,
-    nll: np.ndarray,
-    num_tokens: np.ndarray,
-    num_correct: np.ndarray,
-    extra: dict[str, float],
+def _finish(
+    texts: Sequence[Text], name: str, owners: Sequence[int], extra: dict[str, float], answers: Sequence[Scores]
 ) -> Measured:
+    """
+    Args:
+        owners: of each window its text.
+    """
+    columns = (answers[0].nll, answers[0].num_tokens, answers[0].num_correct)
+    nll, num_tokens, num_correct = (np.bincount(owners, column, minlength=len(texts)) for column in columns)
     num_bytes = np.array([text.num_bytes for text in texts])
     sums = LikelihoodSums(float(nll.sum()), int(num_tokens.sum()), int(num_correct.sum()), int(num_bytes.sum()))
     metrics = sums.metrics(name)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from bft_ray.places import storage
 from bft_ray.places.kept import read_kept, write_kept, write_text
 from bft_ray.places.modes import kept_for
 from bft_ray.places.remote import is_remote
-from bft_ray.places.scratch import scratch
 from bft_ray.study.report.arms import markdown
+from bft_ray.study.report.recorder import PAGE, log_report
 from bft_ray.tracking.begin import RUN_KEY
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server
@@ -38,7 +38,6 @@ from bft_ray.workers.connect import connect
 from bft_ray.workers.spread import spread
 
 EXPERIMENT = "bft/after-rl"
-PAGE = "report.html"
 Line = Callable[[str], None]
 
 
@@ -62,9 +61,11 @@ class Ready:
 
     @property
     def rows_file(self) -> str | None:
+        """The file of the training rows; None: the config names its own."""
         return storage.join(self.folder, "rows.jsonl") if self.rows else None
 
     def config_of(self, arm: str, seed: int, start: str | None = None) -> Config:
+        """The config of one run, in the folder of this study."""
         return self.study.config_of(arm, seed, storage.join(self.folder, "runs"), self.rows_file, start)
 
     def runs(self) -> list[Run]:
@@ -258,11 +259,8 @@ def _record(ready: Ready, found: Told) -> bool:
                 {f"{arm}/reward_{name}": sum(own) / len(own) for name, own in values.items() if own}, step=0
             )
         note = [f"[**Read the report**]({tracker.link_to(PAGE)})", *sentences(found), markdown(arms_table(found))]
-        tracker.set_tags({"mlflow.note.content": "\n\n".join(note)})
-        tracker.log_text(json.dumps(_table(found), indent=1), "statements.json")
-        with scratch("page") as folder:
-            (folder / PAGE).write_text(to_html(after_rl_page(found, _now())), encoding="utf-8")
-            is_stored = tracker.log_artifacts(folder)
+        page = to_html(after_rl_page(found, _now()))
+        is_stored = log_report(tracker, "\n\n".join(note), page, "statements.json", _table(found))
         return tracker.finish("FINISHED") and is_stored
 
 
@@ -273,7 +271,7 @@ def _table(found: Told) -> list[dict[str, object]]:
             "statement": one.what,
             "verdict": one.verdict,
             "why": one.why,
-            "gain": None if one.gain is None else {k: v for k, v in asdict(one.gain).items() if v == v},
+            "gain": one.gain and one.gain.as_json(),
         }
         for one in found.statements
     ]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bft_ray.config import SourceConfig
-from bft_ray.data.forms import Use, bare
+from bft_ray.data.content import bare
+from bft_ray.data.forms import Use
 from bft_ray.data.rows import NOT_TAUGHT, BadRow, ChoiceRow, Row, canonical_rows, look, question_key, read_rows
-from bft_ray.data.tables import read_table
+from bft_ray.data.tables import read_table, row_id
 from bft_ray.data.template import column_of, names_in
 from bft_ray.errors import BadInput
 from bft_ray.operate.init.request import Request
@@ -227,8 +228,8 @@ def _choice_rows(source: SourceConfig, field: str) -> Iterator[ChoiceRow | BadRo
         if isinstance(record, BadRow):
             yield record
             continue
-        name = record.get("id") or where.rsplit("/", 1)[-1]
-        yield ChoiceRow(where=where, **{**record, "id": name, "choices": tuple(record["choices"])})
+        own = {"id": row_id(record.get("id"), where), "choices": tuple(record["choices"])}
+        yield ChoiceRow(where=where, **record | own)
 
 
 def _with_own_ids(source: SourceConfig, read: Callable[[SourceConfig], list[_Rows]]) -> list[_Rows]:

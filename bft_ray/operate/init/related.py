@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 
 from bft_ray.config import SourceConfig
-from bft_ray.data.forms import bare
+from bft_ray.data.content import bare
 from bft_ray.data.rows import text_key
 from bft_ray.data.tables import read_table
 from bft_ray.operate.init.look import Look

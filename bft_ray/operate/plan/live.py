@@ -26,6 +26,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def forget_peak(self) -> None:
+        """Count the peak from what lives now."""
         self.peak_bytes = self.live_bytes
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -38,6 +38,7 @@ class Setup:
 
     @classmethod
     def of(cls, config: Config) -> Setup:
+        """That of a config."""
         return cls(
             lora=bool(config.lora or config.model.adapter),
             preset=config.deepspeed.preset,
@@ -68,9 +69,11 @@ class Need:
 
     @property
     def gpu_bytes(self) -> int:
+        """Most bytes of a GPU at a time."""
         return self.states.peak_bytes(self.activations_bytes)
 
     def fits(self, memory_bytes: float) -> bool:
+        """Whether a GPU of so many bytes holds it, with room to spare."""
         return self.gpu_bytes <= USABLE * memory_bytes
 
 

@@ -35,6 +35,7 @@ class Upload:
 
     @property
     def size_bytes(self) -> int:
+        """Of the packed file."""
         return self.path.stat().st_size
 
     def describe(self) -> str:

@@ -8,7 +8,8 @@ from bft_ray.config import ClusterConfig, Config
 from bft_ray.places import storage
 from bft_ray.places.disk import free_bytes
 from bft_ray.space.cost import Cost
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import Asha
 from bft_ray.stats.power import smallest_share
 from bft_ray.study.checks.ready import Facts
 from bft_ray.study.execute.measure import Measured

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from bft_ray.config import Config
-from bft_ray.model.packing import Rows, choose_rows, measure_layouts
+from bft_ray.model.layouts import measure_layouts
+from bft_ray.model.packing import Rows, choose_rows
 from bft_ray.study.checks.ready import Facts
 from bft_ray.study.definition import Study
 from bft_ray.study.records.store import Store

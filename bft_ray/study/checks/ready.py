@@ -21,8 +21,9 @@ from bft_ray.space.grid import representatives
 from bft_ray.study.checks.splits import Rows, check_splits, items_of, rows_of
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import check_server
-from bft_ray.train.launch import check_tasks, pin_paths
+from bft_ray.train.launch import check_tasks
 from bft_ray.train.overlay import check_overlay
+from bft_ray.train.pins import pin_paths
 from bft_ray.train.record import files_fingerprint
 
 #: parameters of these sections change the tokens of the same rows

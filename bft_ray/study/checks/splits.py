@@ -10,7 +10,7 @@ from typing import Any
 from bft_ray.config.tasks import ChoiceTask, HarnessTask, ItemKey, NamesTask, RowsTask, Task, TaskBase
 from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.rows import BadRow, question_key, read_choices, read_rows, row_key, source_of, text_key
-from bft_ray.data.tables import read_table
+from bft_ray.data.tables import read_table, row_id
 from bft_ray.errors import BadInput
 
 #: key of a row -> its id
@@ -35,7 +35,7 @@ def items_of(task: Task) -> Rows:
         read = read_choices if isinstance(task, ChoiceTask) else read_rows
         return {key(row): row.id for row in read(source_of(task), field) if not isinstance(row, BadRow)}
     table = read_table(task.path, limit=task.limit, field=field)
-    return {_key(record, task, task.KEY): str(record.get("id", where)) for where, record in table}
+    return {_key(record, task, task.KEY): row_id(record.get("id"), where) for where, record in table}
 
 
 def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: Callable[[str], None]) -> None:

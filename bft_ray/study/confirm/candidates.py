@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bft_ray.errors import BftError
-from bft_ray.space.definition import DEFAULT, SearchSpace
-from bft_ray.study.confirm.choose import Limit, Plan, Record
-from bft_ray.study.records.leaderboard import ranked
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import DEFAULT
+from bft_ray.study.confirm.choice import Limit, Plan, Record
+from bft_ray.study.records.ranking import ranked
 from bft_ray.study.records.record import TrialRecord
 
 

@@ -22,7 +22,7 @@ from bft_ray.config.metrics import higher_is_better
 from bft_ray.stats.crossed import Crossed
 from bft_ray.stats.errors import Groups, as_groups
 from bft_ray.stats.simultaneous import compare_pair
-from bft_ray.study.confirm.choose import Plan, Record
+from bft_ray.study.confirm.choice import Plan, Record
 
 
 @dataclass(frozen=True)

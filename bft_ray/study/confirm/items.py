@@ -6,7 +6,7 @@ is linearised (`bft_ray.stats.linearise`). One theory of means then holds for ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,24 @@ def _judged(metric: str, column: str, records: Sequence[Mapping[str, Any]]) -> l
 def item_groups(metric: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Item id -> the groups that it shares with others (genes, patients, documents); items without are left out."""
     return {str(record["id"]): list(names) for record in _of_set(metric, records) if (names := names_of(record))}
+
+
+def items_of(metric: str, others: Iterable[str], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is kept of the items of a run of the confirmation: `items`, `groups` and `others`, the scores in other metrics.
+
+    Args:
+        metric: of the objective.
+        others: metrics of claims.
+
+    Raises:
+        BadInput: as for `item_scores`.
+    """
+    kept: dict[str, Any] = {"items": item_scores(metric, records)}
+    if groups := item_groups(metric, records):
+        kept["groups"] = groups
+    if scores := {name: item_scores(name, records) for name in others}:
+        kept["others"] = scores
+    return kept
 
 
 def _of_set(metric: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -26,7 +26,7 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.stats.alone import compare_alone
 from bft_ray.stats.comparison import Comparison
 from bft_ray.stats.simultaneous import as_arrays
-from bft_ray.study.records.leaderboard import best, ranked, tuned
+from bft_ray.study.records.ranking import best, ranked, tuned
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bft_ray.study.confirm.choose import Plan, Record, choose
+from bft_ray.study.confirm.choice import Plan, Record
+from bft_ray.study.confirm.choose import choose
 
 
 def without_each_seed(records: Sequence[Record], plan: Plan) -> dict[int, str | None]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bft_ray.config.metrics import higher_is_better
-from bft_ray.space.definition import DEFAULT
+from bft_ray.space.parts import DEFAULT
 from bft_ray.stats.errors import as_groups
 from bft_ray.stats.paired import paired_difference
 

@@ -24,8 +24,8 @@ from bft_ray.evaluate.engine.request import Context, Prepared
 from bft_ray.evaluate.run import prepare_all
 from bft_ray.model.causal_lm import adapter_of, attach, load_base, load_tokenizer, resolve_model
 from bft_ray.model.ends import end_tokens
+from bft_ray.model.layouts import share_layouts
 from bft_ray.model.lora import remove_adapters
-from bft_ray.model.packing import share_layouts
 from bft_ray.model.start_logps import StartLogps
 from bft_ray.train.engine import Engine
 from bft_ray.train.loop import Data

@@ -1,14 +1,15 @@
 """Which trials are promoted at a rung: successive halving as a pure function of the records.
 
-With reduction eta, and n trials at a rung:
+With reduction eta, and n trials at a rung, `promotes` asks one of two rules:
 
-- `is_promoted`, asynchronous: a trial that reaches the rung is promoted at once if it is among the best
+- `is_promoted`, asynchronous (the default): a trial that reaches the rung is promoted at once if it is among the best
   max(1, floor(n / eta)) of all that have reached it so far, itself included. This is ASHA (Li et al., "A System for
   Massively Parallel Hyperparameter Tuning", 2020, arXiv 1810.05934) with the decision made on arrival, as in Ray and
   Optuna: a stopped trial is never resumed, so nothing waits and no state is kept. Early trials are promoted more easily
   than late ones.
-- `survivors`, synchronous: all trials of a batch wait for each other, and the best ceil(n / eta) are promoted (successive
-  halving, Jamieson and Talwalkar 2016). The order of arrival does not matter, so a study can be repeated exactly.
+- `survivors`, synchronous (`deterministic: true`): all trials of a batch wait for each other, and the best ceil(n / eta)
+  are promoted (successive halving, Jamieson and Talwalkar 2016). The order of arrival does not matter, so a study can be
+  repeated exactly.
 
 Of equal values the lower trial number ranks first: settings without a difference in effect (such as a cap that never
 binds) have equal values, and would all be promoted together. A value that is not finite is never promoted. Duplicates do
@@ -21,7 +22,29 @@ import math
 from collections.abc import Iterable, Sequence
 
 from bft_ray.config.metrics import higher_is_better
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import Asha
+from bft_ray.study.propose.sampler import batch_of, rung_metric
 from bft_ray.study.records.record import TrialRecord
+
+
+def promotes(
+    space: SearchSpace, records: Sequence[TrialRecord], number: int, step: int, rungs: Sequence[int]
+) -> bool | None:
+    """Whether trial `number`, which has reported at the rung of `step`, is promoted; None while that depends on others.
+
+    Args:
+        space: of the study; its scheduler is ASHA.
+        records: of the search so far.
+        rungs: steps of all rungs of the trial.
+    """
+    assert isinstance(space.scheduler, Asha)
+    reduction, metric = space.scheduler.reduction, rung_metric(space)
+    if not space.deterministic:
+        return is_promoted(records, number, step, reduction, metric)
+    batch = batch_of(space, number, records)
+    alive = survivors(batch, rungs, step, reduction, metric) if batch else None
+    return None if alive is None else number in alive
 
 
 def is_promoted(records: Iterable[TrialRecord], number: int, step: int, reduction: int, metric: str) -> bool:

@@ -40,10 +40,11 @@ from optuna.trial import FrozenTrial, TrialState
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.errors import BadInput
 from bft_ray.space.assign import active
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
 from bft_ray.space.grid import grid, num_combinations, num_trials
+from bft_ray.space.parts import Asha
 from bft_ray.study.records.distributions import distributions_of, draw, encode
-from bft_ray.study.records.leaderboard import ranked
+from bft_ray.study.records.ranking import ranked
 from bft_ray.study.records.record import TrialRecord
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs every study in memory

@@ -119,6 +119,22 @@ def trained_s(records: Iterable[TrialRecord], now: float) -> float:
     return total
 
 
+def begun_segment(record: TrialRecord, seed: int, now: float, num_workers: int) -> dict[str, Any]:
+    """What to keep with a trial (`extra`) of which workers have begun a segment: `since`, seed -> when, and how many."""
+    return {"since": record.extra.get("since", {}) | {str(seed): [now, num_workers]}}
+
+
+def ended_segment(record: TrialRecord, seed: int, now: float) -> dict[str, Any]:
+    """What to keep with a trial of which a segment has ended: `worker_s`, its seconds times workers so far. {} for a segment
+    that had not begun.
+    """
+    since = dict(record.extra.get("since", {}))
+    if str(seed) not in since:
+        return {}
+    began, num_workers = since.pop(str(seed))
+    return {"since": since, "worker_s": record.extra.get("worker_s", 0.0) + max(now - began, 0.0) * num_workers}
+
+
 def worker_hours(record: TrialRecord, now: float, num_workers: float = 1) -> float:
     """Worker-hours that a trial took: the time of each of its segments, times the workers of the segment. Times at which it
     waited, and the segments that ran when a driver was killed, are not counted; a duplicate took nothing.

@@ -12,36 +12,29 @@ the database once, and `records` then costs it nothing; every other process read
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
-
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from typing import Any
 
 from bft_ray.config import Config
-from bft_ray.config.metrics import higher_is_better
 from bft_ray.errors import BadInput
 from bft_ray.places.addresses import redact
 from bft_ray.space.assign import check_assignment
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.grid import num_trials
 from bft_ray.study.records.database import Database
-from bft_ray.study.records.frozen import STATES, from_optuna, means, outcome_of, plain_rungs, seeds_of, to_optuna
+from bft_ray.study.records.frozen import from_optuna, means, outcome_of, plain_rungs, seeds_of, to_optuna
 from bft_ray.study.records.lease import Lease
+from bft_ray.study.records.part import Part
 from bft_ray.study.records.record import State, TrialRecord
 from bft_ray.study.records.same_study import refuse_others, study_settings
 
-T = TypeVar("T")
 BySeed = Mapping[int, Mapping[str, float]]
 
 SEARCH, BASELINES, CONFIRMATION = "search", "baselines", "confirmation"
-_ABSENT = -1  # the id of a part that nobody has begun
 
 
 def studies(database: Database) -> list[str]:
@@ -62,11 +55,9 @@ def _begun(database: Database) -> dict[str, dict[str, Any]]:
 class Store:
     """The records of one part of one study; see the head of this file. Made by `create`, `find` and `open_part`."""
 
-    def __init__(
-        self, database: Database, study: str, part: str, study_id: int, metric: str, lease: Lease, *, make: bool
-    ):
+    def __init__(self, database: Database, study: str, part: str, metric: str, lease: Lease, *, make: bool):
         self.database, self.study, self.part, self.metric, self.lease = database, study, part, metric, lease
-        self._storage, self._id, self._make = database.storage, study_id, make
+        self._make, self._held = make, Part(database, f"{study}/{part}", metric, lease, make=make)
         self._new: tuple[Mapping[str, Any], int] | None = (
             None  # settings and number of trials, to be written by the driver
         )
@@ -83,7 +74,7 @@ class Store:
             BadConfig: it exists with other settings or data; the message names each that changed.
         """
         study, settings = f"{space.name}/{space.domain or base.domain}", study_settings(space, base, data)
-        store = cls._open(database, study, SEARCH, space.objective.metric, Lease(database, study), make=True)
+        store = cls(database, study, SEARCH, space.objective.metric, Lease(database, study), make=True)
         old = store.notes().get("settings")
         if old is not None:
             refuse_others(study, old, settings)
@@ -108,31 +99,13 @@ class Store:
         if study not in known:
             has = f"It holds {', '.join(sorted(known))}." if known else "It holds no study."
             raise BadInput("study", study, f"a study of {database.shown}", has)
-        metric, lease = known[study]["space.objective.metric"], Lease(database, study)
-        return cls._open(database, study, SEARCH, metric, lease, make=False)
-
-    @classmethod
-    def _open(cls, database: Database, study: str, part: str, metric: str, lease: Lease, make: bool) -> Store:
-        storage, name = database.storage, f"{study}/{part}"
-        direction = StudyDirection.MAXIMIZE if higher_is_better(metric) else StudyDirection.MINIMIZE
-
-        def open_it() -> int:
-            with contextlib.suppress(KeyError):
-                return storage.get_study_id_from_name(name)
-            if not make:
-                return _ABSENT
-            with contextlib.suppress(DuplicatedStudyError):  # by another process, at this moment
-                return storage.create_new_study([direction], name)
-            return storage.get_study_id_from_name(name)
-
-        study_id = database.retry("opening the study", open_it)
-        return cls(database, study, part, study_id, metric, lease, make=make)
+        return cls(database, study, SEARCH, known[study]["space.objective.metric"], Lease(database, study), make=False)
 
     def open_part(self, part: str) -> Store:
         """Another part of the same study, under the same lease. Where it does not exist yet, a store of `create` makes it,
         and for a store of `find` it is empty.
         """
-        return Store._open(self.database, self.study, part, self.metric, self.lease, self._make)
+        return Store(self.database, self.study, part, self.metric, self.lease, make=self._make)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -140,7 +113,7 @@ class Store:
         """All trials, by number; from the database, or for the driver from what it has read and written."""
         if self._mine is not None:
             return list(self._mine.values())
-        return [from_optuna(trial, self.part) for trial in self._trials()]
+        return [from_optuna(trial, self.part) for trial in self._held.trials()]
 
     def record(self, number: int) -> TrialRecord:
         """One trial.
@@ -155,11 +128,11 @@ class Store:
 
     def notes(self) -> dict[str, Any]:
         """The values that the part has: `settings`, `num_trials`, and those of `note`. Always read from the database."""
-        return self._retry("reading the study", lambda: self._storage.get_study_user_attrs(self._id))
+        return self._held.notes()
 
     def note(self, name: str, value: Any) -> None:
         """Write a value (JSON) to the part, from any process: for what concerns no trial, or finished ones."""
-        self._retry("writing a note", lambda: self._storage.set_study_user_attr(self._id, name, value))
+        self._held.note(name, value)
 
     def delete(self) -> None:
         """Delete the study from the database: the records and notes of all of its parts.
@@ -173,12 +146,11 @@ class Store:
             raise BadInput(
                 "study", self.study, f"not driven, by process {holder.owner.pid} on {holder.owner.host}", remedy
             )
-        ids = {
-            study.study_name: study._study_id for study in self._retry("listing studies", self._storage.get_all_studies)
-        }
+        storage, retry = self.database.storage, self.database.retry
+        ids = {study.study_name: study._study_id for study in retry("listing studies", storage.get_all_studies)}
         for part in (CONFIRMATION, BASELINES, SEARCH):  # the part that names the study goes last
             if (study_id := ids.get(f"{self.study}/{part}")) is not None:
-                self._retry("deleting the study", partial(self._storage.delete_study, study_id))
+                retry("deleting the study", partial(storage.delete_study, study_id))
 
     # ---- driving ----------------------------------------------------------------------------------------------------
 
@@ -197,7 +169,7 @@ class Store:
         if self._new is not None:
             self._note_settings(*self._new)
             self._new = None
-        trials = self._trials()
+        trials = self._held.trials()
         running = {record.number for record in (self._mine or {}).values() if record.state == "running"}  # by us
         self._mine = {trial.number: from_optuna(trial, self.part) for trial in trials}
         lines = []
@@ -217,66 +189,38 @@ class Store:
 
     def add(
         self,
-        number: int,
-        assignment: Mapping[str, Any],
+        new: TrialRecord,
         *,
-        key: str,
-        seeds: Sequence[int],
-        name: str = "",
-        planned_steps: int | None = None,
         space: SearchSpace | None = None,
         original: TrialRecord | None = None,
         duplicate_because: str = "",
-        extra: Mapping[str, Any] | None = None,
     ) -> TrialRecord:
         """Insert a trial in state WAITING, or, as a duplicate of a finished trial, with the result of that.
 
         Args:
-            number: the next one. For an existing number its record is returned, if it is the same trial.
+            new: of the next number. For an existing number its record is returned, if it is the same trial.
             space: the assignment sets its parameters; None: the assignment is not from the space.
             original: the trial that ran or runs, of which this one is a duplicate; itself no duplicate.
             duplicate_because: why the two are the same run.
-            (others: see `TrialRecord`)
 
         Raises:
             BadInput: the number exists with another assignment, or is not the next one; or the space does not allow the
                 assignment.
         """
-        mine = self._driving()
+        mine, number = self._driving(), new.number
         if number in mine:
-            return self._as_before(mine[number], key, assignment)
+            return self._as_before(mine[number], new)
         if number != len(mine):
             raise BadInput("trial", f"{self.part}/{number}", f"the next one, {self.part}/{len(mine)}")
         if space is not None:
-            check_assignment(space, assignment)
-        record = TrialRecord(
-            part=self.part,
-            number=number,
-            assignment=dict(assignment),
-            seeds=tuple(seeds),
-            key=key,
-            name=name,
-            planned_steps=planned_steps,
-            created=time.time(),
-            extra=dict(extra or {}),
-        )
+            check_assignment(space, new.assignment)
+        record = replace(new, created=time.time())
         if original is not None:
             record = replace(record, duplicate_of=original.id, duplicate_because=duplicate_because)
             if original.is_finished:
                 record = _with_result(record, original)
-        trial, tries = to_optuna(record, space), 0
-        self.lease.renew()  # two drivers at once would both add this number
-
-        def write() -> None:
-            nonlocal tries
-            tries += 1
-            if tries > 1 and len(self._trials()) > number:
-                return  # an earlier try has reached the database, though its answer was lost
-            self._storage.create_new_trial(self._id, trial)
-
-        self._retry("adding a trial", write)
-        if tries > 1:
-            self._as_before(from_optuna(self._trials()[number], self.part), key, assignment)
+        if (found := self._held.add(number, to_optuna(record, space))) is not None:
+            self._as_before(from_optuna(found, self.part), new)
         mine[number] = record
         return record
 
@@ -290,7 +234,7 @@ class Store:
         if record.duplicate_of or record.is_finished:
             raise BadInput(record.id, record.status, "waiting, to be started", "Duplicates are not run.")
         if record.state == "waiting":
-            self._state(number, "running")
+            self._held.set_state(number, "running")
             mine[number] = replace(record, state="running", attempts=record.attempts + 1, started=time.time())
 
     def report(self, number: int, step: int, values: Mapping[int, float]) -> None:
@@ -307,7 +251,7 @@ class Store:
         shown = set(record.rung_values)
         record = replace(record, rungs={**record.rungs, step: at})
         if len(record.seeds) > 1:
-            self._attribute(number, "rungs", plain_rungs(record.rungs))
+            self._held.set_attribute(number, "rungs", plain_rungs(record.rungs))
         mine[number] = record
         self._show_rungs(record, shown)
 
@@ -352,8 +296,8 @@ class Store:
         mine, record = self._driving(), self.record(number)
         if record.state == "running":
             record = replace(record, state="waiting", reason=redact(reason))
-            self._attribute(number, "released", {"times": record.attempts, "reason": record.reason})
-            self._state(number, "waiting")
+            self._held.set_attribute(number, "released", {"times": record.attempts, "reason": record.reason})
+            self._held.set_state(number, "waiting")
             mine[number] = record
 
     def keep(self, number: int, **extra: Any) -> None:
@@ -361,7 +305,7 @@ class Store:
         mine, record = self._driving(), self.record(number)
         values = {**record.extra, **extra}
         if not record.is_finished and values != record.extra:
-            self._attribute(number, "extra", values)
+            self._held.set_attribute(number, "extra", values)
             mine[number] = replace(record, extra=values)
 
     def settle(self, others: Iterable[TrialRecord] = ()) -> list[TrialRecord]:
@@ -389,13 +333,11 @@ class Store:
         self.lease.hold()
         return self._mine
 
-    def _as_before(self, record: TrialRecord, key: str, assignment: Mapping[str, Any]) -> TrialRecord:
-        if record.key != key or dict(record.assignment) != dict(assignment):
+    def _as_before(self, record: TrialRecord, new: TrialRecord) -> TrialRecord:
+        if record.key != new.key or dict(record.assignment) != dict(new.assignment):
             rule = f"proposed as before: number {record.number} is {dict(record.assignment)}"
-            raise BadInput(record.id, dict(assignment), rule, "Another process writes to this study.")
+            raise BadInput(record.id, dict(new.assignment), rule, "Another process writes to this study.")
         return record
-
-    # ---- one transaction each ---------------------------------------------------------------------------------------
 
     def _finish(self, number: int, state: State, reason: str, by_seed: BySeed, num_steps: int) -> None:
         """Write outcome, then state. Only the first result counts: a second one changes nothing."""
@@ -403,13 +345,13 @@ class Store:
         record = self.record(number)
         if not record.is_finished:
             ended = replace(record, state=state, reason=reason, by_seed=by_seed, num_steps=num_steps)
-            self._attribute(number, "outcome", outcome_of(ended))
+            self._held.set_attribute(number, "outcome", outcome_of(ended))
             self._conclude(record, state, reason, by_seed, num_steps)
 
     def _conclude(self, record: TrialRecord, state: State, reason: str, by_seed: BySeed, num_steps: int) -> None:
         metrics = means(by_seed)
         value = metrics[self.metric] if state == "complete" else None
-        self._state(record.number, state, value)
+        self._held.set_state(record.number, state, value)
         assert self._mine is not None
         self._mine[record.number] = replace(
             record,
@@ -426,35 +368,7 @@ class Store:
         """Show Optuna the rungs that all seeds have reached."""
         for step, value in record.rung_values.items():
             if step not in shown:
-                self._write(record.number, partial(self._show_rung, step=step, value=value))
-
-    def _show_rung(self, trial_id: int, step: int, value: float) -> None:
-        self._storage.set_trial_intermediate_value(trial_id, step, value)
-
-    def _attribute(self, number: int, name: str, value: Any) -> None:
-        self._write(number, lambda trial_id: self._storage.set_trial_user_attr(trial_id, name, value))
-
-    def _state(self, number: int, state: State, value: float | None = None) -> None:
-        values = None if value is None else [value]
-        self._write(number, lambda trial_id: self._storage.set_trial_state_values(trial_id, STATES[state], values))
-
-    def _write(self, number: int, call: Callable[[int], Any]) -> None:
-        def write() -> None:
-            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-            # finished already: an earlier try has reached the database
-            with contextlib.suppress(UpdateFinishedTrialError):
-                call(trial_id)
-
-        self.lease.hold()
-        self._retry("writing to a trial", write)
-
-    def _trials(self) -> list[FrozenTrial]:
-        if self._id == _ABSENT:
-            return []
-        return self._retry("reading trials", lambda: self._storage.get_all_trials(self._id, deepcopy=False))
-
-    def _retry(self, doing: str, call: Callable[[], T]) -> T:
-        return self.database.retry(doing, call)
+                self._held.show_rung(record.number, step, value)
 
 
 def _with_result(record: TrialRecord, original: TrialRecord) -> TrialRecord:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from bft_ray.config.metrics import format_value
 from bft_ray.page.model import Cell, Number, Span, Table, text_of
 from bft_ray.stats.comparison import Comparison
-from bft_ray.study.confirm.choose import Arm, Choice
+from bft_ray.study.confirm.choice import Arm, Choice
 from bft_ray.study.confirm.tested import TestResult
 from bft_ray.study.records.leaderboard import as_markdown
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bft_ray.page.model import Cell, Table
-from bft_ray.study.confirm.choose import Choice
+from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.claims import Judged
 from bft_ray.study.report.arms import gain_text, signed
 from bft_ray.study.report.verdicts import gain_cells

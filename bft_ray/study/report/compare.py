@@ -13,7 +13,8 @@ from bft_ray.page.model import Cell, Number, Table
 from bft_ray.space.definition import SearchSpace
 from bft_ray.stats.power import detectable
 from bft_ray.study.confirm.standing import Items, Records, in_words, standing_of
-from bft_ray.study.records.leaderboard import Spread, metric_by, ranked, value_text
+from bft_ray.study.records.leaderboard import Spread, metric_by, value_text
+from bft_ray.study.records.ranking import ranked
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report.arms import markdown

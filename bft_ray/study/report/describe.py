@@ -11,22 +11,14 @@ from typing import Any
 from bft_ray.config import TrackingConfig
 from bft_ray.config.metrics import format_value
 from bft_ray.page.model import text_of
-from bft_ray.space.definition import Asha, SearchSpace
-from bft_ray.study.confirm.choose import Choice
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import Asha
+from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.standing import Items, leader, standing_of, training_command
 from bft_ray.study.confirm.tested import TestResult
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import (
-    as_markdown,
-    as_text,
-    counts,
-    saved,
-    short_names,
-    span,
-    table,
-    tuned,
-    value_text,
-)
+from bft_ray.study.records.leaderboard import as_markdown, as_text, counts, saved, short_names, span, table, value_text
+from bft_ray.study.records.ranking import tuned
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.study.report import compare
@@ -209,6 +201,7 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
 
 
 def searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[str, int]) -> list[str]:
+    """Lines on the search: space, budget, scheduler, sampler."""
     search = records.get(SEARCH, ())
     parameters = ", ".join(f"`{name}` {_range(parameter)}" for name, parameter in space.parameters.items())
     lines = [f"study `{space.name}`, domain `{domain}`, config `{space.config}`, objective {space.objective.metric}"]

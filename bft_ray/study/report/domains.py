@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bft_ray.errors import BadInput
 from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table
 from bft_ray.stats.comparison import Comparison
-from bft_ray.study.confirm.choose import Choice
+from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.kept import Known, known
 from bft_ray.study.records.store import Store
 from bft_ray.study.report.arms import gain_text, signed, size, span_of

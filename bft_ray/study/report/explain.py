@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.stats.comparison import Comparison
-from bft_ray.study.confirm.choose import Arm, Choice
+from bft_ray.study.confirm.choice import Arm, Choice
 from bft_ray.study.report.arms import arms_table, gain_text, markdown, signed, size
 from bft_ray.study.report.claims import claims_sentence
 

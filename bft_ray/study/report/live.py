@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bft_ray.config.metrics import format_value, is_better
-from bft_ray.study.records.leaderboard import best, counts, expected_s, ranked, span, tuned, value_text
+from bft_ray.study.records.leaderboard import counts, expected_s, span, value_text
+from bft_ray.study.records.ranking import best, ranked, tuned
 from bft_ray.study.records.record import TrialRecord, mean
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.waits import Wait, waiting

@@ -134,11 +134,22 @@ class Recorder:
             uri=study.base.tracking.uri,
             items=known.items,
         )
-        self._tracker.set_tags({"mlflow.note.content": note})
-        self._tracker.log_text(json.dumps(_plain(known.parts), indent=1), "records.json")
-        with scratch("page") as folder:
-            (folder / PAGE).write_text(text, encoding="utf-8")
-            return self._tracker.log_artifacts(folder)
+        return log_report(self._tracker, note, text, "records.json", _plain(known.parts))
+
+
+def log_report(tracker: Tracker, note: str, page: str, name: str, table: Any) -> bool:
+    """Write a report to a run; False where not all of it could be stored.
+
+    Args:
+        note: shown at the top of the run, in Markdown.
+        page: HTML.
+        name, table: of a JSON file with what both say.
+    """
+    tracker.set_tags({"mlflow.note.content": note})
+    tracker.log_text(json.dumps(table, indent=1), name)
+    with scratch("page") as folder:
+        (folder / PAGE).write_text(page, encoding="utf-8")
+        return tracker.log_artifacts(folder)
 
 
 def _name(record: TrialRecord) -> str:

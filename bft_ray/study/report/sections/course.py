@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from bft_ray.config.metrics import format_value, is_better
 from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Section, Span, Stroke, Table, Tone
-from bft_ray.space.definition import Asha, SearchSpace
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import Asha
 from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import best, tuned
+from bft_ray.study.records.ranking import best, tuned
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report import agreement

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from bft_ray.page.model import Axis, Figure, Marks, Part, Section, Shape, Tone
 from bft_ray.study.confirm.candidates import confirmed
-from bft_ray.study.confirm.choose import Arm, Choice
+from bft_ray.study.confirm.choice import Arm, Choice
 from bft_ray.study.confirm.sturdy import without_each_seed
 from bft_ray.study.definition import by_id
 from bft_ray.study.kept import Known

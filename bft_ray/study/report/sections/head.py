@@ -8,10 +8,12 @@ import time
 from bft_ray.config.metrics import format_value
 from bft_ray.domains import domain
 from bft_ray.page.model import Cell, Number
-from bft_ray.space.definition import DEFAULT, SearchSpace
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import DEFAULT
 from bft_ray.study.agenda import totals
 from bft_ray.study.kept import Known
-from bft_ray.study.records.leaderboard import best, short_names
+from bft_ray.study.records.leaderboard import short_names
+from bft_ray.study.records.ranking import best
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report.arms import signed, size, span_of
 from bft_ray.study.report.claims import claims_sentence

@@ -14,10 +14,12 @@ from bft_ray.page.live import colour_scale
 from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Plot, Section, Span, Table
 from bft_ray.page.svg import tick_text
 from bft_ray.page.ticks import scale_of
-from bft_ray.space.definition import DEFAULT, SearchSpace
+from bft_ray.space.definition import SearchSpace
+from bft_ray.space.parts import DEFAULT
 from bft_ray.stats.effects import Effect, effects
 from bft_ray.study.kept import Known
-from bft_ray.study.records.leaderboard import short_names, tuned, value_text
+from bft_ray.study.records.leaderboard import short_names, value_text
+from bft_ray.study.records.ranking import tuned
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
 

@@ -9,7 +9,8 @@ from bft_ray.study.confirm.candidates import arms_of
 from bft_ray.study.definition import by_id
 from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import ranked, table
+from bft_ray.study.records.leaderboard import table
+from bft_ray.study.records.ranking import ranked
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report.describe import chosen_settings, commands, searched
 
