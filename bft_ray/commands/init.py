@@ -27,6 +27,9 @@ def add(commands: Any) -> None:
     init.add_argument(
         "--group", metavar="COLUMN", help="patient, document, gene ...: its rows stay on one side of a split"
     )
+    init.add_argument(
+        "--form", default="auto", metavar="NAME", help="form of the rows where several fit, such as medmcqa_from_1"
+    )
     init.add_argument("--split", metavar="NAME", help="split of a hub dataset or saved folder, e.g. train")
     init.add_argument("--config-name", metavar="NAME", help="configuration of a hub dataset")
     init.add_argument("--limit", type=int, metavar="N", help="read only the first N rows")
@@ -61,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
         prompt=options.prompt,
         completion=options.completion,
         group=options.group,
+        form=options.form,
         split=options.split,
         config_name=options.config_name,
         limit=options.limit,

@@ -406,6 +406,24 @@ def test_choice_rows_become_a_choice_task(tmp_path):
     assert len(read_items(task)) == len(parts["validation"])
 
 
+def test_where_a_column_counts_from_is_an_option(tmp_path):
+    """Rows whose right option is 1, 2 or 3 may count from 0 or from 1: the error says which option decides, and it does."""
+    rows = [
+        {"question": f"Which of {number}?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": number % 3 + 1}
+        for number in range(90)
+    ]
+    data = write_jsonl(tmp_path / "exam.jsonl", rows)
+    with pytest.raises(BadInput, match=r"Add --form medmcqa .*, from 0\) or medmcqa_from_1"):
+        init(data, tmp_path / "none" / "bft.yaml")
+    for form, right in (("medmcqa", "xyz"), ("medmcqa_from_1", "wxy")):
+        init(data, tmp_path / form / "bft.yaml", form=form)
+        written = [row for path in (tmp_path / form).glob("bft_*.jsonl") for row in records_of(path)]
+        answers = {row["choices"][row["answer"]] for row in written if "choices" in row}
+        assert answers == set(right)
+    with pytest.raises(BadInput, match="--form` is 'medmcq', but must be auto or one of .*Did you mean `medmcqa`"):
+        init(data, tmp_path / "other" / "bft.yaml", form="medmcq")
+
+
 def test_messages_text_parquet_and_json(tmp_path):
     turns = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}] for n in range(20)]
     init(write_jsonl(tmp_path / "c.jsonl", [{"messages": t} for t in turns]), tmp_path / "c" / "bft.yaml")

@@ -32,7 +32,7 @@ _BESIDE = {
 _FIELDS = ("prompt", "completion", "messages", "tools", "text")
 _NO_ID = "-"  # a column that no file has
 #: field of a source in an error -> the option of the command that sets it
-_FLAGS = {"split": "--split", "config_name": "--config-name", "limit": "--limit", "path": "DATA"}
+_FLAGS = {"form": "--form", "split": "--split", "config_name": "--config-name", "limit": "--limit", "path": "DATA"}
 _Rows = TypeVar("_Rows")
 
 
@@ -138,6 +138,9 @@ def _recognised(source: SourceConfig, field: str) -> Use | None:
         for named, flag in _FLAGS.items():
             if error.field == f"{field}.{named}":
                 raise BadInput(flag, error.value, error.rule, error.remedy) from None
+        if error.remedy.startswith(f"Set {field}.form: "):
+            remedy = error.remedy.replace(f"Set {field}.form:", "Add --form", 1)
+            raise BadInput(error.field, error.value, error.rule, remedy) from None
         if f"{field}.columns" not in error.remedy:
             raise
         remedy = (

@@ -20,6 +20,7 @@ class Request:
         out: config to write, or a folder for `bft.yaml`; all other files go to its folder.
         prompt, completion: a column each, or a template with columns in braces.
         group: column whose equal values stay on one side of a split.
+        form: `auto`, or the name of a form of rows, where several fit.
         space: what the search space varies: `bft`, the published forms of BFT; or `families`, every token weight from plain
             fine-tuning to BFT, and the anchor.
     """
@@ -29,6 +30,7 @@ class Request:
     prompt: str | None = None
     completion: str | None = None
     group: str | None = None
+    form: str = "auto"
     split: str | None = None
     config_name: str | None = None
     limit: int | None = None
@@ -54,7 +56,12 @@ class Request:
         named = {"prompt": self.prompt, "completion": self.completion, "group": self.group}
         columns = {field: column.replace("\\n", "\n") for field, column in named.items() if column}
         if path is not None:
-            return SourceConfig(path=str(path), columns=columns)
+            return SourceConfig(path=str(path), form=self.form, columns=columns)
         return SourceConfig(
-            path=self.data, split=self.split, config_name=self.config_name, limit=self.limit, columns=columns
+            path=self.data,
+            form=self.form,
+            split=self.split,
+            config_name=self.config_name,
+            limit=self.limit,
+            columns=columns,
         )
