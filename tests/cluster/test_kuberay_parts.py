@@ -10,7 +10,6 @@ import urllib.request
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
 import psycopg
 import pytest
 import yaml
@@ -21,6 +20,7 @@ from tests.support.local_cluster import free_ports
 from tests.support.paths import ROOT
 from tests.support.servers import HAS_POSTGRES, postgres, running
 
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="needs the extra `clouds`")
 FOLDER = ROOT / "cluster" / "kuberay"
 VERSION = "1.33"
 JOB: dict[str, Any] = yaml.safe_load((FOLDER / "rayjob.yaml").read_text())

@@ -14,9 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import botocore.session
-import botocore.validate
-import googleapiclient.discovery_cache
 import jsonschema
 import pytest
 import yaml
@@ -28,6 +25,9 @@ from tests.support.paths import ROOT
 from tests.support.ports import answer_of, listening, refusal_of
 from tests.support.servers import running
 
+session = pytest.importorskip("botocore.session", reason="needs the extra `clouds`")
+validate = pytest.importorskip("botocore.validate", reason="needs the extra `clouds`")
+discovery = pytest.importorskip("googleapiclient.discovery_cache", reason="needs the extra `clouds`")
 FOLDER = ROOT / "cluster" / "ray_up"
 FILES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.yaml"))}
 
@@ -83,8 +83,8 @@ def test_ray_refuses_mistakes(name, path, value):
 
 
 def test_amazon_knows_every_field():
-    model = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
-    validator = botocore.validate.ParamValidator()
+    model = session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    validator = validate.ParamValidator()
     for kind, machine in machines("aws").items():
         asked = copy.deepcopy(machine) | {"MinCount": 1, "MaxCount": 1}
         asked["SubnetId"] = asked.pop("SubnetIds")[0]  # as Ray does
@@ -120,7 +120,7 @@ def unknown(schemas: dict[str, Any], schema: dict[str, Any], value: Any, where: 
 
 
 def test_google_knows_every_field():
-    document = Path(googleapiclient.discovery_cache.__file__).parent / "documents" / "compute.v1.json"
+    document = Path(discovery.__file__).parent / "documents" / "compute.v1.json"
     schemas = json.loads(document.read_text())["schemas"]
     for kind, machine in machines("gcp").items():
         assert unknown(schemas, schemas["Instance"], machine) == [], kind

@@ -420,7 +420,7 @@ def test_where_a_column_counts_from_is_an_option(tmp_path):
         written = [row for path in (tmp_path / form).glob("bft_*.jsonl") for row in records_of(path)]
         answers = {row["choices"][row["answer"]] for row in written if "choices" in row}
         assert answers == set(right)
-    with pytest.raises(BadInput, match="--form` is 'medmcq', but must be auto or one of .*Did you mean `medmcqa`"):
+    with pytest.raises(BadInput, match=r"--form` is 'medmcq', but must be auto or one of .*Did you mean `medmcqa`"):
         init(data, tmp_path / "other" / "bft.yaml", form="medmcq")
 
 

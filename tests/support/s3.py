@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import pytest
+
 KEY, SECRET = "AKIAMADEUPMADEUPMADE", "made/up+secret0madeup/secret0madeup+sec"
 
 
@@ -66,7 +68,7 @@ class S3:
 @contextmanager
 def s3_server() -> Iterator[S3]:
     """A server of moto with one bucket; this process and those that it starts reach it by their environment."""
-    from moto.server import ThreadedMotoServer
+    ThreadedMotoServer = pytest.importorskip("moto.server", reason="needs the extra `clouds`").ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
