@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bft_ray.model.causal_lm import STARTER, resolve_model
+from bft_ray.model.causal_lm import resolve_model
+from bft_ray.model.named import STARTER
 from jobs.bench.evaluate import main
 
 
