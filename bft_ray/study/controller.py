@@ -236,7 +236,7 @@ class Controller:
         metric = rung_metric(self._space)
         if is_promoted(self.records(SEARCH), number, run.num_steps, self._space.scheduler.reduction, metric):
             return True
-        self._charge(segment)
+        self._charge(segment, run)
         self._prune(record, run.num_steps)
         return False
 
@@ -247,7 +247,7 @@ class Controller:
             DiskFull: the worker had no room. Its trial waits, to be run again by the next driver.
             BftError: all trials fail.
         """
-        self._forget(segment)
+        self._forget(segment, run)
         store, number = self._at(segment)
         if store.record(number).is_finished or run.status == "running":
             return  # it was stopped, or another seed of it has failed
@@ -298,8 +298,10 @@ class Controller:
         self._active.clear()
         self._running.clear()
 
-    def _charge(self, segment: Segment) -> None:
-        """Add the time of a segment that has ended to the trial's; that of a finished trial counts to its end anyhow."""
+    def _charge(self, segment: Segment, run: Run | None = None) -> None:
+        """Add the time of a segment that has ended to the trial's, and the types of the cards that computed it; the time of a
+        finished trial counts to its end anyhow.
+        """
         store, number = self._at(segment)
         extra = store.record(number).extra
         since = dict(extra.get("since", {}))
@@ -307,7 +309,8 @@ class Controller:
             return  # it had not begun
         began, num_workers = since.pop(str(segment.seed))
         spent = extra.get("worker_s", 0.0) + max(time.time() - began, 0.0) * num_workers
-        store.keep(number, since=since, worker_s=spent)
+        cards = {"cards": sorted({*extra.get("cards", ()), *run.cards})} if run is not None and run.cards else {}
+        store.keep(number, since=since, worker_s=spent, **cards)
 
     def _uncharge(self) -> None:
         """Forget segments that ran when the last driver was killed: nobody knows when they ended."""
@@ -315,8 +318,8 @@ class Controller:
             if record.extra.get("since"):
                 self.parts[record.part].keep(record.number, since={})
 
-    def _forget(self, segment: Segment) -> None:
-        self._charge(segment)
+    def _forget(self, segment: Segment, run: Run | None = None) -> None:
+        self._charge(segment, run)
         self._active.pop((segment.trial, segment.seed), None)
         self._running.discard((segment.trial, segment.seed))
 

@@ -37,7 +37,7 @@ class TrialRecord:
         attempts: how often it was started (one too many where a driver was killed while it released the trial).
         created, started, finished: seconds since 1970; `started` is that of the last attempt.
         extra: what else the driver keeps with it: of a run of the confirmation `items` (item -> score), and `groups` (item
-            -> names) where its rows have one.
+            -> names) where its rows have one; of a trial that ran `cards` (see the property).
     """
 
     part: str
@@ -86,6 +86,11 @@ class TrialRecord:
     def duration_s(self) -> float | None:
         """Seconds from the last start to the end; None where it has not ended."""
         return None if self.started is None or self.finished is None else self.finished - self.started
+
+    @property
+    def cards(self) -> tuple[str, ...]:
+        """Types of the GPUs or CPUs that computed it, each once; () of a duplicate, and of a record of an earlier version."""
+        return () if self.duplicate_of else tuple(self.extra.get("cards", ()))
 
     @cached_property
     def rung_values(self) -> dict[int, float]:

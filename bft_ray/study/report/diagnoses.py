@@ -21,7 +21,7 @@ from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.leaderboard import ranked, tuned, value_text
 from bft_ray.study.records.record import TrialRecord, mean
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
-from bft_ray.study.report import agreement
+from bft_ray.study.report import agreement, cards
 from bft_ray.study.report.arms import signed, size
 
 Parts = Mapping[str, Sequence[TrialRecord]]
@@ -384,6 +384,7 @@ CHECKS: Sequence[Callable[[Parts, SearchSpace, Choice | None], Finding | None]] 
     plateau,
     at_an_end,
     duplicates,
+    cards.differ,
 )
 
 
