@@ -193,7 +193,7 @@ class Controller:
         record = store.record(number)
         if self._promotes(record, run.num_steps):
             return True
-        self._charge(segment)
+        self._charge(segment, run)
         self._prune(record, run.num_steps)
         return False
 
@@ -204,7 +204,7 @@ class Controller:
             DiskFull: the worker had no room. Its trial waits, to be run again by the next driver.
             BftError: all trials fail.
         """
-        self._forget(segment)
+        self._forget(segment, run)
         store, number = self._at(segment)
         if store.record(number).is_finished or run.status == "running":
             return  # it was stopped, or another seed of it has failed
@@ -255,10 +255,13 @@ class Controller:
         self._active.clear()
         self._running.clear()
 
-    def _charge(self, segment: Segment) -> None:
-        """Add the time of a segment that has ended to the trial's; that of a finished trial counts to its end anyhow."""
+    def _charge(self, segment: Segment, run: Run | None = None) -> None:
+        """Add the time of a segment that has ended to the trial's, and the types of the cards that computed it; the time of a
+        finished trial counts to its end anyhow.
+        """
         store, number = self._at(segment)
-        store.keep(number, **ended_segment(store.record(number), segment.seed, time.time()))
+        cards = run.cards if run is not None else ()
+        store.keep(number, **ended_segment(store.record(number), segment.seed, time.time(), cards))
 
     def _uncharge(self) -> None:
         """Forget segments that ran when the last driver was killed: nobody knows when they ended."""
@@ -266,8 +269,8 @@ class Controller:
             if record.extra.get("since"):
                 self.parts[record.part].keep(record.number, since={})
 
-    def _forget(self, segment: Segment) -> None:
-        self._charge(segment)
+    def _forget(self, segment: Segment, run: Run | None = None) -> None:
+        self._charge(segment, run)
         self._active.pop((segment.trial, segment.seed), None)
         self._running.discard((segment.trial, segment.seed))
 

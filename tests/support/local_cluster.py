@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.local.raylets import start_ray
+from cluster.local.raylets import _num_nodes, start_ray, start_raylet
 from cluster.local.service import Failed, free_port, stop_all
-from cluster.local.state import State, held
+from cluster.local.state import HOST, State, held
 
-START_S = 120
+START_S = 300
 
 
 @dataclass
@@ -46,6 +46,32 @@ def local_cluster(num_cpus: int = 2) -> Iterator[Cluster]:
         yield Cluster(env["RAY_ADDRESS"], state.dashboard, env | {"PATH": path})
     except Failed as error:
         raise AssertionError(state.log(error.service).read_text()[-2000:]) from error
+    finally:
+        left = stop_all(state)
+        shutil.rmtree(folder, ignore_errors=True)
+        assert not left
+
+
+SECOND = "ray-worker-1"  # the node beside the head, of `head_and_node`
+
+
+@contextmanager
+def head_and_node() -> Iterator[State]:
+    """A head and another node, of one core each. The second one is tried a few times: Ray gives it 30 s to start."""
+    folder = Path(tempfile.mkdtemp(prefix="rc_"))
+    with held(folder):
+        state = State(folder, dict(zip(("gcs", "dashboard"), free_ports(2), strict=True)))
+    try:
+        start_ray(state, time.monotonic() + START_S, workers=0, cpus=1)
+        for _ in range(4):
+            start_raylet(state, SECOND, {"address": f"{HOST}:{state.ports['gcs']}"}, 1, [], {})
+            end = time.monotonic() + START_S
+            while _num_nodes(state) < 2 and SECOND in state.living() and time.monotonic() < end:
+                time.sleep(0.5)
+            if _num_nodes(state) == 2:
+                break
+        assert _num_nodes(state) == 2, state.log(SECOND).read_text()[-2000:]
+        yield state
     finally:
         left = stop_all(state)
         shutil.rmtree(folder, ignore_errors=True)

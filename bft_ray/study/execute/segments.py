@@ -14,6 +14,7 @@ from bft_ray.places import storage
 from bft_ray.places.addresses import redact
 from bft_ray.places.disk import full_disk
 from bft_ray.study.execute import paused
+from bft_ray.study.execute.card import cards_of_ranks, joined
 from bft_ray.study.execute.trial import trial
 from bft_ray.study.execute.warm import Warm
 from bft_ray.study.records.segment import Run, Segment
@@ -46,6 +47,7 @@ def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
         return
     reason, is_lasting, is_broken, full = "", False, False, None
     try:
+        run.cards = joined(run.cards, cards_of_ranks(warm.device))
         steps = trial(
             make_config(segment.tree),
             segment.rungs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -37,7 +37,7 @@ class TrialRecord:
         attempts: how often it was started (one too many where a driver was killed while it released the trial).
         created, started, finished: seconds since 1970; `started` is that of the last attempt.
         extra: what else the driver keeps with it: of a run of the confirmation `items` (item -> score), and `groups` (item
-            -> names) where its rows have one.
+            -> names) where its rows have one; of a trial that ran `cards` (see the property).
     """
 
     part: str
@@ -87,6 +87,11 @@ class TrialRecord:
         """Seconds from the last start to the end; None where it has not ended."""
         return None if self.started is None or self.finished is None else self.finished - self.started
 
+    @property
+    def cards(self) -> tuple[str, ...]:
+        """Types of the GPUs or CPUs that computed it, each once; () of a duplicate, and of a record of an earlier version."""
+        return () if self.duplicate_of else tuple(self.extra.get("cards", ()))
+
     @cached_property
     def rung_values(self) -> dict[int, float]:
         """Step -> mean over seeds, of the rungs that all seeds have reached; NaN if one is."""
@@ -124,15 +129,17 @@ def begun_segment(record: TrialRecord, seed: int, now: float, num_workers: int) 
     return {"since": record.extra.get("since", {}) | {str(seed): [now, num_workers]}}
 
 
-def ended_segment(record: TrialRecord, seed: int, now: float) -> dict[str, Any]:
-    """What to keep with a trial of which a segment has ended: `worker_s`, its seconds times workers so far. {} for a segment
-    that had not begun.
+def ended_segment(record: TrialRecord, seed: int, now: float, cards: Sequence[str] = ()) -> dict[str, Any]:
+    """What to keep with a trial of which a segment has ended: `worker_s`, its seconds times workers so far, and the types of
+    the cards that computed it. {} for a segment that had not begun.
     """
     since = dict(record.extra.get("since", {}))
     if str(seed) not in since:
         return {}
     began, num_workers = since.pop(str(seed))
-    return {"since": since, "worker_s": record.extra.get("worker_s", 0.0) + max(now - began, 0.0) * num_workers}
+    spent = record.extra.get("worker_s", 0.0) + max(now - began, 0.0) * num_workers
+    kept = {"cards": sorted({*record.extra.get("cards", ()), *cards})} if cards else {}
+    return {"since": since, "worker_s": spent, **kept}
 
 
 def worker_hours(record: TrialRecord, now: float, num_workers: float = 1) -> float:

@@ -103,6 +103,7 @@ class Run:
         seconds: by part, over all segments: `start` (from the call to the first step), `train`, `measure`, `report`
             (while the caller worked), `end`.
         is_lasting: whether a failed one would probably fail again.
+        cards: types of the GPUs or CPUs that computed it, each once, over all segments and ranks.
     """
 
     key: str = ""
@@ -114,6 +115,7 @@ class Run:
     records: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     is_lasting: bool = True
+    cards: list[str] = field(default_factory=list)
 
     @property
     def last(self) -> dict[str, float]:

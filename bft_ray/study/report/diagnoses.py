@@ -12,6 +12,7 @@ from bft_ray.page.model import Finding
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study.agenda import Records
 from bft_ray.study.confirm.choice import Choice
+from bft_ray.study.report import cards
 from bft_ray.study.report.signs import confirmation, course, failures, search
 
 #: most urgent first
@@ -31,6 +32,7 @@ CHECKS: Sequence[Callable[[Records, SearchSpace, Choice | None], Finding | None]
     course.plateau,
     search.at_an_end,
     search.duplicates,
+    cards.differ,
 )
 
 

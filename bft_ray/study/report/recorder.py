@@ -99,6 +99,8 @@ class Recorder:
             tags["bft.merged_with"] = (
                 record.duplicate_of
             )  # the name of earlier versions: searches by tag must keep working
+        if record.cards:
+            tags["bft.cards"] = ", ".join(record.cards)
         return tags | {f"bft.{name}": str(record.extra[name]) for name in ("arm", "baseline") if name in record.extra}
 
     def _series(self, record: TrialRecord) -> Iterator[tuple[int, dict[str, float]]]:
@@ -177,6 +179,7 @@ def _plain(parts: Mapping[str, Sequence[TrialRecord]]) -> list[dict[str, Any]]:
             "num_steps": record.num_steps,
             "merged_with": record.duplicate_of,
             "reason": record.reason,
+            "cards": list(record.cards),
             "duration_s": record.duration_s,
         }
         for records in parts.values()
