@@ -26,7 +26,9 @@ def ending(controller: Controller, ask: Callable[[], None]) -> Callable[[], None
             return
         if not controller.is_held:
             controller.is_held, begun = True, controller.num_running
-            log.warning("USR1: saving the state of %d trials, then the study ends; the same command resumes it", begun)
+            log.warning(
+                "USR1: saving the state of %s, then the study ends; the same command resumes it", _trials(begun)
+            )
         ask()
         left = controller.num_running
         if left and not saving.is_overdue():
@@ -34,8 +36,11 @@ def ending(controller: Controller, ask: Callable[[], None]) -> Callable[[], None
         lost = (
             f"; {left} have saved nothing in {saving.PATIENCE_S:g} s, and resume from an earlier state" if left else ""
         )
-        raise saving.Saved(
-            f"USR1: the state of {max(begun - left, 0)} trials that ran is saved{lost}; the same command resumes the study"
-        )
+        done = _trials(max(begun - left, 0))
+        raise saving.Saved(f"USR1: the state of {done} is saved{lost}; the same command resumes the study")
 
     return look
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'s' * (count != 1)}"
