@@ -2,8 +2,8 @@
 
     python -m jobs.bench.outage [--minutes 10] [--step-s 0.5] [--out bench_outage]
 
-A process logs the metrics of a step as rank 0 does, every STEP_S seconds: first with the server there, then for as long with the
-server away (killed), and for as long with the server back, which is sent what it lacks. Prints the longest call of the training,
+A process logs the metrics of a step as rank 0 does, every STEP_S seconds: first for a fifth as long with the server there, then with the
+server away (killed), then for a fifth as long with the server back, which is sent what it lacks. Prints the longest call of the training,
 the CPU that everything but the step itself took in each part (other threads, the keeper), in per cent of one core, and whether the
 server holds every point exactly once. Writes OUT.json with the machine; ends with 1 where a target is missed.
 """
@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from jobs.bench.machine import machine
 LONGEST_CALL_S = 1.0  # target: of any call that a training waits for
 MORE_CPU = 0.01  # target: more CPU while the server is away and until all is sent, as a share of one core
 _START_S = 120.0
+_FREE_S = 20.0  # longest wait until the port of a killed server is free
 _WARM_S = 30.0
 _SENT_S = 300.0  # longest wait at the end until everything is sent
 #: as many metrics as a step of a training has
@@ -47,9 +49,13 @@ class Server:
         self._folder, self._port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen | None = None
+        self._held: socket.socket | None = None
 
     def start(self) -> None:
         """Start it; returns when it answers."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
         words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         words += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
         words += ["--artifacts-destination", str(self._folder / "artifacts")]
@@ -68,11 +74,21 @@ class Server:
         return -1 if self._process is None else self._process.pid
 
     def kill(self) -> None:
-        """SIGKILL to it and its workers."""
+        """SIGKILL to it and its workers. Its port is kept, and refuses every connection, so that nobody else answers there."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)  # the session that `start` made
             self._process.wait(timeout=30)
             self._process = None
+            self._held = socket.socket()
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            end = time.monotonic() + _FREE_S
+            while True:
+                try:
+                    return self._held.bind(("127.0.0.1", self._port))
+                except OSError:  # its workers end a moment after it
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.05)
 
 
 class Steps:
@@ -143,12 +159,12 @@ def measure(folder: Path, minutes: float, step_s: float) -> dict[str, Any]:
         steps, parts = Steps(tracker, server), {}
         with tracker:
             steps.run_for(_WARM_S, step_s)  # what only the beginning costs, the keeper's imports among it
-            parts["there"] = steps.run_for(60 * minutes, step_s)
+            parts["there"] = steps.run_for(12 * minutes, step_s)
             server.kill()
             parts["away"] = steps.run_for(60 * minutes, step_s)
             waiting_bytes = sum(path.stat().st_size for path in (folder / "spool").iterdir())
             server.start()
-            parts["back"] = steps.run_for(60 * minutes, step_s)
+            parts["back"] = steps.run_for(12 * minutes, step_s)
             is_sent = tracker.flush(_SENT_S)
         return {
             "parts": parts,
@@ -165,12 +181,12 @@ def measure(folder: Path, minutes: float, step_s: float) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Parse the arguments, measure, print and write; 0 where all targets are met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of each of the three parts (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="that it is away (default: %(default)s)")
     parser.add_argument("--step-s", type=float, default=0.5, help="seconds of a step (default: %(default)s)")
     parser.add_argument("--out", default="bench_outage")
     options = parser.parse_args(arguments)
     about = machine(1, ["mlflow"])
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         found = measure(Path(folder), options.minutes, options.step_s)
     there = found["parts"]["there"]["share_of_a_core"]
     found["more_cpu"] = {name: found["parts"][name]["share_of_a_core"] - there for name in ("away", "back")}
