@@ -154,7 +154,13 @@ class Lease:
             if first is None:
                 _log.warning(
                     "process %d on %s drove %s %.0f s ago: waiting at most %.0f s to see whether it still does",
-                    *(now.owner.pid, now.owner.host, self._study, now.silent_s, min(LEASE_S, LEASE_S - now.silent_s)),
+                    *(
+                        now.owner.pid,
+                        now.owner.host,
+                        self._study,
+                        max(0.0, now.silent_s),
+                        min(LEASE_S, LEASE_S - now.silent_s),
+                    ),
                 )
                 first, since = now, time.monotonic()
             time.sleep(_LOOK_S)
