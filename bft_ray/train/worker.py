@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from bft_ray.config import Config
 from bft_ray.data.dataset import prepare
-from bft_ray.errors import BadInput, NonFinite
+from bft_ray.errors import BadInput, DiskFull, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.model.packing import Rows
@@ -30,6 +30,7 @@ from bft_ray.train.host import SCORE_FILE
 from bft_ray.train.loop import Data, fit, make_plan
 from bft_ray.train.snapshot import SCORE, score_of
 from bft_ray.workers.asking import asked
+from bft_ray.workers.node import on_this_node
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,10 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
         return {"error": error}
     except Exception as error:
         places = storage.places(payload["folder"], config.data.cache_dir)
-        raise explain(error, context.get_world_rank(), places) from error
+        told = explain(error, context.get_world_rank(), places)
+        if isinstance(told, DiskFull):
+            told = DiskFull(f"{on_this_node()}{told}")
+        raise told from error
     finally:
         if tracker is not None:
             tracker.close()

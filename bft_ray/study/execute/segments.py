@@ -20,6 +20,7 @@ from bft_ray.study.records.segment import Run, Segment
 from bft_ray.train import ranks
 from bft_ray.train.failure import advice_on, is_memory
 from bft_ray.workers.asking import asked
+from bft_ray.workers.node import on_this_node
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _run(segment: Segment, warm: Warm, is_asked: Callable[[], bool]) -> Generato
     if is_broken:
         warm.forget()
     if full is not None:
-        yield Run(segment.key, "stopped", str(full), run.num_steps)
+        yield Run(segment.key, "stopped", f"{on_this_node()}{full}", run.num_steps)
     elif reason:
         run.status, run.reason, run.is_lasting = "failed", reason, is_lasting
         if is_lasting and ranks.is_first():
