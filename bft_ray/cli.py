@@ -21,6 +21,7 @@ from bft_ray.places.modes import kept_for
 from bft_ray.places.refused import refused_path
 from bft_ray.places.scratch import remove_dead
 from bft_ray.places.stores import store_failure
+from bft_ray.saving import STATUS, Saved, on_signal
 from bft_ray.waits import report_waits
 
 #: files of `bft_ray.commands`, as `--help` lists them
@@ -36,7 +37,9 @@ def entry() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted, 141 nobody reads."""
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 bad input, 75 saved and to go on, 130 interrupted, 141
+    nobody reads.
+    """
     try:
         try:
             return _main(arguments)
@@ -79,6 +82,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         parser.print_help()
         return 2
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGUSR1, on_signal)
     ensure_home()
     remove_dead()
     is_served = options.run is ui.run  # it waits for its user
@@ -89,6 +93,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     except (BadInput, BadConfig) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Saved as saved:
+        print(f"{saved}", file=sys.stderr)
+        return STATUS
     except BftError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,8 +11,8 @@ import pytest
 from tests.support.paths import ROOT
 
 ROOMS = [
-    "errors", "waits", "metrics", "domains", "config", "space", "stats", "places", "page", "data", "model", "loss", "workers", "evaluate",
-    "tracking", "train", "profile", "study", "operate", "notebook", "commands", "cli",
+    "errors", "waits", "saving", "metrics", "domains", "config", "space", "stats", "places", "page", "data", "model", "loss", "workers",
+    "evaluate", "tracking", "train", "profile", "study", "operate", "notebook", "commands", "cli",
 ]  # fmt: skip
 #: library -> the rooms that may import it
 ALLOWED = {

@@ -52,6 +52,7 @@ class Controller:
 
     Attributes:
         ahead: may be changed while the study runs.
+        is_held: set it to give out no more segments.
         messages: lines on what an earlier driver left: trials that were changed, damaged files.
     """
 
@@ -67,7 +68,7 @@ class Controller:
     ):
         self.study, self._space = study, study.space
         self._num_slots, self._listen, self._max_failures = num_slots, listen, max_failures
-        self.ahead, self._wants_more = ahead, True
+        self.ahead, self._wants_more, self.is_held = ahead, True, False
         self.parts = {BASELINES: store.open_part(BASELINES), SEARCH: store, CONFIRMATION: store.open_part(CONFIRMATION)}
         self.messages = [line for part in PARTS for line in self.parts[part].reconcile()]
         self._uncharge()
@@ -99,6 +100,8 @@ class Controller:
         """
         for store in self.parts.values():
             store.lease.hold()
+        if self.is_held:
+            return None
         slots = max(1, self._num_slots())
         if len(self._active) >= slots + self.ahead:
             self._wants_more = True
@@ -123,6 +126,11 @@ class Controller:
     def num_wanted(self) -> float:
         """How many segments could run now, if there were room; infinity: more than there is."""
         return math.inf if self._wants_more else len(self._active)
+
+    @property
+    def num_running(self) -> int:
+        """Segments that a worker has begun."""
+        return len(self._running)
 
     def _open(self) -> list[TrialRecord]:
         return [record for part in PARTS for record in self.records(part) if not record.is_finished]
@@ -211,6 +219,9 @@ class Controller:
         if run.status == "stopped":
             store.release(number, run.reason)
             raise DiskFull(f"{segment.trial} was stopped, as every other would be: {run.reason}")
+        if run.status == "saved":
+            store.release(number, f"saved after step {run.num_steps}")
+            return
         if run.status == "failed" and not run.is_lasting:
             self._retry(store, number, run.reason)
         elif run.status == "failed":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput, first_line
 from bft_ray.places.addresses import absolute_uri, redact
+from bft_ray.saving import Saved
 from bft_ray.tracking import begin
 from bft_ray.tracking.keeper import Keeper
 from bft_ray.tracking.retry import patiently
@@ -271,6 +272,8 @@ def outcome(error: BaseException | None) -> tuple[Status, str | None]:
         return "FINISHED", None
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", "interrupted (Ctrl-C or SIGTERM)"
+    if isinstance(error, Saved):
+        return "KILLED", first_line(error, LONGEST_REASON)
     if isinstance(error, SystemExit):
         if error.code in (signal.SIGTERM, 128 + signal.SIGTERM):  # of Ray's handler, and of ours
             return "KILLED", "terminated (SIGTERM)"

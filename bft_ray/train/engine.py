@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import resource
+from collections.abc import Callable
 from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
@@ -69,11 +70,24 @@ class Engine:
         device: where this rank computes.
         model: the model to train, loaded as `config` says; None: it is loaded here. Under ZeRO-3 only this rank's part of
             its weights is kept, and the module is of no use afterwards.
+        asked: whether this rank was asked to save and end; called once a step.
+
+    Attributes:
+        is_ending: whether any rank was asked by the end of the last step: the same on every rank.
 
     A process group must exist (`join_alone`, or Ray Train's).
     """
 
-    def __init__(self, config: Config, device: torch.device, model: torch.nn.Module | None = None):
+    is_ending = False
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        model: torch.nn.Module | None = None,
+        asked: Callable[[], bool] = lambda: False,
+    ):
+        self.asked = asked
         deepspeed = import_deepspeed()
         settings = deepspeed_settings(config)
         self.stage: int = settings["zero_optimization"]["stage"]

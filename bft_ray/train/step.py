@@ -88,7 +88,10 @@ def train_step(
         per_sample.index_copy_(1, places.to(device, non_blocking=True), columns)
 
     with phase("metrics"):
-        scale_value, loss_value, peak, *values = _together(engine, scalars, per_sample, num_samples, num_tokens, loss)
+        scale_value, loss_value, peak, num_asked, *values = _together(
+            engine, scalars, per_sample, num_samples, num_tokens, loss
+        )
+    engine.is_ending = num_asked > 0
     if not math.isfinite(loss_value):
         raise NonFinite(step, "loss", _names(share.micro_batches, finite, engine))
     with phase("optimizer"):
@@ -121,10 +124,13 @@ def _together(
     num_tokens: torch.Tensor,
     loss: LossConfig,
 ) -> list[float]:
-    """Over all ranks: [common scale, loss, peak memory, scalars ..., quantiles ...]; the one wait for the device."""
+    """Over all ranks: [common scale, loss, peak memory, ranks asked to end, scalars ..., quantiles ...]; the one wait for the
+    device.
+    """
     # the memory of each rank in a slot of its own: the sum over ranks keeps them apart
-    memory = torch.zeros(engine.world_size, device=engine.device, dtype=torch.float64)
+    memory = torch.zeros(engine.world_size + 1, device=engine.device, dtype=torch.float64)
     memory[engine.rank] = engine.peak_memory_bytes()
+    memory[-1] = float(engine.asked())
     if engine.world_size > 1:
         together = torch.cat([scalars, memory, per_sample.flatten()])
         dist.all_reduce(together)
@@ -133,7 +139,7 @@ def _together(
     sum_of = dict(zip(_SCALARS, scalars, strict=True))
     scale = normalisation(sum_of["weight_sum"], num_samples, loss)
     step_loss = combine(sum_of["loss_sum"], sum_of["weight_sum"], num_samples, num_tokens, loss)
-    head = torch.stack([scale, step_loss, memory.max()])
+    head = torch.stack([scale, step_loss, memory[:-1].max(), memory[-1]])
     return torch.cat([head, scalars, _quantiles(per_sample, scale)]).tolist()
 
 

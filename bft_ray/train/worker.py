@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from bft_ray.config import Config
 from bft_ray.data.dataset import prepare
-from bft_ray.errors import BadInput, NonFinite
+from bft_ray.errors import BadInput, DiskFull, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.model.packing import Rows
@@ -27,8 +27,10 @@ from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify
 from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.failure import Decision, explain, first_cause
 from bft_ray.train.host import SCORE_FILE
-from bft_ray.train.loop import Data, fit
+from bft_ray.train.loop import Data, fit, make_plan
 from bft_ray.train.snapshot import SCORE, score_of
+from bft_ray.workers.asking import asked
+from bft_ray.workers.node import on_this_node
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,9 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     Args:
         payload: `config`, `folder` (of the run), `export` (folder of its weights), `run_id` of MLflow and
             `board` (actor that shows progress) where there are any.
+
+    Returns:
+        step, best value and step; or `error`; or `saved`, the step after which it saved and ended because the driver asked.
     """
     config: Config = payload["config"]  # as the driver has validated it
     keep_for(config.cluster.file_mode)
@@ -127,23 +132,28 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     is_first = context.get_world_rank() == 0
     tracker = Tracker.attach(config.tracking, payload["run_id"]) if is_first and "run_id" in payload else None
     host = RayHost(payload["folder"], tracker, payload.get("board") if is_first else None)
-    engine = None
     try:
         host.notify("ready", {})
         tokenizer = load_tokenizer(config.model)
         data = load_data(config, tokenizer, context.get_local_rank())
         config = with_packing(config, payload["folder"])
-        engine = Engine(config, host.device)
-        if context.get_world_rank() == 0:
-            keep_packing(engine.rows, payload["folder"], tracker)
-        state = fit(engine, config, data, host)
+        with asked(payload.get("run_id", "") if is_first else "") as is_asked:
+            engine = Engine(config, host.device, asked=is_asked)
+            if is_first:
+                keep_packing(engine.rows, payload["folder"], tracker)
+            state = fit(engine, config, data, host)
+        if state.step < make_plan(config, data.train)[1]:
+            return {"saved": state.step}
         step = export(engine, config, tokenizer, host, state, payload["export"])
         return {"step": step, "best_value": state.best_value, "best_step": state.best_step}
     except NonFinite as error:
         return {"error": error}
     except Exception as error:
         places = storage.places(payload["folder"], config.data.cache_dir)
-        raise explain(error, context.get_world_rank(), places) from error
+        told = explain(error, context.get_world_rank(), places)
+        if isinstance(told, DiskFull):
+            told = DiskFull(f"{on_this_node()}{told}")
+        raise told from error
     finally:
         if tracker is not None:
             tracker.close()

@@ -8,9 +8,10 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
+from bft_ray import saving
 from bft_ray.config import Config
 from bft_ray.errors import BftError, first_line
 from bft_ray.places import storage
@@ -19,10 +20,12 @@ from bft_ray.train.checkpoint import remove_cut_off
 from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
 from bft_ray.train.host import drop_superseded
 from bft_ray.train.snapshot import SCORE, delete_unfit
+from bft_ray.workers.asking import asking
 from bft_ray.workers.room import num_gpus_per_worker
 
 log = logging.getLogger(__name__)
 
+_LOOK_S = 0.5  # between two looks whether USR1 has come
 _COUNT_AGAIN_S = 10.0  # longest wait for a placement of so many workers as there seemed to be room for
 
 
@@ -35,6 +38,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
 
     Raises:
         NonFinite: a loss or gradient was not finite.
+        Saved: USR1 has come, and a checkpoint is saved.
         BftError: the workers failed more often than `cluster.max_failures`, or with an error that would come again; or one
             of them raised it on purpose.
     """
@@ -79,7 +83,8 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         torch_config=torch_config("nccl" if gpus else "gloo", int(cluster.collective_timeout_s)),
     )
     try:
-        outcome = _interruptibly(trainer.fit).return_value
+        with saving.listening(), asking(payload.get("run_id", "")) as ask:
+            outcome = _interruptibly(trainer.fit, ask).return_value
     except TrainingFailedError as error:
         with contextlib.suppress(OSError):  # a store that is away is not why the workers ended, or the error says so
             remove_cut_off(storage.join(storage_path, name))  # those that they were writing when they ended
@@ -91,11 +96,22 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         drop_superseded(storage.join(storage_path, name), config.checkpoint.keep)
     except OSError as error:  # an unreachable store does not harm a run that is done
         log.warning("superseded checkpoints of %s stay: %s", name, first_line(error))
+    if "saved" in outcome:
+        raise saving.Saved(
+            f"USR1: the checkpoint of step {outcome['saved']} is saved; the same command resumes from it"
+        )
     return outcome
 
 
-def _interruptibly(function: Callable[[], Any]) -> Any:
-    """Call in a thread and wait. In the main thread Ray Train would take Ctrl-C for itself, and end with status 0."""
+def _interruptibly(function: Callable[[], Any], ask: Callable[[], None]) -> Any:
+    """Call in a thread and wait. In the main thread Ray Train would take Ctrl-C for itself, and end with status 0.
+
+    Args:
+        ask: called when USR1 has come: asks the workers to save and end.
+
+    Raises:
+        KeyboardInterrupt: they have not done so in time.
+    """
     future: Future[Any] = Future()
 
     def call() -> None:
@@ -105,6 +121,12 @@ def _interruptibly(function: Callable[[], Any]) -> Any:
             future.set_exception(error)
 
     threading.Thread(target=call, name="bft-ray-fit", daemon=True).start()
+    while not wait([future], _LOOK_S).done:
+        if saving.asked():
+            ask()
+        if saving.is_overdue():
+            log.warning("the workers have saved nothing %g s after USR1: the run ends without it", saving.PATIENCE_S)
+            raise KeyboardInterrupt
     return future.result()
 
 

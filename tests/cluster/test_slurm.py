@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def config_file(make_tree: Callable[..., dict], folder: Path, steps: int) -> str
         cluster={"num_workers": 1, "gpus_per_worker": 0, "storage_path": str(folder / "results")},
         schedule={"steps": steps},
         evaluation={"every_steps": 1000},
-        checkpoint={"every_steps": 10},
+        checkpoint={"every_steps": 10},  # a first one soon, at which the tests know that it trains
     )
     path = folder / "bft.yaml"
     path.write_text(json.dumps(tree))
@@ -134,7 +135,7 @@ def restarts(running: Slurm, job: str) -> int:
 @pytest.mark.privileged
 @needs_slurm
 def test_usr1_sends_a_training_back_to_the_queue_and_it_resumes(running, submit, make_tree, tmp_path):
-    config = config_file(make_tree, tmp_path, 150)
+    config = config_file(make_tree, tmp_path, 600)
     job, out = submit("train", config)
     wait_for(running, job, out, lambda: out.exists() and "checkpoint of step" in out.read_text())
     running.call("scancel", "--batch", "--signal=USR1", job)
@@ -145,8 +146,10 @@ def test_usr1_sends_a_training_back_to_the_queue_and_it_resumes(running, submit,
     text = out.read_text()
     assert running.state(job) == "COMPLETED", text[-3000:]
     before, after = text.split("USR1: ending cleanly", 1)
-    assert "interrupted; the same command resumes" in after
-    assert "step 150/150" in after and "step 150/150" not in before and not of_job(job)
+    saved = re.search(r"^USR1: the checkpoint of step (\d+) is saved; the same command resumes from it$", after, re.M)
+    assert saved, after[-3000:]
+    assert f"resumes after step {saved[1]}:" in after
+    assert "step 600/600" in after and "step 600/600" not in before and not of_job(job)
 
 
 @pytest.mark.long

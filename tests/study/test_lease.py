@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from multiprocessing import get_context
 
@@ -53,6 +54,25 @@ def test_a_dead_driver_is_waited_for_no_longer_than_its_lease(url, caplog):
         assert f"process {os.getpid()} on " in caplog.text and "to see whether it still does" in caplog.text
         holder = rival.holder()
         assert holder is not None and holder.owner == rival.owner and holder.is_alive
+
+
+def test_a_dead_driver_whose_clock_was_ahead_is_waited_for_no_longer(url, caplog):
+    """Its last renewal lies an hour in the future; one that renews there is alive."""
+    with Database(url) as database, caplog.at_level(logging.WARNING):
+        first, rival = Lease(database, "small/test"), Lease(database, "small/test")
+        first.take()
+        _age(database, -3600.0)
+        began = time.monotonic()
+        rival.take()
+        assert 1.0 < time.monotonic() - began < 1.5 + 5 and "waiting at most 2 s" in caplog.text
+        with pytest.raises(Replaced):
+            first.renew()
+        _age(database, -3600.0)
+        beats = threading.Thread(target=lambda: [(time.sleep(0.3), _age(database, -0.3)) for _ in range(8)])
+        beats.start()
+        with pytest.raises(BadInput, match="drives it"):
+            first.take()
+        beats.join()
 
 
 def test_a_row_of_an_earlier_version_is_read(url):

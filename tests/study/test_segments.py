@@ -31,6 +31,56 @@ def stages(reached: list[Run]) -> list[tuple[int, str]]:
     return [(one.num_steps, one.status) for one in reached]
 
 
+def saved(tree: dict, folder: str) -> dict[str, Any]:
+    """A run that the driver asks to save, on all ranks; only the last rank hears of it while it trains."""
+    import contextlib
+    from itertools import count
+
+    import torch
+
+    from bft_ray.study.execute import segments
+    from bft_ray.study.execute.warm import Warm
+    from bft_ray.train import ranks
+
+    warm, told, given = Warm(torch.device("cpu")), {}, segments.asked
+
+    def take(segment: Segment, asked_in: int | None) -> list[tuple[int, str]]:
+        """Asked in the middle of so many steps from now on; 0: before it begins."""
+        looks = count(0 if ranks.is_first() else 1)  # rank 0 alone looks before the beginning too
+        deaf = asked_in is None or (asked_in and ranks.world_size() > 1 and ranks.is_first())
+        segments.asked = lambda key: contextlib.nullcontext(lambda: not deaf and next(looks) >= asked_in)
+        try:
+            return stages(list(segments.run_segment(segment, warm)))
+        finally:
+            segments.asked = given
+
+    whole = make_segment(tree, f"{folder}/whole")
+    take(whole, None)
+    told["whole"] = content(Run.read(whole.files, whole.key))
+    own = make_segment(tree, f"{folder}/own")
+    told["stages"] = [take(own, 3), take(own, 0), take(own, 1), take(own, None)]
+    told["own"] = content(Run.read(own.files, own.key))
+    told["left"] = sorted(path.name for path in Path(own.folder).iterdir())
+    return told
+
+
+@pytest.mark.slow
+def test_a_run_that_the_driver_asks_is_saved_after_its_present_step(make_tree, tmp_path):
+    """Not after a rung, of which the driver must hear first; and its result is that of an undisturbed one."""
+    tree = make_tree(evaluation={"tasks": [CHOICES]})
+    first, second = run_ranks(saved, 2, tree, str(tmp_path))
+    assert first["stages"] == second["stages"]
+    assert first["stages"] == [
+        [(2, "running"), (3, "saved")],
+        [(3, "saved")],
+        [(4, "running"), (5, "saved")],
+        [(6, "complete")],
+    ]
+    assert (
+        first["own"] == first["whole"] and first["whole"][1:3] == ("complete", 6) and first["left"] == ["run-42.json"]
+    )
+
+
 # --- in this process ------------------------------------------------------------------------------
 
 

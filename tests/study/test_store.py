@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -28,7 +27,7 @@ from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, Store, studies
 from jobs.bench.store import DoNothing
 from tests.support.records import BASE, METRIC, SPACE, A, B, add, make_base, make_space, new
-from tests.support.servers import HAS_POSTGRES, POSTGRES, postgres
+from tests.support.servers import HAS_POSTGRES, postgres, restart_postgres
 
 #: a process that has this one's modules loaded: it begins at once
 FORK = multiprocessing.get_context("fork")
@@ -510,7 +509,7 @@ def test_a_database_that_is_away_for_a_while(tmp_path):
         thread = threading.Thread(target=write)
         thread.start()
         assert not done.wait(1.0)
-        again = restart(folder, url)
+        again = restart_postgres(folder, url)
         assert done.wait(20)
         thread.join()
         assert [trial.state for trial in native(url)] == [TrialState.RUNNING, TrialState.WAITING]
@@ -520,21 +519,12 @@ def test_a_database_that_is_away_for_a_while(tmp_path):
         with pytest.raises(DatabaseAway) as caught:
             store.complete(0, {0: {METRIC: 0.5}}, 24)
         assert "was away for 0.5 s while" in str(caught.value) and "secret" not in str(caught.value)
-        again = restart(folder, url)
+        again = restart_postgres(folder, url)
         store.database.wait_s = 30
         store.complete(0, {0: {METRIC: 0.5}}, 24)
         assert [record.state for record in Store.find(Database(url), "small/test").records()] == ["complete", "waiting"]
         again.send_signal(signal.SIGINT)  # does not wait for clients
         again.wait(20)
-
-
-def restart(folder: Path, url: str) -> subprocess.Popen:
-    user: dict = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
-    port = url.rpartition(":")[2].partition("/")[0]
-    command = [str(POSTGRES[-1].parent / "postgres"), "-D", str(folder / "pg"), "-p", port]
-    command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-    with (folder / "again.log").open("w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, **user)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,15 @@ from bft_ray.train.checkpoint import LoopState
 
 
 def run_alone(
-    tree: dict, folder: str, stop_after: int | None = None, device: str = "cpu", until: int | None = None
+    tree: dict,
+    folder: str,
+    stop_after: int | None = None,
+    device: str = "cpu",
+    until: int | None = None,
+    asked_in: int | None = None,
 ) -> dict:
     """Train without Ray; stop as a crash would after `stop_after` steps, or on all ranks after the checkpoint of step
-    `until`; returns weights and events.
+    `until`, or save and end because it is asked in the middle of the step that many steps after its start; returns weights and events.
     """
     from bft_ray.data.dataset import prepare
     from bft_ray.model.causal_lm import load_tokenizer
@@ -36,7 +41,8 @@ def run_alone(
         if event == "step" and values["step"] == stop_after:
             raise KeyboardInterrupt
 
-    engine = Engine(config, torch.device(device))
+    looks = iter(range(1, 1_000_000))
+    engine = Engine(config, torch.device(device), asked=lambda: next(looks) == asked_in)
     own = Path(folder) if engine.rank == 0 else Path(f"{folder}-{engine.rank}")  # a LocalHost is one process's
 
     class Ends(LocalHost):

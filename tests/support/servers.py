@@ -62,6 +62,16 @@ def postgres(folder: Path) -> Iterator[str]:
         yield f"postgresql://bft:secret@127.0.0.1:{port}/postgres"
 
 
+def restart_postgres(folder: Path, url: str) -> subprocess.Popen:
+    """The server of `postgres` again, after it was ended, at the same address."""
+    user: dict = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+    port = url.rpartition(":")[2].partition("/")[0]
+    command = [str(POSTGRES[-1].parent / "postgres"), "-D", str(folder / "pg"), "-p", port]
+    command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
+    with (folder / "again.log").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, **user)
+
+
 @contextmanager
 def mlflow_server(folder: Path, store: str) -> Iterator[str]:
     (port,) = free_ports(1)

@@ -52,6 +52,26 @@ def test_a_resumed_run_equals_an_undisturbed_one(make_tree, tmp_path, dtype, pre
     assert len(calm["kept"]) <= 2 and calm["kept"][-1] == "step-00000006"
 
 
+def asked_in_turn(tree: dict, folder: str) -> list[dict]:
+    return [run_alone(tree, f"{folder}/calm")] + [run_alone(tree, f"{folder}/cut", asked_in=n) for n in (3, 2, None)]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_saves_after_its_present_step(make_tree, tmp_path):
+    """And is the undisturbed one when it was asked twice, though no checkpoint was due."""
+    tree = make_tree(evaluation={"every_steps": 6}, checkpoint={"every_steps": 6}, optimizer={"learning_rate": 1e-2})
+    ((calm, first, second, last),) = run_ranks(asked_in_turn, 1, tree, str(tmp_path))
+    assert [run["kept"][-1] for run in (first, second, last)] == [f"step-0000000{n}" for n in (3, 5, 6)]
+    assert [values["step"] for event, values in second["events"] if event in ("resume", "step", "checkpoint")] == [
+        3,
+        4,
+        5,
+        5,
+    ]
+    assert "end" not in dict(first["events"]) and "end" in dict(last["events"])
+    assert all((value == last["weights"][name]).all() for name, value in calm["weights"].items()) and calm["weights"]
+
+
 _WORDS = 20_000
 
 

@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from bft_ray import saving
 from bft_ray.config import ClusterConfig, Config
 from bft_ray.errors import BftError
 from bft_ray.places import storage
@@ -28,8 +29,10 @@ from bft_ray.places.disk import full_disk
 from bft_ray.places.scratch import scratch
 from bft_ray.study.controller import OVER, Controller
 from bft_ray.study.execute.actor import TrialActor
+from bft_ray.study.execute.ending import ending
 from bft_ray.study.records.segment import Segment
 from bft_ray.train.failure import advice_on, how_it_died
+from bft_ray.workers.asking import asking
 from bft_ray.workers.room import num_places, worker_resources
 
 log = logging.getLogger(__name__)
@@ -63,9 +66,15 @@ def run(
     Raises:
         Exception: the error that the controller or `look` has raised, unchanged.
     """
-    bridge = _Bridge(controller, [_room(config.cluster), look])
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would log pages for every error
-    with scratch("tune") as folder, _settings(), warnings.catch_warnings():
+    with (
+        saving.listening(),
+        asking(controller.study.id) as ask,
+        scratch("tune") as folder,
+        _settings(),
+        warnings.catch_warnings(),
+    ):
+        bridge = _Bridge(controller, [_room(config.cluster), look, ending(controller, ask)])
         warnings.simplefilter("ignore")  # Tune's, about its own settings
         no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a segment saves its state itself
         tuner = tune.Tuner(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from bft_ray.study.execute.warm import Warm
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.train import ranks
 from bft_ray.train.failure import advice_on, is_memory
+from bft_ray.workers.asking import asked
+from bft_ray.workers.node import on_this_node
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +30,8 @@ _TELLING = (BftError, RuntimeError, OSError, MemoryError, ImportError)  # errors
 
 
 def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
-    """Run a segment; yields a report at each measurement, the last one with the status `paused`, `complete`, `failed` or
-    `stopped`. In a process group every rank calls it and gets the reports; rank 0 reads and writes the files.
+    """Run a segment; yields a report at each measurement, the last one with the status `paused`, `complete`, `failed`,
+    `stopped` or `saved`. In a process group every rank calls it and gets the reports; rank 0 reads and writes the files.
 
     Work of an earlier segment is not done again: a run that is complete, has failed, or waits at `segment.until` or after
     it is only reported. Otherwise the run resumes from the last saved state, or starts again where there is none. The
@@ -39,9 +41,19 @@ def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
     Errors become the status `failed` with a reason. Those that would come again are written to the file; after an
     unexpected error, `warm` is emptied. A full disk stops the run, and its earlier results are kept.
 
+    Where the driver asks (`bft_ray.workers.asking`), the run is saved after its present step and ends; one that has not begun
+    does not begin.
+
     Closing the generator stops the run and frees what it holds.
     """
-    before, run, state = ranks.agree(lambda: _earlier(segment))
+    with asked(segment.study if ranks.is_first() else "") as is_asked:
+        yield from _run(segment, warm, is_asked)
+
+
+def _run(segment: Segment, warm: Warm, is_asked: Callable[[], bool]) -> Generator[Run, None, None]:
+    before, run, state, is_ending = ranks.agree(lambda: (*_earlier(segment), is_asked()))
+    if before is None and is_ending:
+        before = Run(segment.key, "saved", "it had not begun", run.num_steps)
     if before is not None:
         yield before
         return
@@ -58,6 +70,7 @@ def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
             pause=segment.files.state,
             keep=segment.files.weights if segment.keep else None,
             at_rungs=segment.at_rungs,
+            asked=is_asked,
         )
         with closing(steps):
             for _ in steps:
@@ -78,7 +91,7 @@ def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
     if is_broken:
         warm.forget()
     if full is not None:
-        yield Run(segment.key, "stopped", str(full), run.num_steps)
+        yield Run(segment.key, "stopped", f"{on_this_node()}{full}", run.num_steps)
     elif reason:
         run.status, run.reason, run.is_lasting = "failed", reason, is_lasting
         if is_lasting and ranks.is_first():

@@ -39,6 +39,7 @@ def trial(
     pause: str | None = None,
     keep: str | None = None,
     at_rungs: Collection[str] | None = None,
+    asked: Callable[[], bool] = lambda: False,
 ) -> Generator[int, None, None]:
     """Train from the base model to the last step, and measure `data.validation` and `evaluation.tasks`.
 
@@ -47,7 +48,8 @@ def trial(
     weights are written, where asked.
 
     Yields the number of steps done at each measurement, after the measurement is in `run`; at the last one, its status is
-    no longer `running`. Closing the generator stops the trial and frees what it holds.
+    no longer `running`. Closing the generator stops the trial and frees what it holds. Where a rank was asked to save and end, the state
+    is saved in `pause` after the present step, with the status `saved`, and the trial ends.
 
     Args:
         rungs: steps after which the model is measured, as it is at the end; 0 is the base model.
@@ -59,6 +61,7 @@ def trial(
             of them may die.
         keep: folder or URI for the final weights of a complete trial: an adapter, or a whole model, that transformers loads.
         at_rungs: names of the sets that are measured at rungs (`validation`, or a task's); None: all of them.
+        asked: whether this rank was asked to save and end.
 
     Raises:
         BadInput: a config that cannot run here (bad data or model).
@@ -72,7 +75,7 @@ def trial(
     data, tasks = warm.data(config), warm.tasks(config)
     _, num_steps = make_plan(config, data.train)
     with _set_apart(), warm.trained(config) as model:
-        engine = Engine(config, warm.device, model)
+        engine = Engine(config, warm.device, model, asked)
         try:
             data = warm.with_start(config, engine, data)
             if start is not None:
@@ -91,15 +94,17 @@ def trial(
                         if keep is not None:
                             _keep_weights(engine, config, tasks, keep)
                         run.status, run.records = "complete", measured.records
-                    elif step == until or step in saved_at:
+                    elif step == until or step in saved_at or (engine.is_ending and step not in measured_at):
+                        # not after a rung: whoever judges it must hear of it first, and the next step comes at once
                         assert pause is not None
-                        run.status = "paused" if step == until else "running"
+                        is_saved = engine.is_ending and step not in measured_at
+                        run.status = "paused" if step == until else "saved" if is_saved else "running"
                         paused.save(engine, run, pause)
                     laps.end("end")
-                    if step in measured_at:
+                    if step in measured_at or run.status == "saved":
                         yield step
                         laps.end("report")
-                    if step == until:
+                    if step == until or run.status == "saved":
                         break
         finally:
             engine.close()
@@ -143,7 +148,7 @@ def run_trial(
 def _training(
     engine: Engine, config: Config, data: Data, stops: Collection[int], run: Run
 ) -> Generator[int, None, None]:
-    """Train to the last step, and add to `run`; yields each of `stops` when so many steps are done."""
+    """Train to the last step, and add to `run`; yields each of `stops` when so many steps are done, and a step after which to end."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     if run.num_steps in stops and not run.num_steps:  # a paused trial has been measured at its rung
@@ -153,7 +158,7 @@ def _training(
         for done, metrics, _ in steps:
             run.train.append(metrics)
             run.num_steps = done
-            if done in stops:
+            if done in stops or engine.is_ending:
                 yield done
 
 

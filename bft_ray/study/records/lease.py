@@ -3,7 +3,8 @@
 A row beside Optuna's tables holds the token of the driver, and the time of its last renewal by the clock of the database
 (for SQLite that of the machine). A driver renews it every few seconds. A process that finds a row not renewed for `LEASE_S`
 sets its own token. One statement compares and sets, so of two processes only one succeeds. No driver looks for the process
-of another: it may run on another machine or in another container.
+of another: it may run on another machine or in another container. A clock that jumps back can leave a renewal in the future:
+so a row that stays as it is for `LEASE_S` of the waiting process's own time counts as not renewed, too.
 
 A driver whose lease may have expired (it was stopped, or the database was away) reads the row before it writes anything
 else. It stops if the row has another token (a fencing token: Kleppmann, "How to do distributed locking", 2016).
@@ -88,16 +89,21 @@ class Owner:
 
 
 class Holder(NamedTuple):
-    """The row: which process drives or drove the study, the row's text, and the seconds since the last renewal."""
+    """The row: which process drives or drove the study, the row's text, the seconds since the last renewal, and its time."""
 
     owner: Owner
     text: str
     silent_s: float
+    beat: float
+
+    def is_same_renewal(self, other: Holder) -> bool:
+        """Whether nothing was renewed between the two reads."""
+        return (self.text, self.beat) == (other.text, other.beat)
 
     @property
     def is_alive(self) -> bool:
         """Whether its lease has not expired."""
-        return self.silent_s < LEASE_S
+        return abs(self.silent_s) < LEASE_S
 
 
 class Lease:
@@ -112,14 +118,14 @@ class Lease:
     def holder(self) -> Holder | None:
         """The process that drives the study, dead or alive; None where there was none, or the last one released it."""
         engine = self._database.engine
-        query = select(_TABLE.c.owner, _now(engine) - _TABLE.c.beat).where(_TABLE.c.study == self._study)
+        query = select(_TABLE.c.owner, _now(engine) - _TABLE.c.beat, _TABLE.c.beat).where(_TABLE.c.study == self._study)
 
         def read() -> Holder | None:
             if not inspect(engine).has_table(_TABLE.name):
                 return None  # nobody has driven a study here
             with engine.connect() as connection:
                 row = connection.execute(query).one_or_none()
-            return None if row is None else Holder(Owner.of_text(row[0]), row[0], float(row[1]))
+            return None if row is None else Holder(Owner.of_text(row[0]), row[0], float(row[1]), float(row[2]))
 
         return self._database.retry("looking who drives the study", read)
 
@@ -133,11 +139,12 @@ class Lease:
         self._database.retry("opening it", lambda: _TABLE.create(engine, checkfirst=True), opening=True)
         self.holder()  # names a row that is damaged
         first: Holder | None = None
-        while not self._try():
+        since = time.monotonic()
+        while not self._try(first if time.monotonic() - since >= LEASE_S else None):
             now = self.holder()
             if now is None:
                 continue  # released at this moment
-            if first is not None and (now.text != first.text or now.silent_s < first.silent_s):
+            if first is not None and not now.is_same_renewal(first):
                 raise BadInput(
                     "study",
                     self._study,
@@ -147,18 +154,30 @@ class Lease:
             if first is None:
                 _log.warning(
                     "process %d on %s drove %s %.0f s ago: waiting at most %.0f s to see whether it still does",
-                    *(now.owner.pid, now.owner.host, self._study, now.silent_s, LEASE_S - now.silent_s),
+                    *(
+                        now.owner.pid,
+                        now.owner.host,
+                        self._study,
+                        max(0.0, now.silent_s),
+                        min(LEASE_S, LEASE_S - now.silent_s),
+                    ),
                 )
-            first = now
+                first, since = now, time.monotonic()
             time.sleep(_LOOK_S)
 
-    def _try(self) -> bool:
+    def _try(self, silent: Holder | None = None) -> bool:
         """Take the study if it has no driver, if this process is the driver, or if the lease has expired; whether it is
         this process's now.
+
+        Args:
+            silent: take it from this driver too, if it has not renewed since.
         """
         engine, began = self._database.engine, time.monotonic()
         own, now = _TABLE.c.study == self._study, _now(self._database.engine)
-        free = own & ((_TABLE.c.owner == self._text) | (now - _TABLE.c.beat >= LEASE_S))
+        may = (_TABLE.c.owner == self._text) | (now - _TABLE.c.beat >= LEASE_S)
+        if silent is not None:
+            may |= (_TABLE.c.owner == silent.text) & (_TABLE.c.beat == silent.beat)
+        free = own & may
 
         def write() -> bool:
             with engine.begin() as connection:

@@ -11,8 +11,8 @@ from bft_ray.places import storage
 from bft_ray.places.kept import read_kept, write_kept
 
 #: running: measured at a rung, and continues; paused: its state is in the trial's folder; pruned: it was not promoted;
-#: stopped: a disk is full, and nothing is wrong with the run
-RunStatus = Literal["running", "paused", "complete", "pruned", "failed", "stopped"]
+#: stopped: a disk is full, and nothing is wrong with the run; saved: the driver asked, and its state is in the trial's folder
+RunStatus = Literal["running", "paused", "complete", "pruned", "failed", "stopped", "saved"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Run:
     Args:
         key: of its segment.
         status: only a complete run has a score.
-        reason: why it failed or was stopped.
+        reason: why it failed, was stopped or saved.
         num_steps: optimizer steps that moved the weights.
         train: metrics of each step (`train/...`), from the first on.
         metrics: steps done -> what was measured then.

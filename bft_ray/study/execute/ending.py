@@ -1,0 +1,46 @@
+"""USR1 during a study: its workers save the trials that run, and the driver ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from bft_ray import saving
+from bft_ray.study.controller import Controller
+
+log = logging.getLogger(__name__)
+
+
+def ending(controller: Controller, ask: Callable[[], None]) -> Callable[[], None]:
+    """A function for the driver to call often. After USR1 it gives out no more segments, asks the workers to save those that run,
+    and waits for them, `saving.PATIENCE_S` at most.
+
+    Args:
+        ask: asks the workers.
+    """
+    begun = 0  # segments that ran when USR1 came
+
+    def look() -> None:
+        nonlocal begun
+        if not saving.asked():
+            return
+        if not controller.is_held:
+            controller.is_held, begun = True, controller.num_running
+            log.warning(
+                "USR1: saving the state of %s, then the study ends; the same command resumes it", _trials(begun)
+            )
+        ask()
+        left = controller.num_running
+        if left and not saving.is_overdue():
+            return
+        lost = (
+            f"; {left} have saved nothing in {saving.PATIENCE_S:g} s, and resume from an earlier state" if left else ""
+        )
+        done = _trials(max(begun - left, 0))
+        raise saving.Saved(f"USR1: the state of {done} is saved{lost}; the same command resumes the study")
+
+    return look
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'s' * (count != 1)}"

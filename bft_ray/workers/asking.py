@@ -1,0 +1,68 @@
+"""The driver asks its workers to save and end: by an actor whose name they look for, so that nothing is paid before."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_LOOK_S = 1.0  # between two looks of a worker
+
+
+class _Request:
+    """The actor. That it exists is all that it says."""
+
+
+@contextlib.contextmanager
+def asking(key: str) -> Iterator[Callable[[], None]]:
+    """A function for the driver: the workers of `key` are asked from its call to the end of the context.
+
+    Args:
+        key: of the run or study; workers are those of the same Ray job.
+    """
+    import ray
+
+    request: list[Any] = []
+
+    def ask() -> None:
+        if not request:
+            request.append(ray.remote(num_cpus=0)(_Request).options(name=_name(key)).remote())
+
+    try:
+        yield ask
+    finally:
+        for actor in request:
+            with contextlib.suppress(Exception):  # Ray is gone, and the actor with it
+                ray.kill(actor)
+
+
+@contextlib.contextmanager
+def asked(key: str) -> Iterator[Callable[[], bool]]:
+    """A function for a worker: whether the driver has asked the workers of `key`. It only reads what a thread has seen, at most
+    a second ago. Without Ray nobody asks.
+    """
+    import ray
+
+    seen, ended = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with contextlib.suppress(Exception):  # no such actor: nobody asks; no Ray: this worker ends anyhow
+            ray.get_actor(_name(key))
+            seen.set()
+
+    def work() -> None:
+        while not seen.is_set() and not ended.wait(_LOOK_S):
+            look()
+
+    if key and ray.is_initialized():
+        look()  # a worker that begins when it was asked already does not begin
+        threading.Thread(target=work, name="bft-ray-asked", daemon=True).start()
+    try:
+        yield seen.is_set
+    finally:
+        ended.set()
+
+
+def _name(key: str) -> str:
+    return f"bft_ray_save/{key}"
