@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable
 
 from bft_ray import saving
@@ -19,9 +21,12 @@ def ending(controller: Controller, ask: Callable[[], None]) -> Callable[[], None
         ask: asks the workers.
     """
     begun = 0  # segments that ran when USR1 came
+    own, is_main = signal.getsignal(signal.SIGUSR1), threading.current_thread() is threading.main_thread()
 
     def look() -> None:
         nonlocal begun
+        if is_main and own is not None and signal.getsignal(signal.SIGUSR1) != own:
+            signal.signal(signal.SIGUSR1, own)  # Tune puts its own there, which ends the study as if it were done
         if not saving.asked():
             return
         if not controller.is_held:
