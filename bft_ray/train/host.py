@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -41,6 +41,11 @@ class Host(Protocol):
         Args:
             step: steps done.
             score: higher is better; None: not measured.
+        """
+
+    def after_step(self, step: int) -> Literal["", "save", "leave"]:
+        """What else to do after a step: save a checkpoint, or save one and end, because the run goes on elsewhere. Every rank
+        calls it after every step, and gets the same answer.
         """
 
     def publish(self, folder: Path, text: str) -> None:
@@ -91,6 +96,9 @@ class LocalHost:
         settle(target)
         write_kept(target / SCORE_FILE, {"score": score})  # last: a folder without it is not complete
         drop_superseded(str(self.folder), self._keep)
+
+    def after_step(self, step: int) -> Literal["", "save", "leave"]:
+        return ""
 
     def publish(self, folder: Path, text: str) -> None:
         shutil.copytree(folder, self.folder / "profile", dirs_exist_ok=True)

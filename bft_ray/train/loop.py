@@ -63,7 +63,8 @@ def make_plan(config: Config, train: TokenDataset) -> tuple[BatchPlan, int]:
 def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
     """Train from the last checkpoint of `host`, or from the start, to the last step.
 
-    Every rank calls it. Evaluates and saves every so many steps and at the end; the best and the last checkpoint stay.
+    Every rank calls it. Evaluates and saves every so many steps and at the end; the best and the last checkpoint stay. Where
+    the host says so, it ends before the last step, with a checkpoint of the step that it returns.
 
     Raises:
         NonFinite: on every rank, for a loss or gradient that is not finite.
@@ -107,12 +108,15 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
                 measured = validate(engine, data, config)
                 if rank0:
                     host.notify("validation", {"step": done} | measured)
-            if done % save_every == 0 or done == num_steps or measured:
+            asked = host.after_step(done) if done < num_steps else ""
+            if done % save_every == 0 or done == num_steps or measured or asked:
                 value = measured.get(config.checkpoint.metric)
                 better = improves(value, state.best_value, higher)
                 state = LoopState(done, value if better else state.best_value, done if better else state.best_step)
                 _save(engine, host, state, None if value is None else (value if higher else -value))
                 began = time.perf_counter()  # validation and saving do not count as a step
+            if asked == "leave":
+                return state
     if rank0:
         host.notify("end", {"step": num_steps})
     return state
