@@ -30,6 +30,7 @@ from cluster.local.state import HOST, State, held
 from tests.support.alone import run_alone
 from tests.support.local_cluster import START_S, free_ports, head_and_node
 from tests.support.paths import ROOT
+from tests.support.ranks import run_ranks
 
 NUM_STEPS, EVERY, LIMIT_S = 1000, 50, 300
 
@@ -204,7 +205,7 @@ def test_a_node_that_is_to_be_taken_away_is_left_before(make_tree, tmp_path):
     assert went_on - asked < deadline_s
     print(f"{went_on - asked:.0f} s after the notice the run goes on from step {saved} on the other node")
 
-    calm = run_alone(tree, str(tmp_path / "calm"))
+    (calm,) = run_ranks(run_alone, 1, tree, str(tmp_path / "calm"))
     losses = {values["step"]: values["train/loss"] for event, values in calm["events"] if event == "step"}
     client = MlflowClient(tree["tracking"]["uri"])
     (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
