@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -34,6 +34,11 @@ class Host(Protocol):
         Args:
             step: steps done.
             score: higher is better; None: not measured.
+        """
+
+    def after_step(self, step: int) -> Literal["", "save", "leave"]:
+        """What else to do after a step: save a checkpoint, or save one and end, because the run goes on elsewhere. Every rank
+        calls it after every step, and gets the same answer.
         """
 
     def publish(self, folder: Path, text: str) -> None:

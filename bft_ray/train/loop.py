@@ -64,7 +64,8 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
     """Train from the last checkpoint of `host`, or from the start, to the last step.
 
     Every rank calls it. Evaluates and saves every so many steps and at the end; the best and the last checkpoint stay. Where a rank
-    was asked to save and end (`Engine.asked`), all save after the present step, and the state returned is of that step.
+    was asked to save and end (`Engine.asked`), or the host says so, all save after the present step, and the state returned is of
+    that step.
 
     Raises:
         NonFinite: on every rank, for a loss or gradient that is not finite.
@@ -108,8 +109,9 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
                 measured = validate(engine, data, config)
                 if rank0:
                     host.notify("validation", {"step": done} | measured)
-            is_ending = engine.is_ending and done < num_steps
-            if done % save_every == 0 or done == num_steps or measured or is_ending:
+            asked = host.after_step(done) if done < num_steps else ""
+            is_ending = done < num_steps and (engine.is_ending or asked == "leave")
+            if done % save_every == 0 or done == num_steps or measured or is_ending or asked:
                 value = measured.get(config.checkpoint.metric)
                 better = improves(value, state.best_value, higher)
                 state = LoopState(done, value if better else state.best_value, done if better else state.best_step)

@@ -103,6 +103,9 @@ def describe_event(event: str, values: dict[str, Any]) -> str:
         return "\n".join(values["lines"])
     if event == "failed":
         return f"workers ended: {values['why']}"
+    if event == "notice":
+        what = "the workers start anew from there" if values["leaves"] else "there is no room elsewhere, so they stay"
+        return f"{values['why']}: the workers save step {values['step']}, and {what}"
     return ""
 
 
@@ -121,6 +124,7 @@ def what_follows(event: str, values: dict[str, Any]) -> str:
         "checkpoint": f"training: the step after {step}",
         "end": "training: the export of the weights",
         "failed": "training: starting workers again",
+        "notice": f"training: what follows the notice after step {step}",
     }.get(event, "")
 
 

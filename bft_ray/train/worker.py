@@ -28,6 +28,7 @@ from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.failure import Decision, explain, first_cause
 from bft_ray.train.host import SCORE_FILE
 from bft_ray.train.loop import Data, fit, make_plan
+from bft_ray.train.notice import Answer, Notices
 from bft_ray.train.snapshot import SCORE, score_of
 from bft_ray.workers.asking import asked
 from bft_ray.workers.node import on_this_node
@@ -40,9 +41,10 @@ _PACKING = "packing.json"  # in the folder of the run
 class RayHost:
     """A worker of Ray Train: checkpoints go through `ray.train.report`, events to MLflow and to the driver."""
 
-    def __init__(self, folder: str, tracker: Tracker | None, board: Any):
+    def __init__(self, folder: str, tracker: Tracker | None, board: Any, notices: Notices):
         self.device = ray.train.torch.get_device()
-        self.folder, self._tracker, self._board = folder, tracker, board
+        self.folder, self._tracker, self._board, self._notices = folder, tracker, board, notices
+        self.has_left = False  # the workers end, to go on elsewhere
         self._origins: dict[Path, str] = {}  # copy of a checkpoint -> its URI
 
     def last_checkpoint(self) -> Path | None:
@@ -75,6 +77,13 @@ class RayHost:
             checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
             checkpoint_dir_name=step_name(step),
         )
+
+    def after_step(self, step: int) -> Answer:
+        answer = self._notices.after(step)
+        self.has_left = answer == "leave"
+        if answer and ray.train.get_context().get_world_rank() == 0:
+            self.notify("notice", {"step": step, "why": self._notices.why, "leaves": self.has_left})
+        return answer
 
     def publish(self, folder: Path, text: str) -> None:
         target = join(self.folder, "profile")
@@ -120,10 +129,11 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         payload: `config`, `folder` (of the run), `export` (folder of its weights), `run_id` of MLflow and
-            `board` (actor that shows progress) where there are any.
+            `board` (actor that shows progress) where there are any; `away`: see `Notices`.
 
     Returns:
-        step, best value and step; or `error`; or `saved`, the step after which it saved and ended because the driver asked.
+        step, best value and step; or `error`; or `saved`, the step after which it saved and ended because the driver asked; or
+        `away`, nodes without which the run is to go on from its last checkpoint.
     """
     config: Config = payload["config"]  # as the driver has validated it
     keep_for(config.cluster.file_mode)
@@ -131,7 +141,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     is_first = context.get_world_rank() == 0
     tracker = Tracker.attach(config.tracking, payload["run_id"]) if is_first and "run_id" in payload else None
-    host = RayHost(payload["folder"], tracker, payload.get("board") if is_first else None)
+    notices = Notices(config.cluster, payload.get("away", ()))
+    host = RayHost(payload["folder"], tracker, payload.get("board") if is_first else None, notices)
     try:
         host.notify("ready", {})
         tokenizer = load_tokenizer(config.model)
@@ -143,7 +154,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
                 keep_packing(engine.rows, payload["folder"], tracker)
             state = fit(engine, config, data, host)
         if state.step < make_plan(config, data.train)[1]:
-            return {"saved": state.step}
+            return {"away": notices.away} if host.has_left and not engine.is_ending else {"saved": state.step}
         step = export(engine, config, tokenizer, host, state, payload["export"])
         return {"step": step, "best_value": state.best_value, "best_step": state.best_step}
     except NonFinite as error:

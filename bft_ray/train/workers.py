@@ -30,7 +30,8 @@ _COUNT_AGAIN_S = 10.0  # longest wait for a placement of so many workers as ther
 
 
 def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
-    """Run the workers; returns what `train_worker` returned on rank 0. Within `bft_ray.workers.connect.connect` only.
+    """Run the workers; returns what `train_worker` returned on rank 0. Within `bft_ray.workers.connect.connect` only. Where a node
+    is to be taken away, and there is room elsewhere, they end with a checkpoint and start anew without that node.
 
     Args:
         payload: of `train_worker`, to which the config is added.
@@ -42,25 +43,57 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
         BftError: the workers failed more often than `cluster.max_failures`, or with an error that would come again; or one
             of them raised it on purpose.
     """
+    from bft_ray.train.notice import still_there
+
+    away: tuple[str, ...] = ()
+    while True:  # each start makes a step at least before it ends so
+        outcome = _start(config, payload, storage_path, name, away)
+        if "away" not in outcome:
+            break
+        away = still_there(outcome["away"])
+    if "error" in outcome:
+        raise outcome["error"]
+    try:
+        drop_superseded(storage.join(storage_path, name), config.checkpoint.keep)
+    except OSError as error:  # an unreachable store does not harm a run that is done
+        log.warning("superseded checkpoints of %s stay: %s", name, first_line(error))
+    if "saved" in outcome:
+        raise saving.Saved(
+            f"USR1: the checkpoint of step {outcome['saved']} is saved; the same command resumes from it"
+        )
+    return outcome
+
+
+def _start(
+    config: Config, payload: dict[str, Any], storage_path: str, name: str, away: tuple[str, ...]
+) -> dict[str, Any]:
+    """Start workers and wait for their end; see `run_workers`.
+
+    Args:
+        away: nodes that Ray is about to lose; it places nothing there, but Ray Train counts them.
+    """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from bft_ray.train.meeting import torch_config
+    from bft_ray.train.notice import room_without
     from bft_ray.train.worker import StopAtFinal, train_worker
 
     remove_cut_off(storage.join(storage_path, name))
     delete_unfit(storage.join(storage_path, name))
-    cluster = config.cluster
+    cluster, most = config.cluster, config.cluster.num_workers
     is_fixed, gpus = cluster.least_workers == cluster.num_workers, num_gpus_per_worker(cluster)
+    if not is_fixed and away and (room := room_without(cluster, away)) >= cluster.least_workers:
+        most = min(most, room)
     # the number of workers may come from a count that still has a lost node: then it is soon tried with another
     start_s = cluster.start_timeout_s if is_fixed else min(cluster.start_timeout_s, _COUNT_AGAIN_S)
     num_starts = cluster.max_failures + (0 if is_fixed else math.ceil(cluster.start_timeout_s / start_s))
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_s)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # a value that it returns is rank 0's `return_value`
-        train_loop_config=payload | {"config": config},
+        train_loop_config=payload | {"config": config, "away": away},
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers if is_fixed else (cluster.least_workers, cluster.num_workers),  # type: ignore[arg-type]
+            num_workers=most if is_fixed else (cluster.least_workers, most),  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=cluster.resize_interval_s,  # type: ignore[call-arg]
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": cluster.cpus_per_worker}
@@ -84,23 +117,12 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     )
     try:
         with saving.listening(), asking(payload.get("run_id", "")) as ask:
-            outcome = _interruptibly(trainer.fit, ask).return_value
+            return _interruptibly(trainer.fit, ask).return_value
     except TrainingFailedError as error:
         with contextlib.suppress(OSError):  # a store that is away is not why the workers ended, or the error says so
             remove_cut_off(storage.join(storage_path, name))  # those that they were writing when they ended
             storage.remove_parts(storage.join(storage_path, name))
         raise _cause(error, storage.places(storage_path, config.data.cache_dir)) from error
-    if "error" in outcome:
-        raise outcome["error"]
-    try:
-        drop_superseded(storage.join(storage_path, name), config.checkpoint.keep)
-    except OSError as error:  # an unreachable store does not harm a run that is done
-        log.warning("superseded checkpoints of %s stay: %s", name, first_line(error))
-    if "saved" in outcome:
-        raise saving.Saved(
-            f"USR1: the checkpoint of step {outcome['saved']} is saved; the same command resumes from it"
-        )
-    return outcome
 
 
 def _interruptibly(function: Callable[[], Any], ask: Callable[[], None]) -> Any:

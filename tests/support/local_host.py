@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -46,6 +46,9 @@ class LocalHost:
         settle(target)
         write_kept(target / SCORE_FILE, {"score": score})  # last: a folder without it is not complete
         drop_superseded(str(self.folder), self._keep)
+
+    def after_step(self, step: int) -> Literal["", "save", "leave"]:
+        return ""
 
     def publish(self, folder: Path, text: str) -> None:
         shutil.copytree(folder, self.folder / "profile", dirs_exist_ok=True)

@@ -12,19 +12,25 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import ray.train.collective
 import yaml
 from mlflow import MlflowClient
+from ray.train import PreemptionInfo
 
 from bft_ray.config import ClusterConfig, make_config
 from bft_ray.errors import BadConfig
+from bft_ray.train.notice import Notices
 from cluster.local.raylets import start_ray, start_raylet
 from cluster.local.service import stop_all
 from cluster.local.state import HOST, State, held
-from tests.support.local_cluster import START_S, free_ports
+from tests.support.alone import run_alone
+from tests.support.local_cluster import START_S, free_ports, head_and_node
 from tests.support.paths import ROOT
+from tests.support.ranks import run_ranks
 
 NUM_STEPS, EVERY, LIMIT_S = 1000, 50, 300
 
@@ -53,6 +59,44 @@ def test_a_wrong_range_is_refused(make_tree, cluster, message):
         make_config(make_tree(cluster=cluster))
 
 
+class Cluster:
+    """Nodes of three types of room, and what Ray Train tells its workers; rank 0 of two."""
+
+    def __init__(self, monkeypatch):
+        self.nodes = {"a": 1, "b": 1, "c": 0}  # id -> workers that it has room for
+        self.draining: list[str] = []
+        info = lambda: PreemptionInfo(None, {node: [0] for node in self.draining}) if self.draining else None  # noqa: E731
+        monkeypatch.setattr(ray.train, "get_preemption_info", info)
+        monkeypatch.setattr(ray.train.collective, "broadcast_from_rank_zero", lambda data: data)
+        context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: self.num_workers)
+        monkeypatch.setattr(ray.train, "get_context", lambda: context)
+        monkeypatch.setattr(ray, "nodes", self.told)
+        self.num_workers = 2
+
+    def told(self):
+        return [{"NodeID": name, "Alive": True, "Resources": {"CPU": room}} for name, room in self.nodes.items()]
+
+
+def test_what_a_notice_is_answered_with(monkeypatch):
+    cluster, elastic = Cluster(monkeypatch), ClusterConfig(num_workers=2, min_workers=1, gpus_per_worker=0)
+    notices = Notices(elastic)
+    assert [notices.after(step) for step in (1, 2, 3)] == ["", "", ""]
+    cluster.draining = ["b"]
+    answers = [notices.after(step) for step in range(4, 2000)]
+    assert [answer for answer in answers if answer] == ["leave"] and notices.away == (
+        "b",
+    )  # once, and within some steps
+
+    fixed = Notices(ClusterConfig(num_workers=2, gpus_per_worker=0))
+    assert [answer for answer in map(fixed.after, range(1, 2000)) if answer] == ["save"]  # no room for two elsewhere
+
+    cluster.draining, cluster.num_workers = [], 1  # it was started on what was left
+    left = Notices(elastic, ("b",))
+    assert {left.after(step) for step in range(1, 2000)} == {""}
+    cluster.nodes["c"] = 1
+    assert next(answer for answer in map(left.after, range(2000, 4000)) if answer) == "leave" and left.away == ("b",)
+
+
 @pytest.fixture
 def two_nodes() -> Iterator[State]:
     """A Ray cluster of a head that does no work, and two workers of one core."""
@@ -68,14 +112,14 @@ def two_nodes() -> Iterator[State]:
         assert not left
 
 
-def run(config: dict, folder: Path, env: dict[str, str]) -> Iterator[str]:
+def run(config: dict, folder: Path, env: dict[str, str], limit_s: float = LIMIT_S) -> Iterator[str]:
     """`bft-ray train`, line by line."""
     path = folder / f"{config['name']}.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "bft_ray.cli", "train", str(path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT) as driver:
         assert driver.stderr is not None
-        end = time.monotonic() + LIMIT_S
+        end = time.monotonic() + limit_s
         for line in driver.stderr:
             if time.monotonic() > end:
                 driver.kill()
@@ -132,3 +176,54 @@ def test_a_node_is_lost_and_another_comes(two_nodes, make_tree, tmp_path):
         assert {metric.step for metric in ours} == values.keys()
         worst = max(abs(metric.value - values[metric.step]) / abs(values[metric.step]) for metric in ours)
         assert worst <= 1e-5, (name, worst)
+
+
+@pytest.mark.long
+def test_a_node_that_is_to_be_taken_away_is_left_before(make_tree, tmp_path):
+    """`ray drain-node`, as an autoscaler does before a preemption: no worker dies of it, and no step is lost."""
+    steps, deadline_s = 600, 600
+    tree = make_tree(name="moved", schedule={"steps": steps}, optimizer={"learning_rate": 1e-4})
+    tree["evaluation"] = {"every_steps": steps}
+    tree["checkpoint"] = {"every_steps": steps}  # none but that of the notice
+    tree["data"] |= {"global_batch_size": 24, "packing": True}
+    place = {"address": "auto", "gpus_per_worker": 0, "storage_path": str(tmp_path / "results")}
+    own = tree | {"cluster": place | {"num_workers": [1, 2]}}
+    said, asked, went_on, saved = [], 0.0, 0.0, 0
+    with head_and_node() as state:
+        env = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | state.ray_client()
+        for line in run(own, tmp_path, env, 900):
+            said.append(line)
+            if line.startswith(f"step {steps // 10}/") and not asked:
+                asked = time.monotonic()
+                drain(state, env, deadline_s)
+            if found := re.search(r"resumes after step (\d+)", line):
+                went_on, saved = time.monotonic(), int(found[1])
+    log = "".join(said)
+    assert re.search(f"to be taken away: the workers save step {saved}, and the workers start anew", log), log
+    assert "workers ended" not in log and steps // 10 <= saved < steps, log[-3000:]
+    assert [int(n) for n in re.findall(r"(\d+) workers on", log)] == [2, 1]
+    assert went_on - asked < deadline_s
+    print(f"{went_on - asked:.0f} s after the notice the run goes on from step {saved} on the other node")
+
+    (calm,) = run_ranks(run_alone, 1, tree, str(tmp_path / "calm"))
+    losses = {values["step"]: values["train/loss"] for event, values in calm["events"] if event == "step"}
+    client = MlflowClient(tree["tracking"]["uri"])
+    (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
+    (found,) = client.search_runs([experiment.experiment_id])
+    ours = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "train/loss")}
+    assert ours.keys() == losses.keys() and ours == pytest.approx(losses, rel=1e-5)
+
+
+def drain(state: State, env: dict[str, str], deadline_s: int) -> None:
+    """Tell Ray that the node beside the head will be taken away."""
+    script = (
+        "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False);"
+        "print(next(n['NodeID'] for n in ray.nodes() if 'node:__internal_head__' not in n['Resources']))"
+    )
+    asked = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
+    words = ["--address", f"{HOST}:{state.ports['gcs']}", "--node-id", asked.stdout.split()[-1]]
+    words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+    words += ["--deadline-remaining-seconds", str(deadline_s)]
+    ray_command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
+    done = subprocess.run(ray_command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
