@@ -218,7 +218,7 @@ class Controller:
             return  # it was stopped, or another seed of it has failed
         if run.status == "stopped":
             store.release(number, run.reason)
-            raise DiskFull(f"{segment.trial} was stopped, as every other would be: {run.reason}")
+            raise DiskFull(f"{segment.trial} was stopped, and the study with it: {run.reason}")
         if run.status == "saved":
             store.release(number, f"saved after step {run.num_steps}")
             return

@@ -216,9 +216,7 @@ def test_a_full_disk_ends_the_study_and_fails_no_trial(tmp_path, url, seeds):
                 yield reached
 
         executor.worker = worker
-        with pytest.raises(
-            DiskFull, match=r"/\d+ was stopped, as every other would be: the disk that holds /x is full"
-        ):
+        with pytest.raises(DiskFull, match=r"/\d+ was stopped, and the study with it: the disk that holds /x is full"):
             executor.run()
         records = [record for part in PARTS for record in executor.records(part)]
         assert not [record for record in records if record.state == "failed"]

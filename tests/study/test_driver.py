@@ -111,7 +111,7 @@ def test_a_full_disk_is_no_end_of_a_study(driver):
             return plain(segment)
         return iter([Run(status="stopped", num_steps=0, metrics={0: {}}, reason="the disk is full")])
 
-    with pytest.raises(DiskFull, match="was stopped, as every other would be: the disk is full"):
+    with pytest.raises(DiskFull, match="was stopped, and the study with it: the disk is full"):
         driver.search(InProcess(worker), **COMPARES)
     assert not [record for record in driver.records() if record.state in ("failed", "running")]
     run = driver.run()
