@@ -227,6 +227,7 @@ class _Suggestions(Searcher):
         return self
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
+        self._bridge.look()  # while no trial runs, Tune asks here again and again, for ten minutes, and calls nothing else
         segment = self._bridge.call(self._bridge.controller.next)
         if segment is None or segment == OVER:
             return None if segment is None else Searcher.FINISHED
