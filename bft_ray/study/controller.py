@@ -191,6 +191,10 @@ class Controller:
             store.start(number)
             self._listen("begun", store.record(number))
 
+    def put_back(self, segment: Segment) -> None:
+        """Take back a segment that no worker has begun; it is given out again."""
+        self._active.pop((segment.trial, segment.seed), None)
+
     def is_promoted(self, segment: Segment, run: Run) -> bool:
         """Whether a segment that waits at a rung in its process is promoted. If not, its trial has ended."""
         store, number = self._at(segment)

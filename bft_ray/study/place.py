@@ -63,9 +63,9 @@ class OnRay:
         return card_lines(nodes, worker_resources(cluster), deterministic=deterministic)
 
     def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:
-        from bft_ray.study.execute import ray_tune
+        from bft_ray.study.execute import slots
 
-        count = ray_tune.num_slots(cluster)
+        count = slots.num_slots(cluster)
         if address_of(cluster) is None:  # a Ray of this study's own
             return count
         self._share = Share(cluster.priority, count)

@@ -39,13 +39,14 @@ def run_study(space: SearchSpace, base: Config, folder: Path, *, merge: bool = T
         actor: what carries out segments instead of training.
     """
     from bft_ray.study.execute import ray_tune
+    from bft_ray.study.execute.slots import num_slots
 
     facts = inspect_study(space, base)
     database = Database(f"sqlite:///{folder}/{space.name}.db")
     store = Store.create(database, space, base, facts.fingerprints)
     longest = facts.longest if merge else None
     study = Study(space.name, space, base, longest, facts.samples_per_source, str(folder / space.name))
-    slots = ray_tune.num_slots(facts.first.cluster)
+    slots = num_slots(facts.first.cluster)
     controller = Controller(study, store, slots, ahead=segments_ahead(study, facts.first))
     ray_tune.run(controller, facts.first, actor=actor or ray_tune.TrialActor)
     return controller

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bft_ray.config import make_config
+from bft_ray.config import ClusterConfig, make_config
 from bft_ray.errors import BadInput, NonFinite
 from bft_ray.train.checkpoint import write_manifest
 from bft_ray.train.failure import Decision, WorkerFailed, advice_on, explain, how_it_died, retry_of, root_of
@@ -100,7 +100,7 @@ def test_tune_is_asked_how_a_process_ended(tmp_path):
     said = tmp_path / "error.txt"
     said.write_text("Failure # 1\nTask was killed due to the node running low on memory.\n")
     for name, file in (("full", str(said)), ("gone", None), ("away", str(tmp_path / "none"))):
-        _Rungs(bridge).on_trial_error(None, SimpleNamespace(trial_id=name, error_file=file))
+        _Rungs(bridge, ClusterConfig()).on_trial_error(None, SimpleNamespace(trial_id=name, error_file=file))
     assert bridge.why["full"].startswith("OutOfMemoryError: Ray ended the worker") and "lora.rank" in bridge.why["full"]
     for name in ("gone", "away"):
         assert "perhaps because memory was full" in bridge.why[name] and "lora.rank" in bridge.why[name]

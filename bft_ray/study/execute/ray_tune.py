@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -23,17 +22,16 @@ from ray.tune.search import Searcher
 
 from bft_ray import saving
 from bft_ray.config import ClusterConfig, Config
-from bft_ray.errors import BftError
 from bft_ray.places import storage
 from bft_ray.places.disk import full_disk
 from bft_ray.places.scratch import scratch
 from bft_ray.study.controller import OVER, Controller
 from bft_ray.study.execute.actor import TrialActor
 from bft_ray.study.execute.ending import ending
+from bft_ray.study.execute.slots import COUNT_S, most_workers, num_workers_of, reserved, room_for_trials
 from bft_ray.study.records.segment import Segment
 from bft_ray.train.failure import advice_on, how_it_died
 from bft_ray.workers.asking import asking
-from bft_ray.workers.room import num_places, worker_resources
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,6 @@ _SETTINGS = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the controller limits them
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-_COUNT_S = 5.0  # between two counts of the cluster's nodes
 _LOOK_S = 0.25  # between two calls of `look`
 
 
@@ -74,13 +71,16 @@ def run(
         _settings(),
         warnings.catch_warnings(),
     ):
-        bridge = _Bridge(controller, [_room(config.cluster), look, ending(controller, ask)])
+        bridge = _Bridge(controller, [room_for_trials(config.cluster), look, ending(controller, ask)])
         warnings.simplefilter("ignore")  # Tune's, about its own settings
         no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a segment saves its state itself
         tuner = tune.Tuner(
-            tune.with_resources(actor, lambda _: _resources(config.cluster)),
+            tune.with_resources(actor, lambda _: reserved(config.cluster)),
             tune_config=tune.TuneConfig(
-                search_alg=_Suggestions(bridge), scheduler=_Rungs(bridge), num_samples=-1, reuse_actors=True
+                search_alg=_Suggestions(bridge),
+                scheduler=_Rungs(bridge, config.cluster),
+                num_samples=-1,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="study",
@@ -111,82 +111,6 @@ def _settings() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def num_slots(cluster: ClusterConfig) -> Callable[[], int]:
-    """A function for how many trials the nodes of the cluster could run at a time, if nobody else used them. It counts the
-    nodes every few seconds.
-    """
-    known, at = 0, -_COUNT_S
-
-    def count() -> int:
-        nonlocal known, at
-        if time.monotonic() - at >= _COUNT_S:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            known, at = num_runs(nodes, worker_resources(cluster), cluster), time.monotonic()
-        return known
-
-    return count
-
-
-def _room(cluster: ClusterConfig) -> Callable[[], None]:
-    """A function that raises BftError when no node has had room for a trial for too long: Tune would wait for ever, and
-    print nothing.
-    """
-    slots, since = num_slots(cluster), time.monotonic()
-    has_warned = False
-
-    def look() -> None:
-        nonlocal since, has_warned
-        if slots():
-            since, has_warned = time.monotonic(), False
-        elif time.monotonic() - since > cluster.start_timeout_s:
-            raise BftError(
-                f"no node has had room for a trial for cluster.start_timeout_s = {cluster.start_timeout_s:g} s. "
-                "When the cluster is back, the same command resumes the study."
-            )
-        elif not has_warned:
-            has_warned = True
-            log.warning("no node has room for a trial; waiting up to %g s for one", cluster.start_timeout_s)
-
-    return look
-
-
-def num_runs(nodes: Sequence[dict[str, float]], need: dict[str, float], cluster: ClusterConfig) -> int:
-    """How many runs fit on nodes with these resources, under the placement: of `cluster.num_workers` workers, or if not one of
-    them fits of the fewest.
-    """
-    return _num_runs(nodes, need, cluster, cluster.num_workers) or _num_runs(
-        nodes, need, cluster, cluster.least_workers
-    )
-
-
-def _num_runs(
-    nodes: Sequence[dict[str, float]], need: dict[str, float], cluster: ClusterConfig, num_workers: int
-) -> int:
-    if cluster.placement == "STRICT_PACK":
-        return sum(num_places([node], need) // num_workers for node in nodes)
-    free, runs = [num_places([node], need) for node in nodes], 0
-    if cluster.placement != "STRICT_SPREAD":
-        return sum(free) // num_workers
-    while sum(places > 0 for places in free) >= num_workers:  # each run on as many nodes, those with most room
-        for index in sorted(range(len(free)), key=lambda index: -free[index])[:num_workers]:
-            free[index] -= 1
-        runs += 1
-    return runs
-
-
-def _resources(cluster: ClusterConfig) -> tune.PlacementGroupFactory:
-    """What Tune reserves for a segment: a bundle for each worker, with `cluster.min_workers` for as many as there is room for
-    now. One worker is Tune's own actor; beside several, that one is given nothing.
-    """
-    need, num_workers = worker_resources(cluster), cluster.num_workers
-    if cluster.least_workers < cluster.num_workers:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        fitting = [n for n in range(cluster.least_workers, num_workers + 1) if _num_runs(nodes, need, cluster, n)]
-        num_workers = max(fitting, default=cluster.least_workers)
-    bundles = [need] if num_workers == 1 else [{}, *[need] * num_workers]
-    return tune.PlacementGroupFactory(bundles, strategy=cluster.placement)
-
-
 class _Bridge:
     """What Tune's three hooks share. An error of the controller is kept here, because Tune would wrap or swallow it."""
 
@@ -194,6 +118,7 @@ class _Bridge:
         self.controller, self._looks = controller, looks
         self.segments: dict[str, Segment] = {}  # by the id that Tune gave
         self.why: dict[str, str] = {}  # by that id: how the process of a segment ended
+        self.too_wide: set[str] = set()  # such ids, of segments that wait for more places than there are now
         self.error: BaseException | None = None
         self._looked = 0.0
 
@@ -238,7 +163,9 @@ class _Suggestions(Searcher):
         segment = self._bridge.segments.pop(trial_id, None)
         if segment is None:  # its end was reported already; then it failed while it was stopped
             return
-        if error or not result or "run" not in result:
+        if trial_id in self._bridge.too_wide:
+            self._bridge.call(self._bridge.controller.put_back, segment)
+        elif error or not result or "run" not in result:
             why = self._bridge.why.pop(trial_id, how_it_died(""))
             self._bridge.call(self._bridge.controller.broke, segment, why)
         else:
@@ -252,11 +179,21 @@ class _Suggestions(Searcher):
 
 
 class _Rungs(FIFOScheduler):
-    """Stops trials that the controller does not promote."""
+    """Stops trials that the controller does not promote, and takes back those that wait for a node that is lost."""
 
-    def __init__(self, bridge: _Bridge):
+    def __init__(self, bridge: _Bridge, cluster: ClusterConfig):
         super().__init__()
-        self._bridge = bridge
+        self._bridge, self._cluster, self._counted = bridge, cluster, 0.0
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Tune reserves the places of a trial once, and would wait for ever for those of a node that is gone."""
+        if self._cluster.least_workers < self._cluster.num_workers and time.monotonic() - self._counted >= COUNT_S:
+            self._counted, most = time.monotonic(), most_workers(self._cluster)
+            for trial in tune_controller.get_trials():
+                if trial.status == Trial.PENDING and num_workers_of(trial) > most:
+                    self._bridge.too_wide.add(trial.trial_id)
+                    tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
         segment = self._bridge.segments[trial.trial_id]
@@ -283,10 +220,8 @@ class _Events(tune.Callback):
         self._bridge = bridge
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        places = trial.placement_group_factory
-        assert places is not None
-        num_workers = sum(bool(bundle) for bundle in places.bundles)
-        self._bridge.call(self._bridge.controller.begun, self._bridge.segments[trial.trial_id], num_workers)
+        segment = self._bridge.segments[trial.trial_id]
+        self._bridge.call(self._bridge.controller.begun, segment, num_workers_of(trial))
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._bridge.look()
