@@ -111,8 +111,7 @@ def test_a_bucket_that_does_not_exist_is_named(s3):
 @pytest.mark.slow
 def test_credentials_that_the_store_refuses(make_tree, tmp_path, monkeypatch, capsys):
     """An unknown key, a wrong secret, a user without rights; of a server that asks."""
-    import boto3
-
+    boto3 = pytest.importorskip("boto3", reason="needs the extra `clouds`")
     with s3_server() as s3:
         login = {"aws_access_key_id": "first", "aws_secret_access_key": "first", "region_name": "us-east-1"}
         iam = boto3.client("iam", endpoint_url=s3.url, **login)
