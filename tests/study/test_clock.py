@@ -117,7 +117,7 @@ def test_a_clock_that_jumps_an_hour_and_back(driver: Driver, make_tree, tmp_path
     found = records(tmp_path)
     assert len(found) == NUM_TRIALS == len({one.number for one in found})
     log = (tmp_path / "log").read_text()
-    assert "another process drives" not in log and "Traceback" not in log and "waiting at most 10 s" in log
+    assert "another process drives" not in log and "Traceback" not in log
 
     calm = tmp_path / "calm"
     calm.mkdir()
