@@ -10,7 +10,7 @@ from bft_ray.operate.report import write_page
 from bft_ray.operate.studies import dry_run, run_study, status_of
 from bft_ray.page.html import to_html
 from bft_ray.space.load import load_study
-from bft_ray.space.series import Series, load_series
+from bft_ray.space.series import Series, check_questions, load_series
 from bft_ray.study.kept import Known, known
 from bft_ray.study.place import Place
 from bft_ray.study.records.database import Database
@@ -47,9 +47,7 @@ def run_series(
     Raises:
         BadInput, BadConfig: for every study, before the first one trains; BftError: see `bft_ray.study.driver.search`.
     """
-    series = load_series(path)
-    for name in series.conditions:
-        load_study(series.space, config, series.study_overrides(name, overrides))
+    series = _checked(path, config, overrides)
     for number, name in enumerate(series.conditions, 1):
         line(f"--- {name} ({number} of {len(series.conditions)})")
         own = series.study_overrides(name, overrides)
@@ -60,9 +58,18 @@ def run_series(
     return text_of(found)
 
 
+def _checked(path: Path, config: str | None, overrides: Sequence[str]) -> Series:
+    """A series of which every study is whole, and measures what is asked."""
+    series = load_series(path)
+    for name in series.conditions:
+        space, _ = load_study(series.space, config, series.study_overrides(name, overrides))
+        check_questions(series, name, space)
+    return series
+
+
 def dry_run_series(path: Path, config: str | None, overrides: Sequence[str], line: Line, *, measure: bool) -> str:
     """What each study would run and cost."""
-    series = load_series(path)
+    series = _checked(path, config, overrides)
     parts = []
     for name in series.conditions:
         text = dry_run(series.space, config, series.study_overrides(name, overrides), measure=measure, line=line)

@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 
 from bft_ray.config.base import Section, rule
 from bft_ray.config.load import read_yaml, validate
+from bft_ray.errors import BadInput
+from bft_ray.space.definition import SearchSpace
 
 _NAME = r"^[a-z0-9][a-z0-9_-]*$"
 
@@ -113,6 +115,27 @@ class Series(Section):
         """
         own = {"name": f"{self.name}-{condition}", **self.overrides, **self.conditions[condition].overrides}
         return [f"{name}={json.dumps(value)}" for name, value in own.items()] + list(more)
+
+
+def check_questions(series: Series, condition: str, space: SearchSpace) -> None:
+    """Check that the study of a condition measures what trends, contrasts and peaks ask.
+
+    Raises:
+        BadInput: an arm that is no baseline of the study, or a metric that it keeps no items of.
+    """
+    arms = [baseline.name for baseline in space.baselines]
+    metrics = [space.objective.metric, *space.claimed_metrics]
+    for kind, questions in (("trends", series.trends), ("contrasts", series.contrasts), ("peaks", series.peaks)):
+        for index, question in enumerate(questions):
+            asked = question.arms if isinstance(question, Peak) else (question.better, question.than)
+            for arm in asked:
+                if arm not in arms:
+                    known = f"the name of a baseline of every study; those of {condition} are {', '.join(arms)}"
+                    raise BadInput(f"{kind}.{index}", arm, known, "Correct the name.")
+            if question.metric is not None and question.metric not in metrics:
+                known = f"the objective ({space.objective.metric}) or a metric that a claim names"
+                remedy = "Add a claim about it, so that its items are kept."
+                raise BadInput(f"{kind}.{index}.metric", question.metric, known, remedy)
 
 
 def all_series() -> dict[str, Path]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bft_ray.errors import BadConfig
+from bft_ray.errors import BadConfig, BadInput
 from bft_ray.space.load import load_study
-from bft_ray.space.series import all_series, find_series, load_series
+from bft_ray.space.series import all_series, check_questions, find_series, load_series
 
 SMALL = {
     "name": "two",
@@ -33,14 +33,40 @@ def written(folder: Path, **more) -> Path:
 def test_every_study_of_a_bundled_series_is_whole(name):
     series = load_series(all_series()[name])
     assert series.name == name
-    arms = []
     for condition in series.conditions:
         space, _ = load_study(series.space, None, series.study_overrides(condition))
         assert space.name == f"{name}-{condition}" and space.confirmation is not None
         assert not space.confirmation.register_champion, "an experiment moves no domain's champion"
         assert len(space.confirmation.seeds) >= 5 and space.claims
-        arms.append({baseline.name for baseline in space.baselines})
-    assert all({trend.better, trend.than} <= own for trend in series.trends for own in arms)
+        check_questions(series, condition, space)
+
+
+PEAK = {"setting": "window", "arms": {"bft": 256, "sft": 8, "w64": 64}}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"trends": [{"better": "bft", "than": "stf", "over": "rows"}]},
+            "trends.0` is 'stf', but must be the name of a baseline",
+        ),
+        (
+            {"contrasts": [{"better": "w64", "than": "sft", "of": ["few"], "against": ["many"]}]},
+            "contrasts.0` is 'w64'",
+        ),
+        ({"peaks": [PEAK]}, "peaks.0` is 'w64'"),
+        (
+            {"trends": [{"better": "bft", "than": "sft", "over": "rows", "metric": "general/bits_per_byte"}]},
+            "trends.0.metric` is 'general/bits_per_byte', but must be the objective .choices/probability. or a metric that a claim",
+        ),
+    ],
+)
+def test_what_no_study_measures_cannot_be_asked(more, message, tmp_path):
+    series = load_series(written(tmp_path, **more))
+    space, _ = load_study(series.space, None, series.study_overrides("few"))
+    with pytest.raises(BadInput, match=message):
+        check_questions(series, "few", space)
 
 
 def test_conditions_become_overrides(tmp_path):
@@ -74,6 +100,9 @@ BETWEEN = {"better": "bft", "than": "sft", "of": ["few"]}
         ({"trends": [{"better": "bft", "than": "sft", "over": "passes"}]}, "at least two different places"),
         ({"contrasts": [BETWEEN | {"against": ["none"]}]}, "the name of a condition: few, many"),
         ({"contrasts": [BETWEEN | {"against": ["few"]}]}, "a condition that `of` does not name"),
+        ({"peaks": [PEAK | {"arms": {"a": 8, "b": 8, "c": 0}}]}, "at least three different values, all above 0"),
+        ({"peaks": [PEAK | {"over": "passes"}]}, "at least two different places"),
+        ({"peaks": [PEAK | {"capped_by": "longest"}]}, "at least a place, all above 0"),
         ({"question": ""}, "question"),
         ({"condition": {}}, "condition"),
     ],
