@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from bft_ray.evaluate.classify import areas
 from bft_ray.study.confirm.choice import Limit, Plan, Record
 from bft_ray.study.confirm.choose import choose
 from bft_ray.study.confirm.items import item_groups, item_scores
+from bft_ray.study.report.arms import signed
 from bft_ray.study.report.explain import explain
 
 PLAN = Plan("choices/probability", ("a", "b"), ("sft", "dft", "bft"), "bft", (1, 2, 3, 4, 5))
@@ -75,6 +77,22 @@ def test_a_baseline_beyond_noise_of_all_is_the_champion():
     assert explain(choice).startswith("**The baseline `sft` wins, not BFT**, by +0.")
     assert "Over `a` it gains +0.1" in explain(choice)
     assert "beyond noise it beats the default bft and every candidate that does so too." in explain(choice)
+
+
+def test_a_difference_of_rounding_is_none():
+    """A mean that differs by 1e-17 from the default's is no better mean, and is not shown with 18 digits after the point."""
+    records = [
+        Record(name, seed, {str(item): 0.5 + 0.01 * seed + 0.001 * item for item in range(30)})
+        for name in ARMS
+        for seed in PLAN.seeds
+    ]
+    near = [
+        replace(one, items={k: v + 1e-16 for k, v in one.items.items()}) if one.name == "dft" else one
+        for one in records
+    ]
+    text = explain(choose(near, PLAN, draws=500))
+    assert "better mean" not in text and "e-1" not in text
+    assert (signed(-8.3e-18), signed(3e-17), signed(-2e-5), signed(0.01)) == ("+0", "+0", "-2e-05", "+0.0100")
 
 
 def test_a_baseline_that_ties_with_a_candidate_does_not_win():

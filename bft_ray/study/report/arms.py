@@ -90,8 +90,14 @@ def span_of(low: float, high: float) -> Span:
     return Span(Number(low, signed(low)), Number(high, signed(high)))
 
 
+#: a difference of means below it is one of rounding
+ROUNDING = 1e-12
+
+
 def signed(value: float) -> str:
     """With its sign, and four decimals, or two digits where it is small."""
+    if abs(value) < ROUNDING:
+        return "+0"
     return f"{value:+.2g}" if abs(value) < 0.001 else f"{value:+.4f}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choice import Arm, Choice
-from bft_ray.study.report.arms import arms_table, gain_text, markdown, signed, size
+from bft_ray.study.report.arms import ROUNDING, arms_table, gain_text, markdown, signed, size
 from bft_ray.study.report.claims import claims_sentence
 
 _NAMED = 8  # arms that a sentence names
@@ -60,7 +60,9 @@ def _ahead(choice: Choice) -> str:
     own = choice.arm(choice.champion or "").mean
     sign = 1 if higher_is_better(choice.plan.metric) else -1
     ahead = [a for a in choice.arms if a.kind == "baseline" and not a.excluded and a.mean is not None]
-    names = [f"`{a.name}`" for a in ahead if own is not None and a.mean is not None and sign * (a.mean - own) > 0]
+    names = [
+        f"`{a.name}`" for a in ahead if own is not None and a.mean is not None and sign * (a.mean - own) > ROUNDING
+    ]
     if not names:
         return ""
     what = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
