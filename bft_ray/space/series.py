@@ -125,17 +125,21 @@ def check_questions(series: Series, condition: str, space: SearchSpace) -> None:
     """
     arms = [baseline.name for baseline in space.baselines]
     metrics = [space.objective.metric, *space.claimed_metrics]
-    for kind, questions in (("trends", series.trends), ("contrasts", series.contrasts), ("peaks", series.peaks)):
-        for index, question in enumerate(questions):
-            asked = question.arms if isinstance(question, Peak) else (question.better, question.than)
-            for arm in asked:
-                if arm not in arms:
-                    known = f"the name of a baseline of every study; those of {condition} are {', '.join(arms)}"
-                    raise BadInput(f"{kind}.{index}", arm, known, "Correct the name.")
-            if question.metric is not None and question.metric not in metrics:
-                known = f"the objective ({space.objective.metric}) or a metric that a claim names"
-                remedy = "Add a claim about it, so that its items are kept."
-                raise BadInput(f"{kind}.{index}.metric", question.metric, known, remedy)
+    kinds: dict[str, Sequence[Trend | Contrast | Peak]] = {
+        "trends": series.trends,
+        "contrasts": series.contrasts,
+        "peaks": series.peaks,
+    }
+    for field, question in ((f"{kind}.{at}", own) for kind, every in kinds.items() for at, own in enumerate(every)):
+        for arm in question.arms if isinstance(question, Peak) else (question.better, question.than):
+            if arm not in arms:
+                known = f"the name of a baseline of every study; those of {condition} are {', '.join(arms)}"
+                raise BadInput(field, arm, known, "Correct the name.")
+        if question.metric is not None and question.metric not in metrics:
+            known = f"the objective ({space.objective.metric}) or a metric that a claim names"
+            raise BadInput(
+                f"{field}.metric", question.metric, known, "Add a claim about it, so that its items are kept."
+            )
 
 
 def all_series() -> dict[str, Path]:

@@ -6,6 +6,7 @@ taken away ends the run whatever one does, so there they look for another node n
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ import ray.train
 import ray.train.collective
 
 from bft_ray.config import ClusterConfig
+from bft_ray.errors import first_line
 from bft_ray.workers.room import num_places, worker_resources
+
+log = logging.getLogger(__name__)
 
 #: nothing; save a checkpoint, and go on here; save one, and end here, because there is room elsewhere
 Answer = Literal["", "save", "leave"]
@@ -31,13 +35,16 @@ class Look:
 
     Args:
         next: the step of the next look.
-        room: workers that nodes without a notice have room for; None: there is no notice.
+        answer, why: what to do, and why as a clause.
+        told: nodes whose notice is answered.
         away: ids of the nodes with a notice, earlier ones included.
     """
 
     next: int
-    room: int | None
-    away: tuple[str, ...]
+    answer: Answer = ""
+    why: str = ""
+    told: frozenset[str] = frozenset()
+    away: tuple[str, ...] = ()
 
 
 class Notices:
@@ -48,41 +55,49 @@ class Notices:
     """
 
     def __init__(self, cluster: ClusterConfig, away: Sequence[str] = ()):
-        self.away = tuple(away)
+        self.away, self.why = tuple(away), ""
         self._cluster, self._num_workers = cluster, ray.train.get_context().get_world_size()
-        self._next, self._last, self._told = 0, (0, 0.0), frozenset[str]()
-        self.why = ""  # of the last answer, as a clause
+        self._next, self._last = 0, (0, 0.0)
+        self._started_without = self._told = frozenset(away)
 
     def after(self, step: int) -> Answer:
         """What to do after this step; every rank calls it after every step, and gets the same answer."""
         if step < self._next:
             return ""
-        info = ray.train.get_preemption_info()
+        info = ray.train.get_preemption_info()  # the same on all ranks: Ray Train broadcasts it
         new = frozenset(info.preempted_node_ids if info else ()) - self._told
-        seen = ray.train.collective.broadcast_from_rank_zero(self._look(step, new))
-        self._next = seen.next
-        if seen.room is None:
-            return ""
-        self._told |= new
-        least, most = self._cluster.least_workers, self._cluster.num_workers
-        if new:
-            self.away, self.why = seen.away, "a node of the run is to be taken away"
-            return "leave" if seen.room >= least else "save"
-        self.why = "there is room for more workers"
-        return "leave" if min(seen.room, most) > self._num_workers else ""  # it was started on what was left
+        is_first = ray.train.get_context().get_world_rank() == 0
+        seen = ray.train.collective.broadcast_from_rank_zero(self._look(step, new) if is_first else None)
+        self._next, self._told = seen.next, self._told | seen.told
+        self.away, self.why = seen.away, seen.why
+        return seen.answer
 
-    def _look(self, step: int, new: frozenset[str]) -> Look | None:
-        """None on all ranks but the first."""
-        if ray.train.get_context().get_world_rank() != 0:
-            return None
+    def _look(self, step: int, new: frozenset[str]) -> Look:
         now = time.monotonic()
         before, at = self._last
         self._last = step, now
         pace = (now - at) / (step - before) if before and step > before else _LOOK_S
-        away = tuple(sorted({*self.away, *new}))
-        room = room_without(self._cluster, away) if away else None
-        every = _LOOK_S if sum(node["Alive"] for node in ray.nodes()) > 1 else _ALONE_S
-        return Look(step + max(1, min(_MOST_STEPS, int(every / max(pace, 1e-6)))), room, away)
+        try:
+            nodes = sum(node["Alive"] for node in ray.nodes())
+            answer, why = self._answer(new)
+        except Exception as error:  # the other ranks wait for rank 0; it looks again
+            log.warning("notices of nodes could not be read: %s", first_line(error))
+            nodes, answer, why, new = 2, "", "", frozenset[str]()
+        every = _LOOK_S if nodes > 1 else _ALONE_S
+        following = step + max(1, min(_MOST_STEPS, int(every / max(pace, 1e-6))))
+        return Look(following, answer, why, new, tuple(sorted({*self.away, *new})))
+
+    def _answer(self, new: frozenset[str]) -> tuple[Answer, str]:
+        """Leaves at most twice for a notice: when there is room elsewhere, and for more workers once its node is gone."""
+        away = {*self.away, *new}
+        if not away:
+            return "", ""
+        room = room_without(self._cluster, tuple(away))
+        if new or self._told - self._started_without:  # the run is on a node that is to be taken away
+            why = "a node of the run is to be taken away"
+            return ("leave", why) if room >= self._cluster.least_workers else ("save" if new else "", why)
+        more = min(room, self._cluster.num_workers) > self._num_workers
+        return ("leave" if more and not still_there(tuple(away)) else ""), "there is room for more workers"
 
 
 def room_without(cluster: ClusterConfig, away: Sequence[str]) -> int:

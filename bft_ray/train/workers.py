@@ -46,11 +46,14 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     from bft_ray.train.notice import still_there
 
     away: tuple[str, ...] = ()
-    while True:  # each start makes a step at least before it ends so
-        outcome = _start(config, payload, storage_path, name, away)
-        if "away" not in outcome:
-            break
-        away = still_there(outcome["away"])
+    with saving.listening():
+        while True:  # at most two starts for each notice
+            outcome = _start(config, payload, storage_path, name, away)
+            if "away" not in outcome:
+                break
+            if saving.asked():
+                raise saving.Saved("USR1: the last checkpoint is of the present step; the same command resumes from it")
+            away = still_there(outcome["away"])
     if "error" in outcome:
         raise outcome["error"]
     try:
@@ -116,7 +119,7 @@ def _start(
         torch_config=torch_config("nccl" if gpus else "gloo", int(cluster.collective_timeout_s)),
     )
     try:
-        with saving.listening(), asking(payload.get("run_id", "")) as ask:
+        with asking(payload.get("run_id", "")) as ask:
             return _interruptibly(trainer.fit, ask).return_value
     except TrainingFailedError as error:
         with contextlib.suppress(OSError):  # a store that is away is not why the workers ended, or the error says so

@@ -1,4 +1,4 @@
-"""The driver asks its workers to save and end: by an actor whose name they look for, so that nothing is paid before."""
+"""The driver asks its workers to save and end: by an actor whose name a thread of each worker looks for, once a second."""
 
 from __future__ import annotations
 

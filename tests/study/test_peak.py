@@ -64,16 +64,42 @@ def test_a_peak_beyond_noise_is_inside_its_interval(items):
     assert heading == "**The best window**" and len(figure.marks) == 6 and len(table.rows) == 3
 
 
+@pytest.mark.parametrize("noise", [0.01, 0.001])
+def test_the_less_noise_the_narrower(noise):
+    """Also where the interval is narrower than the places at which the test is inverted."""
+    lengths = {"a": (30, 40), "b": (60, 80), "c": (90, 120)}
+    conditions = {
+        name: condition(best, 0.02, noise, place, length=length)
+        for place, (name, (best, length)) in enumerate(lengths.items())
+    }
+    found = peak_of(PEAK, conditions, 0.05)
+    assert found.move.verdict == "grows" and found.move.low <= 1 <= found.move.high <= found.move.low + 0.25
+    for name, (best, _) in lengths.items():
+        assert found.best[name].low <= best <= found.best[name].high < 1.4 * found.best[name].low
+
+
 def test_a_curve_that_only_rises_or_falls():
-    """The truth peaks far outside: the best of the settings tried is at their end, and its interval says no more."""
-    rises = peak_of(STILL, {"a": condition(5000, 0.004, 0.02, 1)}, 0.05)
-    assert rises.move is None
-    if rises.best["a"].is_told:  # a parabola may bend the wrong way: then it has no peak
-        assert rises.best["a"].high == 256 and rises.best["a"].low > 60
-    falls = peak_of(STILL, {"a": condition(1, 0.004, 0.02, 2)}, 0.05)
-    if falls.best["a"].is_told:
-        assert falls.best["a"].low == 8 and falls.best["a"].high < 40
-    assert rises.best["a"].is_told or falls.best["a"].is_told
+    """The truth peaks far outside, at the side of a parabola that still bends: the best lies at an end of those tried, or beyond."""
+    rises = peak_of(STILL, {"a": condition(1000, 0.01, 0.01, 1)}, 0.05)
+    assert rises.move is None and rises.best["a"].low == rises.best["a"].high == 256
+    assert "the best window is 256 or more in a" in " ".join(peak_sentences(rises))
+    falls = peak_of(STILL, {"a": condition(2, 0.01, 0.01, 2)}, 0.05)
+    assert "the best window is 8 or less in a" in " ".join(peak_sentences(falls))
+
+
+def test_a_curve_with_a_dip_has_no_peak():
+    dip = peak_of(STILL, {"a": condition(48, -0.02, 0.01, 1)}, 0.05)
+    assert math.isnan(dip.best["a"].value)
+    (text,) = peak_sentences(dip)
+    assert text == "Which window is best cannot be told in a: the parabola has no peak."
+
+
+def test_a_condition_with_two_settings_says_nothing():
+    """The parabola of the others would tell its peak from two arms, or one."""
+    own, other = condition(60, 0.02, 0.02, 1, length=50), condition(60, 0.02, 0.02, 2, length=100)
+    two = Confirmed(other.at, other.plan, [one for one in other.records if one.name in ("w8", "bft")])
+    found = peak_of(STILL, {"a": own, "b": two}, 0.05)
+    assert set(found.best) == {"a"}
 
 
 @pytest.mark.slow

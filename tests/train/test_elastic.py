@@ -89,12 +89,31 @@ def test_what_a_notice_is_answered_with(monkeypatch):
 
     fixed = Notices(ClusterConfig(num_workers=2, gpus_per_worker=0))
     assert [answer for answer in map(fixed.after, range(1, 2000)) if answer] == ["save"]  # no room for two elsewhere
+    cluster.nodes["c"] = 1
+    assert next(answer for answer in map(fixed.after, range(2000, 9000)) if answer) == "leave"  # a node came in time
 
     cluster.draining, cluster.num_workers = [], 1  # it was started on what was left
     left = Notices(elastic, ("b",))
-    assert {left.after(step) for step in range(1, 2000)} == {""}
-    cluster.nodes["c"] = 1
-    assert next(answer for answer in map(left.after, range(2000, 4000)) if answer) == "leave" and left.away == ("b",)
+    assert {left.after(step) for step in range(1, 2000)} == {""}  # while b lives, workers might be started on it
+    del cluster.nodes["b"]
+    answers = [answer for answer in map(left.after, range(2000, 9000)) if answer]
+    assert answers[0] == "leave" and left.away == ("b",)
+
+
+def test_a_cluster_that_does_not_answer_is_asked_again(monkeypatch, caplog):
+    """The other ranks wait for rank 0, so it must not fail there; and the notice is not lost."""
+    cluster = Cluster(monkeypatch)
+    notices = Notices(ClusterConfig(num_workers=2, min_workers=1, gpus_per_worker=0))
+    cluster.draining, told = ["b"], cluster.told
+
+    def away():
+        raise ConnectionError("the GCS is away")
+
+    monkeypatch.setattr(ray, "nodes", away)
+    assert {notices.after(step) for step in range(1, 2000)} == {""}
+    assert "notices of nodes could not be read: the GCS is away" in caplog.text
+    monkeypatch.setattr(ray, "nodes", told)
+    assert next(answer for answer in map(notices.after, range(2000, 9000)) if answer) == "leave"
 
 
 @pytest.fixture

@@ -87,8 +87,11 @@ def peak_of(peak: Peak, conditions: Mapping[str, Confirmed], alpha: float) -> Pe
         for arm in peak.arms
         if (found := scores_of(arm, own, peak.metric)) is not None
     }
-    names = list(dict.fromkeys(name for name, _ in scores))
     settings = {cell: math.log2(_setting(peak, cell[1], conditions[cell[0]])) for cell in scores}
+    different = {name: {round(u, 9) for own, u in settings.items() if own[0] == name[0]} for name in scores}
+    scores = {cell: own for cell, own in scores.items() if len(different[cell]) > 2}
+    settings = {cell: settings[cell] for cell in scores}
+    names = list(dict.fromkeys(name for name, _ in scores))
     logs = {name: math.log2(conditions[name].at[peak.over]) if peak.over else 0.0 for name in names}
     mean = math.fsum(logs.values()) / max(1, len(logs))
     places = {name: value - mean for name, value in logs.items()}
@@ -172,13 +175,15 @@ class _Fit:
         _, d, g = self.coefficients[-3:]
         if g >= 0:
             return Move(*NOTHING, 1 - self.level)
+        value = float(-d / (2 * g))
+        if self._sign(0.0, 0.0, 1.0) == 0:  # with a curvature that may be 0, the factor may be anything
+            return Move(value, -math.inf, math.inf, 1 - self.level)
         grid = np.linspace(-_LARGEST_MOVE, _LARGEST_MOVE, 2 * _NUM_PLACES - 1)
         signs = [self._sign(0.0, 1.0, 2 * m) for m in grid]
-        kept = [place for place, sign in enumerate(signs) if sign == 0]
-        # from the last place before that is refused to the first one after
-        low = float(grid[kept[0] - 1]) if kept and kept[0] > 0 else -math.inf
-        high = float(grid[kept[-1] + 1]) if kept and kept[-1] + 1 < len(grid) else math.inf
-        return Move(float(-d / (2 * g)), low, high, 1 - self.level)
+        # d + 2 g m falls with m: the factor lies right of where it is shown to be above 0, and left of where below
+        low = max((float(m) for m, sign in zip(grid, signs, strict=True) if sign > 0), default=-math.inf)
+        high = min((float(m) for m, sign in zip(grid, signs, strict=True) if sign < 0), default=math.inf)
+        return Move(value, low, high, 1 - self.level)
 
     @cached_property
     def _parts(self) -> dict[str, dict[str, BySeed]]:

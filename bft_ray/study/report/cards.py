@@ -36,8 +36,8 @@ def differ(
     return Finding(
         "Trials that are compared ran on different types of card",
         f"Trials: {'; '.join(texts)}. Types round differently, and their times do not compare.{paired}{same}",
-        "Differences as small as rounding are no evidence. To keep a study on one type, name its resource: "
-        '`cluster.resources_per_worker: {"accelerator_type:H100": 0.001}`.',
+        "Differences as small as rounding are no evidence. To keep a study on one type of accelerator, name its "
+        'resource, for an H100 `cluster.resources_per_worker: {"accelerator_type:H100": 0.001}`.',
     )
 
 

@@ -18,13 +18,15 @@ def peak_sentences(found: Peaked) -> list[str]:
     what = found.peak.setting
     if not found.best:
         return [f"Which {what} is best cannot be told yet: too few arms and conditions have an answer."]
-    told = [f"{_number(one.value)} [{_ends(one)}] in {name}" for name, one in found.best.items() if one.is_told]
-    open_ = [name for name, one in found.best.items() if not one.is_told]
+    told = [f"{_best(one)} in {name}" for name, one in found.best.items() if one.is_told]
+    without = [name for name, one in found.best.items() if math.isnan(one.value)]
+    unsure = [name for name, one in found.best.items() if not one.is_told and name not in without]
     lines = [f"By a parabola in its logarithm, the best {what} is {', '.join(told)}."] if told else []
-    if open_:
-        lines.append(
-            f"Which {what} is best cannot be told in {', '.join(open_)}: no part of the curve rises or falls beyond noise."
-        )
+    if unsure:
+        why = "no part of the curve rises or falls beyond noise"
+        lines.append(f"Which {what} is best cannot be told in {', '.join(unsure)}: {why}.")
+    if without:
+        lines.append(f"Which {what} is best cannot be told in {', '.join(without)}: the parabola has no peak.")
     return lines + ([_move(found, found.move)] if found.move is not None else [])
 
 
@@ -49,8 +51,13 @@ def _factor(doublings: float) -> str:
     return _number(2.0**doublings)
 
 
-def _ends(one: Best) -> str:
-    return f"{_number(one.low)}, {_number(one.high)}"
+def _best(one: Best) -> str:
+    """The peak with its interval; where the curve rises or falls up to an end of the settings, that end."""
+    if one.low == max(one.shown):
+        return f"{_number(one.low)} or more"
+    if one.high == min(one.shown):
+        return f"{_number(one.high)} or less"
+    return f"{_number(one.value)} [{_number(one.low)}, {_number(one.high)}]"
 
 
 def peak_parts(found: Peaked, name: str) -> list[Part]:
@@ -71,11 +78,11 @@ def peak_table(found: Peaked) -> Table:
         [
             condition,
             "no peak" if math.isnan(one.value) else Number(one.value, _number(one.value)),
-            f"[{_ends(one)}]" if one.is_told else "cannot be told",
+            _best(one) if one.is_told else "cannot be told",
         ]
         for condition, one in found.best.items()
     ]
-    return Table(["condition", f"best {found.peak.setting}", "interval"], rows)
+    return Table(["condition", f"best {found.peak.setting}", "with its interval"], rows)
 
 
 def _figure(found: Peaked, name: str) -> Figure:
