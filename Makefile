@@ -17,7 +17,7 @@ help:
 	@echo "make test         run the tests; make test-fast those that take less than a second, before each commit"
 	@echo "make test-long    run those of whole commands, studies and clusters"
 	@echo "make real         run those that train a real pretrained model (SmolLM2-135M, minutes)"
-	@echo "make release-test  before a release: the image built in a clean Debian (as root), a study of the wheel, a killed study"
+	@echo "make release-test  before a release: what takes minutes each: the image (as root), the wheel, each series, faults of clusters"
 	@echo "make chaos        kill studies at random, damage files, give malformed inputs (90 minutes; the same command goes on)"
 	@echo "make lint         ruff, mypy, and the audit"
 	@echo "make audit        known vulnerabilities of constraints.txt, where pip-audit is installed and PyPI answers"

@@ -30,8 +30,6 @@ from tests.support.recorder import Recorder
 from tests.support.s3 import S3, SECRET, s3_server
 from tests.support.small_study import write_space
 
-pytestmark = pytest.mark.long
-
 STUDY_S = 240
 
 
@@ -67,6 +65,7 @@ def end_of_family(process: subprocess.Popen) -> None:
     assert not left
 
 
+@pytest.mark.long
 def test_a_study_of_which_all_lies_in_a_store(s3, tree_in, tiny_data, tmp_path, capsys):
     """The driver is killed, every state that trials wait with is truncated, and the same command comes to a champion."""
     rows = [json.loads(line) for line in tiny_data.read_text().splitlines()]
@@ -134,6 +133,7 @@ def test_a_study_of_which_all_lies_in_a_store(s3, tree_in, tiny_data, tmp_path, 
     assert all(torch.equal(stored[name], exported[name]) for name in stored)
 
 
+@pytest.mark.release
 def test_a_run_passes_over_a_truncated_checkpoint(s3, tree_in, tmp_path):
     """A worker is killed and its last checkpoint cut in the bucket: the same weights as without Ray, store and harm.
 

@@ -19,8 +19,6 @@ from bft_ray.tracking.server import connect
 from tests.support.own_file import LIMIT_S, environment, typed, write_questions
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.long
-
 PAGE = ROOT / "docs" / "own-file.md"
 #: least budget of a study that still compares, confirms and chooses
 SMALL = (
@@ -69,6 +67,7 @@ def killed_in_the_middle(command: str, folder: Path) -> dict[tuple[str, int], li
     return {number: trial.values for number, trial in trials(folder).items() if trial.state.is_finished()}
 
 
+@pytest.mark.long
 def test_the_commands_of_the_page_lead_from_a_file_to_a_measured_champion(tmp_path):
     """Also where the search is killed in the middle: the same command goes on, and no result by then changes."""
     write_questions(tmp_path / "my_questions.csv", 201)
@@ -99,7 +98,14 @@ def test_the_commands_of_the_page_lead_from_a_file_to_a_measured_champion(tmp_pa
     assert all("sample 17" not in text for text in said.values())  # no text of rows is printed
 
 
-@pytest.mark.parametrize("num_rows", [37, 201, 513])
+@pytest.mark.parametrize(
+    "num_rows",
+    [
+        pytest.param(37, marks=pytest.mark.long),
+        pytest.param(201, marks=pytest.mark.release),
+        pytest.param(513, marks=pytest.mark.release),
+    ],
+)
 def test_a_study_of_any_size_lives_to_its_end(tmp_path, num_rows):
     """Sizes that no batch divides, and parts of an epoch: cost, rungs, loop and records agree on the steps."""
     write_questions(tmp_path / "my_questions.csv", num_rows, most_reasons=0)

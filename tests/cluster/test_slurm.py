@@ -131,7 +131,7 @@ def restarts(running: Slurm, job: str) -> int:
     return int(running.call("scontrol", "show", "job", job).partition("Restarts=")[2].split()[0])
 
 
-@pytest.mark.long
+@pytest.mark.release
 @pytest.mark.privileged
 @needs_slurm
 def test_usr1_sends_a_training_back_to_the_queue_and_it_resumes(running, submit, make_tree, tmp_path):
@@ -152,7 +152,7 @@ def test_usr1_sends_a_training_back_to_the_queue_and_it_resumes(running, submit,
     assert "step 600/600" in after and "step 600/600" not in before and not of_job(job)
 
 
-@pytest.mark.long
+@pytest.mark.release
 @pytest.mark.privileged
 @needs_slurm
 def test_the_time_limit_sends_it_back_as_well(running, submit, make_tree, tmp_path):

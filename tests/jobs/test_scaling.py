@@ -43,7 +43,7 @@ def test_bad_input_is_refused_before_a_worker_starts(words, capsys):
     assert words[0] in capsys.readouterr().err
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_measurement_over_one_and_two_workers(make_tree, tmp_path, capsys):
     tree = make_tree(cluster={"cpus_per_worker": 0.5, "gpus_per_worker": 0}, data={"global_batch_size": 4})
     config = tmp_path / "config.yaml"

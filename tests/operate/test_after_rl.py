@@ -262,7 +262,7 @@ def test_a_record_is_whole_or_absent(tmp_path, caplog):
     assert read_run(str(tmp_path), "sft", 101) is None and "damaged" in caplog.text
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_the_smallest_study_and_its_resumption(tmp_path, monkeypatch, capsys):
     """Two arms, two seeds, two steps: fine-tuned or given, trained by GRPO, told, recorded; then only what is missing runs."""
     tree = yaml.safe_load(bundled()["starter"].read_text())

@@ -76,7 +76,7 @@ def kill_in_mid_trial(state: State, folder: Path, driver: subprocess.Popen) -> N
         process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_node_dies_in_the_middle_of_a_trial(make_tree, tmp_path):
     tree = make_tree(
         optimizer={"learning_rate": 1e-4}, evaluation={"every_steps": None}, checkpoint={"every_steps": EVERY}

@@ -108,7 +108,7 @@ def test_a_killed_rank_costs_one_segment(places, make_tree, tmp_path):
     again.close()
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_rank_that_hangs_is_named_within_the_limit_of_the_others(places, make_tree, tmp_path):
     """Also in DeepSpeed's own process groups, whose limit torch sets to half an hour. The next group goes on."""
     import ray

@@ -197,7 +197,7 @@ def test_a_node_is_lost_and_another_comes(two_nodes, make_tree, tmp_path):
         assert worst <= 1e-5, (name, worst)
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_node_that_is_to_be_taken_away_is_left_before(make_tree, tmp_path):
     """`ray drain-node`, as an autoscaler does before a preemption: no worker dies of it, and no step is lost."""
     steps, deadline_s = 600, 600
