@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.errors import BftError
+from bft_ray.study.checks.shared import remove_signs
 from cluster.local.processes import find
 from jobs.chaos_cluster import KINDS, MARK, Cluster, marked, send_kill
 
@@ -102,6 +103,7 @@ def run_kills(
             walk = _walk(cluster, place, Walk(number), plan, draw)
             if not walk.differences:
                 walk.differences += compare(state["undisturbed"], records(place))
+                remove_signs(str(place / "results"), before=time.time())  # as a command of some minutes later does
                 walk.differences += compare_files(state["files"], files_of(place))
             walk.differences += left_behind(cluster, folder, place)
             state["walks"].append(asdict(walk))
@@ -123,6 +125,7 @@ def _walk(cluster: Cluster, place: Path, walk: Walk, plan: list[tuple[str, float
     place.mkdir()
     began = since = time.monotonic()
     lost_at: float | None = None
+    most = 3 * (len(plan) + 1)
     driver = _start(cluster, place, walk)
     try:
         while True:
@@ -132,7 +135,7 @@ def _walk(cluster: Cluster, place: Path, walk: Walk, plan: list[tuple[str, float
                     break
                 if status != -signal.SIGKILL or not walk.kills or walk.kills[-1][0] not in ("driver", "head"):
                     walk.ended.append(_last_line(place))
-                if walk.starts > 3 * (len(plan) + 1):
+                if walk.starts > most:
                     walk.differences.append(f"the command ends each time: {walk.ended[-1] if walk.ended else status}")
                     break
                 cluster.mend()

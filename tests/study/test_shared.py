@@ -83,3 +83,14 @@ def test_an_object_store_and_a_single_node_are_not_asked(monkeypatch, tmp_path):
     shared.require_shared(ClusterConfig(storage_path="s3://bucket/results"))
     monkeypatch.setattr(ray, "nodes", lambda: [node, node | {"Alive": False}])
     shared.require_shared(ClusterConfig(storage_path=str(tmp_path)))
+
+
+def test_what_a_killed_check_left_is_removed_later(tmp_path):
+    from bft_ray.study.checks import shared
+
+    old, young = tmp_path / ".bft_ray_shared_a", tmp_path / ".bft_ray_shared_b"
+    old.touch()
+    young.touch()
+    os.utime(old, (0, young.stat().st_mtime - 121))
+    shared.remove_signs(str(tmp_path), before=young.stat().st_mtime - 120)
+    assert list(tmp_path.iterdir()) == [young]  # of a check that may still wait for its nodes

@@ -14,6 +14,7 @@ from bft_ray.places import storage
 from bft_ray.workers.room import num_places, worker_resources
 
 _ANSWER_S = 60.0  # for all nodes together; each starts a process for it
+_SIGN = ".bft_ray_shared_"
 
 
 def require_shared(cluster: ClusterConfig) -> None:
@@ -46,8 +47,9 @@ def blind_nodes(path: str, nodes: Sequence[dict[str, Any]]) -> list[str]:
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    sign = storage.join(path, f".bft_ray_shared_{uuid.uuid4().hex}")
+    sign = storage.join(path, f"{_SIGN}{uuid.uuid4().hex}")
     storage.write_text(sign, "")
+    remove_signs(path, before=Path(sign).stat().st_mtime - 2 * _ANSWER_S)  # by the clock of the file system alone
     try:
         look = ray.remote(num_cpus=0, max_retries=0)(_sees)
         asked = {}
@@ -65,6 +67,14 @@ def blind_nodes(path: str, nodes: Sequence[dict[str, Any]]) -> list[str]:
         return blind
     finally:
         Path(sign).unlink(missing_ok=True)
+
+
+def remove_signs(path: str, before: float) -> None:
+    """Remove what checks left whose process was killed: files last written before this time (s since the epoch)."""
+    for file in Path(path).glob(f"{_SIGN}*"):
+        with contextlib.suppress(FileNotFoundError):  # another driver removes it as well
+            if file.stat().st_mtime < before:
+                file.unlink()
 
 
 def _sees(path: str) -> bool:
