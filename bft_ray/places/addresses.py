@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 _SECRETS = (
     (re.compile(r"(://[^:/\s@]*):[^/\s]*@"), r"\1:***@"),  # scheme://user:password@host
@@ -30,10 +31,15 @@ def redact(text: str) -> str:
 def absolute_uri(uri: str) -> str:
     """The URI with an SQLite path made absolute: Ray workers have another working directory."""
     path = sqlite_path(uri)
-    return uri if path is None else f"sqlite:///{path}"
+    return uri if path is None else sqlite_uri(path) + (uri[uri.index("?") :] if "?" in uri else "")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of an SQLite file. In one, ? begins options, and % a character by its number (SQLAlchemy 2.1)."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def sqlite_path(uri: str) -> Path | None:
     """The absolute path of an SQLite database, or None for any other address."""
-    match = re.fullmatch(r"sqlite(?:\+\w+)?:///(.+)", uri)
-    return Path(os.path.abspath(match[1])) if match and match[1] != ":memory:" else None
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(\?.*)?", uri, re.S)
+    return Path(os.path.abspath(unquote(match[1]))) if match and match[1] != ":memory:" else None

@@ -79,6 +79,8 @@ class Claims:
             return math.nan
         both, degrees = self.variances[[0, place + 1]], self.freedoms[[0, place + 1]]
         own = max(float(both.sum()) / num_seeds, part.rest)
+        if not own + part.item:  # all scores are the same: no study of this kind says anything
+            return math.nan
         random = np.random.default_rng([self.seed, place])
         z_s, z_i, z_new, z_off, z_told, z_tail = random.normal(size=(6, self.draws))
         u_own = random.chisquare(num_seeds - 1, self.draws) / (num_seeds - 1)
@@ -99,7 +101,8 @@ class Claims:
         needed -= math.sqrt(own) * z_s + math.sqrt(part.item) * (z_i + b / 6 * (z_i**2 - 1))
 
         is_pooled = (degrees == degrees[0]).all() and degrees[0] > num_seeds - 1
-        freedom = degrees[0] if is_pooled else both.sum() ** 2 / (both**2 / degrees).sum()
+        known = (both**2 / degrees).sum()  # 0 where no run differs from another one
+        freedom = degrees[0] if is_pooled or not known else both.sum() ** 2 / known
         variance, rest = _items(part, z_told, b, z_tail)
         u = random.chisquare(freedom, self.draws) / freedom
         told = np.sqrt(np.maximum(own * u, rest) + np.maximum(0.0, variance - rest))

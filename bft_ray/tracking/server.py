@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput, first_line
-from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
+from bft_ray.places.addresses import absolute_uri, redact, sqlite_path, sqlite_uri
 from bft_ray.places.modes import own_file
 from bft_ray.places.mounts import require_lockable
 from bft_ray.places.remote import locked
@@ -110,7 +110,7 @@ def _make_sqlite(path: Path) -> None:
     with scratch("mlflow", path.parent) as folder:
         new = folder / path.name
         own_file(new)
-        MlflowClient(tracking_uri=f"sqlite:///{new}", registry_uri=f"sqlite:///{new}")
+        MlflowClient(tracking_uri=sqlite_uri(new), registry_uri=sqlite_uri(new))
         os.replace(new, path)
 
 
@@ -166,6 +166,11 @@ def check_server(tracking: TrackingConfig, *, writes: bool = True) -> None:
 def _check_sqlite(uri: str, timeout_s: float) -> None:
     path = sqlite_path(uri)
     assert path is not None
+    if "'" in str(path) and '"' in str(path):  # MLflow writes the folder of its artifacts into SQL by repr()
+        rule = "a path without both kinds of quotation marks, which MLflow cannot store"
+        raise BadInput(
+            FIELD, uri, rule, "Rename the folder, or give another file, e.g. tracking.uri=sqlite:////tmp/mlflow.db."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):  # SQLite writes its journal beside the file

@@ -1,0 +1,30 @@
+"""Addresses of SQLite files: what a folder is called does not decide where the file goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from bft_ray.places.addresses import absolute_uri, sqlite_path, sqlite_uri
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "50% of #h", "why?a&b", "a%20b", "a%3Fb", "é;+=@:'"])
+def test_the_file_is_in_the_folder(name, tmp_path, monkeypatch):
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    uri = absolute_uri("sqlite:///own.db")
+    assert uri == sqlite_uri(folder / "own.db") == absolute_uri(uri) and sqlite_path(uri) == folder / "own.db"
+    engine = create_engine(uri)
+    with engine.begin() as connection:
+        connection.execute(text("create table x (y int)"))
+    engine.dispose()
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()] == [Path(name, "own.db")]
+
+
+def test_options_stay():
+    assert absolute_uri("sqlite:////a/b.db?timeout=5") == "sqlite:////a/b.db?timeout=5"
+    assert sqlite_path("sqlite:////a/b.db?timeout=5") == Path("/a/b.db")
+    assert sqlite_path("sqlite:///:memory:") is None and sqlite_path("http://127.0.0.1:1") is None
