@@ -33,6 +33,9 @@ COMMANDS = [
 
 def entry() -> NoReturn:
     """The console script."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # its caller has closed it (`>&-`)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.exit(main())
 
 

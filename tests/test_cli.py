@@ -61,6 +61,13 @@ def test_nobody_who_reads_is_no_error():
     assert ended.returncode == 1 and ended.stderr.startswith("error: a disk is full"), ended.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_no_error(closed, tmp_path):
+    command = f"{sys.executable} -c 'from bft_ray.cli import entry; entry()' config --schema {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 @pytest.mark.parametrize("command", ["train", "search"])
 def test_a_job_without_a_place_that_outlasts_it_is_refused(command, tmp_path, monkeypatch, capsys):
     job = tmp_path / "_ray_pkg_0123"

@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ import numpy as np
 from bft_ray.config import DataConfig, SourceConfig
 from bft_ray.data.chat import uses_date
 from bft_ray.data.passing import passing_folder
+from bft_ray.data.read_as import note_paths
 from bft_ray.data.report import DataReport, SourceReport, describe_lengths
 from bft_ray.data.rows import BadRow, Row, read_rows, row_key
 from bft_ray.data.tables import content_hash
@@ -138,11 +139,11 @@ def prepare(sources: list[SourceConfig], tokenizer: Any, config: DataConfig, fie
         fingerprint = _fingerprint(sources, tokenizer, config, field)
         final = cache / fingerprint
         if (found := _open(final)) is not None:
-            return found
+            return _read_as(found, sources)
     with waiting(f"tokenising {field}"), scratch("data", cache) as temporary:
         _write(temporary, fingerprint, sources, tokenizer, config, field)
         settle(temporary)  # the full text of the rows, as ids
-        return _publish(temporary, final)
+        return _read_as(_publish(temporary, final), sources)
 
 
 # --- cache ------------------------------------------------------------------------------------------------
@@ -197,6 +198,14 @@ def _open(folder: Path) -> TokenDataset | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("The tokenised data in %s cannot be used (%s): tokenising again.", folder, error)
         return None
+
+
+def _read_as(dataset: TokenDataset, sources: Sequence[SourceConfig]) -> TokenDataset:
+    """With the paths of now in its report: an earlier reader may have known other ones."""
+    for report, source in zip(dataset.report.sources, sources, strict=True):
+        report.path = source.path
+    note_paths(dataset.folder, [source.path for source in sources])
+    return dataset
 
 
 def _publish(temporary: Path, final: Path) -> TokenDataset:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bft_ray.config import Config
 from bft_ray.config.base import inputs_of
+from bft_ray.data.read_as import paths_of
 from bft_ray.data.tables import STARTER
 from bft_ray.model.start_logps import dataset_of
 from bft_ray.places import storage
@@ -88,8 +89,7 @@ def _tokens(config: Config, wanted: set[str]) -> Iterator[Place]:
     others = set()  # fingerprints of other data
     for tokens in sorted(folder.glob("*/tokens.bin")):
         try:
-            sources = json.loads((tokens.parent / "meta.json").read_text())["report"]["sources"]
-            of = {_plain(source["path"]) for source in sources}
+            of = {_plain(path) for path in paths_of(tokens.parent)}
         except (OSError, ValueError, KeyError, TypeError):
             yield _folder("tokens of unknown data", str(tokens.parent))
             continue

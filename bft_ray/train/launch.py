@@ -12,6 +12,7 @@ from bft_ray.config import Config, LossConfig, SourceConfig, flatten, to_yaml
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
+from bft_ray.errors import BadInput, first_line
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import load_tokenizer
@@ -33,6 +34,7 @@ from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (
     identity_of,
     is_lost,
+    only_one,
     read_record,
     refuse_other_data,
     refuse_other_run,
@@ -69,35 +71,28 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     """
     with tokens_pass(), kept_for(config.cluster.file_mode):
         config = pin(config)
-        try:
-            return _train(config, display)
-        finally:  # with what Ray and libraries have written
-            settle(storage.join(config.cluster.storage_path, str(config.name)))
+        storage.check_writable(config.cluster.storage_path)
+        folder = storage.join(config.cluster.storage_path, str(config.name))
+        with only_one(folder, str(config.name)):
+            try:
+                return _train(config, display or Display(), folder)
+            finally:  # with what Ray and libraries have written
+                settle(folder)
 
 
-def _train(config: Config, display: Display | None) -> TrainResult:
-    display = display or Display()
-    storage.check_writable(config.cluster.storage_path)
-    folder = storage.join(config.cluster.storage_path, str(config.name))
+def _train(config: Config, display: Display, folder: str) -> TrainResult:
     record = read_record(folder)
     config = with_first_choices(config, record)
     refuse_other_run(record, config)
     if "after" in record:
-        display.line(f"the run {config.name} is finished; choose another name to train again")
-        exported = storage.join(folder, "export")
-        return TrainResult(
-            str(config.name), record["run_id"], folder, exported, record["step"], record["before"], record["after"]
-        )
+        if storage.exists(storage.join(folder, "export")):
+            return _finished(config, folder, record, display)
+        display.line(f"the run {config.name} is finished, and its export is gone: it is made again")
     check_server(config.tracking)
     check_artifacts(config.tracking, config.experiment)
     found = recalled(config, folder, display.line) if is_lost(folder) else None
     check_overlay(config)
-    tokenizer = load_tokenizer(config.model)
-    config = config.model_copy(update={"data": with_date(config.data, tokenizer, found.date if found else None)})
-    for note in check_model(config, tokenizer):
-        display.line(f"note: {note}")
-    datasets = load_datasets(config, tokenizer, display)
-    identity = identity_of(config, datasets)
+    config, datasets, identity = _inputs(config, found.date if found else None, display)
     if found is not None:
         record = {"run_id": found.run_id, "identity": identity | found.fingerprints}
     refuse_other_data(record, identity, config, display.line)
@@ -130,6 +125,31 @@ def _train(config: Config, display: Display | None) -> TrainResult:
             step = _fit(config, tracker, folder, display)
             result = _finish(config, tracker, folder, datasets, before, step, keep, display)
         return replace(result, missing=tracker.missing)
+
+
+def _inputs(
+    config: Config, date: str | None, display: Display
+) -> tuple[Config, dict[str, TokenDataset], dict[str, str]]:
+    """What the run reads, with its fingerprints; the config with the date of the chat template."""
+    tokenizer = load_tokenizer(config.model)
+    config = config.model_copy(update={"data": with_date(config.data, tokenizer, date)})
+    for note in check_model(config, tokenizer):
+        display.line(f"note: {note}")
+    datasets = load_datasets(config, tokenizer, display)
+    return config, datasets, identity_of(config, datasets)
+
+
+def _finished(config: Config, folder: str, record: dict[str, Any], display: Display) -> TrainResult:
+    """The result of an earlier command, if the config still names the rows and weights of that one."""
+    try:
+        refuse_other_data(record, _inputs(config, None, display)[2], config, display.line)
+    except BadInput as error:  # they may be gone since
+        display.line(f"note: whether rows and weights are still those of the run is not known: {first_line(error)}")
+    display.line(f"the run {config.name} is finished; choose another name to train again")
+    exported = storage.join(folder, "export")
+    return TrainResult(
+        str(config.name), record["run_id"], folder, exported, record["step"], record["before"], record["after"]
+    )
 
 
 def recalled(config: Config, folder: str, line: Callable[[str], None]) -> Recalled | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,50 @@ from bft_ray.config import Config, flatten
 from bft_ray.config.base import Section, inputs_of
 from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.tables import resolve_path
-from bft_ray.errors import BadConfig
+from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.places import storage
 from bft_ray.places.addresses import redact
 from bft_ray.places.kept import is_damaged, read_kept, write_kept
+from bft_ray.places.remote import is_remote
 from bft_ray.tracking.resume import MAY_CHANGE, changed_fields, describe_change
 from bft_ray.train.checkpoint import checksum
 
+log = logging.getLogger(__name__)
+
 _FILE, _NEEDS = "run.json", ("run_id", "config")
+
+
+@contextlib.contextmanager
+def only_one(folder: str, name: str) -> Iterator[None]:
+    """Hold the folder of a run while a context lasts; it is free when its process ends, however it ends. Only a folder of a
+    file system that has locks is held: in an object store two commands are not told of each other.
+
+    Raises:
+        BadInput: another command holds it.
+    """
+    if is_remote(folder):
+        yield
+        return
+    path = Path(storage.absolute(folder))
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        rule = f"the name of a run that no other command is at work on; one is in {folder}"
+        raise BadInput("name", name, rule, "Wait for its end, or choose another name.") from None
+    except OSError as error:  # some network file systems have no locks on folders
+        log.info("the run is not locked against a second command: %s", error)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # nothing was written: as if it had not been begun
+            for each in made:
+                each.rmdir()
+        os.close(handle)
 
 
 def read_record(folder: str) -> dict[str, Any]:

@@ -101,6 +101,21 @@ def test_rows_that_were_changed_since_are_found_too(config, tmp_path):
     assert "tokens" in [place.kind for place in found_places(load_config(str(config)), "sqlite:///none.db")]
 
 
+def test_rows_that_were_moved_since_are_found_too(config, tmp_path, monkeypatch):
+    """The tokens are found by what the rows hold: two files share them, and they go with either."""
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "mine.jsonl").rename(tmp_path / "moved" / "mine.jsonl")
+    loaded = load_config(str(config), ["data.train.0.path=mine.jsonl"])
+    monkeypatch.chdir(tmp_path / "moved")
+    dataset = prepare(loaded.data.train, load_tokenizer(loaded.model), loaded.data)
+    assert dataset.report.sources[0].path == "mine.jsonl"
+    assert len(list(dataset.folder.parent.glob("*/tokens.bin"))) == 2  # none was made for the new place
+    monkeypatch.chdir(tmp_path)
+    for path in ("moved/mine.jsonl", str(tmp_path / "mine.jsonl")):
+        own = load_config(str(config), [f"data.train.0.path={path}"])
+        assert str(dataset.folder) in [place.name for place in found_places(own, "sqlite:///none.db")]
+
+
 def test_tokens_of_unknown_data_are_listed_too(config, tmp_path):
     """A damaged record could be that of these rows."""
     loaded = load_config(str(config))

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bft_ray.config import make_config
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadConfig, BadInput
 from bft_ray.train.launch import train
 from bft_ray.train.snapshot import FILE
 from tests.support.damage import damage
@@ -73,6 +73,19 @@ def test_a_run_with_damaged_files_goes_on_or_says_why_not(ray_of_one, make_tree,
         f"{folder / FILE}, Ray's list of checkpoints, is damaged (it names step-00000006, which is gone)" in caplog.text
     )
     assert len(client.search_runs([run.info.experiment_id])) == 1
+
+    finished, rows = Recorder(), Path(tree["data"]["train"][0]["path"])
+    assert train(make_config(tree), finished).run_id == first.run_id and "resume" not in dict(finished.events)
+    shutil.rmtree(folder / "export")
+    assert train(make_config(tree), Recorder()).after == first.after
+    assert (folder / "export" / "model.safetensors").is_file()
+    text = rows.read_text()
+    try:
+        rows.write_text(text.replace("w1", "w2", 1))
+        with pytest.raises(BadConfig, match="began with other data or weights than those of now"):
+            train(make_config(tree), Recorder())
+    finally:
+        rows.write_text(text)
 
 
 def started(session: Path) -> int:

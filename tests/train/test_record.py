@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.train.launch import load_datasets, train
 from bft_ray.train.pins import pin
 from bft_ray.train.progress import Display
-from bft_ray.train.record import identity_of, refuse_other_run, write_record
+from bft_ray.train.record import identity_of, only_one, refuse_other_run, write_record
 
 
 class Lines(Display):
@@ -121,3 +123,32 @@ def test_one_more_key_of_a_mapping_is_another_setting(make_tree):
     before = flatten(one)
     del before["data.shuffle"]  # a version without it did what its default does
     refuse_other_run({"config": before}, one)
+
+
+HOLD = """
+import sys, time
+from bft_ray.train.record import only_one
+with only_one(sys.argv[1], "run"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_two_commands_do_not_train_one_run(make_tree, tmp_path):
+    """The second one is refused before it reads a row; a killed one holds nothing."""
+    tree = make_tree()
+    folder = tmp_path / "results" / "run"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(BadInput, match=r"`name` is 'run', but must be the name of a run that no other command is"):
+            train(make_config(tree), Lines())
+        assert not list(folder.iterdir())
+    finally:
+        other.kill()
+        other.wait(30)
+    folder.rmdir()
+    with only_one(str(folder), "run"):
+        assert folder.is_dir()
+    assert not folder.exists()  # nothing was begun
