@@ -72,8 +72,13 @@ def read_choices(source: SourceConfig, field: str = "source") -> Iterator[Choice
     for where, record in canonical_rows(source, field, _refuse_all_but_choices):
         if isinstance(record, BadRow):
             raise BadInput(where, record.reason, "a row with a question, choices and an answer", "Remove the row.")
-        made = {**record, "id": row_id(record.get("id"), where), "choices": tuple(record["choices"])}
-        yield ChoiceRow(where=where, **made)
+        choices = list(dict.fromkeys(record["choices"]))  # the same option twice would have two scores, one of them wrong
+        if len(choices) < 2:
+            rule, remedy = "at least two different choices", "Mend or remove the row."
+            raise BadInput(where, "the same choice in each place", rule, remedy)
+        answer = choices.index(record["choices"][record["answer"]])
+        made = {"id": row_id(record.get("id"), where), "choices": tuple(choices), "answer": answer}
+        yield ChoiceRow(where=where, **record | made)
 
 
 def canonical_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 
@@ -22,12 +23,20 @@ def weights_fingerprint(model: ModelConfig) -> str:
     weights that were trained, or written in another dtype; not enough to find a single changed number. Neither
     times nor places count, so that it is the same on all nodes and of a copy.
     """
+    return _digest([path for path in adapter_of(model) if path], _FILES)
+
+
+def base_fingerprint(model: ModelConfig) -> str:
+    """As `weights_fingerprint`, of the weights of the base model alone: neither the adapter on it nor its settings, which
+    a copy that another version of transformers wrote may put otherwise.
+    """
+    return _digest([adapter_of(model)[0]], _FILES[:1])
+
+
+def _digest(paths: Iterable[str], patterns: Iterable[str]) -> str:
     digest, found = hashlib.sha256(), False
-    for path in adapter_of(model):
-        folder = Path(path) if path else None
-        if folder is None or not folder.is_dir():
-            continue
-        for file in sorted({file for pattern in _FILES for file in folder.glob(pattern)}):
+    for folder in map(Path, paths):
+        for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
             found = True
             digest.update(f"{file.name} {file.stat().st_size} ".encode())
             with file.open("rb") as stream:

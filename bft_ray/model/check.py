@@ -13,7 +13,7 @@ from bft_ray.config import Config
 from bft_ray.config.tree import ANCHORED_ADAPTER
 from bft_ray.errors import BadInput, first_line
 from bft_ray.model.causal_lm import adapter_of
-from bft_ray.model.export import require_unchanged
+from bft_ray.model.export import require_same_base, require_unchanged
 from bft_ray.model.lora import check_targets
 from bft_ray.model.safe import check_adapter, indexed_files
 from bft_ray.model.unreadable import READING, no_safetensors, unreadable_model
@@ -39,6 +39,7 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         field = "model.adapter" if config.model.adapter else "model.path"
         check_adapter(Path(adapter), field)
         check_headers(Path(adapter), field)
+        require_same_base(config.model, Path(adapter), field)
         check_anchor(config)
     model = skeleton(config, described)
     _check_tokens(config, tokenizer, model)

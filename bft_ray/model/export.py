@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import ModelConfig
 from bft_ray.errors import BadInput
+from bft_ray.model.base_weights import base_fingerprint
+from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.ends import generation_settings
 from bft_ray.places.cache import sha256_of
 from bft_ray.places.kept import read_kept, write_kept
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 CHECKSUMS = "sha256.json"  # of the weights, in their folder
+_BASE = "base model"  # key of its fingerprint, beside the files of an adapter
 
 
 def export_model(
@@ -47,14 +50,27 @@ def export_model(
     settings.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft writes a template; the run's own card comes later
-    write_checksums(folder)
+    write_checksums(folder, base_fingerprint(config) if exported_kind(folder) == "adapter" else "")
 
 
-def write_checksums(folder: Path) -> None:
-    """Write the checksums of the weights in a folder beside them."""
-    write_kept(
-        folder / CHECKSUMS, {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}, indent=1
-    )
+def write_checksums(folder: Path, base: str = "") -> None:
+    """Write the checksums of the weights in a folder beside them, and the fingerprint of the base model of an adapter."""
+    sums = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
+    write_kept(folder / CHECKSUMS, sums | ({_BASE: base} if base else {}), indent=1)
+
+
+def require_same_base(config: ModelConfig, adapter: Path, field: str) -> None:
+    """Check that the base model of an adapter is the one that it was trained on, where that is known.
+
+    Raises:
+        BadInput: its weights are others; what the adapter adds to them means nothing there.
+    """
+    expected, now = (read_kept(adapter / CHECKSUMS) or {}).get(_BASE), base_fingerprint(config)
+    if expected and now and expected != now:
+        base = adapter_of(config)[0]
+        rule = f"an adapter of the base model {base} as it is now: it was trained on other weights"
+        remedy = "Restore the base, name it by model.path and the adapter by model.adapter, or train again."
+        raise BadInput(field, str(adapter), rule, remedy)
 
 
 def require_unchanged(folder: Path, field: str) -> None:
@@ -65,6 +81,8 @@ def require_unchanged(folder: Path, field: str) -> None:
         BadInput: a file was changed, or is gone.
     """
     for name, expected in (read_kept(folder / CHECKSUMS) or {}).items():
+        if name == _BASE:
+            continue
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             rule = f"unchanged since it was written (its checksum in {CHECKSUMS} differs)"
             remedy = f"Take a whole copy, or train again; if it was changed on purpose, delete {folder / CHECKSUMS}."

@@ -53,6 +53,9 @@ def unreadable(field: str, named: str, source: str, what: str, error: BaseExcept
     """
     logging.getLogger(__name__).debug("reading the %s failed", what, exc_info=error)
     rule, remedy = _cause(source, what, error)
+    if source != named and (Path(named) / "adapter_config.json").is_file():
+        rule = f"an adapter whose base model {source} can be read: {rule}"
+        remedy = f"{remedy} Or name the base by model.path and the adapter by model.adapter."
     return BadInput(field, named, rule, remedy)
 
 

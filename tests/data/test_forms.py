@@ -388,3 +388,18 @@ def test_a_table_without_names_of_its_columns(tmp_path):
     with pytest.raises(BadInput, match="under a first line that looks like data") as caught:
         list(read_rows(SourceConfig(path=str(tmp_path / "rows.csv"))))
     assert "Roe" not in str(caught.value)
+
+
+def test_a_choice_that_is_there_twice_counts_once(tmp_path):
+    """Of two that read the same, a model can prefer neither: either answer is the right one."""
+    rows = [
+        {"question": "q", "choices": ["a", "a", "b"], "answer": answer, "id": f"{answer}"} for answer in range(3)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = [(row.choices, row.answer) for row in read_choices(SourceConfig(path=str(path)))]
+    assert found == [(("a", "b"), 0), (("a", "b"), 0), (("a", "b"), 1)]
+    path.write_text(json.dumps(rows[0] | {"choices": ["SECRET", "SECRET"]}))
+    with pytest.raises(BadInput, match=r":1` is 'the same choice in each place'") as caught:
+        next(read_choices(SourceConfig(path=str(path))))
+    assert "SECRET" not in str(caught.value)

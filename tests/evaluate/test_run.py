@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from bft_ray.config import LoraConfig as BftLora
 from bft_ray.config import ModelConfig, make_config
 from bft_ray.config.metrics import describe
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.evaluate.run import evaluate_model
-from bft_ray.model.causal_lm import load_model
+from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.model.export import export_model
 from tests.support.paths import ROOT, SHARED
 
 STARTER = ROOT / "bft_ray" / "model" / "starter"
@@ -96,6 +100,31 @@ def test_an_adapter_measures_as_its_merged_model_does(config, tiny_model, tmp_pa
     base, adapter, merged = measure(tiny_model), measure(tmp_path / "adapter"), measure(tmp_path / "merged")
     assert adapter == pytest.approx(merged, rel=1e-5)
     assert abs(adapter["validation/nll"] - base["validation/nll"]) > 0.01
+
+
+def test_an_adapter_on_another_base_than_its_own_is_refused(config, tiny_model, tmp_path):
+    """It would be measured without a word: names and shapes are the same."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    own = ModelConfig(path=str(base), dtype="fp32")
+    model: Any = load_model(own, BftLora(rank=2))
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    export_model(model, weights, load_tokenizer(own), own, tmp_path / "adapter")
+
+    def measure():
+        return evaluate_model(config(model={"path": str(tmp_path / "adapter"), "dtype": "fp32"})).metrics
+
+    before = measure()
+    base.rename(tmp_path / "moved")
+    with pytest.raises(BadInput, match=f"but must be an adapter whose base model {base} can be read"):
+        measure()
+    shutil.copytree(tmp_path / "moved", base)
+    assert measure() == before  # a copy, with other times
+    other = load_file(base / "model.safetensors")
+    other["model.norm.weight"] += 0.1
+    save_file(other, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"must be an adapter of the base model .* it was trained on other weights"):
+        measure()
 
 
 def test_nothing_to_measure_is_refused(make_tree):
