@@ -77,6 +77,38 @@ def report_waits(quiet_s: float | None = None) -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def call_again(
+    call: Callable[[], T],
+    patience_s: float,
+    may_pass: Callable[[Exception], bool],
+    *,
+    pauses_s: tuple[float, float],
+    before_pause: Callable[[Exception], None] = lambda error: None,
+) -> T:
+    """Call, and call again after pauses that double, for as long as its error may pass; returns the first answer.
+
+    Args:
+        call: safe to repeat. Run this within `waiting`, which says what is waited for.
+        patience_s: a pause that would end later than this is not begun.
+        may_pass: whether to wait may help against this error.
+        pauses_s: the first pause, and the longest one.
+        before_pause: told of the error before each pause.
+
+    Raises:
+        Exception: the last error of `call`.
+    """
+    deadline, (pause, longest) = time.monotonic() + patience_s, pauses_s
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not may_pass(error) or time.monotonic() + pause > deadline:
+                raise
+            before_pause(error)
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
+
+
 def bounded(timeout_s: float, function: Callable[..., T], *args: Any) -> T:
     """Call the function in a thread of its own; TimeoutError when it takes longer (the thread is left behind)."""
     outcome: dict[str, Any] = {}

@@ -2,14 +2,15 @@
 
     python -m jobs.measured --database sqlite:///bft_studies.db window ablation/gene_interaction
 
-A NAME is a series, or a study as its database names it. `python -m jobs.docs` puts the files into the page, so that every
-figure there is the one of the records. Sentences are those of the product's own reports.
+A NAME is a series, or a study as its database names it: STUDY/DOMAIN, whose file is STUDY_DOMAIN.json. `python -m jobs.docs` puts
+the files into the page, so that every figure there is the one of the records. Sentences are those of the product's own reports.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -43,10 +44,15 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.names:
         found = of_study(name, args.database) if "/" in name else of_series(name, args.database)
-        path = args.out / f"{name.partition('/')[0]}.json"
+        path = file_of(args.out, name)
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(path)
     return 0
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """The file of a series or study; its stem has only word characters, for `jobs.docs` names parts of pages so."""
+    return folder / f"{re.sub(r'[^a-zA-Z0-9_]', '_', name)}.json"
 
 
 def of_series(name: str, database: str) -> dict[str, Any]:

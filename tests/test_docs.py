@@ -1,7 +1,10 @@
-"""The pages stay true: what is generated is new, and links, commands, fields, files and examples are there."""
+"""The pages stay true: what is generated is new, and links, commands, fields, files and examples are there. All that is
+public in the code has a docstring.
+"""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -281,6 +284,36 @@ def test_python_examples_name_what_there_is():
     }
     loss = importlib.import_module("bft_ray.loss")
     assert len(names) >= 5 and all(hasattr(loss, name) for name in names)
+
+
+# ---- docstrings ------------------------------------------------------------------------------------------
+
+
+def undocumented(tree: ast.AST, owner: str = "") -> list[str]:
+    """Public functions, classes and methods without a docstring. What a name with an underscore holds is not public, and
+    neither is what a function holds: validators of pydantic and methods of private classes are named so.
+    """
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If | ast.Try):
+            found += undocumented(node, owner)
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+            continue
+        found += [] if ast.get_docstring(node) else [f"{owner}{node.name}"]
+        found += undocumented(node, f"{owner}{node.name}.") if isinstance(node, ast.ClassDef) else []
+    return found
+
+
+def test_all_that_is_public_has_a_docstring():
+    files = sorted((ROOT / "bft_ray").rglob("*.py"))
+    found = {ids(path): undocumented(ast.parse(path.read_text())) for path in files}
+    assert len(files) > 100 and not {name: names for name, names in found.items() if names}
+
+
+def test_what_has_no_docstring_is_found():
+    text = "class A:\n  def b(self):\n    def c(): 0\n  def _d(self): 0\n"
+    text += "if 1:\n  def e(): 'E.'\n  async def f(): 0\nclass _G:\n  def h(self): 0"
+    assert undocumented(ast.parse(text)) == ["A", "A.b", "f"]
 
 
 # ---- the first page ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 import yaml
 
-from bft_ray.waits import describe, report_waits, waiting
+from bft_ray.waits import call_again, describe, report_waits, waiting
 from tests.support.family import train_workers
 
 QUIET_S = 4.0
@@ -42,6 +42,39 @@ def test_a_silent_command_says_what_it_waits_for(monkeypatch):
     told = stream.getvalue()
     time.sleep(0.5)
     assert stream.getvalue() == told and describe() == "still at work"
+
+
+def test_a_call_is_repeated_after_pauses_that_double():
+    """The first pause, twice it, and then the longest one; the third error ends it where only two may pass."""
+    at, told = [], []
+
+    def call() -> int:
+        at.append(time.monotonic())
+        if len(at) < 4:
+            raise ConnectionError(f"try {len(at)}")
+        return len(at)
+
+    found = call_again(
+        call, 60, lambda error: True, pauses_s=(0.1, 0.25), before_pause=lambda error: told.append(str(error))
+    )
+    assert found == 4 and told == ["try 1", "try 2", "try 3"]
+    pauses = [later - before for before, later in itertools.pairwise(at)]
+    assert all(wanted <= pause < wanted + LATE_S for pause, wanted in zip(pauses, (0.1, 0.2, 0.25), strict=True))
+
+
+def test_a_call_is_given_up():
+    """At once where waiting does not help; and before a pause that would end after the time."""
+    num, pauses_s = itertools.count(1), (1.0, 5.0)
+
+    def call() -> None:
+        raise ConnectionError(f"try {next(num)}")
+
+    with pytest.raises(ConnectionError, match="try 1"):
+        call_again(call, 60, lambda error: False, pauses_s=pauses_s)
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match="try 2"):
+        call_again(call, 0.5, lambda error: True, pauses_s=pauses_s)
+    assert time.monotonic() - began < 0.9
 
 
 def test_a_command_that_speaks_is_left_alone(monkeypatch, capsys):

@@ -14,11 +14,13 @@ Padding is at the end of a row, which a causal model does not read: a flow from 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from bft_ray.model.halves import halves
@@ -31,6 +33,11 @@ _PADDED = 10
 #: Tokens of the samples: of different lengths, so that positions show.
 _LENGTHS = (9, 6, 14)
 _JUDGED = 1  # of them the one whose gradient is taken: it has neighbours on both sides, and padding behind it
+_OF_MACHINE = (torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
+#: texts of those that have no class of their own: RuntimeError of the device's libraries, and of allocators
+_MACHINE = re.compile(
+    r"(CUDA|HIP|XPU|NCCL|cuDNN) error|(CUBLAS|CUDNN|CUSPARSE)_STATUS_|out of memory|can't allocate memory", re.I
+)
 _KNOWN = "_bft_ray_layouts"  # attribute of a model that was measured: with gradients or not -> Layouts
 
 
@@ -179,13 +186,20 @@ class _Trial:
         return _difference(self.parts.hidden(changed, positions, None)[row, first:stop], part)
 
 
+def is_of_machine(error: BaseException) -> bool:
+    """Whether an error of a model comes from the machine that it runs on, its device, memory or network: it says nothing of
+    what the model can do.
+    """
+    return isinstance(error, _OF_MACHINE) or _MACHINE.search(str(error)) is not None
+
+
 def _compared(alone: _Found, run: Callable[[], _Found]) -> tuple[float, float]:
     """The largest difference from `alone`, and the largest flow; infinite where the model cannot run so."""
     try:
         found = run()
-    except torch.OutOfMemoryError:
-        raise  # the error does not concern the layout
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError):
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+        if is_of_machine(error):
+            raise
         return math.inf, math.inf
     pairs = [*zip(found.hidden, alone.hidden, strict=True)]
     if found.gradient is not None and alone.gradient is not None:

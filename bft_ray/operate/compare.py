@@ -7,7 +7,6 @@ MLflow or to a log.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from bft_ray.evaluate.tasks.generation import decode, encode_prompts, read_promp
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.ends import end_tokens
 from bft_ray.page.html import to_html
-from bft_ray.page.model import Columns, Page, Part, Section
+from bft_ray.page.model import Columns, Page, Part, Section, shown_time
 from bft_ray.places import storage
 from bft_ray.places.cache import check_out
 from bft_ray.tracking.registry import DEFAULT_SOURCE, Champion, find_champion
@@ -204,7 +203,7 @@ def _page(rows: Sequence[Row], answered: Sequence[Answered], prompts: Path, know
     note = f" {known} of them are questions of the training data, which shows nothing." if known else ""
     return Page(
         title="bft-ray: answers side by side",
-        above=f"{time.strftime('%Y-%m-%d %H:%M')}; for you alone: this page holds text of the data",
+        above=f"{shown_time()}; for you alone: this page holds text of the data",
         question=f"What do {names} say to the same prompts?",
         answer=f"**{len(rows)} prompts** of `{prompts.name}`, answered greedily.{note} A few answers show how a "
         f"model writes, and do not measure it.",

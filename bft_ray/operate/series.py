@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bft_ray.operate.report import write_page
 from bft_ray.operate.studies import dry_run, run_study, status_of
 from bft_ray.page.html import to_html
+from bft_ray.page.model import shown_time
 from bft_ray.space.load import load_study
 from bft_ray.space.series import Series, check_questions, load_series
 from bft_ray.study.kept import Known, known
@@ -94,7 +94,7 @@ def series_report(path: Path, config: str | None, overrides: Sequence[str], data
     """Write the common page, also while studies run; returns its path."""
     series = load_series(path)
     found = read_series(series, config, overrides, database)
-    return write_page(series_page(found, _now()), out or Path(f"{series.name}.html"))
+    return write_page(series_page(found, shown_time()), out or Path(f"{series.name}.html"))
 
 
 def read_series(series: Series, config: str | None, overrides: Sequence[str], database: str) -> Told:
@@ -150,7 +150,7 @@ def _record(found: Told, database: str) -> bool:
             store.note(_RUN, tracker.run_id)
             note = [f"[**Read the report**]({tracker.link_to(PAGE)})", *sentences(found)]
             note += [f"- {name}: study `{own.study.name}`, run {own.run_id}" for name, own in found.known.items()]
-            page = to_html(series_page(found, _now()))
+            page = to_html(series_page(found, shown_time()))
             is_stored = log_report(tracker, "\n\n".join(note), page, "series.json", _table(found))
             return tracker.finish("FINISHED") and is_stored
 
@@ -168,7 +168,3 @@ def _table(found: Told) -> list[dict[str, object]]:
         for name, judged in found.judged.items()
         for one in judged
     ]
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+
+def shown_time(seconds: float | None = None) -> str:
+    """A moment, in seconds since 1970, as pages show it: day, hour and minute of this machine's time zone; None: now."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Controller:
         self._uncharge()
         self._active: dict[tuple[str, int], Segment] = {}  # (trial, seed) -> segment that was given out
         self._running: set[tuple[str, int]] = set()  # those of them that a worker has begun
+        self.num_saved = 0  # segments whose state a worker has saved since no more are given out
         self._configs: dict[str, Config] = {}
         self._dropped: set[str] = set()  # trials of the search whose weights are deleted
         self._settle()
@@ -217,6 +218,7 @@ class Controller:
             BftError: all trials fail.
         """
         self._forget(segment, run)
+        self.num_saved += self.is_held and run.status in ("saved", "paused")
         store, number = self._at(segment)
         if store.record(number).is_finished or run.status == "running":
             return  # it was stopped, or another seed of it has failed

@@ -51,18 +51,28 @@ class OnRay:
 
     @contextmanager
     def connected(self, cluster: ClusterConfig) -> Iterator[None]:
+        """The context of a connection to Ray: at the address of the config, or to a local Ray that it starts.
+
+        Raises:
+            BadInput: no cluster answers there, or its nodes do not share the folder of the results.
+            NoRoom: the nodes cannot hold the workers of one trial.
+        """
         with connect(cluster):
             require_resources(cluster)
             require_shared(cluster)
             yield
 
     def told(self, cluster: ClusterConfig, *, deterministic: bool) -> list[str]:
+        """Lines on the types of accelerator, see `card_lines`; none where all nodes have the same."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return card_lines(nodes, worker_resources(cluster), deterministic=deterministic)
 
     def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:
+        """A function for how many trials can run at a time. On a cluster with an address it counts this study's share alone, by
+        `cluster.priority`.
+        """
         from bft_ray.study.execute import slots
 
         count = slots.num_slots(cluster)
@@ -72,6 +82,7 @@ class OnRay:
         return self._share.slots
 
     def run(self, controller: Controller, first: Config, look: Callable[[], None]) -> None:
+        """Run segments by Ray Tune, see `Place.run`; meanwhile other studies learn how many places this one wants."""
         from bft_ray.study.execute import ray_tune
 
         share, ahead = self._share, controller.ahead

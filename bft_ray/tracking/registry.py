@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
+from bft_ray.page.model import shown_time
 from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.scratch import scratch
 from bft_ray.tracking.retry import patiently
@@ -167,7 +167,7 @@ def _without_champion(client: MlflowClient, domain: str) -> str:
         return ""
     run = runs[0]
     tags, status = run.data.tags, run.info.status
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.info.start_time / 1000))
+    when = shown_time(run.info.start_time / 1000)
     unfinished = f"it has not come to its end ({status.lower()}): the same `bft-ray search` goes on with it"
     why = tags.get(NO_CHAMPION) or ("it chose nothing" if status == "FINISHED" else unfinished)
     return f"The study {tags.get('bft.study', '')} of {when} (MLflow run {run.info.run_id}) has registered none: {why}."

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from bft_ray.tracking.server import SERVER
-from bft_ray.waits import waiting
+from bft_ray.waits import call_again, waiting
 
 T = TypeVar("T")
 
 LONGEST_PAUSE_S = 15.0  # between two tries while the server is away
+_FIRST_PAUSE_S = 0.5
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @waiting(SERVER)
 def patiently(patience_s: float, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call, again and again for so long as the server is away; raises the last error."""
-    deadline, pause = time.monotonic() + patience_s, 0.5
-    while True:
-        try:
-            return call(*args, **kwargs)
-        except Exception as error:
-            if is_refusal(error) or is_forbidden(error) or time.monotonic() + pause > deadline:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_S)
+    return call_again(
+        partial(call, *args, **kwargs),
+        patience_s,
+        lambda error: not (is_refusal(error) or is_forbidden(error)),
+        pauses_s=(_FIRST_PAUSE_S, LONGEST_PAUSE_S),
+    )
 
 
 def is_forbidden(error: BaseException) -> bool:

@@ -48,7 +48,8 @@ class Host(Protocol):
         """Report an event with its values, for people and for tracking; called only on rank 0.
 
         Args:
-            event: start, step, validating, validation, saving, checkpoint, resume, prior, profile or end.
+            event: ready, start, resume, prior, passed over, step, validating, validation, saving, checkpoint, notice, profile
+                or end.
         """
 
 

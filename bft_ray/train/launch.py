@@ -67,6 +67,7 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
     Raises:
         BadConfig, BadInput: before any worker starts, for every fault that can be found by then.
         NonFinite: a loss or gradient was not finite.
+        Saved: USR1 has come, and a checkpoint is saved.
         BftError: the workers failed more often than `cluster.max_failures`.
     """
     with tokens_pass(), kept_for(config.cluster.file_mode):

@@ -88,7 +88,9 @@ class Notices:
         return Look(following, answer, why, new, tuple(sorted({*self.away, *new})))
 
     def _answer(self, new: frozenset[str]) -> tuple[Answer, str]:
-        """Leaves at most twice for a notice: when there is room elsewhere, and for more workers once its node is gone."""
+        """Leaves at most twice for a notice: when there is room elsewhere, and for more workers once its node is gone. Places of
+        other runs count as room: the next start waits until they are free.
+        """
         away = {*self.away, *new}
         if not away:
             return "", ""

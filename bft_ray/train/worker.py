@@ -48,6 +48,9 @@ class RayHost:
         self._origins: dict[Path, str] = {}  # copy of a checkpoint -> its URI
 
     def last_checkpoint(self) -> Path | None:
+        """The last complete checkpoint in the folder of the run, as a local folder; None where there is none. Damaged ones are
+        passed over with a line.
+        """
         # From the folders: Ray's own list of them is missing after some kinds of end.
         passed: list[str] = []
         place = last_complete(self.folder, passed.append)
@@ -61,15 +64,24 @@ class RayHost:
         return found
 
     def best_checkpoint(self, step: int) -> Path | None:
+        """The checkpoint of that step as a local folder; None where it is gone."""
         try:
             return fetch_folder(join(self.folder, step_name(step)))
         except FileNotFoundError:
             return None
 
     def origin(self, checkpoint: Path) -> str:
+        """The URI that a local copy came from; else the folder itself."""
         return self._origins.get(checkpoint, str(checkpoint))
 
     def keep(self, folder: Path, step: int, score: float | None) -> None:
+        """Report the checkpoint of this rank to Ray Train, which stores it. Every rank calls it.
+
+        Args:
+            folder: what this rank wrote.
+            step: steps done.
+            score: higher is better; None: not measured.
+        """
         if ray.train.get_context().get_world_rank() == 0:
             write_kept(folder / SCORE_FILE, {"score": score})
         ray.train.report(
@@ -79,6 +91,7 @@ class RayHost:
         )
 
     def after_step(self, step: int) -> Answer:
+        """What nodes that leave or come ask for, see `Notices.after`. Every rank calls it, and gets the same answer."""
         answer = self._notices.after(step)
         self.has_left = answer == "leave"
         if answer and ray.train.get_context().get_world_rank() == 0:
@@ -86,6 +99,7 @@ class RayHost:
         return answer
 
     def publish(self, folder: Path, text: str) -> None:
+        """Put the profile beside the checkpoints and into the MLflow run; the driver shows its table."""
         target = join(self.folder, "profile")
         put_folder(folder, target)
         if self._tracker is not None:
@@ -93,6 +107,12 @@ class RayHost:
         self.notify("profile", {"table": text, "folder": target})
 
     def notify(self, event: str, values: dict[str, Any]) -> None:
+        """Send metrics and checkpoints that were passed over to MLflow, and every event to the driver.
+
+        Args:
+            event: see `Host.notify`.
+            values: of a step or validation: `step`, and each metric under a name with a slash.
+        """
         if self._tracker is not None and event in ("step", "validation"):
             metrics = {name: value for name, value in values.items() if "/" in name}
             self._tracker.log_metrics(metrics, step=values["step"])
@@ -111,9 +131,18 @@ class StopAtFinal(ray.train.UserCallback):
         self._decision, self._board = Decision(), board
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Note that the workers have made progress, so that earlier errors count no more."""
         self._decision.progressed()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Decide whether the workers start again; Ray Train calls it before it starts them.
+
+        Args:
+            worker_exceptions: rank -> its error.
+
+        Raises:
+            Exception: the error that would come again; it ends the run.
+        """
         final = self._decision.of(worker_exceptions)
         if final is not None:
             raise final

@@ -127,6 +127,7 @@ def _watched(head: str | None) -> Iterator[None]:
 
 
 def address_of(cluster: ClusterConfig) -> str | None:
+    """The address of the cluster, of the config or of RAY_ADDRESS; None: a local Ray that this process starts."""
     address = cluster.address or os.environ.get("RAY_ADDRESS") or None
     return None if address == "local" else address
 

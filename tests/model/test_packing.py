@@ -70,6 +70,42 @@ def test_what_leaks_is_found(name, gradients, dtype):
         assert measure_layouts(model, "cpu").packing_is_exact == found.packing_is_exact
 
 
+@pytest.mark.parametrize(
+    ("error", "is_of_machine"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (torch.AcceleratorError("device-side assert triggered", 710), True),
+        (torch.distributed.DistBackendError("unhandled system error"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("NCCL error: remote process exited or there was a network error"), True),
+        (RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu"), False),
+        (TypeError("forward() got an unexpected keyword argument 'position_ids'"), False),
+        (NotImplementedError("no packing"), False),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_an_error_of_the_machine_is_no_answer(error, is_of_machine):
+    """It ends the run, and the next start measures again; any other error means that the model cannot run so."""
+    model = made(EXACT["llama"])
+
+    def fail(module, arguments, given) -> None:
+        if given["position_ids"] is not None:  # packed
+            raise error
+
+    hook = model.model.register_forward_pre_hook(fail, with_kwargs=True)
+    if is_of_machine:
+        with pytest.raises(type(error)) as raised:
+            measure_layouts(model, "cpu")
+        assert raised.value is error and model.training
+        hook.remove()
+        assert measure_layouts(model, "cpu").packing_is_exact
+    else:
+        found = measure_layouts(model, "cpu")
+        assert found.packed == found.packed_flow == float("inf") and found.padding_is_exact
+
+
 def test_an_adapter_changes_nothing_of_it():
     from bft_ray.config import LoraConfig
     from bft_ray.model.lora import add_lora

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from bft_ray.places.kept import write_kept
 from bft_ray.study.checks.cards import card_lines, card_types
+from bft_ray.study.execute import card
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.segment import Run
@@ -83,14 +84,28 @@ def test_the_cards_of_all_segments_stand_in_the_record_of_a_trial(tmp_path):
     assert differ(records, study.space) is not None
 
 
-def test_the_type_of_a_cpu_and_of_an_earlier_run_file(tmp_path):
-    from bft_ray.study.execute.card import card_of, cards_of_ranks
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("processor : 0\nmodel name  : A  CPU @ 2 GHz\n", "A CPU @ 2 GHz"),
+        (
+            "processor : 0\nCPU part : 0xd0c\n",
+            platform.processor() or platform.machine(),
+        ),  # of ARM, which names no model
+        (None, platform.processor() or platform.machine()),
+    ],
+)
+def test_the_type_of_a_cpu(tmp_path, monkeypatch, text, wanted):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(card, "_CPUS", tmp_path / "cpuinfo")
+    assert wanted and card.cards_of_ranks(torch.device("cpu")) == [wanted] == [card.card_of(torch.device("cpu"))]
 
-    (model,) = cards_of_ranks(torch.device("cpu"))
-    assert model == card_of(torch.device("cpu")) and model in " ".join(Path("/proc/cpuinfo").read_text().split())
-    run = Run("key", "complete", num_steps=3, metrics={3: {}}, cards=[model])
+
+def test_an_earlier_run_file_names_no_type(tmp_path):
+    run = Run("key", "complete", num_steps=3, metrics={3: {}}, cards=["A CPU"])
     run.save(str(tmp_path / "new.json"))
-    assert Run.load(str(tmp_path / "new.json")) == run and run.report.cards == [model]
+    assert Run.load(str(tmp_path / "new.json")) == run and run.report.cards == ["A CPU"]
     tree = asdict(run)
     del tree["cards"]
     write_kept(str(tmp_path / "old.json"), tree)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from bft_ray import saving
 from bft_ray.errors import BftError, DiskFull
 from bft_ray.places import disk
 from bft_ray.study.agenda import PARTS, totals, used_hours
 from bft_ray.study.confirm.candidates import arms_of, confirmed, plan_of
 from bft_ray.study.confirm.choose import choose
+from bft_ray.study.execute.ending import ending
 from bft_ray.study.records.record import TrialRecord, worker_hours
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
@@ -310,6 +312,39 @@ def test_a_value_that_is_not_finite_fails_at_its_rung(tmp_path, url):
     assert executor.run()
     record = executor.records(SEARCH)[2]
     assert record.status == "failed" and record.reason == f"{METRIC} is nan at step 4 (seed 0)"
+
+
+def test_after_usr1_only_what_was_saved_is_told_as_saved(tmp_path, url):
+    """Of four segments that run when USR1 comes one is saved, one waits at its rung, one is complete and one is killed."""
+    executor = Executor(make_study(tmp_path, confirmation=None, baselines=[]), url, slots=4)
+    asked = []
+
+    def drive(controller, turns):
+        segments = [controller.next() for _ in range(4)]
+        for segment in segments:
+            controller.begun(segment)
+        look = ending(controller, lambda: asked.append(True))
+        look()
+        assert not asked and not controller.is_held
+        saving.on_signal()
+        ends = [
+            Run(status="saved", num_steps=2),
+            Run(status="paused", num_steps=4, metrics={4: {METRIC: 0.5}}),
+            Run(status="complete", num_steps=STEPS, metrics={STEPS: {METRIC: 0.5}}),
+        ]
+        for segment, end in zip(segments, ends, strict=False):
+            look()  # waits: some still run
+            controller.ended(segment, end)
+        look()
+        controller.broke(segments[3], "killed")
+        assert controller.next() is None and len(asked) == 4
+        with pytest.raises(saving.Saved, match=r"^USR1: the state of 2 trials is saved; the same command resumes"):
+            look()
+        return True
+
+    executor.drive = drive
+    with saving.listening():
+        assert executor.run()
 
 
 def make_turns_take_a_second(executor: Executor, now: list[float]) -> None:

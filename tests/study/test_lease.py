@@ -16,6 +16,8 @@ from bft_ray.errors import BadInput
 from bft_ray.study.records import lease as module
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.lease import Lease, Owner, Replaced
+from bft_ray.study.records.store import Store, studies
+from tests.support.records import new
 
 pytestmark = pytest.mark.usefixtures("short")
 
@@ -73,6 +75,25 @@ def test_a_dead_driver_whose_clock_was_ahead_is_waited_for_no_longer(url, caplog
         with pytest.raises(BadInput, match="drives it"):
             first.take()
         beats.join()
+
+
+@pytest.mark.slow
+def test_a_study_whose_clock_was_ahead_is_deleted_only_when_its_driver_is_dead(url):
+    """The last renewal lies an hour in the future: of a driver that still renews, and then of one that does not."""
+    new(url)  # its driver is this process
+    with Database(url) as database:
+        _age(database, -3600.0)
+        beats = threading.Thread(target=lambda: [(time.sleep(0.3), _age(database, -0.3)) for _ in range(8)])
+        beats.start()
+        with pytest.raises(BadInput, match="drives it"):
+            Store.find(database, "small/test").delete()
+        beats.join()
+        assert "small/test" in studies(database)
+        began = time.monotonic()
+        store = Store.find(database, "small/test")
+        store.delete()
+        assert 1.0 < time.monotonic() - began < 1.5 + 5
+        assert "small/test" not in studies(database) and store.lease.holder() is None
 
 
 def test_a_row_of_an_earlier_version_is_read(url):

@@ -59,4 +59,5 @@ class CellsTask(TaskBase):
     seed: int = Field(0, ge=0, description="of folds and clusters")
 
     def has(self, metric: Metric) -> bool:
+        """Metrics of how batches mix are measured only where `batch` names their column."""
         return self.batch is not None or metric.name not in ("batch_silhouette", "ilisi", "kbet")

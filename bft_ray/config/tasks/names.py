@@ -58,6 +58,7 @@ class NamesTask(TaskBase):
         return {"completion": "gold_name"}
 
     def has(self, metric: Metric) -> bool:
+        """ROUGE needs generated names, their similarity an encoder as well; the other metrics need neither."""
         if metric.name in ("rouge_l", "rouge_1"):
             return self.generate
         return self.generate and self.encoder is not None if metric.name.startswith("name_") else True

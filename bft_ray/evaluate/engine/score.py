@@ -30,6 +30,7 @@ from bft_ray.evaluate.engine.likelihood import cut_batches
 from bft_ray.evaluate.engine.request import Score, Scores
 from bft_ray.loss.fused import target_logp
 from bft_ray.model.halves import Halves, halves
+from bft_ray.model.layouts import is_of_machine
 
 #: Implementations of attention that take a mask [B, 1, T, T] as it is.
 _MASKED = {"sdpa", "eager"}
@@ -197,8 +198,10 @@ def _obeys_mask(parts: Halves, config: Any, device: torch.device | str) -> bool:
     row = np.concatenate([prompt, a, b])
     try:
         together = _hidden(parts, (row[None], positions[None], segments[None]), False, device)[0, 7:]
-    except (TypeError, ValueError, RuntimeError, IndexError):  # wants another form of mask, or positions it has not
-        return False
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        if is_of_machine(error):
+            raise
+        return False  # it wants another form of mask, or positions that it has not
     alone = parts.hidden(torch.from_numpy(np.concatenate([prompt, b]))[None].to(device), None, None)[0, 3:]
     difference = (together.float() - alone.float()).abs().max() / alone.float().abs().max()
     return bool(difference <= _TOLERANCE[alone.dtype])

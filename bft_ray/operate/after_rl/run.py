@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from bft_ray.operate.after_rl.record import Run, read_run
 from bft_ray.operate.after_rl.stage import Start, Task, run_stage
 from bft_ray.operate.lasting import require_outlasting
 from bft_ray.page.html import to_html
+from bft_ray.page.model import shown_time
 from bft_ray.places import storage
 from bft_ray.places.kept import read_kept, write_kept, write_text
 from bft_ray.places.modes import kept_for
@@ -135,7 +135,7 @@ def run_after_rl(study: AfterRl, line: Line) -> str:
         found = ready.told()
         if not _record(ready, found):
             line("MLflow is away: the same command records what it lacks")
-        write_text(_page_file(ready), to_html(after_rl_page(found, _now())))
+        write_text(_page_file(ready), to_html(after_rl_page(found, shown_time())))
     return f"{text_of(found)}\npage      {_page_file(ready)}"
 
 
@@ -259,7 +259,7 @@ def _record(ready: Ready, found: Told) -> bool:
                 {f"{arm}/reward_{name}": sum(own) / len(own) for name, own in values.items() if own}, step=0
             )
         note = [f"[**Read the report**]({tracker.link_to(PAGE)})", *sentences(found), markdown(arms_table(found))]
-        page = to_html(after_rl_page(found, _now()))
+        page = to_html(after_rl_page(found, shown_time()))
         is_stored = log_report(tracker, "\n\n".join(note), page, "statements.json", _table(found))
         return tracker.finish("FINISHED") and is_stored
 
@@ -280,7 +280,3 @@ def _table(found: Told) -> list[dict[str, object]]:
 def _mean(rewards: object) -> float:
     values = list(rewards.values()) if isinstance(rewards, dict) else []
     return sum(values) / len(values)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M")

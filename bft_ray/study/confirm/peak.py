@@ -47,6 +47,7 @@ class Best:
 
     @property
     def is_told(self) -> bool:
+        """Whether the data say between which settings the best one lies."""
         return not math.isnan(self.low)
 
 

@@ -26,6 +26,7 @@ class TrialActor(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
+        """Take the first segment; the models are loaded in the first `step`."""
         self._warm: Warm | None = None
         self._group: Group | None = None
         self._steps: Generator[Run, None, None] | None = None

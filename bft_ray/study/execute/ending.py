@@ -20,19 +20,18 @@ def ending(controller: Controller, ask: Callable[[], None]) -> Callable[[], None
     Args:
         ask: asks the workers.
     """
-    begun = 0  # segments that ran when USR1 came
     own, is_main = signal.getsignal(signal.SIGUSR1), threading.current_thread() is threading.main_thread()
 
     def look() -> None:
-        nonlocal begun
         if is_main and own is not None and signal.getsignal(signal.SIGUSR1) != own:
             signal.signal(signal.SIGUSR1, own)  # Tune puts its own there, which ends the study as if it were done
         if not saving.asked():
             return
         if not controller.is_held:
-            controller.is_held, begun = True, controller.num_running
+            controller.is_held = True
             log.warning(
-                "USR1: saving the state of %s, then the study ends; the same command resumes it", _trials(begun)
+                "USR1: saving the state of %s, then the study ends; the same command resumes it",
+                _trials(controller.num_running),
             )
         ask()
         left = controller.num_running
@@ -41,7 +40,7 @@ def ending(controller: Controller, ask: Callable[[], None]) -> Callable[[], None
         lost = (
             f"; {left} have saved nothing in {saving.PATIENCE_S:g} s, and resume from an earlier state" if left else ""
         )
-        done = _trials(max(begun - left, 0))
+        done = _trials(controller.num_saved)
         raise saving.Saved(f"USR1: the state of {done} is saved{lost}; the same command resumes the study")
 
     return look

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from bft_ray.places.disk import full_disk
 from bft_ray.places.modes import own_file
 from bft_ray.places.mounts import is_own_disk, require_lockable
 from bft_ray.study.records import schema
-from bft_ray.waits import waiting
+from bft_ray.waits import call_again, waiting
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -35,7 +34,8 @@ DEFAULT_DATABASE = "sqlite:///bft_studies.db"
 _SCHEME = "postgresql"  # beside SQLite; the text columns of others are too short for scores of many items
 #: errors of the database that last: waiting does not help
 _FINAL = ("authentication failed", "does not exist", "unknown database", "access denied", "readonly", "read-only")
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+_ERRORS = (exc.SQLAlchemyError, StorageInternalError)
+_PAUSES_S = 0.05, 5.0  # the first, and the longest one
 _OPENING_S = 10.0  # a wrong address is reported soon; one that has answered before is waited for
 
 _log = logging.getLogger(__name__)
@@ -149,26 +149,29 @@ class Database:
             DatabaseAway: it was away for `wait_s`.
         """
         wait_s = self.wait_s if wait_s is None else wait_s
-        end, pause = time.monotonic() + wait_s, _FIRST_PAUSE_S
-        while True:
-            try:
-                return call()
-            except (exc.SQLAlchemyError, StorageInternalError) as error:
-                cause = _cause(error)
-                text = redact(first_line(getattr(cause, "orig", None) or cause))
-                if full := full_disk(error, {FIELD: self.url if (path := sqlite_path(self.url)) is None else path}):
-                    raise DiskFull(f"{doing} failed, for {redact(str(full))}") from None
-                if not _is_away(cause, opening):
-                    rule = "a database that accepts what is written to it"
-                    raise BadInput(FIELD, self.shown, rule, f"{doing}: {text}.") from None
-                if time.monotonic() + pause > end:
-                    raise DatabaseAway(
-                        f"the database {self.shown} was away for {wait_s:g} s while {doing}: {text}. "
-                        "What was written before is kept. Start the database, and give the same command again."
-                    ) from None
-            _log.warning("the database %s is away while %s (%s); waiting", self.shown, doing, text)
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+        def may_pass(error: Exception) -> bool:
+            return isinstance(error, _ERRORS) and self._is_full(error) is None and _is_away(_cause(error), opening)
+
+        def tell(error: Exception) -> None:
+            _log.warning("the database %s is away while %s (%s); waiting", self.shown, doing, _text_of(error))
+
+        try:
+            return call_again(call, wait_s, may_pass, pauses_s=_PAUSES_S, before_pause=tell)
+        except _ERRORS as error:
+            if full := self._is_full(error):
+                raise DiskFull(f"{doing} failed, for {redact(str(full))}") from None
+            if not _is_away(_cause(error), opening):
+                rule = "a database that accepts what is written to it"
+                raise BadInput(FIELD, self.shown, rule, f"{doing}: {_text_of(error)}.") from None
+            raise DatabaseAway(
+                f"the database {self.shown} was away for {wait_s:g} s while {doing}: {_text_of(error)}. "
+                "What was written before is kept. Start the database, and give the same command again."
+            ) from None
+
+    def _is_full(self, error: Exception) -> DiskFull | None:
+        path = sqlite_path(self.url)
+        return full_disk(error, {FIELD: self.url if path is None else path})
 
     def __enter__(self) -> Self:
         return self
@@ -201,6 +204,12 @@ def _cause(error: BaseException) -> BaseException:
     while isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def _text_of(error: BaseException) -> str:
+    """The first line of the driver's own error, without secrets."""
+    cause = _cause(error)
+    return redact(first_line(getattr(cause, "orig", None) or cause))
 
 
 def _is_away(error: BaseException, opening: bool) -> bool:

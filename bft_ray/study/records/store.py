@@ -135,7 +135,7 @@ class Store:
         self._held.note(name, value)
 
     def delete(self) -> None:
-        """Delete the study from the database: the records and notes of all of its parts.
+        """Delete the study from the database: the records and notes of all of its parts. No driver can begin meanwhile.
 
         Raises:
             BadInput: a driver runs it.
@@ -146,11 +146,13 @@ class Store:
             raise BadInput(
                 "study", self.study, f"not driven, by process {holder.owner.pid} on {holder.owner.host}", remedy
             )
+        self.lease.take()  # it waits where the last renewal lies in the future: only a dead driver renews no more
         storage, retry = self.database.storage, self.database.retry
         ids = {study.study_name: study._study_id for study in retry("listing studies", storage.get_all_studies)}
         for part in (CONFIRMATION, BASELINES, SEARCH):  # the part that names the study goes last
             if (study_id := ids.get(f"{self.study}/{part}")) is not None:
                 retry("deleting the study", partial(storage.delete_study, study_id))
+        self.lease.drop()
 
     # ---- driving ----------------------------------------------------------------------------------------------------
 

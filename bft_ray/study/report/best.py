@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-import time
 from collections.abc import Mapping
 
 from bft_ray.config import Config, LossConfig, config_from_yaml
 from bft_ray.config.metrics import format_value
+from bft_ray.page.model import shown_time
 from bft_ray.tracking.registry import ALIAS, Champion
 from bft_ray.tracking.server import where
 
@@ -26,7 +26,7 @@ def describe_champion(champion: Champion, uri: str) -> str:
         uri: of its tracking server.
     """
     tags = champion.tags
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(champion.created_s))
+    when = shown_time(champion.created_s)
     option, note = where(uri)
     rows = {
         "champion": f"{champion.name}, version {champion.version} of {when}",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 
 from bft_ray.config.metrics import format_value
 from bft_ray.domains import domain
-from bft_ray.page.model import Cell, Number
+from bft_ray.page.model import Cell, Number, shown_time
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT
 from bft_ray.study.agenda import totals
@@ -32,7 +31,7 @@ def above(known: Known, now: float) -> str:
     ends = [record.finished for own in known.parts.values() for record in own if record.finished is not None]
     state = "runs now" if known.is_driven else "finished" if known.is_finished else "not finished, and not running"
     when = max(ends, default=now) if known.is_finished else now
-    shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+    shown = shown_time(when)
     return f"Study `{known.study.name}`, {state}, {'ended' if known.is_finished else 'as of'} {shown}"
 
 
