@@ -35,6 +35,7 @@ from bft_ray.study.execute.measure import measure as measured_on
 from bft_ray.study.kept import note_study, profile_folder
 from bft_ray.study.place import OnRay, Place
 from bft_ray.study.propose.sampler import rung_metric
+from bft_ray.study.records import clock
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import CONFIRMATION, Store
 from bft_ray.study.report.live import Live
@@ -251,7 +252,7 @@ def _looks(store: Store, controller: Controller, shown: Live, slots: Callable[[]
         shown.show(records, slots(), time.time())
         if time.monotonic() - looked >= _LOOK_S:
             looked = time.monotonic()
-            if not is_over and part != CONFIRMATION and time_is_over(controller.study.space, records, time.time()):
+            if not is_over and part != CONFIRMATION and time_is_over(controller.study.space, records, clock.now()):
                 is_over = True
                 shown.note("the budget of time is used up: no trial of the search starts; those that run go on")
             if store.notes().get("cancel"):
