@@ -41,7 +41,7 @@ from bft_ray.train.record import (
 )
 from bft_ray.train.workers import run_workers
 from bft_ray.waits import waiting
-from bft_ray.workers.connect import connect
+from bft_ray.workers.connect import connect, require_cluster
 from bft_ray.workers.room import require_resources
 
 
@@ -88,6 +88,7 @@ def _train(config: Config, display: Display | None) -> TrainResult:
         return TrainResult(
             str(config.name), record["run_id"], folder, exported, record["step"], record["before"], record["after"]
         )
+    require_cluster(config.cluster)
     check_server(config.tracking)
     check_artifacts(config.tracking, config.experiment)
     found = recalled(config, folder, display.line) if is_lost(folder) else None
