@@ -72,7 +72,9 @@ def read_choices(source: SourceConfig, field: str = "source") -> Iterator[Choice
     for where, record in canonical_rows(source, field, _refuse_all_but_choices):
         if isinstance(record, BadRow):
             raise BadInput(where, record.reason, "a row with a question, choices and an answer", "Remove the row.")
-        choices = list(dict.fromkeys(record["choices"]))  # the same option twice would have two scores, one of them wrong
+        choices = list(
+            dict.fromkeys(record["choices"])
+        )  # the same option twice would have two scores, one of them wrong
         if len(choices) < 2:
             rule, remedy = "at least two different choices", "Mend or remove the row."
             raise BadInput(where, "the same choice in each place", rule, remedy)
@@ -109,7 +111,8 @@ def question_key(row: Row | ChoiceRow) -> str:
     Unicode's caseless match under compatibility (NFKD and case folding, as its standard has it in section 3.13), since a
     question copied from a PDF or typed on another system differs in ligatures, full width and kinds of space, which NFC
     would leave apart; then each run of white space is one blank, and none is at the ends.
-    Options of a choice and what else is not asked play no part in it.
+    Options of a choice and what else is not asked play no part in it. Nor do the system's and the developer's turns of a
+    conversation, which say how to answer: under another system message it is the same question.
     """
     if isinstance(row, ChoiceRow):
         asked: Any = [row.context, row.question]
@@ -150,8 +153,9 @@ def _turns(said: str | list[dict] | None, role: str) -> list[dict]:
 
 
 def _asked(turns: list[dict]) -> list[dict]:
-    """The turns of a conversation that are not the assistant's; for only a prompt these are the question."""
-    return [turn for turn in turns if turn["role"] != "assistant"]
+    """The turns that ask: of a conversation without any, those that are not the assistant's."""
+    others = [turn for turn in turns if turn["role"] != "assistant"]
+    return [turn for turn in others if turn["role"] not in ("system", "developer")] or others
 
 
 def _looked_at(source: SourceConfig, field: str) -> tuple[Use | None, Iterable[tuple[str, dict]]]:

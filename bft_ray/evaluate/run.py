@@ -29,6 +29,7 @@ from bft_ray.model.check import check_model
 from bft_ray.places.cache import check_out
 from bft_ray.places.modes import kept_for
 from bft_ray.waits import waiting
+from bft_ray.workers.connect import require_cluster
 from bft_ray.workers.spread import spread
 
 _SHARDS_A_WORKER = 4  # so that a slow worker does not hold up the rest, and little is lost with a dead one
@@ -63,6 +64,7 @@ def _evaluate_model(
 ) -> EvaluationResult:
     if out is not None:
         check_out(out)
+    require_cluster(config.cluster)
     context = prepare_context(config)
     check_model(config, context.tokenizer)
     prepared = prepare_all(config, context, names)

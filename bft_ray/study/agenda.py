@@ -4,7 +4,6 @@ is limited, of the clock).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from bft_ray.space.grid import baseline_assignments, num_trials
 from bft_ray.study.confirm.candidates import arms_of
 from bft_ray.study.definition import Study, trial_name
 from bft_ray.study.propose.sampler import batch_size, is_ready, propose, rung_metric
+from bft_ray.study.records import clock
 from bft_ray.study.records.record import TrialRecord, trained_s, worker_hours
 from bft_ray.study.records.segment import Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
@@ -113,7 +113,7 @@ def _proposes(space: SearchSpace, records: Records) -> bool:
     search = records[SEARCH]
     if records[CONFIRMATION]:
         return False
-    is_late = time_is_over(space, records, time.time())
+    is_late = time_is_over(space, records, clock.now())
     if space.deterministic and len(search) % batch_size(space):
         is_late = False
     return len(search) < num_trials(space) and not is_late
@@ -123,7 +123,7 @@ def time_is_over(space: SearchSpace, records: Records, now: float) -> bool:
     """Whether `budget.time_s` or `budget.worker_hours` is used up.
 
     Args:
-        now: seconds since 1970.
+        now: on the clock of the driver (`bft_ray.study.records.clock`).
     """
     time_s, hours = space.budget.time_s, space.budget.worker_hours
     if time_s is not None and trained_s(records[SEARCH], now) > time_s:

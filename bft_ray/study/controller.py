@@ -7,7 +7,6 @@ driver resumes the study.
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,8 +25,9 @@ from bft_ray.study.definition import Study
 from bft_ray.study.propose.duplicates import key_of, original_of, why_duplicate
 from bft_ray.study.propose.halving import promotes
 from bft_ray.study.propose.sampler import rung_metric
+from bft_ray.study.records import clock
 from bft_ray.study.records.ranking import ranked
-from bft_ray.study.records.record import TrialRecord, begun_segment, ended_segment
+from bft_ray.study.records.record import TrialRecord, begun_segment, ended_segment, last_s
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, BySeed, Store
 
@@ -71,6 +71,7 @@ class Controller:
         self.ahead, self._wants_more, self.is_held = ahead, True, False
         self.parts = {BASELINES: store.open_part(BASELINES), SEARCH: store, CONFIRMATION: store.open_part(CONFIRMATION)}
         self.messages = [line for part in PARTS for line in self.parts[part].reconcile()]
+        clock.start_after(last_s(record for part in PARTS for record in self.records(part)))
         self._uncharge()
         self._active: dict[tuple[str, int], Segment] = {}  # (trial, seed) -> segment that was given out
         self._running: set[tuple[str, int]] = set()  # those of them that a worker has begun
@@ -187,7 +188,7 @@ class Controller:
         self._running.add((segment.trial, segment.seed))
         store, number = self._at(segment)
         num_workers = num_workers or self._config(store.record(number)).cluster.num_workers
-        store.keep(number, **begun_segment(store.record(number), segment.seed, time.time(), num_workers))
+        store.keep(number, **begun_segment(store.record(number), segment.seed, clock.now(), num_workers))
         if store.record(number).state == "waiting":
             store.start(number)
             self._listen("begun", store.record(number))
@@ -273,12 +274,15 @@ class Controller:
         self._running.clear()
 
     def _charge(self, segment: Segment, run: Run | None = None) -> None:
-        """Add the time of a segment that has ended to the trial's, and the types of the cards that computed it; the time of a
-        finished trial counts to its end anyhow.
-        """
+        """Add the time of a segment that has ended to the trial's, and the types of the cards that computed it."""
         store, number = self._at(segment)
         cards = run.cards if run is not None else ()
-        store.keep(number, **ended_segment(store.record(number), segment.seed, time.time(), cards))
+        store.keep(number, **ended_segment(store.record(number), segment.seed, clock.now(), cards))
+
+    def _charge_all(self, record: TrialRecord) -> None:
+        """Add the time of a trial's segments so far: it ends while other seeds of it run."""
+        for segment in [segment for (trial, _), segment in self._active.items() if trial == record.id]:
+            self._charge(segment)
 
     def _uncharge(self) -> None:
         """Forget segments that ran when the last driver was killed: nobody knows when they ended."""
@@ -330,12 +334,14 @@ class Controller:
     def _prune(self, record: TrialRecord, step: int) -> None:
         assert isinstance(self._space.scheduler, Asha)
         why = f"not among the best 1 of {self._space.scheduler.reduction} at step {step}"
+        self._charge_all(record)
         self.parts[SEARCH].prune(record.number, step * len(record.seeds), why)
         for seed in record.seeds:
             storage.remove_folder(self.study.files_of(record, seed).state)
         self._finished(self.parts[SEARCH], record.number)
 
     def _fail(self, store: Store, number: int, reason: str, num_steps: int) -> None:
+        self._charge_all(store.record(number))
         store.fail(number, reason, num_steps)
         for seed in store.record(number).seeds:
             files = self.study.files_of(store.record(number), seed)

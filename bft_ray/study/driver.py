@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from bft_ray.config import Config, to_yaml
 from bft_ray.config.metrics import higher_is_better
@@ -35,6 +36,7 @@ from bft_ray.study.execute.measure import measure as measured_on
 from bft_ray.study.kept import note_study, profile_folder
 from bft_ray.study.place import OnRay, Place
 from bft_ray.study.propose.sampler import rung_metric
+from bft_ray.study.records import clock
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import CONFIRMATION, Store
 from bft_ray.study.report.live import Live
@@ -43,6 +45,7 @@ from bft_ray.tracking.begin import RUN_KEY
 from bft_ray.tracking.run import Tracker
 from bft_ray.train.pins import pin_paths
 from bft_ray.waits import waiting
+from bft_ray.workers.connect import require_cluster
 
 _PATIENCE_S = 120.0  # for a tracking server that is away at the end
 _LOOK_S = 2.0  # between two checks whether the study is cancelled
@@ -92,9 +95,12 @@ def _search(
         Database(database_url) as database,
         live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
     ):
-        base = _with_date(database, space, base)
+        known, first = _notes(database, space, base), config_of(base, space, representatives(space, 1)[0])
+        _require_a_node(first)
+        if known.get("result") is None:  # a finished study is shown, also without the cluster that it ran on
+            require_cluster(first.cluster)
+        base = _with_date(known, first, base)
         facts = inspect_study(space, pin_paths(base), shown.note)
-        _require_a_node(facts.first)
         store = Store.create(database, space, base, facts.fingerprints)
         if (done := _finished(store, space)) is not None:
             shown.note(f"the study {store.study} is finished")
@@ -123,14 +129,21 @@ def _search(
                 return _run(study, store, facts.first, shown, place)
 
 
-def _with_date(database: Database, space: SearchSpace, base: Config) -> Config:
-    """The base config with the date that all trials give to a chat template: that of the study's first start."""
-    first = config_of(base, space, representatives(space, 1)[0])
-    began = None
-    with contextlib.suppress(BadInput):  # there is no such study yet
-        settings = Store.find(database, f"{space.name}/{space.domain or base.domain}").notes().get("settings", {})
-        began = settings.get("config.data.date")
-    dated = with_date(first.data, load_tokenizer(first.model), began)
+def _notes(database: Database, space: SearchSpace, base: Config) -> dict[str, Any]:
+    """The notes of the study so far; {} where it has not begun."""
+    with contextlib.suppress(BadInput):
+        return Store.find(database, f"{space.name}/{space.domain or base.domain}").notes()
+    return {}
+
+
+def _with_date(known: Mapping[str, Any], first: Config, base: Config) -> Config:
+    """The base config with the date that all trials give to a chat template: that of the study's first start.
+
+    Args:
+        known: notes of the study.
+        first: config of its first trial.
+    """
+    dated = with_date(first.data, load_tokenizer(first.model), known.get("settings", {}).get("config.data.date"))
     return base.model_copy(update={"data": base.data.model_copy(update={"date": dated.date})})
 
 
@@ -251,7 +264,7 @@ def _looks(store: Store, controller: Controller, shown: Live, slots: Callable[[]
         shown.show(records, slots(), time.time())
         if time.monotonic() - looked >= _LOOK_S:
             looked = time.monotonic()
-            if not is_over and part != CONFIRMATION and time_is_over(controller.study.space, records, time.time()):
+            if not is_over and part != CONFIRMATION and time_is_over(controller.study.space, records, clock.now()):
                 is_over = True
                 shown.note("the budget of time is used up: no trial of the search starts; those that run go on")
             if store.notes().get("cancel"):

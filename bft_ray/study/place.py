@@ -10,7 +10,8 @@ from bft_ray.config import ClusterConfig, Config
 from bft_ray.study.checks.cards import card_lines
 from bft_ray.study.checks.shared import require_shared
 from bft_ray.study.controller import Controller
-from bft_ray.workers.connect import address_of, connect
+from bft_ray.workers.address import address_of
+from bft_ray.workers.connect import connect
 from bft_ray.workers.room import require_resources, worker_resources
 from bft_ray.workers.shares import Share
 

@@ -43,7 +43,7 @@ from bft_ray.train.record import (
 )
 from bft_ray.train.workers import run_workers
 from bft_ray.waits import waiting
-from bft_ray.workers.connect import connect
+from bft_ray.workers.connect import connect, require_cluster
 from bft_ray.workers.room import require_resources
 
 
@@ -89,6 +89,7 @@ def _train(config: Config, display: Display, folder: str) -> TrainResult:
         if storage.exists(storage.join(folder, "export")):
             return _finished(config, folder, record, display)
         display.line(f"the run {config.name} is finished, and its export is gone: it is made again")
+    require_cluster(config.cluster)
     check_server(config.tracking)
     check_artifacts(config.tracking, config.experiment)
     found = recalled(config, folder, display.line) if is_lost(folder) else None

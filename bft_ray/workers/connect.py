@@ -20,12 +20,12 @@ from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput, BftError, first_line
 from bft_ray.places.modes import kept_for
 from bft_ray.waits import waiting
+from bft_ray.workers.address import PROBE_S, address_of, resolved, why_silent
 
 log = logging.getLogger(__name__)
 
 _SESSIONS = f"ray_{os.getuid()}"  # Ray's own folder `ray` is one that all users of a machine may write to
 _LONGEST_FOLDER = 107 - len(f"/{_SESSIONS}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # bytes
-_PROBE_S = 10.0  # longest wait for a TCP connection to a Ray address
 _WATCH_S = 2.0  # between two checks whether the head of the cluster answers
 _SILENT_S, _AGAIN_S = 4.0, 30.0  # without an answer, until the first line, and between further lines
 
@@ -50,7 +50,8 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
         yield
         return
     if address is not None:
-        _probe(address, min(_PROBE_S, cluster.start_timeout_s))
+        address = resolved(address)
+        _probe(address, cluster)
     options: dict[str, Any] = {} if address else {"include_dashboard": False, "_temp_dir": _sessions()}
     in_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -126,10 +127,16 @@ def _watched(head: str | None) -> Iterator[None]:
         ended.set()
 
 
-def address_of(cluster: ClusterConfig) -> str | None:
-    """The address of the cluster, of the config or of RAY_ADDRESS; None: a local Ray that this process starts."""
-    address = cluster.address or os.environ.get("RAY_ADDRESS") or None
-    return None if address == "local" else address
+def require_cluster(cluster: ClusterConfig) -> None:
+    """Refuse the address of a cluster that nothing listens at, before anything is read or loaded for it.
+
+    Raises:
+        BadInput: names the address and the reason, within `PROBE_S` seconds.
+    """
+    address = address_of(cluster)
+    if address is None or ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+        return
+    _probe(resolved(address), cluster)
 
 
 def _lock_local_ray() -> None:
@@ -183,15 +190,10 @@ def session_option() -> dict[str, str]:
     raise BadInput(name, usual, rule, "Set RAY_TMPDIR to a folder with a short path, such as /dev/shm.")
 
 
-def _probe(address: str, timeout_s: float) -> None:
+def _probe(address: str, cluster: ClusterConfig) -> None:
     """Fail in seconds where nothing listens; Ray itself tries for minutes and then ends the process."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return  # "auto", or something for Ray to judge
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
-    except OSError as error:
-        raise _unreachable(address, error) from None
+    if reason := why_silent(address, min(PROBE_S, cluster.start_timeout_s)):
+        raise _refused(address, reason)
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -202,7 +204,10 @@ def _root_cause(error: BaseException) -> BaseException:
 
 def _unreachable(address: str | None, error: BaseException) -> BadInput:
     # Ray ends the process with a number where what listens there does not answer as Ray
-    reason = "no Ray answers there" if isinstance(error, SystemExit) else first_line(error)
+    return _refused(address, "no Ray answers there" if isinstance(error, SystemExit) else first_line(error))
+
+
+def _refused(address: str | None, reason: str) -> BadInput:
     return BadInput(
         "cluster.address",
         address,

@@ -10,7 +10,7 @@ from typing import Any
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import NoRoom
 from bft_ray.waits import waiting
-from bft_ray.workers.connect import address_of
+from bft_ray.workers.address import address_of
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from bft_ray.config import ClusterConfig
 from bft_ray.errors import BftError
 from bft_ray.places.modes import keep_for
 from bft_ray.waits import waiting
-from bft_ray.workers.connect import address_of, connect
+from bft_ray.workers.address import address_of
+from bft_ray.workers.connect import connect
 from bft_ray.workers.room import in_bundle, require_resources, too_small, worker_resources
 
 log = logging.getLogger(__name__)

@@ -349,6 +349,25 @@ def test_one_key_for_one_question():
     assert question_key(one) == question_key(other) and row_key(one) == row_key(other)
 
 
+def test_a_question_is_the_same_under_any_system_message():
+    asked, answered = said("user", "Which gene is mutated?"), said("assistant", "CFTR.")
+
+    def key(*turns: dict, **more: Any) -> str:
+        return question_key(Row("a", "f:1", messages=[*turns], **more))
+
+    plain = key(asked, answered)
+    assert plain == "9704bc66a6e5ca2dc3e76457f75a2319"  # as before, so that splits stay
+    for who in ("system", "developer"):
+        assert key(said(who, "Be brief."), asked, answered) == key(said(who, "Explain."), asked, answered) == plain
+    in_parts = [Row("a", "f:1", prompt=[said("system", one), asked], completion=[answered]) for one in ("x", "y")]
+    assert question_key(in_parts[0]) == question_key(in_parts[1]) == plain
+    assert key(said("system", "x"), said("user", "Another?"), answered) != plain
+    assert key(asked, answered, said("tool", "p.Phe508del"), answered) != plain
+    # a system message without a question after it is what is asked
+    assert key(said("system", "x"), answered) != key(said("system", "y"), answered)
+    assert row_key(in_parts[0]) != row_key(in_parts[1])
+
+
 @pytest.mark.slow
 @given(st.text(), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
 def test_the_key_knows_neither_unicode_form_nor_white_space(text, form):
@@ -392,9 +411,7 @@ def test_a_table_without_names_of_its_columns(tmp_path):
 
 def test_a_choice_that_is_there_twice_counts_once(tmp_path):
     """Of two that read the same, a model can prefer neither: either answer is the right one."""
-    rows = [
-        {"question": "q", "choices": ["a", "a", "b"], "answer": answer, "id": f"{answer}"} for answer in range(3)
-    ]
+    rows = [{"question": "q", "choices": ["a", "a", "b"], "answer": answer, "id": f"{answer}"} for answer in range(3)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     found = [(row.choices, row.answer) for row in read_choices(SourceConfig(path=str(path)))]

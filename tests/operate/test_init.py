@@ -424,6 +424,25 @@ def test_where_a_column_counts_from_is_an_option(tmp_path):
         init(data, tmp_path / "other" / "bft.yaml", form="medmcq")
 
 
+def test_equal_questions_under_other_system_messages_stay_on_one_side(tmp_path):
+    def row(n: int, system: str | None) -> dict:
+        turns = [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": "x"}]
+        return {"messages": [*([] if system is None else [{"role": "system", "content": system}]), *turns]}
+
+    plain = [row(n, None) for n in range(60)]
+    init(write_jsonl(tmp_path / "plain.jsonl", plain), tmp_path / "plain" / "bft.yaml")
+    rows = [row(n, system) for system in (None, "Be brief.", "Explain each step.") for n in range(60)]
+    init(write_jsonl(tmp_path / "x.jsonl", rows), tmp_path / "x" / "bft.yaml")
+
+    def asked(folder: Path) -> dict[str, set[str]]:
+        found = split_of(folder)
+        return {split: {row["messages"][-2]["content"] for row in rows} for split, rows in found.items()}
+
+    sides = asked(tmp_path / "x")
+    assert len(sides) == 4 and sum(map(len, sides.values())) == 60 == len(set.union(*sides.values()))
+    assert sides == asked(tmp_path / "plain")  # which are those of data without system messages
+
+
 def test_messages_text_parquet_and_json(tmp_path):
     turns = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}] for n in range(20)]
     init(write_jsonl(tmp_path / "c.jsonl", [{"messages": t} for t in turns]), tmp_path / "c" / "bft.yaml")

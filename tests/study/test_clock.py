@@ -1,4 +1,6 @@
-"""A machine whose clock jumps an hour forward and back while a study runs: the driver keeps its lease, no trial is lost or doubled."""
+"""A machine whose clock jumps an hour forward and back while a study runs: the driver keeps its lease, no trial is lost or doubled,
+and no jump counts towards the budget of time, which is shorter than one.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def slowly(segment, walk):
 
 folder, base = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
 driver = Driver(folder, base)
-print(driver.search(InProcess(slowly), budget={"trials": int(sys.argv[3])}, confirmation=None, baselines=[]).text)
+print(driver.search(InProcess(slowly), budget={"trials": int(sys.argv[3]), "time_s": 1500}, confirmation=None, baselines=[]).text)
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from bft_ray.study.agenda import PARTS, totals, used_hours
 from bft_ray.study.confirm.candidates import arms_of, confirmed, plan_of
 from bft_ray.study.confirm.choose import choose
 from bft_ray.study.execute.ending import ending
-from bft_ray.study.records.record import TrialRecord, worker_hours
+from bft_ray.study.records import clock
+from bft_ray.study.records.record import TrialRecord, trained_s, worker_hours
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 from tests.support.damage import damage
@@ -31,7 +33,7 @@ def url(tmp_path):
 def timeless(records: list[TrialRecord]) -> list[TrialRecord]:
     """Without what depends on when and where it was run."""
     where = {"created": None, "started": None, "finished": None, "attempts": 0, "reason": "", "key": ""}
-    spent = ("since", "worker_s")
+    spent = ("ran", "since", "worker_s")
     extras = [{name: value for name, value in one.extra.items() if name not in spent} for one in records]
     return [replace(one, extra=extra, **where) for one, extra in zip(records, extras, strict=True)]
 
@@ -360,7 +362,7 @@ def make_turns_take_a_second(executor: Executor, now: list[float]) -> None:
 @pytest.mark.slow
 def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatch):
     now = [1e9]
-    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.setattr("bft_ray.study.records.clock.now", lambda: now[0])
     endless = {
         "loss.method": {"kind": "categorical", "values": ["bft_inverse"]},
         "loss.epsilon": {"kind": "float", "low": 0.01, "high": 0.5},
@@ -380,7 +382,7 @@ def test_time_ends_the_search_and_not_the_confirmation(tmp_path, url, monkeypatc
 def test_worker_hours_end_the_search_and_a_killed_driver_spent_what_it_spent(tmp_path, url, monkeypatch):
     """3 slots of 2 workers, 6 s a turn: the sum over turns of what ran is what the records say, before and after a kill."""
     now = [1e9]
-    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.setattr("bft_ray.study.records.clock.now", lambda: now[0])
     budget = {"trials": 500, "steps": STEPS, "worker_hours": 1.0}
     endless = {
         "loss.method": {"kind": "categorical", "values": ["bft_inverse"]},
@@ -407,10 +409,37 @@ def test_worker_hours_end_the_search_and_a_killed_driver_spent_what_it_spent(tmp
     assert len(found[CONFIRMATION]) == 25 and totals(study.space, found)[SEARCH] == len(found[SEARCH])
 
 
+def test_a_system_clock_that_jumps_takes_nothing_from_the_budget(tmp_path, url, monkeypatch):
+    """An hour ahead at each turn, and a day back for the next driver, which writes to the records that the first one left."""
+    now = [2e9]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    budget = {"trials": 9, "steps": STEPS, "time_s": 600, "worker_hours": 0.5}
+    executor = Executor(make_study(tmp_path, budget=budget, baselines=[], confirmation=None), url)
+    plain = executor._turn
+
+    def turn(running):
+        now[0] += 3600.0
+        plain(running)
+
+    executor._turn = turn
+    assert not executor.run(4)
+    now[0] -= 86400.0
+    began = time.monotonic()
+    assert executor.run()
+    records = executor.records(SEARCH)
+    assert len(records) == 9 and all(record.is_finished for record in records)
+    took = time.monotonic() - began
+    assert (
+        trained_s(records, clock.now()) < 60 + took and used_hours(executor.controller.all_records(), clock.now()) < 0.1
+    )
+    spans = [span for record in records for span in record.extra.get("ran", ())]
+    assert spans and all(began <= ended for began, ended in spans)
+
+
 @pytest.mark.parametrize("seconds", [7, 11, 18])
 def test_time_ends_a_deterministic_search_with_a_whole_batch(tmp_path, url, monkeypatch, seconds):
     now = [1e9]
-    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.setattr("bft_ray.study.records.clock.now", lambda: now[0])
     budget = {"trials": 60, "steps": STEPS, "time_s": seconds}
     executor = Executor(make_study(tmp_path, budget=budget, deterministic=True, baselines=[], confirmation=None), url)
     make_turns_take_a_second(executor, now)

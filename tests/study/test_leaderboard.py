@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from dataclasses import replace
 
 import pytest
 
+from bft_ray.study.records import clock
 from bft_ray.study.records.leaderboard import (
     as_markdown,
     as_text,
@@ -17,7 +20,15 @@ from bft_ray.study.records.leaderboard import (
     table,
 )
 from bft_ray.study.records.ranking import best, ranked, tuned
-from bft_ray.study.records.record import TrialRecord, mean, trained_s, worker_hours
+from bft_ray.study.records.record import (
+    TrialRecord,
+    begun_segment,
+    ended_segment,
+    last_s,
+    mean,
+    trained_s,
+    worker_hours,
+)
 
 METRIC = "choices/probability"
 
@@ -166,3 +177,45 @@ def test_time_counts_once_and_not_while_the_study_lay_still():
     ]
     assert trained_s(records, now=5020.0) == 20 + 20
     assert trained_s([], now=1.0) == 0
+
+
+def test_time_is_that_of_segments_and_not_the_difference_of_two_dates():
+    """Dates an hour apart, of a system clock that was set anew; segments of 10 s each, of which 4 s are the same."""
+
+    def ran(number: int, *segments: tuple[float, float], **more) -> TrialRecord:
+        record = trial(number, state="running", started=100.0)
+        for began, ended in segments:
+            record = replace(record, extra={**record.extra, **begun_segment(record, 0, began, 2)})
+            record = replace(record, extra={**record.extra, **ended_segment(record, 0, ended)})
+        return replace(record, **more)
+
+    first = ran(0, (100.0, 110.0), state="complete", finished=3710.0)
+    second = ran(1, (106.0, 116.0), state="complete", finished=3716.0)
+    paused = ran(2, (200.0, 210.0), (300.0, 310.0))  # waits at a rung
+    waits = ran(3, (400.0, 410.0), state="waiting")  # released
+    assert trained_s([first, second, paused, waits], now=5000.0) == 16 + 20 + 10
+    assert worker_hours(first, now=5000.0) == 20 / 3600
+    runs = replace(paused, extra={**paused.extra, **begun_segment(paused, 0, 500.0, 2)})
+    assert trained_s([first, runs], now=507.0) == 10 + 20 + 7
+    assert trained_s([first, runs], now=499.0) == 10 + 20  # of another machine, whose clock is behind
+    back = replace(runs, extra={**runs.extra, **ended_segment(runs, 0, 499.0)})
+    assert back.extra["ran"][-1] == [500.0, 500.0]
+    assert last_s([first, runs]) == 500.0 and last_s([]) == 0.0 and last_s([first, second]) == 116.0
+
+
+def test_the_clock_of_a_driver(monkeypatch):
+    system, steady = [5000.0], [0.0]
+    monkeypatch.setattr("time.time", lambda: system[0])
+    monkeypatch.setattr("time.monotonic", lambda: steady[0])
+    importlib.reload(clock)
+    assert clock.now() == 5000.0
+    system[0], steady[0] = 8600.0, 10.0  # an hour was jumped
+    assert clock.now() == 5010.0
+    clock.start_after(4000.0)
+    assert clock.now() == 5010.0
+    clock.start_after(9000.0)
+    assert clock.now() == 9000.0
+    steady[0] = 15.0
+    assert clock.now() == 9005.0
+    monkeypatch.undo()
+    importlib.reload(clock)

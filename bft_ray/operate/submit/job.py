@@ -18,6 +18,7 @@ from bft_ray.operate.submit.upload import pack, require_files
 from bft_ray.places.addresses import redact
 from bft_ray.places.scratch import scratch
 from bft_ray.waits import bounded, waiting
+from bft_ray.workers.address import why_silent
 
 UPLOAD_S = 1800.0  # longest wait for an upload
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # as Ray reads them, in this order
@@ -71,16 +72,18 @@ def _follow(client: Any, job_id: str) -> int:
 
 def _connect(address: str | None) -> Any:
     """Ray's client for jobs, with a line on the two versions."""
-    import ray
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
     address = address or next(filter(None, map(os.environ.get, _ADDRESSES)), None)
     if address is None:
         remedy = "Give the address of the cluster's dashboard, http://HEAD:8265, or set RAY_API_SERVER_ADDRESS."
         raise BadInput("--address", None, "given", remedy)
     if "://" not in address:
         raise BadInput("--address", redact(address), "the URL of the cluster's dashboard, such as http://HEAD:8265")
+    if why := why_silent(address):
+        raise _unanswered(address, why)
+    import ray
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
     os.environ[_ADDRESSES[0]] = address  # Ray takes this variable even where it is given an address
     logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # the upload is described here
     try:
@@ -92,8 +95,7 @@ def _connect(address: str | None) -> Any:
             "--address", redact(address), f"a cluster that takes this token: {first_line(error)}", remedy
         ) from None
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, OSError) as error:
-        why = redact(first_line(error))
-        raise BadInput("--address", redact(address), f"the dashboard of a Ray cluster that answers: {why}") from None
+        raise _unanswered(address, first_line(error)) from None
     theirs = client._server_ray_version  # Ray has it from its own check, and offers it nowhere
     _say(
         f"cluster {redact(address)}, Ray {theirs}" + ("" if theirs == ray.__version__ else f"; here {ray.__version__}")
@@ -106,6 +108,13 @@ def _connect(address: str | None) -> Any:
         if finding.status != "ok":
             _say(f"note: {finding.detail}. {finding.remedy}")
     return client
+
+
+def _unanswered(address: str, why: str) -> BadInput:
+    remedy = (
+        "Check host and port, and that the cluster runs: its dashboard is at port 8265 unless it was given another."
+    )
+    return BadInput("--address", redact(address), f"the dashboard of a Ray cluster that answers: {redact(why)}", remedy)
 
 
 def _start(client: Any, job_id: str, command: str, runtime: dict[str, Any]) -> None:

@@ -105,41 +105,63 @@ class TrialRecord:
 
 
 def trained_s(records: Iterable[TrialRecord], now: float) -> float:
-    """Seconds in which at least one of these trials ran. A second counts once, however many trials ran in it. The time
-    before a driver was killed is not counted for the trials that it ran.
+    """Seconds in which at least one of these trials ran. A second counts once, however many trials ran in it. Segments that
+    ran when a driver was killed are not counted.
 
     Args:
-        now: seconds since 1970; taken as the end of trials that still run.
+        now: on the clock of the driver (`bft_ray.study.records.clock`); taken as the end of segments that still run.
     """
-    ran = [record for record in records if record.started and not record.duplicate_of]
-    spans = [
-        (record.started or 0.0, record.finished if record.is_finished else now)
-        for record in ran
-        if record.state != "waiting"
-    ]
     total, until = 0.0, -math.inf
-    for began, ended in sorted((began, ended or began) for began, ended in spans):
+    for began, ended in sorted(span for record in records for span in _spans(record, now)):
         total += max(0.0, ended - max(began, until))
         until = max(until, ended)
     return total
 
 
+def last_s(records: Iterable[TrialRecord]) -> float:
+    """The last time up to which one of these trials is known to have run; 0 where none has."""
+    ended = [end for record in records if record.is_finished or "ran" in record.extra for _, end in _spans(record, 0.0)]
+    return max(ended, default=0.0)
+
+
+def _spans(record: TrialRecord, now: float) -> list[tuple[float, float]]:
+    """(begin, end) of each time in which a trial ran, by the clock of its driver."""
+    if record.duplicate_of:
+        return []
+    if "ran" in record.extra:
+        running = [] if record.is_finished else [began for began, _ in record.extra.get("since", {}).values()]
+        return [(began, ended) for began, ended in record.extra["ran"]] + [
+            (began, max(began, now)) for began in running
+        ]
+    if not record.started or record.state == "waiting":
+        return []
+    ended = record.finished if record.is_finished else now  # of an earlier version, whose segments are not known
+    return [(record.started, max(record.started, ended or 0.0))]
+
+
 def begun_segment(record: TrialRecord, seed: int, now: float, num_workers: int) -> dict[str, Any]:
-    """What to keep with a trial (`extra`) of which workers have begun a segment: `since`, seed -> when, and how many."""
-    return {"since": record.extra.get("since", {}) | {str(seed): [now, num_workers]}}
+    """What to keep with a trial (`extra`) of which workers have begun a segment: `since`, seed -> when, and how many; `ran`,
+    (begin, end) of each earlier segment.
+
+    Args:
+        now: on the clock of the driver, as for `ended_segment`.
+    """
+    since = record.extra.get("since", {}) | {str(seed): [now, num_workers]}
+    return {"since": since, "ran": record.extra.get("ran", [])}
 
 
 def ended_segment(record: TrialRecord, seed: int, now: float, cards: Sequence[str] = ()) -> dict[str, Any]:
-    """What to keep with a trial of which a segment has ended: `worker_s`, its seconds times workers so far, and the types of
-    the cards that computed it. {} for a segment that had not begun.
+    """What to keep with a trial of which a segment has ended: `ran` with this one; `worker_s`, its seconds times workers so
+    far; and the types of the cards that computed it. {} for a segment that had not begun.
     """
     since = dict(record.extra.get("since", {}))
     if str(seed) not in since:
         return {}
     began, num_workers = since.pop(str(seed))
-    spent = record.extra.get("worker_s", 0.0) + max(now - began, 0.0) * num_workers
+    ended = max(now, began)
+    spent = record.extra.get("worker_s", 0.0) + (ended - began) * num_workers
     kept = {"cards": sorted({*record.extra.get("cards", ()), *cards})} if cards else {}
-    return {"since": since, "worker_s": spent, **kept}
+    return {"since": since, "ran": [*record.extra.get("ran", []), [began, ended]], "worker_s": spent, **kept}
 
 
 def worker_hours(record: TrialRecord, now: float, num_workers: float = 1) -> float:
@@ -147,7 +169,7 @@ def worker_hours(record: TrialRecord, now: float, num_workers: float = 1) -> flo
     waited, and the segments that ran when a driver was killed, are not counted; a duplicate took nothing.
 
     Args:
-        now: seconds since 1970; the end of segments that still run.
+        now: on the clock of the driver; the end of segments that still run.
         num_workers: of a record of an earlier version, whose segments are not known: it counts from its last start on.
     """
     if record.duplicate_of or record.started is None:
