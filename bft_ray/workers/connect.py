@@ -18,6 +18,7 @@ from typing import Any
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput, BftError, first_line
+from bft_ray.places.addresses import redact
 from bft_ray.places.modes import kept_for
 from bft_ray.waits import waiting
 from bft_ray.workers.address import PROBE_S, address_of, resolved, why_silent
@@ -192,6 +193,10 @@ def session_option() -> dict[str, str]:
 
 def _probe(address: str, cluster: ClusterConfig) -> None:
     """Fail in seconds where nothing listens; Ray itself tries for minutes and then ends the process."""
+    if address.startswith(("http://", "https://")):
+        rule = "HOST:PORT of the head of a Ray cluster, or ray://HOST:PORT: this is the address of a dashboard"
+        remedy = "To run the command there as a job: bft-ray submit --address URL -- COMMAND."
+        raise BadInput("cluster.address", redact(address), rule, remedy)
     if reason := why_silent(address, min(PROBE_S, cluster.start_timeout_s)):
         raise _refused(address, reason)
 

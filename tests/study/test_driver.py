@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bft_ray.cli import main
-from bft_ray.config import ClusterConfig, TrackingConfig
+from bft_ray.config import ClusterConfig, Config, TrackingConfig
 from bft_ray.errors import BadInput, DiskFull
 from bft_ray.operate.studies import status_of
 from bft_ray.places.addresses import sqlite_path
@@ -26,6 +26,18 @@ from tests.support.paths import ROOT
 COMPARES = {"confirmation": None, "baselines": []}
 
 
+def at_a_closed_port(driver) -> Config:
+    cluster = driver.base.cluster.model_copy(update={"address": "127.0.0.1:1"})
+    return driver.base.model_copy(update={"cluster": cluster})
+
+
+def test_a_cluster_that_is_away_is_told_before_anything_is_read(driver):
+    driver.base = at_a_closed_port(driver)
+    with pytest.raises(BadInput, match=r"nothing listens at 127\.0\.0\.1:1 \(connection refused\)"):
+        driver.search(**COMPARES)
+    assert not driver.told.getvalue()
+
+
 @pytest.mark.slow
 def test_a_larger_budget_goes_on_with_a_study_that_only_compares(driver):
     first = driver.search(**COMPARES)
@@ -39,6 +51,9 @@ def test_a_larger_budget_goes_on_with_a_study_that_only_compares(driver):
     assert "has no `confirmation`" in driver.run().data.tags["bft.no_champion"]
     assert driver.search(**COMPARES) == first and "is finished" in driver.told.getvalue()
     begun = driver.run().info.start_time
+    here, driver.base = driver.base, at_a_closed_port(driver)
+    assert driver.search(**COMPARES) == first  # what is finished is shown without the cluster
+    driver.base = here
 
     more = driver.search(**COMPARES, budget={"trials": 9})
     assert len(driver.records()) == 9 and "is finished" not in driver.told.getvalue()

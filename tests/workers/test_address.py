@@ -101,6 +101,8 @@ def test_a_cluster_that_is_away_is_refused_before_anything_is_read(closed, monke
     for form in ("127.0.0.1:{}", "ray://127.0.0.1:{}"):
         with pytest.raises(BadInput, match=rf"nothing listens at 127\.0\.0\.1:{closed} \(connection refused\)"):
             require_cluster(ClusterConfig(address=form.format(closed)))
+    with pytest.raises(BadInput, match=r"the address of a dashboard.*bft-ray submit"):
+        require_cluster(ClusterConfig(address=f"https://127.0.0.1:{closed}"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     require_cluster(ClusterConfig())  # a local Ray
     monkeypatch.setattr("ray.is_initialized", lambda: True)
