@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     config = _train_config(options)
     from bft_ray.operate.lasting import require_outlasting
     from bft_ray.operate.road import after_train
-    from bft_ray.tracking.server import page_of
+    from bft_ray.tracking.server import page_of, where
     from bft_ray.train.launch import train  # after the config: a typo is reported at once
 
     require_outlasting(config)
@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
     print_metrics(result.before, result.after)
     print(f"look      {page_of(config.tracking.uri)}")
     source = None if options.champion else options.config
-    print(after_train(source, options.overrides, result.export))
+    option = where(config.tracking.uri)[0] if options.champion else ""
+    print(after_train(source, options.overrides, result.export, options.champion or "", option))
     if result.missing:
         lacks = ", ".join(f"{what} ({why})" for what, why in sorted(result.missing.items()))
         print(f"error: the model is trained and exported, but MLflow lacks: {lacks}", file=sys.stderr)

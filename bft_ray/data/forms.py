@@ -27,7 +27,7 @@ from bft_ray.data.canonical import Fault
 from bft_ray.data.content import bare, looks_like_content
 from bft_ray.data.form_table import FIELDS, FORMS, KINDS, MISSING_WORDS, Form
 from bft_ray.data.tables import is_missing
-from bft_ray.data.template import column_of, fill, names_in
+from bft_ray.data.template import check_braces, column_of, fill, names_in
 from bft_ray.errors import BadInput
 
 
@@ -200,6 +200,7 @@ def _taken(column: str, record: Mapping[str, Any], names: tuple[str, ...], where
     if (found := column_of(column, names, bare)) is not None:
         return record[found]
     if not names_in(column):
+        check_braces(column, where)
         raise BadInput(f"{where} {column}", "missing", "given in every row", _near(column, names) or _FILL)
     return fill(column, record, names, bare, where)
 

@@ -14,7 +14,13 @@ from bft_ray.errors import BadInput
 
 @functools.lru_cache(maxsize=256)
 def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
-    return tuple((before, name) for before, name, _, _ in string.Formatter().parse(template))
+    parsed = string.Formatter().parse(
+        template
+    )  # which takes `!` and `:` for marks of a format: here they are of the name
+    return tuple(
+        (before, name and "".join((name, f"!{mark}" if mark else "", f":{rest}" if rest else "")))
+        for before, name, rest, mark in parsed
+    )
 
 
 def names_in(template: str) -> list[str]:
@@ -23,6 +29,18 @@ def names_in(template: str) -> list[str]:
         return [name for _, name in _pieces(template) if name]
     except ValueError:
         return []
+
+
+def check_braces(text: str, where: str) -> None:
+    """Raise BadInput where a text that is no column has braces that do not match, and so is no template either."""
+    try:
+        _pieces(text)
+    except ValueError as error:
+        remedy = (
+            "Double the braces that are text. In a template no column can be named whose name has braces: rename it, or give its "
+            "name alone, without a template."
+        )
+        raise BadInput(where, text, f"a column, or a template whose braces match: {error}", remedy) from None
 
 
 def column_of(name: str, names: tuple[str, ...], bare: Callable[[str], str]) -> str | None:

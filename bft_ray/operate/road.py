@@ -31,17 +31,22 @@ def after_evaluate(
     return _next(_command(_settings_or_training(config), config, overrides))
 
 
-def after_train(config: str | None, overrides: Sequence[str], export: str) -> str:
+def after_train(config: str | None, overrides: Sequence[str], export: str, champion: str = "", option: str = "") -> str:
     """The next commands after `train`.
 
     Args:
         config: as it was given; None for a champion's.
         export: folder of the trained model.
+        champion: its domain.
+        option: of the commands that read it, such as ` --uri URI`.
     """
+    lines = []
     if config is None:
-        config, overrides = ("bft.yaml" if Path("bft.yaml").is_file() else "CONFIG"), ()
+        overrides, config = (), "bft.yaml" if Path("bft.yaml").is_file() else f"{champion}.yaml"
+        if not Path(config).is_file():
+            lines.append(f"bft-ray best {shlex.quote(champion)}{option} --yaml > {shlex.quote(config)}")
     base = _command("evaluate", config, [word for word in overrides if not word.startswith("name=")])
-    lines = [] if Path(BEFORE).is_dir() else [f"{base} --out {BEFORE}"]
+    lines += [] if Path(BEFORE).is_dir() else [f"{base} --out {BEFORE}"]
     return _next(*lines, f"{base} --model {shlex.quote(export)} --against {BEFORE}")
 
 

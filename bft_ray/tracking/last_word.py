@@ -21,6 +21,10 @@ from bft_ray.tracking.keeper import DONE, LATER
 GONE = "the process ended without a word (killed?)"
 _PATIENCE_S = 3600.0  # how long a server that is away is tried again
 _LOOK_S = 1.0  # between two looks at whether the watched process lives
+_TRY_S, _PAUSES_S = (
+    0.5,
+    (0.5, 3.0),
+)  # wait for an answer of the server, and the pauses between: the first, and the longest one
 
 
 def main() -> None:
@@ -49,11 +53,12 @@ def _conclude(task: dict[str, Any], killed: bool) -> None:
     sender = Sender(tracking, task["run_id"], spool, is_heir=True)
     if killed:
         sender.log_end("KILLED", GONE)
-    deadline = time.monotonic() + _PATIENCE_S
-    while not sender.flush(_LOOK_S) or any(spool.glob(f"{task['run_id']}*.{task['parent']}.jsonl")):
+    deadline, (pause, longest) = time.monotonic() + _PATIENCE_S, _PAUSES_S
+    while not sender.flush(_TRY_S) or any(spool.glob(f"{task['run_id']}*.{task['parent']}.jsonl")):
         if time.monotonic() > deadline:
             break
-        time.sleep(_LOOK_S)
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
         sender.adopt()  # what a process has let go of by now
     sender.close(timeout_s=0)
 

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -84,9 +85,11 @@ class Outbox:
         Args:
             even_away: False: only for as long as the tries succeed.
         """
-        deadline = time.monotonic() + timeout_s
-        while not self.empty and (even_away or not self._is_away) and time.monotonic() < deadline:
-            self._nudge.set()
+        deadline, nudged = time.monotonic() + timeout_s, -math.inf
+        while not self.empty and (even_away or not self._is_away) and (now := time.monotonic()) < deadline:
+            if not self._is_away or now - nudged >= INTERVAL_S:  # a try in vain costs milliseconds of a core
+                self._nudge.set()
+                nudged = now
             time.sleep(0.05)
         return self.empty
 

@@ -280,6 +280,20 @@ def test_columns_of_a_template_that_are_not_there(tmp_path):
     )
 
 
+def test_columns_with_marks_in_their_names(tmp_path):
+    """`:` and `!` are of the name. Braces are not: such a column is named alone."""
+    row = {"a{b}": "one", "dose: mg": "two", "stop!r": "three", "y": "z"}
+    columns = {"prompt": "{dose: mg}, {stop!r}, {{so}}", "completion": "a{b}"}
+    [made] = rows_of(tmp_path, row, columns=columns)
+    assert (made.prompt, made.completion) == ("two, three, {so}", "one")
+    for wrong in ("Dose {a{b}}", "Dose {y"):
+        message = error_of(tmp_path, row, columns={"prompt": wrong, "completion": "y"})
+        assert message.startswith(
+            f"`{tmp_path}/r.jsonl:1` is {wrong!r}, but must be a column, or a template whose braces match: "
+        )
+        assert message.endswith("rename it, or give its name alone, without a template.")
+
+
 def test_a_form_by_name(tmp_path):
     message = error_of(tmp_path, {"question": "q", "answer": "a"}, form="alpca")
     assert message.startswith("`data.train.0.form` is 'alpca', but must be auto or one of medmcqa,")

@@ -31,9 +31,24 @@ def test_from_the_doctor_to_the_comparison(folder):
     (folder / "before").mkdir()
     assert after_doctor("bft.yaml", [], True) == "next      bft-ray profile bft.yaml"
     champion = "next      bft-ray evaluate bft.yaml --model out/export --against before"
-    assert after_train(None, ["name=champion"], "out/export") == champion
+    assert after_train(None, ["name=champion"], "out/export", "test") == champion
     assert after_evaluate("bft.yaml", [], "out/export", None, None) == champion
     assert after_evaluate("bft.yaml", [], "out/export", None, "before") == ""
+
+
+def test_after_a_champion_its_config_is_written_first(folder):
+    """Where it is not there yet: the next command names no file that does not exist."""
+    (folder / "bft.yaml").unlink()
+    assert after_train(None, [], "out/export", "cell_type", " --uri http://127.0.0.1:5000") == (
+        "next      bft-ray best cell_type --uri http://127.0.0.1:5000 --yaml > cell_type.yaml\n"
+        "          bft-ray evaluate cell_type.yaml --out before\n"
+        "          bft-ray evaluate cell_type.yaml --model out/export --against before"
+    )
+    (folder / "cell_type.yaml").write_text("")
+    (folder / "before").mkdir()
+    assert after_train(None, [], "out/export", "cell_type") == (
+        "next      bft-ray evaluate cell_type.yaml --model out/export --against before"
+    )
 
 
 def test_without_a_space_training_comes_next(folder):

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bft_ray.config import TrackingConfig
@@ -58,6 +59,10 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)  # the session that `start` made: the server and its worker
             self.process.wait(timeout=30)
             self.process = None
+
+
+WATCH_S = 10.0
+PROMPT_S = 5.0 + 5.0  # from the server's return to the end of a run; the second half for a loaded machine
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +146,19 @@ def test_a_run_that_ends_while_the_server_is_away_is_ended_by_the_keeper(server,
     assert tracker.finish("FAILED", "NonFinite: the loss of step 2 is not finite") is False
     assert time.monotonic() - begun < 20  # bounded
     spooled(tmp_path / "spool", within_s=20)
+    assert tracker._keeper is not None
+    keeper = psutil.Process(tracker._keeper._process.pid)
+    time.sleep(4)  # its pauses have grown by then
+    before = sum(keeper.cpu_times()[:2])
+    time.sleep(WATCH_S)
+    assert (
+        sum(keeper.cpu_times()[:2]) - before <= 0.01 * WATCH_S
+    )  # of a core, for up to an hour: 0.001 without other load
     server.start()
-    client = connect(server.uri)
-    deadline = time.monotonic() + 90
-    while client.get_run(tracker.run_id).info.status == "RUNNING" and time.monotonic() < deadline:
+    client, back = connect(server.uri), time.monotonic()
+    while client.get_run(tracker.run_id).info.status == "RUNNING" and time.monotonic() < back + 90:
         time.sleep(0.5)
+    assert time.monotonic() - back <= PROMPT_S
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FAILED" and run.data.tags["bft.reason"].startswith("NonFinite")
     assert history(server.uri, tracker.run_id, "train/loss") == [(1, 1.0), (2, 2.0)]

@@ -208,6 +208,22 @@ def test_an_outbox_keeps_order_is_private_and_shrinks_when_sent(tmp_path, monkey
     assert not own.path.exists()
 
 
+@pytest.mark.slow
+def test_who_waits_for_a_server_that_is_away_asks_it_once_a_second(tmp_path):
+    tries: list[float] = []
+
+    def post(records: list) -> None:
+        tries.append(time.monotonic())
+        if len(tries) < 4:
+            raise ConnectionError("away")
+
+    own = Outbox(tmp_path, "r", post, "%s %s")
+    own.queue({"tags": {}})
+    assert own.wait(30)
+    assert len(tries) == 4 and tries[-1] - tries[1] >= 1.9 * outbox.INTERVAL_S  # the second one may follow at once
+    own.end()
+
+
 def test_an_outbox_adopts_the_dead_and_leaves_the_living(tmp_path, caplog):
     code = f"""
 import os, pathlib

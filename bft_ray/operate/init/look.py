@@ -17,7 +17,7 @@ from bft_ray.data.content import bare
 from bft_ray.data.forms import Use
 from bft_ray.data.rows import NOT_TAUGHT, BadRow, ChoiceRow, Row, canonical_rows, look, question_key, read_rows
 from bft_ray.data.tables import read_table, row_id
-from bft_ray.data.template import column_of, names_in
+from bft_ray.data.template import check_braces, column_of, names_in
 from bft_ray.errors import BadInput
 from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.split import CONFIRMATION, TEST, VALIDATION
@@ -121,6 +121,7 @@ def _check_columns(source: SourceConfig, field: str) -> None:
             return
     for option, name in wanted:
         if there and column_of(name, there, bare) is None:
+            check_braces(name, f"--{option}")
             near = difflib.get_close_matches(name, there, 1)
             hint = f"Did you mean `{near[0]}`?" if near else f"There are: {', '.join(there)}."
             raise BadInput(f"--{option}", name, f"a column of {Path(source.path).name}", hint)
