@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,9 @@ class Series(Section):
                 raise rule(f"conditions.{name}", name, "made of small letters, digits, - and _")
         for index, trend in enumerate(self.trends):
             self._axis(f"trends.{index}.over", trend.over, 2)
+            if not blocks({name: one.at for name, one in self.conditions.items()}, trend.over, self.caps):
+                rule_text = "an axis on which conditions differ that agree on every other axis"
+                raise rule(f"trends.{index}.over", trend.over, rule_text, "Correct `at` of the conditions.")
         for index, peak in enumerate(self.peaks):
             if len({value for value in peak.arms.values() if value > 0}) < 3 or min(peak.arms.values()) <= 0:
                 raise rule(f"peaks.{index}.arms", peak.arms, "at least three different values, all above 0")
@@ -107,6 +110,11 @@ class Series(Section):
                 raise rule(f"contrasts.{index}.against", min(both), "a condition that `of` does not name")
         return self
 
+    @property
+    def caps(self) -> set[str]:
+        """Names in `at` that are no axes: they say from where on a setting makes no difference."""
+        return {peak.capped_by for peak in self.peaks if peak.capped_by is not None}
+
     def study_overrides(self, condition: str, more: Sequence[str] = ()) -> list[str]:
         """Overrides, as typed on a command line, that make the space the study of a condition.
 
@@ -115,6 +123,21 @@ class Series(Section):
         """
         own = {"name": f"{self.name}-{condition}", **self.overrides, **self.conditions[condition].overrides}
         return [f"{name}={json.dumps(value)}" for name, value in own.items()] + list(more)
+
+
+def blocks(at: Mapping[str, Mapping[str, float]], axis: str, caps: Collection[str] = ()) -> list[list[str]]:
+    """Groups of conditions that agree on every axis but this one, and have two places or more on it.
+
+    Args:
+        at: of the conditions.
+        caps: names in it that are no axes.
+    """
+    found: dict[tuple[tuple[str, float], ...], list[str]] = {}
+    for name, places in at.items():
+        if axis in places:
+            others = tuple(sorted((a, x) for a, x in places.items() if a != axis and a not in caps))
+            found.setdefault(others, []).append(name)
+    return [names for names in found.values() if len({at[name][axis] for name in names}) > 1]
 
 
 def check_questions(series: Series, condition: str, space: SearchSpace) -> None:

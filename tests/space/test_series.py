@@ -98,6 +98,16 @@ BETWEEN = {"better": "bft", "than": "sft", "of": ["few"]}
         ({"conditions": {"few": SMALL["conditions"]["few"]}}, "conditions"),
         ({"conditions": {"Few": SMALL["conditions"]["few"], "many": SMALL["conditions"]["many"]}}, "small letters"),
         ({"trends": [{"better": "bft", "than": "sft", "over": "passes"}]}, "at least two different places"),
+        (
+            {
+                "conditions": {
+                    name: one | {"at": one["at"] | {"seed": place}}
+                    for place, (name, one) in enumerate(SMALL["conditions"].items())
+                },
+                "trends": [{"better": "bft", "than": "sft", "over": "rows"}],
+            },
+            "an axis on which conditions differ that agree on every other axis",
+        ),
         ({"contrasts": [BETWEEN | {"against": ["none"]}]}, "the name of a condition: few, many"),
         ({"contrasts": [BETWEEN | {"against": ["few"]}]}, "a condition that `of` does not name"),
         ({"peaks": [PEAK | {"arms": {"a": 8, "b": 8, "c": 0}}]}, "at least three different values, all above 0"),

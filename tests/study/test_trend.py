@@ -50,6 +50,17 @@ def test_other_axes_are_blocks():
     assert alone.num_conditions == 2 and alone.value == pytest.approx(0.15)  # at 100 rows: 0.3 over two doublings
 
 
+def test_a_cap_is_no_axis():
+    """The longest answer differs wherever the median does: it makes no block of its own."""
+    found = {
+        str(length): condition(0.1 * math.log2(length), 0.0, 0, length=length, longest=2 * length)
+        for length in (32, 64)
+    }
+    over = Trend(better="bft", than="sft", over="length")
+    assert slope_of(over, found, 0.05, {"longest"}).value == pytest.approx(0.1)
+    assert math.isnan(slope_of(over, found, 0.05).value)
+
+
 @pytest.mark.parametrize(("per_doubling", "verdict"), [(0.03, "grows"), (-0.03, "falls"), (0.0, "cannot be told")])
 @pytest.mark.parametrize("items", ["same", "other"])
 def test_a_slope_beyond_noise(per_doubling, verdict, items):

@@ -12,10 +12,10 @@ m of the other. Intervals: `bft_ray.study.confirm.combine`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from bft_ray.space.series import Contrast, Trend
+from bft_ray.space.series import Contrast, Trend, blocks
 from bft_ray.study.confirm.combine import NOTHING, BySeed, Confirmed, Estimate, estimate, scores_of, weighted
 
 
@@ -64,14 +64,15 @@ def difference_of(contrast: Contrast, conditions: Mapping[str, Confirmed], alpha
     return Difference(*estimate(found, weights, conditions, alpha), 1 - alpha, contrast)
 
 
-def slope_of(trend: Trend, conditions: Mapping[str, Confirmed], alpha: float) -> Slope:
+def slope_of(trend: Trend, conditions: Mapping[str, Confirmed], alpha: float, caps: Collection[str] = ()) -> Slope:
     """The slope of a trend.
 
     Args:
         alpha: error of its interval, both sides together.
+        caps: names among the places of conditions that are no axes.
     """
     found = {name: gain for name, own in conditions.items() if (gain := _gain(trend, own)) is not None}
-    weights = _weights({name: conditions[name].at for name in found}, trend.over)
+    weights = _weights({name: conditions[name].at for name in found}, trend.over, caps)
     if not weights:
         return Slope(*NOTHING, 1 - alpha, trend, len(found))
     return Slope(*estimate(found, weights, conditions, alpha), 1 - alpha, trend, len(weights))
@@ -84,17 +85,12 @@ def _gain(trend: Trend | Contrast, own: Confirmed) -> BySeed | None:
     return weighted(found, {trend.better: 1.0, trend.than: -1.0}) if len(found) == 2 else None
 
 
-def _weights(at: Mapping[str, Mapping[str, float]], axis: str) -> dict[str, float]:
+def _weights(at: Mapping[str, Mapping[str, float]], axis: str, caps: Collection[str]) -> dict[str, float]:
     """Condition -> its weight in the slope; {} where no block has two places."""
-    blocks: dict[tuple[tuple[str, float], ...], list[str]] = {}
-    for name, places in at.items():
-        if axis in places:
-            blocks.setdefault(tuple(sorted((a, x) for a, x in places.items() if a != axis)), []).append(name)
     centred: dict[str, float] = {}
-    for names in blocks.values():
+    for names in blocks(at, axis, caps):
         logs = {name: math.log2(at[name][axis]) for name in names}
-        if len(set(logs.values())) > 1:
-            mean = math.fsum(logs.values()) / len(logs)
-            centred |= {name: value - mean for name, value in logs.items()}
+        mean = math.fsum(logs.values()) / len(logs)
+        centred |= {name: value - mean for name, value in logs.items()}
     total = math.fsum(value**2 for value in centred.values())
     return {name: value / total for name, value in centred.items()}

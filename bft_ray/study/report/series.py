@@ -62,7 +62,7 @@ def told(series: Series, known: Mapping[str, Known]) -> Told:
         series,
         known,
         judged,
-        slopes=[slope_of(trend, runs, level) for trend in series.trends],
+        slopes=[slope_of(trend, runs, level, series.caps) for trend in series.trends],
         differences=[difference_of(one, runs, level) for one in series.contrasts],
         peaks=[peak_of(one, runs, level) for one in series.peaks],
     )
