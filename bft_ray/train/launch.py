@@ -33,6 +33,7 @@ from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (
     identity_of,
     is_lost,
+    kept_or_anew,
     read_record,
     refuse_other_data,
     refuse_other_run,
@@ -81,8 +82,10 @@ def _train(config: Config, display: Display | None) -> TrainResult:
     storage.check_writable(config.cluster.storage_path)
     folder = storage.join(config.cluster.storage_path, str(config.name))
     record = read_record(folder)
-    config = with_first_choices(config, record)
-    refuse_other_run(record, config)
+    given, config = config, with_first_choices(config, record)
+    check = partial(refuse_other_run, record, config)
+    if not (record := kept_or_anew(record, check, folder, config, display.line)):
+        config = given
     if "after" in record:
         display.line(f"the run {config.name} is finished; choose another name to train again")
         exported = storage.join(folder, "export")
@@ -101,7 +104,10 @@ def _train(config: Config, display: Display | None) -> TrainResult:
     identity = identity_of(config, datasets)
     if found is not None:
         record = {"run_id": found.run_id, "identity": identity | found.fingerprints}
-    refuse_other_data(record, identity, config, display.line)
+    check = partial(refuse_other_data, record, identity, config, display.line)
+    if not (record := kept_or_anew(record, check, folder, config, display.line)):
+        data = config.data.model_copy(update={"packing": given.data.packing})  # chosen for the other data
+        config = config.model_copy(update={"data": data})
     check_tasks(config)
     defaults = LossConfig(method=config.loss.method)
     for name in config.loss.unused_fields():
