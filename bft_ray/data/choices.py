@@ -10,6 +10,7 @@ from typing import Any
 from bft_ray.data.canonical import Fault, body_of, from_json, text_of
 from bft_ray.data.tables import kind_of
 
+BY_INDEX = "by_index"  # mark of a record whose answer was given as an index, and could count from 1
 _INDEX = re.compile(r"\s*-?[0-9]{1,9}\s*")  # `str.isdigit` takes what `int` does not, such as a superscript
 
 
@@ -33,7 +34,7 @@ def choice_by_columns(values: dict[str, Any], base: int) -> dict[str, Any]:
 
 def choice(values: dict[str, Any]) -> dict[str, Any]:
     """Options as a list, by label ({A: ...}, or {text: [...], label: [...]}, or [{label, text}]); the answer as a label,
-    an index from 0, or the text of the option.
+    an index from 0 (marked `BY_INDEX`), or the text of the option.
     """
     options, labels = _options(from_json(values["choices"]))
     given = values["answer"]
@@ -54,6 +55,8 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
         remedy = "Compare the two letter by letter, or give the index."
         raise Fault("answer", f"a text that is none of the {len(options)} options", rule, remedy)
     made = _choice(values, options, found[0] if found else None)
+    if not labels and not by_text and _number(said) is not None:
+        made[BY_INDEX] = True
     stated = values.get("stated")
     if isinstance(stated, str) and stated.strip() not in ("", options[made["answer"]].strip(), str(said)):
         remedy = "Correct the one that is wrong, or remove the column."

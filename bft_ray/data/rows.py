@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import unicodedata
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -19,6 +20,7 @@ from typing import Any
 
 from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import NamesTask, RowsTask
+from bft_ray.data.choices import BY_INDEX
 from bft_ray.data.form_table import FIELDS
 from bft_ray.data.forms import MissingCell, Use, apply, recognise
 from bft_ray.data.record import BadRow, ChoiceRow, Row
@@ -27,11 +29,12 @@ from bft_ray.data.wrong import with_wrong
 from bft_ray.errors import BadInput
 
 __all__ = [
-    "FIELDS", "BadRow", "ChoiceRow", "Row", "canonical_rows", "look", "question_key", "read_choices", "read_rows",
+    "FIELDS", "BadRow", "ChoiceRow", "Row", "canonical_rows", "choice_rows", "look", "question_key", "read_choices", "read_rows",
     "read_table", "resolve_path", "row_key", "source_of", "text_key",
 ]  # fmt: skip
 
 NOT_TAUGHT = "only assistant turns of weight 0"
+_RARE = 1e-3  # chance that no index of a file is 0, below which they seem to count from 1: 25 rows of four options
 NUM_LOOKED_AT = 200  # first rows, which decide the form
 
 
@@ -67,20 +70,51 @@ def read_choices(source: SourceConfig, field: str = "source") -> Iterator[Choice
     """The questions of a multiple-choice set, in file order.
 
     Raises:
-        BadInput: as `read_rows`; a file of another kind, or an empty cell.
+        BadInput: as `read_rows`; a file of another kind, an empty cell, or after the last row indices that seem to count
+            from 1.
     """
-    for where, record in canonical_rows(source, field, _refuse_all_but_choices):
+    for row in choice_rows(source, field, _refuse_all_but_choices):
+        if isinstance(row, BadRow):
+            raise BadInput(row.where, row.reason, "a row with a question, choices and an answer", "Remove the row.")
+        yield row
+
+
+def choice_rows(source: SourceConfig, field: str, check: Any = None) -> Iterator[ChoiceRow | BadRow]:
+    """The same with rows that have an empty cell; `check` as for `canonical_rows`."""
+    by_index: list[ChoiceRow] = []
+    for where, record in canonical_rows(source, field, check):
         if isinstance(record, BadRow):
-            raise BadInput(where, record.reason, "a row with a question, choices and an answer", "Remove the row.")
-        choices = list(
-            dict.fromkeys(record["choices"])
-        )  # the same option twice would have two scores, one of them wrong
-        if len(choices) < 2:
-            rule, remedy = "at least two different choices", "Mend or remove the row."
-            raise BadInput(where, "the same choice in each place", rule, remedy)
-        answer = choices.index(record["choices"][record["answer"]])
-        made = {"id": row_id(record.get("id"), where), "choices": tuple(choices), "answer": answer}
-        yield ChoiceRow(where=where, **record | made)
+            yield record
+            continue
+        is_by_index = record.pop(BY_INDEX, False)
+        own = {"id": row_id(record.get("id"), where), **_different(record, where)}
+        row = ChoiceRow(where=where, **record | own)
+        by_index += [row] if is_by_index else []
+        yield row
+    _check_indices(by_index, source, field)
+
+
+def _different(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """Choices and answer with each choice once: the same one twice would have two scores, one of them wrong."""
+    choices = tuple(dict.fromkeys(record["choices"]))
+    if len(choices) < 2:
+        rule, remedy = "at least two different choices", "Mend or remove the row."
+        raise BadInput(where, "the same choice in each place", rule, remedy)
+    return {"choices": choices, "answer": choices.index(record["choices"][record["answer"]])}
+
+
+def _check_indices(rows: list[ChoiceRow], source: SourceConfig, field: str) -> None:
+    """Refuse a file none of whose indices is 0, where chance hardly does that: from 1 each answer would be off by one. An
+    index of n for n options is refused in its row.
+    """
+    chance = math.prod(1 - 1 / len(row.choices) for row in rows)  # where each option is right equally often
+    if chance < _RARE and all(row.answer > 0 for row in rows):
+        raise BadInput(
+            f"{field}.path",
+            source.path,
+            f"a file whose indices of right options count from 0; of its {len(rows)} indices none is 0, as if they counted from 1",
+            "Subtract 1 from each; or where the first option is really never right, write letters (A for the first option).",
+        )
 
 
 def canonical_rows(

@@ -24,7 +24,7 @@ from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import Store
 from bft_ray.study.report.describe import conclusion
 from bft_ray.study.report.recorder import Recorder
-from bft_ray.tracking.begin import has_run
+from bft_ray.tracking.begin import status_of
 from bft_ray.tracking.registry import DEFAULT_SOURCE, NO_CHAMPION, register_champion
 from bft_ray.tracking.run import Tracker
 
@@ -132,7 +132,7 @@ def require_left(result: StudyResult, tracking: TrackingConfig, database: str) -
         BadInput: its MLflow run or its folder is gone.
     """
     gone = []
-    if not has_run(tracking, result.run_id):
+    if status_of(tracking, result.run_id) is None:
         gone.append(f"its MLflow run {result.run_id} is not at {redact(tracking.uri)}")
     if not storage.exists(result.folder):
         gone.append(f"its folder {result.folder} is gone")

@@ -74,24 +74,25 @@ def get_run(client: MlflowClient, run_id: str) -> Run:
         raise BadInput("run_id", run_id, "a run of the tracking server", remedy) from None
 
 
-def has_run(tracking: TrackingConfig, run_id: str) -> bool:
-    """Whether the server has a run, and nobody has deleted it; makes no database where there is none.
+def status_of(tracking: TrackingConfig, run_id: str) -> str | None:
+    """The status of a run; None where the server has no such run, or somebody has deleted it. Makes no database.
 
     Raises:
         Exception: of MLflow, if the server stays away for `tracking.timeout_s`.
     """
     path = sqlite_path(absolute_uri(tracking.uri))
     if path is not None and not path.exists():
-        return False
+        return None
     client = connect(absolute_uri(tracking.uri))
 
-    def is_there() -> bool:
+    def read() -> str | None:
         try:
-            return get_run(client, run_id).info.lifecycle_stage == "active"
+            info = get_run(client, run_id).info
         except BadInput:
-            return False
+            return None
+        return info.status if info.lifecycle_stage == "active" else None
 
-    return patiently(tracking.timeout_s, is_there)
+    return patiently(tracking.timeout_s, read)
 
 
 def create_run(client: MlflowClient, experiment_id: str, run_name: str, tags: dict[str, str]) -> str:

@@ -34,6 +34,7 @@ from bft_ray.train.progress import Board, Display, Watcher
 from bft_ray.train.record import (
     identity_of,
     is_lost,
+    kept_or_anew,
     only_one,
     read_record,
     refuse_other_data,
@@ -83,8 +84,10 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
 
 def _train(config: Config, display: Display, folder: str) -> TrainResult:
     record = read_record(folder)
-    config = with_first_choices(config, record)
-    refuse_other_run(record, config)
+    given, config = config, with_first_choices(config, record)
+    check = partial(refuse_other_run, record, config)
+    if not (record := kept_or_anew(record, check, folder, config, display.line)):
+        config = given
     if "after" in record:
         if storage.exists(storage.join(folder, "export")):
             return _finished(config, folder, record, display)
@@ -97,7 +100,10 @@ def _train(config: Config, display: Display, folder: str) -> TrainResult:
     config, datasets, identity = _inputs(config, found.date if found else None, display)
     if found is not None:
         record = {"run_id": found.run_id, "identity": identity | found.fingerprints}
-    refuse_other_data(record, identity, config, display.line)
+    check = partial(refuse_other_data, record, identity, config, display.line)
+    if not (record := kept_or_anew(record, check, folder, config, display.line)):
+        data = config.data.model_copy(update={"packing": given.data.packing})  # chosen for the other data
+        config = config.model_copy(update={"data": data})
     check_tasks(config)
     defaults = LossConfig(method=config.loss.method)
     for name in config.loss.unused_fields():

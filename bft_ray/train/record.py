@@ -22,12 +22,15 @@ from bft_ray.places import storage
 from bft_ray.places.addresses import redact
 from bft_ray.places.kept import is_damaged, read_kept, write_kept
 from bft_ray.places.remote import is_remote
+from bft_ray.tracking.begin import status_of
 from bft_ray.tracking.resume import MAY_CHANGE, changed_fields, describe_change
-from bft_ray.train.checkpoint import checksum
+from bft_ray.tracking.server import check_server
+from bft_ray.train.checkpoint import STEP, checksum
 
 log = logging.getLogger(__name__)
 
 _FILE, _NEEDS = "run.json", ("run_id", "config")
+PACKING = "packing.json"  # file of the folder of a run: the choice that its workers made
 
 
 @contextlib.contextmanager
@@ -102,6 +105,37 @@ def refuse_other_run(record: Mapping[str, Any], config: Config) -> None:
     if changed:
         lines = [describe_change(field, record["config"], new) for field in changed]
         raise BadConfig(f"the run `{config.name}` exists with other settings; choose another name. It", lines)
+
+
+def kept_or_anew(
+    record: dict[str, Any], refuse: Callable[[], None], folder: str, config: Config, line: Callable[[str], None]
+) -> dict[str, Any]:
+    """The record of a run that goes on; {} where `refuse` refuses it, and nothing would be lost: it has no checkpoint and does
+    not run, so its name is free. What its workers chose is then deleted.
+
+    Args:
+        line: called with a note in that case.
+
+    Raises:
+        BadConfig: of `refuse`, for a run that has a checkpoint, or runs.
+        BadInput: the tracking server, which knows whether it runs, does not answer.
+    """
+    try:
+        refuse()
+        return record
+    except BadConfig:
+        if "step" in record or storage.folders_in(folder, STEP):
+            raise
+        check_server(config.tracking)
+        if status_of(config.tracking, record["run_id"]) == "RUNNING":
+            raise
+    line(
+        f"note: the run {config.name} exists with other settings or data, and has trained nothing: it begins anew; the MLflow run "
+        f"{record['run_id']} stays as it is"
+    )
+    with contextlib.suppress(FileNotFoundError):
+        storage.delete(storage.join(folder, PACKING))
+    return {}
 
 
 def identity_of(config: Config, datasets: Mapping[str, TokenDataset]) -> dict[str, str]:

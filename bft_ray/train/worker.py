@@ -29,13 +29,12 @@ from bft_ray.train.failure import Decision, explain, first_cause
 from bft_ray.train.host import SCORE_FILE
 from bft_ray.train.loop import Data, fit, make_plan
 from bft_ray.train.notice import Answer, Notices
+from bft_ray.train.record import PACKING
 from bft_ray.train.snapshot import SCORE, score_of
 from bft_ray.workers.asking import asked
 from bft_ray.workers.node import on_this_node
 
 log = logging.getLogger(__name__)
-
-_PACKING = "packing.json"  # in the folder of the run
 
 
 class RayHost:
@@ -201,7 +200,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
 
 def with_packing(config: Config, folder: str) -> Config:
     """The config with the packing that the run began with, where `data.packing` is null."""
-    kept = None if config.data.packing is not None else read_kept(join(folder, _PACKING), ["packing"])
+    kept = None if config.data.packing is not None else read_kept(join(folder, PACKING), ["packing"])
     if kept is None:
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"packing": kept["packing"]})})
@@ -209,8 +208,8 @@ def with_packing(config: Config, folder: str) -> Config:
 
 def keep_packing(rows: Rows, folder: str, tracker: Tracker | None) -> None:
     """Write the choice of packing, for every later start of the run and for MLflow."""
-    if read_kept(join(folder, _PACKING), ["packing"]) is None:
-        write_kept(join(folder, _PACKING), {"packing": rows.packing})
+    if read_kept(join(folder, PACKING), ["packing"]) is None:
+        write_kept(join(folder, PACKING), {"packing": rows.packing})
     if tracker is not None:
         tracker.log_params({"data.packing": rows.packing})
         tracker.set_tags({"bft.rows": rows.why})

@@ -160,6 +160,35 @@ def test_an_answer_that_is_no_index(answer, tmp_path):
     assert ":1 answer` is " in error_of(tmp_path, row, read=read_choices)
 
 
+def quiz(folder: Path, answers: list, num_options: int = 4) -> str:
+    options = [f"w{number}" for number in range(num_options)]
+    rows = [
+        {"id": str(number), "question": "q?", "choices": options, "answer": at} for number, at in enumerate(answers)
+    ]
+    return str(write(folder, *rows))
+
+
+def test_indices_that_seem_to_count_from_1_are_refused(tmp_path):
+    """Of 25 rows of four options each option is right in some; that none is the first has a chance of 0.0008."""
+    from_1 = [1 + number % 3 for number in range(25)]
+    path = quiz(tmp_path, from_1)
+    with pytest.raises(BadInput) as caught:
+        list(read_choices(SourceConfig(path=path), "evaluation.tasks.0"))
+    assert str(caught.value) == (
+        f"`evaluation.tasks.0.path` is '{path}', but must be a file whose indices of right options count from 0; of its 25 "
+        "indices none is 0, as if they counted from 1. Subtract 1 from each; or where the first option is really never right, "
+        "write letters (A for the first option)."
+    )
+    with pytest.raises(BadInput, match=r"r.jsonl:26 answer` is 4, but must be the index of the right option, 0 to 3"):
+        list(read_choices(SourceConfig(path=quiz(tmp_path, [*from_1, 4]))))
+    for answers in (from_1[:24], [*from_1, 0], ["BCD"[at - 1] for at in from_1], [f"w{at}" for at in from_1]):
+        rows = list(read_choices(SourceConfig(path=quiz(tmp_path, answers))))
+        assert [row.answer for row in rows][:24] == from_1[:24]
+    assert len(list(read_choices(SourceConfig(path=quiz(tmp_path, [1] * 9, 2))))) == 9
+    with pytest.raises(BadInput, match="of its 10 indices none is 0"):
+        list(read_choices(SourceConfig(path=quiz(tmp_path, [1] * 10, 2))))
+
+
 @pytest.mark.parametrize(("answer", "right"), [("2", None), (2, 2), ("C", 2), ("3", 1)])
 def test_options_that_are_numbers(answer, right, tmp_path):
     """A text that is an index and another option is neither; one that can only be an option, is."""

@@ -14,6 +14,8 @@ import pytest
 from bft_ray.config import flatten, make_config
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.places.kept import write_kept
+from bft_ray.tracking.server import connect
 from bft_ray.train.launch import load_datasets, train
 from bft_ray.train.pins import pin
 from bft_ray.train.progress import Display
@@ -33,7 +35,7 @@ class Lines(Display):
 
 @pytest.fixture
 def begun(make_tree, tiny_model, tiny_data, tmp_path):
-    """A function: the tree of a run that has begun on files of its own, with an item to be measured."""
+    """The tree of a run that has saved a checkpoint, on files of its own, with an item to be measured."""
     shutil.copytree(tiny_model, tmp_path / "model")
     shutil.copy(tiny_data, tmp_path / "rows.jsonl")
     (tmp_path / "quiz.jsonl").write_text(
@@ -48,6 +50,7 @@ def begun(make_tree, tiny_model, tiny_data, tmp_path):
     datasets = load_datasets(config, load_tokenizer(config.model), Lines())
     folder = Path(config.cluster.storage_path) / "run"
     write_record(str(folder), config, "0" * 32, identity_of(config, datasets))
+    (folder / "step-00000002").mkdir()
     return tree
 
 
@@ -87,6 +90,50 @@ def test_other_settings_are_refused_and_places_are_not(begun, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "w1", "completion": "w2"}')  # what the next two get to
     places = {"checkpoint": {"keep": 4, "every_steps": 1}, "tracking": {"uri": f"sqlite:///{tmp_path}/other.db"}}
     assert "`data.train` was" in refused(begun | places)
+
+
+@pytest.fixture
+def untrained(begun, tmp_path):
+    """The same without a checkpoint, as of a training that failed before."""
+    (tmp_path / "results" / "run" / "step-00000002").rmdir()
+    return begun
+
+
+ANEW = (
+    "note: the run run exists with other settings or data, and has trained nothing: it begins anew; the MLflow run "
+    + "0" * 32
+)
+
+
+def test_the_name_of_a_run_that_has_trained_nothing_is_free(untrained, tmp_path):
+    """With other settings, and with other data: each start gets past the check, to a fault that is found after it."""
+    chosen = tmp_path / "results" / "run" / "packing.json"
+    write_kept(chosen, {"packing": True})
+    gone, lines = {"model": {"path": "/no/such/model"}}, Lines()
+    with pytest.raises(BadInput, match="no/such/model"):
+        train(make_config(untrained | gone | {"loss": {"window": 3}}), lines)
+    assert lines.said[0].startswith(ANEW) and not chosen.exists()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "w1", "completion": "w2"}')
+    (tmp_path / "quiz.jsonl").write_text("{}")
+    lines = Lines()
+    with pytest.raises(BadInput, match=r"quiz\.jsonl:1"):
+        train(make_config(untrained), lines)
+    assert sum(text.startswith(ANEW) for text in lines.said) == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_still_runs_is_no_run_that_failed(untrained, tmp_path):
+    client = connect(untrained["tracking"]["uri"])
+    run_id = client.create_run(client.create_experiment("x")).info.run_id
+    path = tmp_path / "results" / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["sha256"]
+    path.write_text(json.dumps(record | {"run_id": run_id}))
+    other = untrained | {"loss": {"window": 3}, "model": {"path": "/no/such/model"}}
+    assert "`loss.window` was 256, and is now 3" in refused(other)
+    client.set_terminated(run_id, "FAILED")
+    with pytest.raises(BadInput, match="no/such/model"):
+        train(make_config(other), Lines())
 
 
 def test_a_run_of_before_is_taken_with_a_word(begun, tmp_path):

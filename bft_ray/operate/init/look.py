@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from bft_ray.config import SourceConfig
 from bft_ray.data.content import bare
 from bft_ray.data.forms import Use
-from bft_ray.data.rows import NOT_TAUGHT, BadRow, ChoiceRow, Row, canonical_rows, look, question_key, read_rows
-from bft_ray.data.tables import read_table, row_id
+from bft_ray.data.rows import NOT_TAUGHT, BadRow, Row, choice_rows, look, question_key, read_rows
+from bft_ray.data.tables import read_table
 from bft_ray.data.template import check_braces, column_of, names_in
 from bft_ray.errors import BadInput
 from bft_ray.operate.init.request import Request
@@ -206,7 +206,7 @@ def _choices(source: SourceConfig, field: str) -> Iterator[Found | BadRow]:
     """Choice rows. The options stand in the question, with letters, where it is taught as where it is measured: the
     question alone often says nothing (which of the following ...).
     """
-    for row in _with_own_ids(source, lambda given: list(_choice_rows(given, field))):
+    for row in _with_own_ids(source, lambda given: list(choice_rows(given, field))):
         if isinstance(row, BadRow):
             yield row
             continue
@@ -225,15 +225,6 @@ def _choices(source: SourceConfig, field: str) -> Iterator[Found | BadRow]:
             answer_tokens=_num_tokens(right),
             row_tokens=_num_tokens(prompt + right),
         )
-
-
-def _choice_rows(source: SourceConfig, field: str) -> Iterator[ChoiceRow | BadRow]:
-    for where, record in canonical_rows(source, field):
-        if isinstance(record, BadRow):
-            yield record
-            continue
-        own = {"id": row_id(record.get("id"), where), "choices": tuple(record["choices"])}
-        yield ChoiceRow(where=where, **record | own)
 
 
 def _with_own_ids(source: SourceConfig, read: Callable[[SourceConfig], list[_Rows]]) -> list[_Rows]:
