@@ -14,9 +14,8 @@ from bft_ray.errors import BadInput
 
 @functools.lru_cache(maxsize=256)
 def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
-    parsed = string.Formatter().parse(
-        template
-    )  # which takes `!` and `:` for marks of a format: here they are of the name
+    # the parser takes `!` and `:` for marks of a format: here they are of the name
+    parsed = string.Formatter().parse(template)
     return tuple(
         (before, name and "".join((name, f"!{mark}" if mark else "", f":{rest}" if rest else "")))
         for before, name, rest, mark in parsed

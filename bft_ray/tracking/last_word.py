@@ -21,10 +21,8 @@ from bft_ray.tracking.keeper import DONE, LATER
 GONE = "the process ended without a word (killed?)"
 _PATIENCE_S = 3600.0  # how long a server that is away is tried again
 _LOOK_S = 1.0  # between two looks at whether the watched process lives
-_TRY_S, _PAUSES_S = (
-    0.5,
-    (0.5, 3.0),
-)  # wait for an answer of the server, and the pauses between: the first, and the longest one
+_TRY_S = 0.5  # wait for an answer of the server
+_PAUSES_S = 0.5, 3.0  # between: the first, and the longest one
 
 
 def main() -> None:
