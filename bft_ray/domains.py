@@ -1,4 +1,4 @@
-"""Biomedical sub-domains: what each is judged by, what it may forget, its starter data; needs neither torch
+"""Biomedical sub-domains: what each is judged by, its starter data; needs neither torch
 nor ray.
 """
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-FORGETTING = ("general/bits_per_byte", "mmlu/accuracy", "cmmlu/accuracy")
 STARTER_SPLITS = (
     "train",
     "validation",
@@ -29,7 +28,6 @@ class Domain:
         title: for people.
         headline: name of the metric that decides (see `bft_ray.metrics`).
         metrics: names of the further metrics of its evaluation.
-        forgetting: names of the metrics of what fine-tuning on it may cost.
         starter: split -> `starter:<name>/<split>`, the bundled data; empty where there is none.
     """
 
@@ -37,7 +35,6 @@ class Domain:
     title: str
     headline: str
     metrics: tuple[str, ...] = ()
-    forgetting: tuple[str, ...] = FORGETTING
     starter: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 

@@ -2,7 +2,7 @@
 
 from bft_ray.config.cluster import ClusterConfig, DeepSpeedConfig
 from bft_ray.config.data import DataConfig, SourceConfig
-from bft_ray.config.load import config_from_yaml, flatten, load_config, make_config, make_loss_config, schema, to_yaml
+from bft_ray.config.load import config_from_yaml, flatten, load_config, make_config, schema, to_yaml
 from bft_ray.config.loss import METHODS, LossConfig
 from bft_ray.config.tree import (
     CheckpointConfig,
@@ -34,7 +34,6 @@ __all__ = [
     "flatten",
     "load_config",
     "make_config",
-    "make_loss_config",
     "schema",
     "to_yaml",
 ]

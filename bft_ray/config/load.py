@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from bft_ray.config.loss import LossConfig
 from bft_ray.config.tree import Config, ConfigToMeasure
 from bft_ray.config.words import explain
 from bft_ray.errors import BadConfig, BadInput
@@ -189,11 +188,6 @@ def _index(place: list[Any], key: str, name: str) -> int:
 def make_config(tree: dict[str, Any], source: str = "the config", *, for_training: bool = True) -> Config:
     """Validate a plain tree; raises BadConfig with every problem."""
     return validate(Config if for_training else ConfigToMeasure, tree, source)
-
-
-def make_loss_config(tree: dict[str, Any], source: str = "the loss config") -> LossConfig:
-    """Validate the loss section alone; raises BadConfig with every problem."""
-    return validate(LossConfig, tree, source)
 
 
 def validate(model: type[_Model], tree: dict[str, Any], source: str) -> _Model:

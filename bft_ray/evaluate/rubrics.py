@@ -74,10 +74,10 @@ def clipped_mean(values: Sequence[float]) -> float:
     return float(np.clip(np.nanmean(values), 0.0, 1.0))
 
 
-def bootstrap_deviation(values: Sequence[float], seed: int = 0) -> float:
+def bootstrap_deviation(values: Sequence[float]) -> float:
     """Standard deviation of `clipped_mean` over bootstrap draws of the items; the same on every call."""
     own = np.asarray([value for value in values if value == value])
-    draws = np.random.default_rng(seed).choice(own, (_DRAWS, len(own)))
+    draws = np.random.default_rng(0).choice(own, (_DRAWS, len(own)))
     return float(np.clip(draws.mean(1), 0.0, 1.0).std())
 
 

@@ -6,7 +6,7 @@ the workers; only tokens travel there, and each worker loads the model once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ _SHARDS_A_WORKER = 4  # so that a slow worker does not hold up the rest, and lit
 def evaluate_model(
     config: Config,
     out: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
     names: Sequence[str] | None = None,
 ) -> EvaluationResult:
     """Measure `config.model` on `data.validation` (`validation/...`) and on every task of `evaluation.tasks`.
@@ -47,7 +46,6 @@ def evaluate_model(
 
     Args:
         out: folder for `metrics.json` and `records.jsonl`.
-        progress: called with (shards done, shards in all).
         names: measure these tasks alone (`validation` is one).
 
     Raises:
@@ -56,12 +54,10 @@ def evaluate_model(
         BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
     with tokens_pass(), kept_for(config.cluster.file_mode), waiting("evaluating"):
-        return _evaluate_model(config, out, progress, names)
+        return _evaluate_model(config, out, names)
 
 
-def _evaluate_model(
-    config: Config, out: Path | None, progress: Callable[[int, int], None] | None, names: Sequence[str] | None
-) -> EvaluationResult:
+def _evaluate_model(config: Config, out: Path | None, names: Sequence[str] | None) -> EvaluationResult:
     if out is not None:
         check_out(out)
     require_cluster(config.cluster)
@@ -74,7 +70,7 @@ def _evaluate_model(
     settings = (config.model, config.data, config.evaluation.batch_tokens, config.seed)
 
     def run(jobs: list[Job]) -> list[Any]:
-        return spread(answer, jobs, cluster=config.cluster, setup=partial(load, *settings), progress=progress)
+        return spread(answer, jobs, cluster=config.cluster, setup=partial(load, *settings))
 
     result, errors = collect(
         prepared, config.cluster.num_workers * _SHARDS_A_WORKER, config.evaluation.batch_tokens, run

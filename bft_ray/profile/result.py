@@ -59,8 +59,8 @@ class Profile:
         """Indices of settings that differ: the first of each group of equal ones."""
         return [group[0] for group in self.equal]
 
-    def near_rows(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """The pairs of `near` by name, with the rank correlation of their weights; at most `limit`, nearest first."""
+    def near_rows(self) -> list[dict[str, Any]]:
+        """The pairs of `near` by name, with the rank correlation of their weights, nearest first."""
         place = {index: row for row, index in enumerate(self.distinct)}
         return [
             {
@@ -69,7 +69,7 @@ class Profile:
                 "moved": apart,
                 "rank_correlation": _number(self.ranks[place[a], place[b]]),
             }
-            for a, b, apart in self.near[:limit]
+            for a, b, apart in self.near
         ]
 
     def _histograms(self) -> dict[str, dict[str, list[float]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bft_ray.config import Config, DataConfig, ModelConfig
+from bft_ray.config import Config
 from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.pack import collate
 from bft_ray.errors import BftError
@@ -66,7 +66,7 @@ def token_logps(
         partial(_score, batch_tokens=config.evaluation.batch_tokens),
         [_shard(dataset, shard) for shard in shards],
         cluster=config.cluster,
-        setup=partial(_load, config.model, config.data, config.evaluation.batch_tokens, config.seed),
+        setup=partial(load, config.model, config.data, config.evaluation.batch_tokens, config.seed),
         progress=progress,
     )
     parts: list[Any] = [None] * len(dataset)
@@ -94,10 +94,6 @@ def _shard(dataset: TokenDataset, indices: np.ndarray) -> _Shard:
         [np.array(dataset.tokens(i)) for i in indices],
         [np.array(dataset.labels(i)) for i in indices],
     )
-
-
-def _load(model: ModelConfig, data: DataConfig, batch_tokens: int, seed: int) -> Loaded:
-    return load(model, data, batch_tokens, seed)
 
 
 def _score(loaded: Loaded, shard: _Shard, batch_tokens: int) -> list[np.ndarray]:

@@ -117,11 +117,11 @@ def weigh_settings(tokens: TokenLogps, losses: Sequence[LossConfig]) -> list[Set
     return made
 
 
-def window_figures(tokens: TokenLogps, windows: Sequence[int], mean: str = "geometric") -> list[dict[str, float]]:
-    """For each window: the share of samples that it covers whole, and quantiles of the confidence."""
+def window_figures(tokens: TokenLogps, windows: Sequence[int]) -> list[dict[str, float]]:
+    """For each window: the share of samples that it covers whole, and quantiles of the geometric confidence."""
     rows = []
     for window in windows:
-        confidence = tokens.confidence(window, mean)
+        confidence = tokens.confidence(window, "geometric")
         quantiles = np.quantile(confidence, _QUANTILES)
         rows.append(
             {

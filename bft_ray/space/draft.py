@@ -26,20 +26,19 @@ def window_grid(longest: int) -> list[int]:
     return [2**power for power in range(max(1, last - _LOOKED_AT + 1), last + 1)]
 
 
-def differing_windows(windows: Sequence[int], lengths: Sequence[int], most: int = MOST_WINDOWS) -> list[int]:
-    """Of these windows the longest ones that slide over at least 5 % of the answers; ascending.
+def differing_windows(windows: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """Of these windows the `MOST_WINDOWS` longest ones that slide over at least 5 % of the answers; ascending.
 
     The published window is among them where it is shorter than the longest answer. At or above the longest answer all
     windows are the same run; where an answer has one or two tokens there may be none.
 
     Args:
         lengths: supervised tokens of each sample.
-        most: as many windows at most, and the published one.
     """
     longest = max(lengths)
     slides = [w for w in sorted(windows) if w < longest and sum(n <= w for n in lengths) < WHOLE * len(lengths)]
     also = {PUBLISHED_WINDOW} if longest > PUBLISHED_WINDOW else set()
-    return sorted({*slides[-most:], *also})
+    return sorted({*slides[-MOST_WINDOWS:], *also})
 
 
 def grace_steps(num_steps: int, metric: str) -> int | None:

@@ -408,7 +408,7 @@ class Controller:
         return [f"{file} is damaged: that run starts again" for file in files if is_damaged(file)]
 
 
-def segments_ahead(study: Study, config: Config) -> int:
+def segments_ahead(config: Config) -> int:
     """How many segments to give out beyond the slots: 1 keeps warm workers busy; 0 where the number of workers may change,
     because a segment that waits has the number of an earlier time.
     """

@@ -214,7 +214,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live, place: Place) -
             store,
             num_slots,
             recorder,
-            ahead=segments_ahead(study, first),
+            ahead=segments_ahead(first),
             max_failures=first.cluster.max_failures,
         )
         reason = "the driver ended"

@@ -143,8 +143,8 @@ class Engine:
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # given in KiB on Linux
 
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Accumulate gradients. DeepSpeed averages over ranks after the `last` one: pass a loss times world size."""
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate gradients. DeepSpeed averages over ranks at the end of the step: pass a loss times world size."""
         self._engine.backward(loss)
 
     def before_forward(self, first: bool, last: bool) -> None:

@@ -79,7 +79,7 @@ def train_step(
         # DeepSpeed averages over ranks: times the world size makes it a sum
         local = combine(sums.loss_sum, None, num_samples, num_tokens, loss)
         with phase("backward"):
-            engine.backward(local * engine.world_size, last=index == last)
+            engine.backward(local * engine.world_size)
         scalars += torch.stack([getattr(sums, name).detach().double() for name in _SCALARS])
         finite.append(torch.isfinite(sums.loss_sum.detach()))
         columns = torch.stack(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, NamedTuple
@@ -14,8 +13,6 @@ from bft_ray.waits import waiting
 from bft_ray.workers.address import address_of
 from bft_ray.workers.connect import connect
 from bft_ray.workers.room import in_bundle, require_resources, too_small, worker_resources
-
-log = logging.getLogger(__name__)
 
 
 def spread(

@@ -47,7 +47,7 @@ def run_study(space: SearchSpace, base: Config, folder: Path, *, merge: bool = T
     longest = facts.longest if merge else None
     study = Study(space.name, space, base, longest, facts.samples_per_source, str(folder / space.name))
     slots = num_slots(facts.first.cluster)
-    controller = Controller(study, store, slots, ahead=segments_ahead(study, facts.first))
+    controller = Controller(study, store, slots, ahead=segments_ahead(facts.first))
     ray_tune.run(controller, facts.first, actor=actor or ray_tune.TrialActor)
     return controller
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from bft_ray.config import METHODS, LossConfig, flatten, load_config, make_config, make_loss_config, schema, to_yaml
+from bft_ray.config import METHODS, LossConfig, flatten, load_config, make_config, schema, to_yaml
 from bft_ray.config.load import recipes
 from bft_ray.errors import BadConfig, BadInput
 
@@ -187,7 +187,7 @@ def test_a_method_is_a_set_of_defaults(method):
     config = LossConfig(method=method)
     for field, value in METHODS[method].items():
         assert getattr(config, field) == value
-    assert make_loss_config(config.model_dump()) == config
+    assert LossConfig.model_validate(config.model_dump()) == config
     assert config.normalise == (config.sample_weight == "inverse")
     assert config.weight_cap == (8.0 if method == "bft_inverse" else None)
 

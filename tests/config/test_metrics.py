@@ -67,7 +67,7 @@ def test_format_value():
 
 def test_a_domain_names_metrics_that_the_table_knows():
     for entry in DOMAINS.values():
-        for name in (entry.headline, *entry.metrics, *entry.forgetting):
+        for name in (entry.headline, *entry.metrics):
             assert describe(name) is not None, name
         assert higher_is_better(entry.headline)
     assert domain("medical_qa").starter["choices_test"] == "starter:medical_qa/choices_test"

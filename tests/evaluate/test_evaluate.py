@@ -79,14 +79,12 @@ def test_metrics_at_the_edges():
         LikelihoodSums(0.0, 0, 0).metrics("x")
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_batches_hold_every_sequence_once_within_the_budget(packing):
+def test_batches_hold_every_sequence_once_within_the_budget():
     lengths = np.random.default_rng(0).integers(1, 60, 200)
-    batches = cut_batches(lengths, 128, packing)
+    batches = cut_batches(lengths, 128)
     assert sorted(np.concatenate(batches).tolist()) == list(range(200))
     for batch in batches:
-        cost = lengths[batch].sum() if packing else len(batch) * lengths[batch].max()
-        assert cost <= 128
+        assert len(batch) * lengths[batch].max() <= 128
     assert lengths[batches[0][0]] == lengths.max()
     assert [batch.tolist() for batch in cut_batches(np.array([9, 2, 2]), 4)] == [[0], [1, 2]]
 

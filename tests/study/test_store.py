@@ -280,7 +280,7 @@ def test_equal_trials_are_found():
     ]
     found = original_of(records, "k")
     assert found is not None and found.number == 1
-    assert original_of(records, "k", before=1) is None and original_of(records, "other") is None
+    assert original_of(records, "other") is None
 
 
 def end(store: Store, number: int, state: str) -> None:

@@ -54,7 +54,7 @@ class LikelihoodSums:
         return metrics
 
 
-def cut_batches(lengths: np.ndarray, batch_tokens: int, packing: bool = False) -> list[np.ndarray]:
+def cut_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """Indices of `lengths` in batches of at most `batch_tokens` tokens (padding included), longest first.
 
     A pure function, so that batches can be shared out over workers; memory runs out in the first batch or
@@ -64,7 +64,7 @@ def cut_batches(lengths: np.ndarray, batch_tokens: int, packing: bool = False) -
     used = 0
     for index in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         length = int(lengths[index])
-        cost = length if packing or not batches else int(lengths[batches[-1][0]])
+        cost = length if not batches else int(lengths[batches[-1][0]])
         if batches and used + cost <= batch_tokens:
             batches[-1].append(index)
             used += cost

@@ -75,11 +75,11 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
 
     order = sorted(kept, key=lambda name: (-means[name], name))
     allowed = [name for name in order if not broken[name]]
-    champion, verdict, reason, against = _decide(plan, order, allowed, oriented, gains, groups)
+    champion, verdict, reason, against = _decide(plan, allowed, oriented, gains, groups)
     if num_all > len(measured) and champion != plan.default and champion is not None:
         worst = _counted_worst(items, champion, sign, plan)
         again = compare_with(worst, plan.default, plan.alpha, draws, in_full=False)
-        if plan.default in allowed and _decide(plan, order, allowed, worst, again.comparisons, None)[0] != champion:
+        if plan.default in allowed and _decide(plan, allowed, worst, again.comparisons, None)[0] != champion:
             left = f"{num_all - len(measured)} items without a verdict"
             reason = f"{champion} would win, but not with the {left} counted worst for it"
             champion, verdict, against = plan.default, "default", ()
@@ -150,13 +150,12 @@ def _counted_worst(
 
 def _decide(
     plan: Plan,
-    order: Sequence[str],
     allowed: Sequence[str],
     scores: Mapping[str, np.ndarray],
     gains: Mapping[str, Comparison],
     groups: Groups | None,
 ) -> tuple[str | None, Verdict, str, tuple[Comparison, ...]]:
-    """Champion, verdict, reason, and the comparisons of a baseline that won. `order` is best mean first."""
+    """Champion, verdict, reason, and the comparisons of a baseline that won. `allowed` is best mean first."""
     candidates = [name for name in allowed if name in plan.candidates]
     others = [name for name in allowed if name in plan.baselines and name != plan.default]
     contenders = candidates

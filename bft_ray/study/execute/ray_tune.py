@@ -33,8 +33,6 @@ from bft_ray.study.records.segment import Segment
 from bft_ray.train.failure import advice_on, how_it_died
 from bft_ray.workers.asking import asking
 
-log = logging.getLogger(__name__)
-
 #: settings that Tune reads only from the environment, when a study begins
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its log files for each trial

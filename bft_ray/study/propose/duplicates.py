@@ -23,14 +23,13 @@ def key_of(config: Config, seeds: Sequence[int], longest: int | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def original_of(records: Iterable[TrialRecord], key: str, before: int | None = None) -> TrialRecord | None:
+def original_of(records: Iterable[TrialRecord], key: str) -> TrialRecord | None:
     """The first trial that runs or ran under this key; None: there is none. It does not depend on the order of results.
 
     Args:
         records: of one part of the study.
-        before: only trials of lower numbers; None: all.
     """
-    found = [r for r in records if r.key == key and not r.duplicate_of and (before is None or r.number < before)]
+    found = [r for r in records if r.key == key and not r.duplicate_of]
     return min(found, key=lambda record: record.number, default=None)
 
 
