@@ -275,7 +275,10 @@ def _find(record: Mapping[str, Any], where: str, name: str, more: Sequence[Mappi
     if not fitting:
         rule = f"a row of the form {name}" if name != "auto" else "a row of a known form"
         if any(looks_like_content("", str(column)) or str(column).strip()[-1:] in ("?", ".") for column in record):
-            remedy = "Put a line with the names of the columns, such as question,answer, before it."
+            remedy = (
+                "Put a line with the names of the columns, such as question,answer, before it. If it is that line, say which to use: "
+                f"`bft-ray init --prompt COLUMN --completion COLUMN`, or {field}.columns."
+            )
             raise BadInput(where, "under a first line that looks like data", "a row under the names of columns", remedy)
         raise BadInput(where, f"a row of {_columns(record)}", rule, _how(name, field))
     if fitting[0].name == "medmcqa" and fitting[1:2] and fitting[1].name == "medmcqa_from_1":
