@@ -34,6 +34,8 @@ def _move(found: Peaked, move: Move) -> str:
     what, axis = found.peak.setting, found.peak.over
     if math.isnan(move.value):
         return f"Whether the best {what} moves with {axis} cannot be told: the parabola has no peak."
+    if math.isinf(move.low) and math.isinf(move.high):
+        return f"Whether the best {what} moves with {axis} cannot be told: no factor per doubling of {axis} is excluded."
     factor = f"by a factor of {_factor(move.value)} [{_factor(move.low)}, {_factor(move.high)}] per doubling of {axis}"
     if move.verdict == "cannot be told":
         return f"Whether the best {what} moves with {axis} cannot be told: {factor}."
