@@ -119,8 +119,11 @@ def test_flat_curves_say_so():
     flat = {str(length): condition(64, 0.0, 0.1, length, length=length) for length in (40, 60, 90)}
     text = " ".join(peak_sentences(peak_of(PEAK, flat, 0.05)))
     assert "Which window is best cannot be told in 40, 60, 90" in text
-    none = "Whether the best window moves with length cannot be told: no factor per doubling of length is excluded."
-    assert none in text
+    assert "Whether the best window moves with length cannot be told: the parabola has no peak" in text
+    bent = {str(length): condition(64, 0.002, 0.1, length, length=length) for length in (40, 60, 90)}
+    text = " ".join(peak_sentences(peak_of(PEAK, bent, 0.05)))
+    assert "Which window is best cannot be told in 40, 60, 90: no part of the curve rises or falls beyond noise" in text
+    assert "moves with length cannot be told: no factor per doubling of length is excluded" in text
 
 
 def test_settings_beyond_the_cap_are_one():

@@ -35,7 +35,9 @@ def _move(found: Peaked, move: Move) -> str:
     if math.isnan(move.value):
         return f"Whether the best {what} moves with {axis} cannot be told: the parabola has no peak."
     if math.isinf(move.low) and math.isinf(move.high):
-        return f"Whether the best {what} moves with {axis} cannot be told: no factor per doubling of {axis} is excluded."
+        return (
+            f"Whether the best {what} moves with {axis} cannot be told: no factor per doubling of {axis} is excluded."
+        )
     factor = f"by a factor of {_factor(move.value)} [{_factor(move.low)}, {_factor(move.high)}] per doubling of {axis}"
     if move.verdict == "cannot be told":
         return f"Whether the best {what} moves with {axis} cannot be told: {factor}."
