@@ -36,7 +36,7 @@ SMALL = (
     "cluster.max_failures=100",
 )
 _STUDY_S = 900.0  # bound of a study with its kills; one that takes longer hangs
-_DRIVER_S = 240.0  # bound of a driver that has lost its cluster
+_DRIVER_S = 360.0  # bound of a driver that has lost its cluster: it may wait `cluster.start_timeout_s` for a worker
 _QUIET_S = 60.0  # until all that a finished study has started must have ended
 _MOST_KILLS = 5  # in one study
 _LOOK_S = 0.3
