@@ -178,7 +178,7 @@ class Chat:
                 add_generation_prompt=asks,
             )
 
-        return _guarded(render, where) if turns else ""
+        return _guarded(render, where, self._template(tools)) if turns else ""
 
     def _marked(
         self, turns: list[dict], is_taught: Sequence[bool], tools: list[dict] | None, where: str
@@ -195,7 +195,7 @@ class Chat:
                 **self.tokenizer.special_tokens_map,
             )
 
-        [text], [spans] = _guarded(render, where)
+        [text], [spans] = _guarded(render, where, self._template(tools))
         taught = [flag for flag, turn in zip(is_taught, turns, strict=True) if turn["role"] == "assistant"]
         if all(taught):
             return text, spans
@@ -271,7 +271,8 @@ def _squeeze(text: str) -> str:
     return "".join(text.split())
 
 
-def _guarded(render: Callable[[], Any], where: str) -> Any:
+def _guarded(render: Callable[[], Any], where: str, template: str) -> Any:
+    """What it renders, or BadInput. Of the error only what cannot hold text of the row is told."""
     import jinja2
 
     try:
@@ -280,8 +281,13 @@ def _guarded(render: Callable[[], Any], where: str) -> Any:
         raise
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        rule = "a conversation that it accepts"
-        raise BadInput(where, "refused by the chat template", rule, f"Its message: {said}") from None
+        is_safe = said in template or isinstance(error, jinja2.UndefinedError | TypeError)
+        told = (
+            f"Its message: {said}"
+            if is_safe
+            else f"It raised {type(error).__name__}, with a message of its own making."
+        )
+        raise BadInput(where, "refused by the chat template", "a conversation that it accepts", told) from None
 
 
 def _hidden(where: str, what: str, part: str) -> BadInput:

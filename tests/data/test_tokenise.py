@@ -148,6 +148,19 @@ def test_conversation_that_the_template_refuses():
         encode(row, tiny_tokenizer(STRICT), AUTO)
 
 
+@pytest.mark.parametrize("raised", ["raise_exception('not ' + m.content)", "'%d' % m.content"])
+def test_what_a_template_says_of_a_row_is_not_told(raised):
+    template = (
+        "{% for m in messages %}{% if 'SECRET' in m.content %}{{ "
+        + raised
+        + " }}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    row = Row(id="s", where="f:7", messages=[turn("user", "my SECRET"), turn("assistant", "a")])
+    with pytest.raises(BadInput, match=r"`f:7` is 'refused by the chat template'") as caught:
+        encode(row, tiny_tokenizer(template), AUTO)
+    assert "SECRET" not in str(caught.value)
+
+
 def test_template_setting():
     assert tiny_tokenizer(CHATML).decode(encode(PAIR, tiny_tokenizer(CHATML), PLAIN).input_ids).count("<|im") == 0
     with pytest.raises(BadInput, match=r"`data.template` is 'chat', but must be plain or auto, because this tokenizer"):
