@@ -178,7 +178,7 @@ def render(changes: Sequence[Change], question: str | None = None) -> str:
 
 
 def _reading(changes: Sequence[Change], question: str | None, num_others: int) -> list[str]:
-    """Below the table: which figure was the question, and what groups the items share."""
+    """Below the table: which figure was the question, what groups the items share, and how many could not be paired."""
     lines = []
     if num_others + (question is not None) > 1:
         first = f"the question is {question}; " if question else "no metric was named as the question; "
@@ -190,6 +190,13 @@ def _reading(changes: Sequence[Change], question: str | None, num_others: int) -
     ]
     if shared:
         lines.append(f"items share groups, and the errors are over these: {', '.join(shared)}")
+    alone = [
+        f"{change.name} {change.paired.num_unpaired}"
+        for change in changes
+        if change.paired and change.paired.num_unpaired
+    ]
+    if alone:
+        lines.append(f"items that only one of the evaluations has are left out: {', '.join(alone)}")
     return lines
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bft_ray.config import ModelConfig
 from bft_ray.model.causal_lm import adapter_of
+from bft_ray.places.cache import cache_folder
 
 #: files of so many bytes are read whole; of larger ones a block at every stride, and the last one
 _WHOLE_BYTES, _STRIDE_BYTES, _BLOCK_BYTES = 2**26, 2**24, 2**14
@@ -28,9 +29,11 @@ def weights_fingerprint(model: ModelConfig) -> str:
 
 def base_fingerprint(model: ModelConfig) -> str:
     """As `weights_fingerprint`, of the weights of the base model alone: neither the adapter on it nor its settings, which
-    a copy that another version of transformers wrote may put otherwise.
+    a copy that another version of transformers wrote may put otherwise. Of a converted GGUF file the name of its folder,
+    which is made of the file's content: other versions write the same weights in other files.
     """
-    return _digest([adapter_of(model)[0]], _FILES[:1])
+    base = Path(adapter_of(model)[0])
+    return base.name if base.parent == cache_folder("gguf") else _digest([str(base)], _FILES[:1])
 
 
 def _digest(paths: Iterable[str], patterns: Iterable[str]) -> str:

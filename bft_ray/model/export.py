@@ -65,11 +65,11 @@ def require_same_base(config: ModelConfig, adapter: Path, field: str) -> None:
     Raises:
         BadInput: its weights are others; what the adapter adds to them means nothing there.
     """
-    expected, now = (read_kept(adapter / CHECKSUMS) or {}).get(_BASE), base_fingerprint(config)
-    if expected and now and expected != now:
+    expected = (read_kept(adapter / CHECKSUMS) or {}).get(_BASE)
+    if expected and (now := base_fingerprint(config)) and now != expected:
         base = adapter_of(config)[0]
         rule = f"an adapter of the base model {base} as it is now: it was trained on other weights"
-        remedy = "Restore the base, name it by model.path and the adapter by model.adapter, or train again."
+        remedy = "Restore these, or name where they are by model.path, and the adapter by model.adapter."
         raise BadInput(field, str(adapter), rule, remedy)
 
 

@@ -73,6 +73,8 @@ def test_areas_are_those_of_scikit_learn():
 def test_items_of_one_side_are_counted():
     both = paired(records([1, 0, 1]), records([1, 1]), "a/accuracy")
     assert both is not None and (both.num_items, both.num_unpaired) == (2, 1)
+    said = render([Change("mmlu/accuracy", 0.0, 0.0, both)]).splitlines()
+    assert said[-1] == "items that only one of the evaluations has are left out: mmlu/accuracy 1"
     with pytest.raises(BadInput, match="no item in common"):
         paired(records([1]), [{"id": "x", "correct": 1}], "a/accuracy")
     assert paired(records([1]), records([1]), "a/probability") is None  # no such column

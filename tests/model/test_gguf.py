@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,7 +17,9 @@ import torch
 from bft_ray.config import ModelConfig, make_config
 from bft_ray.errors import BadInput
 from bft_ray.model import causal_lm, gguf, named
+from bft_ray.model.base_weights import base_fingerprint
 from bft_ray.model.causal_lm import adapter_of, load_base, load_model, load_tokenizer, resolve_model
+from bft_ray.places.cache import sha256_of
 from tests.support.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(find_spec("gguf") is None, reason="the package gguf is not installed")
@@ -125,6 +128,18 @@ def test_an_adapter_of_a_packaged_model_means_the_same_elsewhere(tmp_path, monke
     monkeypatch.setattr(causal_lm, "find_packaged", lambda name, model, field: Path(f"{name}.file"))
     monkeypatch.setattr(causal_lm, "converted", lambda file, field: f"converted {file}")
     assert adapter_of(ModelConfig(path=str(tmp_path))) == ("converted smollm2.file", str(tmp_path))
+
+
+def test_a_base_from_gguf_is_known_by_its_file(home, tmp_path):
+    """Another version of the libraries writes the same weights in other bytes: the adapter still is of this base."""
+    write_gguf(tmp_path / "tiny.gguf")
+    own = ModelConfig(path=str(tmp_path / "tiny.gguf"))
+    known = base_fingerprint(own)
+    assert known == gguf.entry_name(sha256_of(tmp_path / "tiny.gguf"))
+    (weights,) = (home / known).glob("*.safetensors")
+    copied = tmp_path / "copied"
+    shutil.copytree(weights.parent, copied)
+    assert base_fingerprint(ModelConfig(path=str(copied))) not in ("", known)  # a folder is known by its weights
 
 
 def test_a_file_in_an_object_store(home, tmp_path):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import pickle
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,20 +15,14 @@ from bft_ray.places.disk import free_bytes, full_disk, full_place, is_full
 from bft_ray.train.failure import explain, retry_of
 from tests.support.ranks import run_ranks
 from tests.support.segments import make_segment
+from tests.support.small_disk import small_disk
 
 
 @pytest.fixture
 def small(tmp_path):
     """A file system of 4 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
-    try:
+    with small_disk(tmp_path / "small", 4) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def no_room(monkeypatch, *full: Path) -> None:

@@ -23,6 +23,7 @@ from cluster.local.raylets import start_ray, start_raylet
 from cluster.local.service import stop_all
 from cluster.local.state import HOST, State, held
 from tests.support.local_cluster import START_S, free_ports
+from tests.support.small_disk import small_disk
 from tests.support.small_study import write_space
 
 LIMIT_S = 500
@@ -32,15 +33,8 @@ WINDOWS = [2, 4, 8, 16]
 @pytest.fixture
 def small(tmp_path) -> Iterator[Path]:
     """A file system of 8 MB, in the place of a node's own disk."""
-    folder = tmp_path / "node_disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
-    try:
+    with small_disk(tmp_path / "node_disk", 8) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture
