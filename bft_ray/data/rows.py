@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -34,6 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 NOT_TAUGHT = "only assistant turns of weight 0"
+_BEFORE_MARKS = re.compile(r" ([?!.,:;])")
 _RARE = 1e-3  # chance that no index of a file is 0, below which they seem to count from 1: 25 rows of four options
 NUM_LOOKED_AT = 200  # first rows, which decide the form
 
@@ -176,7 +178,8 @@ def text_key(asked: Any) -> str:
 def _normal(value: Any) -> Any:
     if isinstance(value, str):
         folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFD", value).casefold()).casefold()
-        return " ".join(unicodedata.normalize("NFKD", folded).split())
+        shown = "".join(c for c in unicodedata.normalize("NFKD", folded) if unicodedata.category(c) != "Cf")
+        return _BEFORE_MARKS.sub(r"\1", " ".join(shown.split()))  # French puts a space before them
     if isinstance(value, dict):
         return {name: _normal(each) for name, each in value.items()}
     return [_normal(each) for each in value] if isinstance(value, list | tuple) else value

@@ -463,3 +463,13 @@ def test_a_choice_that_is_there_twice_counts_once(tmp_path):
     with pytest.raises(BadInput, match=r":1` is 'the same choice in each place'") as caught:
         next(read_choices(SourceConfig(path=str(path))))
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other", ["Was macht Gen 1 ?", "Was macht\u202fGen 1\u202f?", "Was\u200b macht Gen 1?", "was  macht gen 1?\ufeff"]
+)
+def test_questions_that_read_the_same_are_the_same(other):
+    def key(text):
+        return question_key(Row(id="a", where="a:1", prompt=text, completion="x"))
+
+    assert key(other) == key("Was macht Gen 1?") != key("Was macht Gen 2?")
