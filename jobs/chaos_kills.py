@@ -66,7 +66,8 @@ class Walk:
 def run_kills(
     folder: Path, state: dict[str, Any], seed: int, num_kills: int, end: float, save: Callable[[], None]
 ) -> None:
-    """Go on from `state` until so many kills are done, or it is too late for another study.
+    """Go on from `state` until so many kills are done, or it is too late for another study. Studies in which an earlier
+    command found a fault are done again, under the same draw.
 
     Args:
         state: `undisturbed` (what the study finds) and `walks`; changed in place.
@@ -94,9 +95,10 @@ def run_kills(
             found, files = records(folder / "undisturbed"), files_of(folder / "undisturbed")
             state |= {"undisturbed": found, "files": files, "undisturbed_s": walk.seconds, "walks": []}
             save()
+        state["walks"] = [walk for walk in state["walks"] if not walk["differences"]]
         longest = state["undisturbed_s"]
         while _num_kills(state) < num_kills and time.monotonic() + 1.5 * longest < end:
-            number = len(state["walks"]) + 1
+            number = min(set(range(1, len(state["walks"]) + 2)) - {walk["number"] for walk in state["walks"]})
             draw, place = random.Random(f"{seed}/{number}"), folder / f"study-{number}"
             count = min(draw.randint(1, _MOST_KILLS), num_kills - _num_kills(state))
             plan = [(draw.choice(KINDS), draw.uniform(0.02, 0.4) * state["undisturbed_s"]) for _ in range(count)]

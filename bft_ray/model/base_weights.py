@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bft_ray.config import ModelConfig
 from bft_ray.model.causal_lm import adapter_of
-from bft_ray.places.cache import cache_folder
+from bft_ray.model.gguf import is_converted
 
 #: files of so many bytes are read whole; of larger ones a block at every stride, and the last one
 _WHOLE_BYTES, _STRIDE_BYTES, _BLOCK_BYTES = 2**26, 2**24, 2**14
@@ -33,7 +33,7 @@ def base_fingerprint(model: ModelConfig) -> str:
     which is made of the file's content: other versions write the same weights in other files.
     """
     base = Path(adapter_of(model)[0])
-    return base.name if base.parent == cache_folder("gguf") else _digest([str(base)], _FILES[:1])
+    return base.name if is_converted(base) else _digest([str(base)], _FILES[:1])
 
 
 def _digest(paths: Iterable[str], patterns: Iterable[str]) -> str:

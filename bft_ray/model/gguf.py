@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from importlib.util import find_spec
@@ -42,6 +43,11 @@ def is_gguf(path: str) -> bool:
 def entry_name(sha256: str) -> str:
     """Name of the folder that a file of this hash is converted to."""
     return f"{sha256[:32]}-{_VERSION}"
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder is one that a GGUF file was converted to, in whichever cache: that of another user or machine too."""
+    return folder.parent.name == "gguf" and re.fullmatch(rf"[0-9a-f]{{32}}-{_VERSION}", folder.name) is not None
 
 
 def converted(file: Path, field: str = "model.path", cache: Path | None = None) -> Path:

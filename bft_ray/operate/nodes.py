@@ -20,13 +20,14 @@ NODE_S = 60.0  # longest wait for a cluster's nodes
 def check_cluster(cluster: ClusterConfig, has_config: bool) -> Iterable[Finding]:
     """Address and token; with a config also the resources, and every node: its versions and the storage path."""
     from bft_ray.workers.connect import connect
+    from bft_ray.workers.node import living
     from bft_ray.workers.room import require_resources
 
     yield from check_token()
     with connect(cluster):
         import ray
 
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes = living()
         total = ray.cluster_resources()
         yield Finding(
             "ray",

@@ -12,6 +12,7 @@ from bft_ray.study.checks.shared import require_shared
 from bft_ray.study.controller import Controller
 from bft_ray.workers.address import address_of
 from bft_ray.workers.connect import connect
+from bft_ray.workers.node import living
 from bft_ray.workers.room import require_resources, worker_resources
 from bft_ray.workers.shares import Share
 
@@ -65,9 +66,8 @@ class OnRay:
 
     def told(self, cluster: ClusterConfig, *, deterministic: bool) -> list[str]:
         """Lines on the types of accelerator, see `card_lines`; none where all nodes have the same."""
-        import ray
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in living()]
         return card_lines(nodes, worker_resources(cluster), deterministic=deterministic)
 
     def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:

@@ -18,6 +18,7 @@ import ray.train.collective
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import first_line
+from bft_ray.workers.node import living
 from bft_ray.workers.room import num_places, worker_resources
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Notices:
         self._last = step, now
         pace = (now - at) / (step - before) if before and step > before else _LOOK_S
         try:
-            nodes = sum(node["Alive"] for node in ray.nodes())
+            nodes = len(living())
             answer, why = self._answer(new)
         except Exception as error:  # the other ranks wait for rank 0; it looks again
             log.warning("notices of nodes could not be read: %s", first_line(error))
@@ -104,10 +105,10 @@ class Notices:
 
 def room_without(cluster: ClusterConfig, away: Sequence[str]) -> int:
     """How many workers fit on the nodes that live and have no notice, free or not; within `connect` or on a worker only."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in away]
+    nodes = [node["Resources"] for node in living() if node["NodeID"] not in away]
     return num_places(nodes, worker_resources(cluster), cluster.placement)
 
 
 def still_there(away: Sequence[str]) -> tuple[str, ...]:
     """Those of the nodes that live."""
-    return tuple(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] in away)
+    return tuple(node["NodeID"] for node in living() if node["NodeID"] in away)

@@ -1,9 +1,36 @@
-"""Which node of a cluster this process runs on, for messages."""
+"""The nodes of the cluster, and which one this process runs on."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Any
+
+
+def living() -> list[dict[str, Any]]:
+    """The nodes that live, as `ray.nodes` describes them; within `connect` or in a worker only.
+
+    Raises:
+        RayError: another head answers at the address; see `require_same_head`.
+    """
+    import ray
+
+    require_same_head()
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def require_same_head() -> None:
+    """Return where the head is the one that this process connected to; a few ms.
+
+    After a head without a store was replaced, `ray.wait` waits for ever, and `ray.nodes` and `ray.cluster_resources`
+    abort the process with a stack trace (Ray 2.60). This question is answered with an error instead.
+
+    Raises:
+        RayError: it is another one ("WrongClusterID"); `connect` says it in its own words.
+    """
+    import ray
+
+    ray.util.list_named_actors()
 
 
 def on_this_node() -> str:
@@ -11,6 +38,6 @@ def on_this_node() -> str:
     import ray
 
     with contextlib.suppress(Exception):  # a head that is gone must not hide what the message says
-        if ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1:
+        if ray.is_initialized() and len(living()) > 1:
             return f"on node {socket.gethostname()} ({ray.get_runtime_context().get_node_id()[:8]}): "
     return ""

@@ -11,6 +11,7 @@ from bft_ray.config import ClusterConfig
 from bft_ray.errors import NoRoom
 from bft_ray.waits import waiting
 from bft_ray.workers.address import address_of
+from bft_ray.workers.node import living
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,7 @@ def num_gpus_per_worker(cluster: ClusterConfig) -> float:
 
 def is_one_machine() -> bool:
     """Whether the cluster is a local Ray, on loopback alone; within `connect` only."""
-    import ray
-
-    return all(node["NodeManagerAddress"] == "127.0.0.1" for node in ray.nodes() if node["Alive"])
+    return all(node["NodeManagerAddress"] == "127.0.0.1" for node in living())
 
 
 @waiting("waiting for room for the workers")
@@ -54,12 +53,11 @@ def require_resources(cluster: ClusterConfig) -> None:
     Raises:
         NoRoom: names what was asked and what the cluster has.
     """
-    import ray
 
     deadline = time.monotonic() + (0.0 if address_of(cluster) is None else cluster.start_timeout_s)
     told = False
     while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in living()]
         need = worker_resources(cluster)
         room = num_places(nodes, need, cluster.placement)
         if room >= cluster.least_workers:
@@ -96,7 +94,7 @@ def too_small(cluster: ClusterConfig, need: dict[str, float], rule: str) -> NoRo
     """The error that names what was asked, and what the cluster has."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in living()]
     for name, amount in need.items():
         most = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if amount > most:  # on no number of such nodes

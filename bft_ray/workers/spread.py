@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, NamedTuple
@@ -12,7 +14,10 @@ from bft_ray.places.modes import keep_for
 from bft_ray.waits import waiting
 from bft_ray.workers.address import address_of
 from bft_ray.workers.connect import connect
+from bft_ray.workers.node import require_same_head
 from bft_ray.workers.room import in_bundle, require_resources, too_small, worker_resources
+
+_LOOK_S = 5.0  # between two looks whether the head of the cluster is still the same
 
 
 def spread(
@@ -147,14 +152,22 @@ class _Hired(NamedTuple):
 
 
 def _wait(running: dict[Any, _Hired], cluster: ClusterConfig) -> list[Any]:
-    """At least one ref that is done. Only the start of a worker has a time limit."""
+    """At least one ref that is done. Only the start of a worker has a time limit.
+
+    Raises:
+        BftError: no worker started within it.
+        RayError: the head was replaced.
+    """
     import ray
 
     is_busy = any(worker.shard is not None for worker in running.values())
-    done, _ = ray.wait(list(running), timeout=None if is_busy else cluster.start_timeout_s)
-    if not done:
-        raise BftError(f"no worker started within cluster.start_timeout_s = {cluster.start_timeout_s:g} s")
-    return done
+    deadline = time.monotonic() + (math.inf if is_busy else cluster.start_timeout_s)
+    while (left := deadline - time.monotonic()) > 0:
+        done, _ = ray.wait(list(running), timeout=min(left, _LOOK_S))
+        if done:
+            return done
+        require_same_head()
+    raise BftError(f"no worker started within cluster.start_timeout_s = {cluster.start_timeout_s:g} s")
 
 
 def _outcome(ref: Any) -> tuple[Any, Exception | None]:

@@ -130,7 +130,7 @@ def test_an_adapter_of_a_packaged_model_means_the_same_elsewhere(tmp_path, monke
     assert adapter_of(ModelConfig(path=str(tmp_path))) == ("converted smollm2.file", str(tmp_path))
 
 
-def test_a_base_from_gguf_is_known_by_its_file(home, tmp_path):
+def test_a_base_from_gguf_is_known_by_its_file(home, tmp_path, monkeypatch):
     """Another version of the libraries writes the same weights in other bytes: the adapter still is of this base."""
     write_gguf(tmp_path / "tiny.gguf")
     own = ModelConfig(path=str(tmp_path / "tiny.gguf"))
@@ -140,6 +140,9 @@ def test_a_base_from_gguf_is_known_by_its_file(home, tmp_path):
     copied = tmp_path / "copied"
     shutil.copytree(weights.parent, copied)
     assert base_fingerprint(ModelConfig(path=str(copied))) not in ("", known)  # a folder is known by its weights
+    # the driver of a job may have another home than the workers that converted the file
+    monkeypatch.setenv("HOME", str(tmp_path / "another"))
+    assert base_fingerprint(ModelConfig(path=str(weights.parent))) == known
 
 
 def test_a_file_in_an_object_store(home, tmp_path):

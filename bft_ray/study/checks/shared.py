@@ -11,6 +11,7 @@ from typing import Any
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BadInput
 from bft_ray.places import storage
+from bft_ray.workers.node import living
 from bft_ray.workers.room import num_places, worker_resources
 
 _ANSWER_S = 60.0  # for all nodes together; each starts a process for it
@@ -24,9 +25,8 @@ def require_shared(cluster: ClusterConfig) -> None:
     Raises:
         BadInput: names the nodes that see another folder.
     """
-    import ray
 
-    path, nodes = storage.absolute(cluster.storage_path), [node for node in ray.nodes() if node["Alive"]]
+    path, nodes = storage.absolute(cluster.storage_path), living()
     if storage.is_remote(path) or len(nodes) < 2:
         return
     need = worker_resources(cluster)

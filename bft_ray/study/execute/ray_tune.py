@@ -40,6 +40,9 @@ _SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # snapshots, which nothing reads
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the controller limits them
+    "TUNE_STATE_REFRESH_PERIOD": "1000000000",  # s; it counts nodes without `require_same_head`, for lines that are off
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",  # the same; `room_for_trials` warns
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S_AUTOSCALER": "1000000000",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _LOOK_S = 0.25  # between two calls of `look`

@@ -6,12 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BftError
+from bft_ray.workers.node import living
 from bft_ray.workers.room import num_places, worker_resources
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def num_slots(cluster: ClusterConfig) -> Callable[[], int]:
     def count() -> int:
         nonlocal known, at
         if time.monotonic() - at >= COUNT_S:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            nodes = [node["Resources"] for node in living()]
             known, at = num_runs(nodes, worker_resources(cluster), cluster), time.monotonic()
         return known
 
@@ -95,7 +95,7 @@ def most_workers(cluster: ClusterConfig) -> int:
     """As many workers of a trial as there is room for now, if nobody else used it, and no fewer than the least."""
     if cluster.least_workers == cluster.num_workers:
         return cluster.num_workers
-    nodes, need = [node["Resources"] for node in ray.nodes() if node["Alive"]], worker_resources(cluster)
+    nodes, need = [node["Resources"] for node in living()], worker_resources(cluster)
     counts = range(cluster.least_workers, cluster.num_workers + 1)
     return max((n for n in counts if _num_runs(nodes, need, cluster, n)), default=cluster.least_workers)
 
