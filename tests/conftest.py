@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,11 @@ _MAY_SKIP = {"gpu", "privileged"}
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, so that processes that share the files end at about the same time."""
+    """Files with most slow tests first, so that processes that share the files end at about the same time."""
     import torch
 
-    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")}
-    items.sort(key=lambda item: item.path not in slow)
+    slow = Counter(item.path for item in items if any(item.get_closest_marker(name) for name in ("slow", "long")))
+    items.sort(key=lambda item: -slow[item.path])
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -67,7 +67,7 @@ def killed_in_the_middle(command: str, folder: Path) -> dict[tuple[str, int], li
     return {number: trial.values for number, trial in trials(folder).items() if trial.state.is_finished()}
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_the_commands_of_the_page_lead_from_a_file_to_a_measured_champion(tmp_path):
     """Also where the search is killed in the middle: the same command goes on, and no result by then changes."""
     write_questions(tmp_path / "my_questions.csv", 201)

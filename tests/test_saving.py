@@ -100,7 +100,7 @@ def test_a_training_saves_at_its_present_step_and_goes_on_from_there(make_tree, 
     assert run.info.status == "FINISHED" and [point.step for point in points] == [*range(1, STEPS + 1)]
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_study_saves_the_trial_that_runs_and_goes_on_from_there(make_tree, tmp_path):
     """In the middle between a rung and the end: not a step is done twice, and the value is that of an undisturbed study."""
     values = {}

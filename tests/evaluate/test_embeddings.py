@@ -404,7 +404,7 @@ def test_real_genes_with_the_starter_model():
         train=str(folder / "described_pairs_train.jsonl"),
         path=str(folder / "described_pairs_test.jsonl"),
     )
-    metrics = answer(prepare(task, context_of(tokenizer, max_length=512)), model, 8192).metrics
+    metrics = answer(prepare(task, context_of(tokenizer, max_length=192)), model, 8192).metrics
     assert metrics["described_pairs/num_items"] == 165 and metrics["described_pairs/num_dropped"] == 0
     assert metrics["described_pairs/embedding_auroc"] - 2 * metrics["described_pairs/embedding_auroc_se"] > 0.5
     assert 0.11 < metrics["described_pairs/embedding_auroc_detectable"] < 0.23

@@ -118,7 +118,8 @@ def gradients(tree: dict, cases: list[tuple[str, str, str]], folders: dict[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_head_agrees_with_the_definition(make_tree, models, world_size):
-    cases = list(itertools.product(MODELS, LORAS, ["zero0"] if world_size == 1 else ["zero2", "zero3"]))
+    cases = list(itertools.product(MODELS, LORAS, ["zero0" if world_size == 1 else "zero3"]))
+    cases += [(next(iter(MODELS)), lora, "zero2") for lora in LORAS if world_size > 1]
     tree = make_tree(loss={"method": "bft_inverse", "window": 8})
     folders = {name: str(folder) for name, folder in models.items()}
     results = run_ranks(gradients, world_size, tree, cases, folders, fresh=True)[0]

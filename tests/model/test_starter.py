@@ -301,7 +301,7 @@ def test_model_ends_its_turn(tokenizer) -> None:
 
 
 @needs_shared
-@pytest.mark.slow
+@pytest.mark.release
 def test_bits_per_byte() -> None:
     """At most 0.75 bits per byte on the validation text of the four biomedical folders, and the card says the truth."""
     torch = pytest.importorskip("torch")

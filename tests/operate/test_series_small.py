@@ -12,8 +12,8 @@ from bft_ray.operate.series import EXPERIMENT, read_series, run_series
 from bft_ray.space.series import all_series, load_series
 from bft_ray.study.report.recorder import PAGE
 
-#: one that asks for a peak, and one whose data is changed; the others are made of the same parts
-OFTEN = ("noise", "window")
+#: one that asks for a peak; the others are made of the same parts
+OFTEN = ("window",)
 SMALL = [
     "budget.steps=null",
     "schedule.epochs=0.25",

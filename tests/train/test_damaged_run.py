@@ -15,7 +15,7 @@ from bft_ray.train.snapshot import FILE
 from tests.support.damage import damage
 from tests.support.recorder import Recorder
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.release
 
 
 @pytest.fixture(scope="module")

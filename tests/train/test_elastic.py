@@ -146,7 +146,7 @@ def run(config: dict, folder: Path, env: dict[str, str], limit_s: float = LIMIT_
     assert driver.returncode == 0
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_node_is_lost_and_another_comes(two_nodes, make_tree, tmp_path):
     sections = {
         "loss": {"method": "bft_inverse", "window": 8},
