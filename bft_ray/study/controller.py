@@ -164,14 +164,15 @@ class Controller:
         if new.part == CONFIRMATION and new.number == 0:
             self.parts[SEARCH].note("confirmed_after", num_trials(self._space))
         config = self._config(new)
-        key = key_of(config, new.seeds, self.study.longest)
+        longest = self.study.longest_of(config)
+        key = key_of(config, new.seeds, longest)
         elsewhere = self.records(BASELINES) if new.part == SEARCH else []
         original = original_of(elsewhere, key) or original_of(self.records(new.part), key)
         record = self.parts[new.part].add(
             replace(new, key=key, planned_steps=self.study.steps(config)),
             space=self._space if new.part == SEARCH else None,
             original=original,
-            duplicate_because=why_duplicate(config, self._config(original), self.study.longest) if original else "",
+            duplicate_because=why_duplicate(config, self._config(original), longest) if original else "",
         )
         if record.is_finished:
             self._listen("ended", record)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from bft_ray.config import Config
 from bft_ray.config.steps import steps_if_known
+from bft_ray.data.tokenise import TOKENISING
 from bft_ray.places import storage
 from bft_ray.space.assign import baseline_config, config_of, with_overrides
 from bft_ray.space.definition import SearchSpace
+from bft_ray.space.grid import representatives
 from bft_ray.space.parts import Asha
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.segment import RunFiles
@@ -39,8 +43,9 @@ class Study:
     Args:
         id: unique, and the same for all drivers of it.
         space, base: the search space, and the config that it varies.
-        longest: supervised tokens of the longest training sample; None: trials differ in it, or it is not known.
-        samples_per_source: number of training samples of each source; None: trials differ in it.
+        longest: supervised tokens of the longest training sample; None: trials differ in it, or it is not known. Of
+            the first trial: a baseline may train on other rows, see `longest_of`.
+        samples_per_source: number of training samples of each source, likewise; None: trials differ in it.
         folder: of its files, shared by all nodes.
     """
 
@@ -91,7 +96,19 @@ class Study:
 
     def steps(self, config: Config) -> int | None:
         """Optimizer steps of a run; None where they are known only when it runs."""
-        return steps_if_known(config, self.samples_per_source)
+        return steps_if_known(config, self.samples_per_source if self._has_first_rows(config) else None)
+
+    def longest_of(self, config: Config) -> int | None:
+        """Supervised tokens of the longest training sample of a run; None where it is not known."""
+        return self.longest if self._has_first_rows(config) else None
+
+    def _has_first_rows(self, config: Config) -> bool:
+        return rows_key(config) == self._first_rows
+
+    @cached_property
+    def _first_rows(self) -> str:
+        """Of the first trial, that `longest` and `samples_per_source` were taken from."""
+        return rows_key(config_of(self.base, self.space, representatives(self.space, 1)[0]))
 
     def rungs(self, part: str, config: Config) -> tuple[int, ...]:
         """Steps after which a trial may be stopped: only trials of the search are."""
@@ -107,6 +124,15 @@ class Study:
         need its place.
         """
         return len(self.space.seeds) == 1 and not self.space.deterministic
+
+
+def rows_key(config: Config) -> str:
+    """What decides the tokens of the rows that a run trains on. How many times each source is used is not among it."""
+    model = config.model.model_dump(mode="json", include={"path", "revision", "adapter", "trust_remote_code"})
+    data = config.data.model_dump(mode="json", include={"train", *TOKENISING})
+    for source in data["train"]:
+        del source["ratio"]
+    return json.dumps([model, data], sort_keys=True)
 
 
 def trial_name(assignment: Mapping[str, Any], first: str = "") -> str:

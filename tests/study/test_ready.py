@@ -16,8 +16,10 @@ from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model import base_weights
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.space.assign import baseline_config, config_of
 from bft_ray.space.load import load_space, load_study, spaces
 from bft_ray.study.checks.ready import Facts, inspect_study
+from bft_ray.study.definition import Study
 from bft_ray.study.records.same_study import refuse_others, study_settings
 
 
@@ -243,3 +245,63 @@ def test_a_deterministic_study_has_one_number_of_workers(tmp_path):
         BadInput, match=r"`cluster.num_workers` is \[1, 2\], but must be one number in a deterministic study"
     ):
         inspect_study(space.model_copy(update={"deterministic": True}), base)
+
+
+def study_of_other_rows(make_tree, tmp_path, **more: Any) -> list:
+    """A space and its config: `half` is a baseline that trains on half of the rows, in epochs."""
+    tree = make_tree(schedule={"steps": None, "epochs": 1.0})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    space = {
+        "name": "small",
+        "config": "config.yaml",
+        "parameters": {"loss.window": {"kind": "categorical", "values": [2, 8]}},
+        "objective": {"metric": "validation/nll"},
+        "budget": {"trials": 2},
+        "sampler": {"kind": "random"},
+        "scheduler": {"kind": "none"},
+        "baselines": [
+            {"name": "whole", "overrides": {"loss.method": "sft"}},
+            {"name": "half", "overrides": {"loss.method": "sft", "data.train.0.limit": 24}},
+        ],
+        "confirmation": None,
+    }
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space | more))
+    return list(load_study(tmp_path / "space.yaml"))
+
+
+def test_a_baseline_on_other_rows_has_steps_and_windows_of_its_own(make_tree, tmp_path):
+    space, base = study_of_other_rows(make_tree, tmp_path)
+    told: list[str] = []
+    facts = inspect_study(space, base, told.append)
+    assert any("train data of baseline half: " in line and "24 rows read" in line for line in told)
+    assert "train.1" in facts.fingerprints and not any("baseline whole" in line for line in told)
+    study = Study("id", space, base, facts.longest, facts.samples_per_source, str(tmp_path))
+    whole, half = (baseline_config(base, space, one, {}) for one in space.baselines)
+    assert study.steps(whole) == 6 and study.longest_of(whole) == facts.longest
+    assert study.steps(half) is None and study.longest_of(half) is None  # known when it runs
+
+
+def test_rows_that_are_fixed_for_all_are_those_of_the_first_trial(make_tree, tmp_path):
+    space, base = study_of_other_rows(make_tree, tmp_path, baselines=[], fixed={"data.train.0.limit": 24})
+    facts = inspect_study(space, base)
+    study = Study("id", space, base, facts.longest, facts.samples_per_source, str(tmp_path))
+    assert study.steps(config_of(base, space, {"loss.window": 2})) == 3
+
+
+@pytest.mark.parametrize("part", ["baselines", "parameters"])
+def test_rows_that_cannot_be_read_are_refused_before_any_trial(make_tree, tmp_path, part):
+    none = str(tmp_path / "none.jsonl")
+    more = {
+        "baselines": {"baselines": [{"name": "half", "overrides": {"data.train.0.path": none}}]},
+        "parameters": {
+            "parameters": {
+                "data.train.0.path": {
+                    "kind": "categorical",
+                    "values": [str(make_tree()["data"]["train"][0]["path"]), none],
+                }
+            },
+            "baselines": [],
+        },
+    }[part]
+    with pytest.raises(BadInput, match=r"none\.jsonl"):
+        inspect_study(*study_of_other_rows(make_tree, tmp_path, **more))

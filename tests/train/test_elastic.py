@@ -23,6 +23,7 @@ from ray.train import PreemptionInfo
 
 from bft_ray.config import ClusterConfig, make_config
 from bft_ray.errors import BadConfig
+from bft_ray.train import notice
 from bft_ray.train.notice import Notices
 from cluster.local.raylets import start_ray, start_raylet
 from cluster.local.service import stop_all
@@ -70,11 +71,11 @@ class Cluster:
         monkeypatch.setattr(ray.train.collective, "broadcast_from_rank_zero", lambda data: data)
         context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: self.num_workers)
         monkeypatch.setattr(ray.train, "get_context", lambda: context)
-        monkeypatch.setattr(ray, "nodes", self.told)
+        monkeypatch.setattr(notice, "living", self.told)
         self.num_workers = 2
 
     def told(self):
-        return [{"NodeID": name, "Alive": True, "Resources": {"CPU": room}} for name, room in self.nodes.items()]
+        return [{"NodeID": name, "Resources": {"CPU": room}} for name, room in self.nodes.items()]
 
 
 def test_what_a_notice_is_answered_with(monkeypatch):
@@ -109,10 +110,10 @@ def test_a_cluster_that_does_not_answer_is_asked_again(monkeypatch, caplog):
     def away():
         raise ConnectionError("the GCS is away")
 
-    monkeypatch.setattr(ray, "nodes", away)
+    monkeypatch.setattr(notice, "living", away)
     assert {notices.after(step) for step in range(1, 2000)} == {""}
     assert "notices of nodes could not be read: the GCS is away" in caplog.text
-    monkeypatch.setattr(ray, "nodes", told)
+    monkeypatch.setattr(notice, "living", told)
     assert next(answer for answer in map(notices.after, range(2000, 9000)) if answer) == "leave"
 
 

@@ -15,10 +15,11 @@ from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_anchor, check_model
 from bft_ray.places import storage
-from bft_ray.space.assign import config_of, with_overrides
+from bft_ray.space.assign import baseline_config, config_of, with_overrides
 from bft_ray.space.definition import SearchSpace
-from bft_ray.space.grid import representatives
+from bft_ray.space.grid import baseline_assignments, representatives
 from bft_ray.study.checks.splits import Rows, check_splits, items_of, rows_of
+from bft_ray.study.definition import rows_key
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import check_server
 from bft_ray.train.launch import check_tasks
@@ -28,6 +29,8 @@ from bft_ray.train.record import files_fingerprint
 
 #: parameters of these sections change the tokens of the same rows
 _TOKENISING = ("data.train", "model.", *(f"data.{name}" for name in TOKENISING))
+_LISTED = 64  # combinations that are looked at for other rows
+_MOST_ROWS = 16  # other sets of training rows that are read before the study
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,35 @@ def inspect_study(space: SearchSpace, base: Config, line: Callable[[str], None] 
     tasks = {f"{task.name} ({split})": task for split, one in splits.items() for task in one.evaluation.tasks}
     for note in overlap.notes(overlap.overlaps(first, tasks)):
         line(note)
+    fingerprints |= _other_rows(space, base, first, line)
     varies = any(name.startswith(_TOKENISING) and not name.endswith(".ratio") for name in space.parameters)
     longest, samples = int(train.num_supervised.max()), train.samples_per_source
     _require_items(space, rows)
     num_items = {split: len(own) for split, own in rows.items() if own}
     return Facts(first, None if varies else longest, None if varies else samples, fingerprints, num_items)
+
+
+def _other_rows(space: SearchSpace, base: Config, first: Config, line: Callable[[str], None]) -> dict[str, str]:
+    """Check the rows of baselines and trials that train on others than the first trial, so that none fails after others
+    have run. Returns their fingerprints: who changes them has another study.
+    """
+    tuned = baseline_assignments(space)[0]
+    runs = [(f"baseline {one.name}", baseline_config(base, space, one, tuned)) for one in space.baselines]
+    runs += [("trial", config_of(base, space, assignment)) for assignment in representatives(space, _LISTED)]
+    found: dict[str, str] = {}
+    keys = {rows_key(first)}
+    for name, config in ((name, pin_paths(run)) for name, run in runs):
+        if (key := rows_key(config)) in keys:
+            continue
+        keys.add(key)
+        if len(found) == _MOST_ROWS:
+            line(f"note: the training rows of {name} and of what follows it are read when they run")
+            break
+        tokenizer = load_tokenizer(config.model)
+        rows = prepare(config.data.train, tokenizer, config.data, f"data.train ({name})")
+        line(f"train data of {name}: {_brief(rows)}")
+        found[f"train.{len(found) + 1}"] = rows.fingerprint
+    return found
 
 
 def _require_one_layout(space: SearchSpace, config: Config) -> None:
