@@ -21,6 +21,7 @@ from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
 from bft_ray.train.host import drop_superseded
 from bft_ray.train.snapshot import SCORE, delete_unfit
 from bft_ray.workers.asking import asking
+from bft_ray.workers.connect import told_when_lost
 from bft_ray.workers.room import num_gpus_per_worker
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def _start(
         torch_config=torch_config("nccl" if gpus else "gloo", int(cluster.collective_timeout_s)),
     )
     try:
-        with asking(payload.get("run_id", "")) as ask:
+        with asking(payload.get("run_id", "")) as ask, told_when_lost():
             return _interruptibly(trainer.fit, ask).return_value
     except TrainingFailedError as error:
         with contextlib.suppress(OSError):  # a store that is away is not why the workers ended, or the error says so

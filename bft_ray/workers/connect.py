@@ -70,7 +70,7 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
     if in_main and on_sigterm is not None:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which aborts the process
     try:
-        with _watched(ray.get_runtime_context().gcs_address), _one_cluster():
+        with _watched(ray.get_runtime_context().gcs_address), told_when_lost():
             yield
     finally:
         with waiting("taking leave of Ray"):
@@ -78,19 +78,22 @@ def connect(cluster: ClusterConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _one_cluster() -> Iterator[None]:
-    """BftError where a new cluster answers at the address of the one that this process belongs to: its head was replaced."""
-    from ray.exceptions import RayError
+def told_when_lost() -> Iterator[None]:
+    """BftError where a new cluster answers at the address of the one that this process belongs to, or a process of Ray that
+    it needs is gone; what a task has raised stays.
+    """
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, RayError, RpcError
 
     try:
         yield
     except RayError as error:
-        if "WrongClusterID" not in str(error):
+        if "WrongClusterID" in str(error):
+            what = "the head of the Ray cluster has started anew, and does not know this command"
+        elif isinstance(error, (LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, RpcError)):
+            what = f"the Ray cluster has lost a process that this command needs ({first_line(error)})"
+        else:
             raise
-        raise BftError(
-            "the head of the Ray cluster has started anew, and does not know this command. What is done stands: the same "
-            "command goes on"
-        ) from None
+        raise BftError(f"{what}. What is done stands: the same command goes on") from None
 
 
 @contextmanager

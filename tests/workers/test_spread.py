@@ -292,13 +292,15 @@ def test_a_long_temporary_folder_is_not_ray_s(monkeypatch):
 
 
 def test_a_head_that_was_replaced_is_one_line():
-    from ray.exceptions import AuthenticationError, RayError
+    from ray.exceptions import ActorUnavailableError, AuthenticationError, RaySystemError
 
-    from bft_ray.workers.connect import _one_cluster
+    from bft_ray.workers.connect import told_when_lost
 
-    with pytest.raises(BftError, match=r"started anew.*the same command goes on"), _one_cluster():
+    with pytest.raises(BftError, match=r"started anew.*the same command goes on"), told_when_lost():
         raise AuthenticationError(
             "RPC error: WrongClusterID: Perhaps the client is accessing GCS after it has restarted."
         )
-    with pytest.raises(RayError, match="another"), _one_cluster():
-        raise RayError("another")
+    with pytest.raises(BftError, match=r"lost a process .*Socket closed.*the same command goes on"), told_when_lost():
+        raise ActorUnavailableError("Socket closed", None)
+    with pytest.raises(RaySystemError, match="another"), told_when_lost():
+        raise RaySystemError("another")
