@@ -30,6 +30,7 @@ from bft_ray.train.checkpoint import STEP, checksum
 log = logging.getLogger(__name__)
 
 _FILE, _NEEDS = "run.json", ("run_id", "config")
+_MOST_REMOVED = 9  # times that other commands may remove a folder before it is held
 PACKING = "packing.json"  # file of the folder of a run: the choice that its workers made
 
 
@@ -39,23 +40,20 @@ def only_one(folder: str, name: str) -> Iterator[None]:
     file system that has locks is held: in an object store two commands are not told of each other.
 
     Raises:
-        BadInput: another command holds it.
+        BadInput: another command holds it, or it is a file.
     """
     if is_remote(folder):
         yield
         return
     path = Path(storage.absolute(folder))
+    if path.is_file():
+        raise BadInput("name", name, f"the name of a folder: {folder} is a file", "Choose another name, or move it.")
     made = [each for each in (path, *path.parents) if not each.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        handle = _hold(path)
     except BlockingIOError:
-        os.close(handle)
         rule = f"the name of a run that no other command is at work on; one is in {folder}"
         raise BadInput("name", name, rule, "Wait for its end, or choose another name.") from None
-    except OSError as error:  # some network file systems have no locks on folders
-        log.info("the run is not locked against a second command: %s", error)
     try:
         yield
     finally:
@@ -63,6 +61,27 @@ def only_one(folder: str, name: str) -> Iterator[None]:
             for each in made:
                 each.rmdir()
         os.close(handle)
+
+
+def _hold(path: Path) -> int:
+    """Make a folder and lock it; returns its handle. Another command may just remove the folder that it had made and not
+    used: then a lock on it would hold nothing, and it is made again.
+    """
+    for _ in range(_MOST_REMOVED):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):  # removed meanwhile
+            path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                raise
+            except OSError as error:  # some network file systems have no locks on folders
+                log.info("the run is not locked against a second command: %s", error)
+            if path.is_dir() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+            os.close(handle)
+    raise OSError(f"{path} is removed by another process each time it is made")
 
 
 def read_record(folder: str) -> dict[str, Any]:

