@@ -726,6 +726,16 @@ def test_overrides_on_the_command_line(tmp_path):
         load_space("gene_interaction", ["loss.window=3"])
 
 
+def test_a_field_of_a_parameter_on_the_command_line():
+    changes = ["values=[8, 16]", "values.1=32"]
+    space = load_space("gene_interaction", [f"parameters.loss.window.{change}" for change in changes])
+    assert space.parameters["loss.window"].values == [8, 32]
+    with pytest.raises(BadInput, match="an index below 2"):
+        load_space(
+            "gene_interaction", [f"parameters.loss.window.{change}" for change in ("values=[8, 16]", "values.2=1")]
+        )
+
+
 def test_the_config_may_lie_beside_the_space(tmp_path):
     (tmp_path / "base.yaml").write_text(
         yaml.safe_dump({"domain": "d", "data": {"train": [{"path": "a"}], "validation": [{"path": "b"}]}})
