@@ -295,6 +295,27 @@ def test_a_role_is_a_word(tmp_path):
     assert kept.messages[0]["role"] == "critic"
 
 
+def test_a_template_around_nothing_is_nothing(tmp_path):
+    path = tmp_path / "r.jsonl"
+    answers = ["yes", " ", "NaN", ["", ""]]
+    path.write_text("".join(json.dumps({"q": f"q{n}", "a": a, "b": ""}) + "\n" for n, a in enumerate(answers)))
+    columns = {"prompt": "Say: {q}{b}", "completion": "Answer: {a}{b}"}
+    first, *others = read_rows(SourceConfig(path=str(path), columns=columns))
+    assert (first.prompt, first.completion) == ("Say: q0", "Answer: yes")
+    assert [row.reason for row in others] == [
+        "empty completion", "missing Answer: {a}{b} (the word NaN)", "empty completion",
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match=r"r.jsonl:2 of \{a\}` is 'missing', but must be given in every row"):
+        list(read_rows(SourceConfig(path=str(path), columns=columns | {"group": "of {a}"})))
+
+
+def test_a_column_is_found_however_its_accents_are_encoded(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"Fra\u0308ge": "q", "antwort": "a"}) + "\n")  # two code points, as macOS has it
+    [row] = read_rows(SourceConfig(path=str(path), columns={"prompt": "Fr\u00e4ge", "completion": "antwort"}))
+    assert row.prompt == "q"
+
+
 def test_columns_of_a_template_that_are_not_there(tmp_path):
     row = {"case": "c", "finding": "f"}
     message = error_of(tmp_path, row, columns={"prompt": "{case} {age}", "completion": "finding"})
