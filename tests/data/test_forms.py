@@ -146,7 +146,7 @@ def test_choice_rows_as_public_sets_have_them(name, tmp_path):
     assert row.subject == {"medmcqa": "Surgery", "mmlu": "surgery", "medxpertqa": "Skin"}.get(name)
 
 
-@pytest.mark.parametrize("answer", [1, "1", "B", "(b)", "two words"])
+@pytest.mark.parametrize("answer", [1, 1.0, "1", "1.0", "B", "(b)", "two words"])
 def test_an_answer_as_index_letter_or_text(answer, tmp_path):
     path = write(tmp_path, {"question": "q?", "choices": ["one", "two words", "three"], "answer": answer, "group": 7})
     assert list(read_choices(SourceConfig(path=str(path)))) == [
@@ -154,7 +154,14 @@ def test_an_answer_as_index_letter_or_text(answer, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("answer", [float("inf"), float("nan"), 1e300, 1.5, "--1", "\u00b2", "9" * 5000, -1, 7])
+def test_an_answer_that_looks_like_an_index_may_be_the_text_of_an_option(tmp_path):
+    path = write(tmp_path, {"question": "q?", "choices": ["0.5", "2.0", "1.0", "4.0"], "answer": "1.0"})
+    assert next(read_choices(SourceConfig(path=str(path)))).answer == 2
+
+
+@pytest.mark.parametrize(
+    "answer", ["1.5", "1.", float("inf"), float("nan"), 1e300, 1.5, "--1", "\u00b2", "9" * 5000, -1, 7]
+)
 def test_an_answer_that_is_no_index(answer, tmp_path):
     row = {"question": "q?", "choices": ["one", "two", "three"], "answer": answer}
     assert ":1 answer` is " in error_of(tmp_path, row, read=read_choices)
