@@ -166,6 +166,11 @@ def floats(**fields: Any) -> dict[str, Any]:
         ),
         ({"scheduler": {"kind": "asah"}}, "`scheduler.kind` is 'asah', but must be one of 'asha', 'none'"),
         ({"seeds": [0, 0]}, "`seeds` is [0, 0], but must be different seeds"),
+        ({"seeds": [2**32]}, "`seeds` is [4294967296], but must be different seeds, none below 0 or above 4294967295"),
+        (
+            {"confirmation": {**CONFIRMATION, "seeds": [1, 2, 3, 4, 2**32]}},
+            "4294967296], but must be different seeds, none below 0 or above 4294967295",
+        ),
         (
             {"confirmation": {**CONFIRMATION, "seeds": [1, 2, 3]}},
             "`confirmation.seeds` is [1, 2, 3], but must be at least 5 seeds. Add seeds, or say `min_seeds_waived: true`",
