@@ -167,6 +167,12 @@ def test_evaluate_one_task_against_an_earlier_evaluation(make_tree, tmp_path, ca
     assert not (tmp_path / "refused").exists()  # told before anything was measured
 
 
+def test_what_is_required_is_named_alone(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: CONFIG\n")
+
+
 def test_overrides_may_stand_behind_options(capsys):
     assert main(["config", "starter", "seed=3", "--show", "loss.window=77"]) == 0
     shown = capsys.readouterr().out

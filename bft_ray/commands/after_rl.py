@@ -21,7 +21,11 @@ def add(commands: Any) -> None:
         "study", metavar="STUDY", nargs="?", default="starter", help="YAML file or a bundled one (default: starter)"
     )
     after_rl.add_argument(
-        "overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the study (grpo.steps=80) or of the config"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of the study (grpo.steps=80) or of the config",
     )
     how = after_rl.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="check everything, and print what would run")

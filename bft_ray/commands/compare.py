@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
         run,
         "answers of several models to held-out prompts, side by side, for you alone",
     )
-    compare.add_argument("models", nargs="*", metavar="MODEL", help="folder, hub id, starter or smollm2")
+    compare.add_argument("models", nargs="*", default=[], metavar="MODEL", help="folder, hub id, starter or smollm2")
     compare.add_argument("--champion", metavar="DOMAIN", help="also the base, the default and the champion of a domain")
     compare.add_argument("--uri", help="tracking server or database that has the champion (default: that of a config)")
     compare.add_argument("--prompts", metavar="FILE", help="rows that no model was trained on, e.g. test.jsonl")

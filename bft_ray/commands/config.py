@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     """Add the command and its options."""
     config = command(commands, "config", run, "show the resolved config or its JSON schema")
     config.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or recipe")
-    config.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=OVERRIDES)
+    config.add_argument("overrides", nargs="*", default=[], metavar="FIELD=VALUE", help=OVERRIDES)
     what = config.add_mutually_exclusive_group()
     what.add_argument("--show", action="store_true", help="print the resolved config as YAML (the default)")
     what.add_argument("--schema", action="store_true", help="print the JSON schema of the config")

@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
     """Add the command and its options."""
     doctor = command(commands, "doctor", run, "say what is wrong with this machine, cluster, server or config")
     doctor.add_argument("config", nargs="?", metavar="CONFIG", help="also check what this config asks for")
-    doctor.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=OVERRIDES)
+    doctor.add_argument("overrides", nargs="*", default=[], metavar="FIELD=VALUE", help=OVERRIDES)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -62,11 +62,17 @@ def run(options: argparse.Namespace) -> int:
         from bft_ray.domains import domain
         from bft_ray.evaluate.compare import compare, render
 
-        if not (changes := compare(before, result)):
+        try:
+            changes, why = compare(before, result)
+        except BadInput:
+            print_metrics({}, result.metrics)  # they may have taken hours
+            raise
+        if not changes:
             print_metrics({}, result.metrics)
             rule = "an evaluation with a metric of this one: nothing can be compared"
-            raise BadInput("--against", options.against, rule, "Give that of the same config, with another model.")
-        print(render(changes, options.question or domain(config.domain).headline))
+            remedy = "".join(f"{reason}. " for reason in why) + "Give that of the same config, with another model."
+            raise BadInput("--against", options.against, rule, remedy)
+        print(render(changes, options.question or domain(config.domain).headline), *why, sep="\n")
     from bft_ray.operate.road import after_evaluate
 
     text = after_evaluate(options.config, options.overrides, options.model, options.out, options.against)

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         "bring all that configs need from the hub into its cache, and check it",
     )
     fetch.add_argument("sources", nargs="+", metavar="CONFIG_OR_SPACE", help="YAML files, recipes or search spaces")
-    fetch.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=OVERRIDES)
+    fetch.add_argument("overrides", nargs="*", default=[], metavar="FIELD=VALUE", help=OVERRIDES)
 
 
 def run(options: argparse.Namespace) -> int:

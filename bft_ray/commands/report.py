@@ -21,7 +21,9 @@ def add(commands: Any) -> None:
     report.add_argument(
         "study", metavar="STUDY", nargs="?", help="NAME, NAME/DOMAIN or its search space; may still run"
     )
-    report.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="as given to `bft-ray search`, for a space")
+    report.add_argument(
+        "overrides", nargs="*", default=[], metavar="FIELD=VALUE", help="as given to `bft-ray search`, for a space"
+    )
     report.add_argument("--config", metavar="CONFIG", help="as given to `bft-ray search`, for a space")
     report.add_argument("--database", metavar="URL", help="of the study (default: as for `bft-ray search`)")
     report.add_argument("--domains", action="store_true", help="instead all studies of the database, domain by domain")

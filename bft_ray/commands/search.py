@@ -18,7 +18,11 @@ def add(commands: Any) -> None:
     search.set_defaults(after_interrupt="; the same command resumes the study")
     search.add_argument("space", metavar="SPACE", help="search space: YAML file or a bundled one (--list)", nargs="?")
     search.add_argument(
-        "overrides", nargs="*", metavar="FIELD=VALUE", help="fields of the space (budget.trials=40) or of the config"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of the space (budget.trials=40) or of the config",
     )
     search.add_argument("--config", metavar="CONFIG", help="config to vary instead of the space's own")
     search.add_argument(

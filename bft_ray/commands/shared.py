@@ -27,7 +27,7 @@ def config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) 
     """Add CONFIG and its overrides."""
     text = "YAML file, or recipe (bft-ray config --recipes lists them)"
     parser.add_argument("config", metavar="CONFIG", help=text, nargs=nargs)
-    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help=OVERRIDES)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="FIELD=VALUE", help=OVERRIDES)
 
 
 def price_argument(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,15 @@ def rule(field: str, value: Any, must_be: str, remedy: str = "") -> PydanticCust
     )
 
 
+#: below it is every seed: what scikit-learn and numpy's RandomState take
+MAX_SEED = 2**32
+
+
+def seed_field(default: int = 0, *, description: str) -> Any:
+    """A field that is a seed."""
+    return Field(default, ge=0, lt=MAX_SEED, description=description)
+
+
 def file_field(default: Any = ..., *, description: str) -> Any:
     """A field that names a file or folder to read (or something of the hub)."""
     return Field(default, description=description, json_schema_extra={"format": "path"})

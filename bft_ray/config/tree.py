@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bft_ray.config.base import Section, rule
+from bft_ray.config.base import Section, rule, seed_field
 from bft_ray.config.cluster import ClusterConfig, DeepSpeedConfig
 from bft_ray.config.data import DataConfig, DataToMeasure
 from bft_ray.config.loss import LossConfig
@@ -143,7 +143,7 @@ class Config(Section):
         max_length=100,
         description="run name; the same name resumes a run",
     )
-    seed: int = Field(0, ge=0, description="of the batch order, LoRA initialisation and dropout")
+    seed: int = seed_field(description="of the batch order, LoRA initialisation and dropout")
     model: ModelConfig = ModelConfig()
     lora: LoraConfig | None = None
     data: DataConfig

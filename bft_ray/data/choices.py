@@ -11,7 +11,8 @@ from bft_ray.data.canonical import Fault, body_of, from_json, text_of
 from bft_ray.data.tables import kind_of
 
 BY_INDEX = "by_index"  # mark of a record whose answer was given as an index, and could count from 1
-_INDEX = re.compile(r"\s*-?[0-9]{1,9}\s*")  # `str.isdigit` takes what `int` does not, such as a superscript
+# `str.isdigit` takes what `int` does not, such as a superscript; tables with an empty cell write 1 as 1.0
+_INDEX = re.compile(r"\s*(-?[0-9]{1,9})(?:\.0+)?\s*")
 
 
 def index_base(value: Any) -> int | None:
@@ -47,7 +48,8 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
         found = by_text or [index for index in (number, letter) if index is not None]
         if by_text and letter is not None and letter not in by_text:
             raise Fault("answer", "a letter and the text of another option", "one of the two", "Give the index.")
-        if by_text and number is not None and 0 <= number < len(options) and number not in by_text:
+        is_index = number is not None and 0 <= number < len(options) and "." not in str(said)
+        if by_text and is_index and number not in by_text:
             remedy = "Give the letter of the right option: A for the first."
             raise Fault("answer", "an index and the text of another option", "one of the two", remedy)
     if not found and isinstance(said, str) and said and _number(said) is None and len(said) > 1:
@@ -122,7 +124,7 @@ def _number(value: Any) -> int | None:
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, str):
-        return int(value) if _INDEX.fullmatch(value) else None
+        return int(found[1]) if (found := _INDEX.fullmatch(value)) else None
     return int(value) if isinstance(value, int | float) and math.isfinite(value) and value == int(value) else None
 
 

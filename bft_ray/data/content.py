@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,5 +49,5 @@ def _most_words(value: Any) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def bare(name: str) -> str:
-    """A column's name without regard to case, white space, `-` and `_`."""
-    return re.sub(r"[\s_-]+", "", name).casefold()
+    """A column's name without regard to case, white space, `-` and `_`, or how its accents are encoded."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name)).casefold()

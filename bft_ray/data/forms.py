@@ -212,7 +212,9 @@ def _marks(use: Use, record: Mapping[str, Any], names: tuple[str, ...], where: s
         chosen = use.columns.get(name)
         column = column_of(chosen or name, names, bare)
         if column is None and chosen is not None and names_in(chosen):
-            marks[name] = str(fill(chosen, record, names, bare, where))
+            marks[name] = fill(chosen, record, names, bare, where)
+            if marks[name] in ("", *MISSING_WORDS):
+                raise BadInput(f"{where} {chosen}", "missing", "given in every row", _FILL)
         elif column is not None and not is_missing(record[column]) and str(record[column]).strip():
             value = record[column]
             is_whole = isinstance(value, float) and value.is_integer()  # a table's reader makes 1.0 of 1

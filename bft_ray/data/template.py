@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bft_ray.data.canonical import as_text
+from bft_ray.data.form_table import MISSING_WORDS
 from bft_ray.data.tables import is_missing, kind_of
 from bft_ray.errors import BadInput
 
@@ -54,12 +55,13 @@ def fill(
     template: str, record: Mapping[str, Any], names: tuple[str, ...], bare: Callable[[str], str], where: str
 ) -> str:
     """The text of a row. `\\n` and `\\t` in a template are a line end and a tab, since a shell has no other way to write
-    them; doubled braces are braces.
+    them; doubled braces are braces. Where no column holds anything the text is that: "", or the word for a missing
+    value, as of a column without a template. The words around nothing are no question, no answer and no group.
 
     Raises:
         BadInput: a column that the row has not, or a value that is no text.
     """
-    text = []
+    text, cells = [], []
     for before, name in _pieces(template.replace("\\n", "\n").replace("\\t", "\t")):
         text.append(before)
         if not name:
@@ -72,4 +74,7 @@ def fill(
         if value is None:
             raise BadInput(f"{where} {column}", kind_of(record[column]), "text, a number, or a list of text")
         text.append(value)
+        cells.append(value.strip())
+    if all(cell in ("", *MISSING_WORDS) for cell in cells):
+        return next(filter(None, cells), "")
     return "".join(text)

@@ -19,6 +19,7 @@ import numpy as np
 from bft_ray.config.measured import is_among
 from bft_ray.config.metrics import format_value, higher_is_better, is_judged
 from bft_ray.errors import BadInput
+from bft_ray.evaluate.alike import unlike
 from bft_ray.stats.errors import as_groups, names_of
 from bft_ray.stats.linearise import linear_auprc, linear_auroc, linear_ratio
 from bft_ray.stats.paired import holm, paired_difference
@@ -139,16 +140,21 @@ def check_question(question: str, measured: Sequence[str], before: Evaluation) -
         raise BadInput("--question", question, rule, f"It has: {names or 'none'}.")
 
 
-def compare(before: Evaluation, after: Evaluation) -> list[Change]:
-    """Every judged metric that both evaluations have, in the order of the second."""
+def compare(before: Evaluation, after: Evaluation) -> tuple[list[Change], list[str]]:
+    """Every judged metric that both evaluations have, in the order of the second; and why some of them are left out."""
     old, new = (_by_set(each.records) for each in (before, after))
-    changes = []
+    unlike_of = {name: unlike(name, old[name], new[name]) for name in new if name in old}
+    changes, why = [], []
     for name, value in after.metrics.items():
         if name in before.metrics and is_judged(name):
-            own = name.rpartition("/")[0]
+            own, _, what = name.rpartition("/")
+            reasons = unlike_of.get(own, {})
+            if reason := reasons.get("*") or reasons.get(what):
+                why.append(reason)
+                continue
             both = paired(old[own], new[own], name) if own in old and own in new else None
             changes.append(Change(name, before.metrics[name], value, both))
-    return changes
+    return changes, list(dict.fromkeys(why))
 
 
 def render(changes: Sequence[Change], question: str | None = None) -> str:

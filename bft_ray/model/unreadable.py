@@ -159,7 +159,9 @@ def _bad_folder(source: str, what: str) -> tuple[str, str] | None:
         remedy = f"Did you mean {folder / inner[0]}?" if inner else "Give the folder that save_pretrained wrote."
         return f"a folder with a {what}: there is no config.json in it", remedy
     if what == "tokenizer" and not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in names):
-        return "a folder with a tokenizer: there is none in it", "Copy the tokenizer files of the base model into it."
+        there = sorted(file.parent for file in folder.glob("*/tokenizer*.json"))  # `export` of a run, say
+        remedy = f"Did you mean {there[0]}?" if there else "Copy the tokenizer files of the base model into it."
+        return "a folder with a tokenizer: there is none in it", remedy
     if what != "tokenizer" and not any(name.endswith(".safetensors") for name in names):
         return no_safetensors(folder)
     return None

@@ -20,7 +20,7 @@ from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import check_server
 from bft_ray.waits import bounded, waiting
 
-NUM_ROWS = 200  # read of each source
+NUM_ROWS = 10_000  # read of each source
 _READ_WHOLE = 32 << 20  # bytes of training data up to which the splits of a study are read whole
 _MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
 
@@ -57,6 +57,7 @@ def diagnose(
             ("settings", lambda: check_settings(config)),
             ("model", lambda: check_model(config)),
             ("data", lambda: check_data(config)),
+            ("schedule", lambda: check_schedule(config)),
             ("tracking", lambda: check_tracking(config)),
         ]
     if cluster_name is not None:
@@ -214,6 +215,30 @@ def _read_source(source: SourceConfig, field: str) -> str:
         raise BadInput(field, source.path, f"data with usable rows: {reason}", "Look at its first lines.")
     left_out = f", {len(bad)} of them left out ({bad[0].where}: {bad[0].reason})" if bad else ""
     return f"{field}: {len(rows)} first rows read from {source.path}{left_out}"
+
+
+def check_schedule(config: Config) -> Iterable[Finding]:
+    """A training that ends with its first step, as told from the first rows of every source."""
+    from bft_ray.config.steps import num_steps
+    from bft_ray.data.rows import BadRow, read_rows
+
+    if config.schedule.steps is not None or not config.data.train:
+        return
+    counts = []
+    for index, source in enumerate(config.data.train):
+        try:
+            rows = itertools.islice(read_rows(source, f"data.train.{index}"), NUM_ROWS)
+            counts.append(sum(not isinstance(row, BadRow) for row in rows))
+        except BadInput:  # `check_data` tells it
+            return
+    if num_steps(config, counts) > 1:
+        return
+    those = "the first " if max(counts) == NUM_ROWS else ""
+    detail = (
+        f"schedule.epochs is {config.schedule.epochs:g}: a single step, with {those}{sum(counts):,} rows "
+        f"and data.global_batch_size {config.data.global_batch_size}"
+    )
+    yield Finding("schedule", "warn", detail, "Raise schedule.epochs, lower data.global_batch_size, or give more rows.")
 
 
 def _read_task(config: Config, name: str) -> str:

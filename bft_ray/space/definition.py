@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from bft_ray.config.base import Section, rule
+from bft_ray.config.base import MAX_SEED, Section, rule
 from bft_ray.config.loss import LossConfig
 from bft_ray.space.claims import Claim
 from bft_ray.space.parts import (
@@ -178,14 +178,15 @@ class SearchSpace(Section):
             )
 
     def _seeds_are_fresh(self) -> None:
-        if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
-            raise rule("seeds", self.seeds, "different seeds, none below 0")
+        if any(not 0 <= seed < MAX_SEED for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
+            raise rule("seeds", self.seeds, f"different seeds, none below 0 or above {MAX_SEED - 1}")
         if self.confirmation and (again := sorted({*self.seeds} & {*self.confirmation.seeds})):
             raise rule(
                 "confirmation.seeds", again, "fresh: the search has used these seeds", "Use others, such as 101 to 105."
             )
-        if self.confirmation and any(seed < 0 for seed in self.confirmation.seeds):
-            raise rule("confirmation.seeds", self.confirmation.seeds, "different seeds, none below 0")
+        if self.confirmation and any(not 0 <= seed < MAX_SEED for seed in self.confirmation.seeds):
+            must_be = f"different seeds, none below 0 or above {MAX_SEED - 1}"
+            raise rule("confirmation.seeds", self.confirmation.seeds, must_be)
 
     def _baselines_are_fair(self) -> None:
         names = [baseline.name for baseline in self.baselines]

@@ -219,6 +219,15 @@ def _override(tree: dict[str, Any], name: str, value: Any) -> None:
                 if not isinstance(section.setdefault(key, {}), Mapping):
                     raise BadInput(place, section[key], "a mapping of dotted fields")
                 section = section[key]
-            section[name.removeprefix(f"{place}.")] = value
+            name = name.removeprefix(f"{place}.")
+            if place == "parameters" and (whole := _parameter_of(name, section)):  # a field of one: loss.window.values
+                set_field(section[whole], name.removeprefix(f"{whole}."), value)
+                return
+            section[name] = value
             return
     set_field(tree, name, value)
+
+
+def _parameter_of(name: str, parameters: Mapping[str, Any]) -> str | None:
+    """The parameter of the space that a longer dotted name lies in, if there is one."""
+    return next((key for key in parameters if name.startswith(f"{key}.") and isinstance(parameters[key], dict)), None)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bft_ray.config.base import Section, rule
+from bft_ray.config.base import Section, rule, seed_field
 from bft_ray.config.metrics import describe, is_judged
 
 #: the baseline that wins all ties: the official method, as published
@@ -72,7 +72,7 @@ class Sampler(Section):
     """The sampler, which proposes the next trial."""
 
     kind: Literal["tpe", "random", "grid"] = Field("tpe", description="sampler of Optuna")
-    seed: int = Field(0, ge=0, description="of its draws")
+    seed: int = seed_field(description="of its draws")
     startup_trials: int = Field(8, ge=1, description="random trials before tpe begins to learn")
 
 

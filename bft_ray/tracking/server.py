@@ -23,6 +23,7 @@ from bft_ray.places.scratch import scratch
 from bft_ray.waits import bounded, waiting
 
 if TYPE_CHECKING:
+    import requests
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
@@ -203,8 +204,11 @@ def _check_http(uri: str, timeout_s: float) -> None:
             "or use sqlite:///mlflow.db, which `bft-ray ui` shows."
         )
         raise BadInput(FIELD, redact(uri), RULE, remedy) from None
-    if answer.ok and "json" in answer.headers.get("content-type", ""):
-        return
+    if answer.ok:
+        if _is_mlflow(answer):
+            return
+        remedy = "A page answers there that is not MLflow, as of a login or a proxy: check host, port and path."
+        raise BadInput(FIELD, redact(uri), RULE, remedy)
     given = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if auth else _TOKEN if headers else ""
     remedies = {
         401: f"It does not accept {given}: set the right ones."
@@ -215,6 +219,15 @@ def _check_http(uri: str, timeout_s: float) -> None:
     }
     remedy = remedies.get(answer.status_code, "Look at its log.")
     raise BadInput(FIELD, redact(uri), RULE, f"It answers {answer.status_code}. {remedy}")
+
+
+def _is_mlflow(answer: requests.Response) -> bool:
+    """Whether this is an answer to `experiments/search`; it has neither field where a user may see no experiment."""
+    try:
+        found = answer.json()
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.keys() <= {"experiments", "next_page_token"}
 
 
 def _authorities() -> str | bool:

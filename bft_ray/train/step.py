@@ -41,6 +41,11 @@ _SCALARS = ("loss_sum", "weight_sum", "nll_sum", "token_weight_sum", "num_capped
 _LEVELS = (10, 50, 90)  # quantiles, in per cent
 
 
+def draw_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of what one rank draws in one step, as a generator takes it: below 2**64, however large that of the run."""
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**64
+
+
 def train_step(
     engine: Engine, share: Share, loss: LossConfig, *, step: int, learning_rate: float, seed: int
 ) -> dict[str, float]:
@@ -63,7 +68,7 @@ def train_step(
     Raises:
         NonFinite: on every rank, before the weights move.
     """
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + engine.rank)
+    torch.manual_seed(draw_seed(seed, step, engine.rank))
     device, last = engine.device, len(share.micro_batches) - 1
     scalars = torch.zeros(len(_SCALARS), device=device, dtype=torch.float64)
     # sample statistics lie at the sample's place in the global batch: a sum over ranks puts them together

@@ -96,6 +96,7 @@ def problems(**sections) -> str:
             {"evaluation": {"tasks": [{"kind": "text", "name": "validation", "path": "a"}]}},
             "`evaluation.tasks` is ['validation'], but must be tasks of other names",
         ),
+        ({"seed": 2**32}, "`seed` is 4294967296, but must be less than 4294967296."),
         ({"domain": None}, "`domain` is None, but must be a valid string."),
         ({"data": {"train": []}}, "`data.train` is []"),
     ],

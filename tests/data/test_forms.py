@@ -146,7 +146,7 @@ def test_choice_rows_as_public_sets_have_them(name, tmp_path):
     assert row.subject == {"medmcqa": "Surgery", "mmlu": "surgery", "medxpertqa": "Skin"}.get(name)
 
 
-@pytest.mark.parametrize("answer", [1, "1", "B", "(b)", "two words"])
+@pytest.mark.parametrize("answer", [1, 1.0, "1", "1.0", "B", "(b)", "two words"])
 def test_an_answer_as_index_letter_or_text(answer, tmp_path):
     path = write(tmp_path, {"question": "q?", "choices": ["one", "two words", "three"], "answer": answer, "group": 7})
     assert list(read_choices(SourceConfig(path=str(path)))) == [
@@ -154,7 +154,14 @@ def test_an_answer_as_index_letter_or_text(answer, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("answer", [float("inf"), float("nan"), 1e300, 1.5, "--1", "\u00b2", "9" * 5000, -1, 7])
+def test_an_answer_that_looks_like_an_index_may_be_the_text_of_an_option(tmp_path):
+    path = write(tmp_path, {"question": "q?", "choices": ["0.5", "2.0", "1.0", "4.0"], "answer": "1.0"})
+    assert next(read_choices(SourceConfig(path=str(path)))).answer == 2
+
+
+@pytest.mark.parametrize(
+    "answer", ["1.5", "1.", float("inf"), float("nan"), 1e300, 1.5, "--1", "\u00b2", "9" * 5000, -1, 7]
+)
 def test_an_answer_that_is_no_index(answer, tmp_path):
     row = {"question": "q?", "choices": ["one", "two", "three"], "answer": answer}
     assert ":1 answer` is " in error_of(tmp_path, row, read=read_choices)
@@ -293,6 +300,27 @@ def test_a_role_is_a_word(tmp_path):
     assert "one word, such as user or assistant" in message and "40 years" not in message
     [kept] = rows_of(tmp_path, {"messages": [said("critic", "q"), said("assistant", "a")]})
     assert kept.messages[0]["role"] == "critic"
+
+
+def test_a_template_around_nothing_is_nothing(tmp_path):
+    path = tmp_path / "r.jsonl"
+    answers = ["yes", " ", "NaN", ["", ""]]
+    path.write_text("".join(json.dumps({"q": f"q{n}", "a": a, "b": ""}) + "\n" for n, a in enumerate(answers)))
+    columns = {"prompt": "Say: {q}{b}", "completion": "Answer: {a}{b}"}
+    first, *others = read_rows(SourceConfig(path=str(path), columns=columns))
+    assert (first.prompt, first.completion) == ("Say: q0", "Answer: yes")
+    assert [row.reason for row in others] == [
+        "empty completion", "missing Answer: {a}{b} (the word NaN)", "empty completion",
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match=r"r.jsonl:2 of \{a\}` is 'missing', but must be given in every row"):
+        list(read_rows(SourceConfig(path=str(path), columns=columns | {"group": "of {a}"})))
+
+
+def test_a_column_is_found_however_its_accents_are_encoded(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"Fra\u0308ge": "q", "antwort": "a"}) + "\n")  # two code points, as macOS has it
+    [row] = read_rows(SourceConfig(path=str(path), columns={"prompt": "Fr\u00e4ge", "completion": "antwort"}))
+    assert row.prompt == "q"
 
 
 def test_columns_of_a_template_that_are_not_there(tmp_path):

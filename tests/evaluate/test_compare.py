@@ -92,7 +92,7 @@ def test_the_table():
             {"mmlu/accuracy": sum(right) / 4, "mmlu/calibration_error": error, "mmlu/num_items": 4.0}, rows
         )
 
-    changes = compare(result([1, 1, 0, 1], 0.25), result([1, 0, 0, 0], 0.5))
+    changes, _ = compare(result([1, 1, 0, 1], 0.25), result([1, 0, 0, 0], 0.5))
     assert [change.name for change in changes] == ["mmlu/accuracy", "mmlu/calibration_error"]
     header, accuracy, calibration = render(changes).splitlines()
     assert header.split()[:4] == ["metric", "before", "after", "difference"]
@@ -122,14 +122,14 @@ def test_items_that_were_not_measured_are_left_out():
 def test_where_no_item_moved_nothing_is_said_to_be_detectable():
     records = [{"set": "x", "id": str(i), "exact_match": 0.0} for i in range(4)]
     same = EvaluationResult({"x/exact_match": 0.0}, records)
-    (line,) = render(compare(same, same)).splitlines()[1:]
+    (line,) = render(compare(same, same)[0]).splitlines()[1:]
     assert line.split() == ["x/exact_match", "0.000", "0.000", "0.000", "[-0.490,", "0.490]", "1", "0", "0", "4"]
     rows = [{"set": "x", "id": str(i), "probability": 0.5 + i / 8} for i in range(4)]
     same = EvaluationResult({"x/probability": 0.5}, rows)
-    (line,) = render(compare(same, same)).splitlines()[1:]
+    (line,) = render(compare(same, same)[0]).splitlines()[1:]
     assert line.split() == ["x/probability", "0.688", "0.688", "0.000", "0", "0", "4"]
     one = EvaluationResult({"x/probability": 0.5}, rows[:1])
-    (line,) = render(compare(one, one)).splitlines()[1:]
+    (line,) = render(compare(one, one)[0]).splitlines()[1:]
     assert line.split() == ["x/probability", "0.500", "0.500", "0.000", "0", "0", "1"]
 
 
@@ -177,3 +177,27 @@ def test_items_that_share_groups_are_fewer():
     assert alone.high - alone.low < 0.4 * (shared.high - shared.low)
     change = Change("a/probability", 0.0, 0.0, shared)
     assert "items share groups, and the errors are over these: a/probability 20" in render([change])
+
+
+def test_what_is_not_of_the_same_items_or_units_is_not_compared():
+    text = {"set": "validation", "nll": 9.0, "num_correct": 1, "num_bytes": 20}
+    choice = {"set": "mmlu", "probability": 0.5, "correct": 1}
+    names = ("validation/nll", "validation/perplexity", "validation/token_accuracy", "validation/bits_per_byte")
+    metrics = dict.fromkeys((*names, "mmlu/accuracy"), 0.5)
+
+    def evaluation(tokens, answers):
+        rows = [{"id": f"f:{n}", "num_tokens": num} | text for n, num in enumerate(tokens)]
+        rows += [{"id": f"f:{n}", "answer": right} | choice for n, right in enumerate(answers)]
+        return EvaluationResult(metrics, rows)
+
+    before = evaluation([4, 4], [0, 1])
+    changes, why = compare(before, evaluation([4, 4], [0, 1, 2]))
+    assert [change.name for change in changes] == list(metrics) and why == []
+    changes, [reason] = compare(before, evaluation([4, 20], [0, 1]))  # another tokenizer
+    assert [change.name for change in changes] == ["validation/bits_per_byte", "mmlu/accuracy"]
+    assert reason.startswith(
+        "nll, perplexity, token_accuracy of validation are not compared: they are means over tokens"
+    )
+    changes, [reason] = compare(before, evaluation([4, 4], [1, 1]))  # another row in its place
+    assert [change.name for change in changes] == list(names)
+    assert "mmlu is not compared: 1 of 2 items have another right answer under the same id" in reason

@@ -183,7 +183,7 @@ def test_before_and_after_are_paired_by_item(starter, tasks):
         for weight in noisy.parameters():
             weight += 0.05 * torch.randn_like(weight)
     both = [run(task, each, tokenizer, context_of(tokenizer)) for each in (model, noisy)]
-    changes = compare(*(EvaluationResult(each.metrics, each.records) for each in both))
+    changes, _ = compare(*(EvaluationResult(each.metrics, each.records) for each in both))
     [change] = [change for change in changes if change.name == "harness/invented/acc"]
     right = [np.array([record["acc"] for record in each.records]) for each in both]
     assert change.paired is not None and change.paired.num_items == 20

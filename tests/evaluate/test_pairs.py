@@ -80,6 +80,12 @@ def test_a_template_keeps_other_braces():
     assert fill("{a} {gene_a}", gene_a="X") == "{a} X"
 
 
+def test_labels_as_cells_of_a_table(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("gene_a,gene_b,label\na,b,1.0\nc,d,0.0\ne,f,1\n")
+    assert [pair.label for pair in read_pairs(str(path), None, "evaluation.tasks.pairs")] == [1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

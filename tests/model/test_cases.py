@@ -203,6 +203,11 @@ def test_what_cannot_be_read_is_told_with_its_cause(tiny_model, tmp_path, monkey
     assert message(tmp_path / "empty") == (
         "a folder with a tokenizer: this one is empty. Download or copy the model into it again."
     )
+    shutil.copytree(tiny_model, tmp_path / "run" / "export")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert message(tmp_path / "run") == (
+        f"a folder with a tokenizer: there is none in it. Did you mean {tmp_path}/run/export?"
+    )
     shutil.copytree(tiny_model, tmp_path / "bin")
     (tmp_path / "bin" / "model.safetensors").rename(tmp_path / "bin" / "pytorch_model.bin")
     assert message(tmp_path / "bin") == (

@@ -150,6 +150,7 @@ def test_the_page_has_the_numbers():
 def test_definitions_that_are_refused():
     for changes, rule in [
         ({"seeds": [1, 2, 3]}, "at least 5 different seeds"),
+        ({"seeds": [1, 2, 3, 4, -5]}, "seeds, none below 0 or above 4294967295"),
         ({"claims": [{"better": "dft", "than": "sft"}]}, "one of sft, bft"),
         ({"claims": [{"better": "bft", "than": "sft", "metric": "a/b"}]}, "left out here: the reward is compared"),
         ({"arms": {"warm_up": {}}}, "not warm_up"),

@@ -206,6 +206,18 @@ def test_surprising_settings_are_told(tree):
     assert "lora.dropout is 0.1" in dropout.detail and "loss.window" in unused.detail
 
 
+def test_a_training_of_one_step_is_told(tree):
+    tree["data"]["global_batch_size"] = 2
+    tree["schedule"] = {"epochs": 0.4}  # of 5 rows: 2, which is one step
+    [single] = doctor.check_schedule(make_config(tree))
+    assert single.status == "warn" and single.remedy
+    assert single.detail == "schedule.epochs is 0.4: a single step, with 5 rows and data.global_batch_size 2"
+    tree["schedule"] = {"epochs": 0.41}
+    assert list(doctor.check_schedule(make_config(tree))) == []
+    tree["schedule"] = {"epochs": 1e-9, "steps": 1}
+    assert list(doctor.check_schedule(make_config(tree))) == []
+
+
 def test_versions_against_the_stated_ranges(monkeypatch):
     stated = [Finding("versions", "ok", "")]
     assert [f.status for f in doctor.check_versions()] == [f.status for f in stated]

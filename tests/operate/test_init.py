@@ -483,6 +483,7 @@ def test_ids_that_repeat_and_empty_answers_do_not_stop_it(tmp_path):
     every = [row for rows in split_of(tmp_path).values() for row in rows]
     assert len(every) == 20 == len({row["id"] for row in every})
     assert "left out     1 rows: empty completion" in said
+    assert "4 values of id are in 21 rows" in said and "add --group id" in said
     assert "# Left out: 1 rows, empty completion." in (tmp_path / "bft.yaml").read_text()
 
 

@@ -166,6 +166,11 @@ def floats(**fields: Any) -> dict[str, Any]:
         ),
         ({"scheduler": {"kind": "asah"}}, "`scheduler.kind` is 'asah', but must be one of 'asha', 'none'"),
         ({"seeds": [0, 0]}, "`seeds` is [0, 0], but must be different seeds"),
+        ({"seeds": [2**32]}, "`seeds` is [4294967296], but must be different seeds, none below 0 or above 4294967295"),
+        (
+            {"confirmation": {**CONFIRMATION, "seeds": [1, 2, 3, 4, 2**32]}},
+            "4294967296], but must be different seeds, none below 0 or above 4294967295",
+        ),
         (
             {"confirmation": {**CONFIRMATION, "seeds": [1, 2, 3]}},
             "`confirmation.seeds` is [1, 2, 3], but must be at least 5 seeds. Add seeds, or say `min_seeds_waived: true`",
@@ -724,6 +729,16 @@ def test_overrides_on_the_command_line(tmp_path):
     assert source_of(config, "pairs/auroc") == '["pairs.jsonl", null, null, null]'
     with pytest.raises(BadConfig, match=r"`fixed.loss.window` is 3, but must be left out"):
         load_space("gene_interaction", ["loss.window=3"])
+
+
+def test_a_field_of_a_parameter_on_the_command_line():
+    changes = ["values=[8, 16]", "values.1=32"]
+    space = load_space("gene_interaction", [f"parameters.loss.window.{change}" for change in changes])
+    assert space.parameters["loss.window"].values == [8, 32]
+    with pytest.raises(BadInput, match="an index below 2"):
+        load_space(
+            "gene_interaction", [f"parameters.loss.window.{change}" for change in ("values=[8, 16]", "values.2=1")]
+        )
 
 
 def test_the_config_may_lie_beside_the_space(tmp_path):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,30 @@ def test_check_accepts_a_new_and_an_existing_database(store, tmp_path):
     check_server(TrackingConfig(uri=f"sqlite:///{tmp_path}/new/mlflow.db"))
     connect(store.uri)
     check_server(store)
+
+
+@pytest.mark.parametrize(
+    ("form", "body"),
+    [("text/html", "<html>Sign in</html>"), ("application/json", '{"token": 1}'), ("application/json", "")],
+)
+def test_check_refuses_a_page_that_is_not_mlflow(form, body):
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", form)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            assert "A page answers there that is not MLflow" in refused(f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
 
 
 def test_check_refuses_a_server_that_is_not_there():

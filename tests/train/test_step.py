@@ -147,3 +147,13 @@ def test_an_infinite_gradient_stops_every_rank_before_the_weights_move(make_tree
     for error, moved in run_ranks(step_with_infinite_gradient, 2, make_tree(), preset):
         assert "the gradient of step 0 is not finite" in error
         assert not moved
+
+
+def test_a_large_seed_draws_as_any_other():
+    from bft_ray.config.base import MAX_SEED
+    from bft_ray.train.step import draw_seed
+
+    assert draw_seed(3, 2, 1) == (3 * 1_000_003 + 2) * 65_537 + 1
+    seeds = {draw_seed(MAX_SEED - 1 - back, step, rank) for back in range(3) for step in range(3) for rank in range(3)}
+    assert len(seeds) == 27
+    torch.Generator().manual_seed(max(seeds))

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bft_ray.config.base import file_field
+from bft_ray.config.base import file_field, seed_field
 from bft_ray.config.tasks.base import FILE, NAME, ItemKey, TaskBase
 from bft_ray.config.tasks.shared import NUM_ITEMS
 from bft_ray.metrics import Metric
@@ -56,7 +56,7 @@ class CellsTask(TaskBase):
     template: str = Field("A cell that expresses {genes}.", description="text of a cell, with {genes}")
     num_neighbours: int = Field(10, ge=1, description="k of the k-NN classifier")
     batch: str | None = Field(None, description="column of the batch, for the integration score")
-    seed: int = Field(0, ge=0, description="of folds and clusters")
+    seed: int = seed_field(description="of folds and clusters")
 
     def has(self, metric: Metric) -> bool:
         """Metrics of how batches mix are measured only where `batch` names their column."""

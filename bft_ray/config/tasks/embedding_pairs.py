@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bft_ray.config.base import file_field, rule
+from bft_ray.config.base import file_field, rule, seed_field
 from bft_ray.config.tasks.base import FILE, NAME, Decoding, TaskBase
 from bft_ray.config.tasks.pairs import PAIR
 from bft_ray.config.tasks.shared import NUM_EMPTY, NUM_ITEMS
@@ -54,7 +54,7 @@ class EmbeddingPairsTask(TaskBase):
         None, description="text encoder (folder, hub id, or `minilm`) for source generated"
     )
     template: str = Field("Describe the gene {gene}.", description="prompt with {gene}, for source generated")
-    seed: int = Field(0, ge=0, description="of the classifiers")
+    seed: int = seed_field(description="of the classifiers")
     decoding: Decoding = Field(Decoding(max_new_tokens=128), description="how its answers are generated")
 
     @model_validator(mode="after")

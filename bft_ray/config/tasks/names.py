@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from bft_ray.config.base import file_field
+from bft_ray.config.base import file_field, seed_field
 from bft_ray.config.tasks.base import FILE, NAME, Decoding, ItemKey, TaskBase
 from bft_ray.config.tasks.choice import ACCURACY, PROBABILITY
 from bft_ray.config.tasks.shared import NUM_EMPTY, NUM_ITEMS, NUM_TRUNCATED, ROUGE_1, ROUGE_L
@@ -43,7 +43,7 @@ class NamesTask(TaskBase):
     name: str = Field("names", pattern=NAME, description="prefix of its metrics")
     path: str = file_field(description=FILE)
     num_choices: int = Field(10, ge=2, description="the gold name and drawn ones, for the name choice probability")
-    seed: int = Field(0, ge=0, description="of the drawn names")
+    seed: int = seed_field(description="of the drawn names")
     prefix: str = Field("Process: ", description="text before the name in a completion")
     candidates: str | None = file_field(None, description="file of candidate names (column name); null: all gold names")
     encoder: str | None = file_field(

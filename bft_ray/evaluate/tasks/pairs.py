@@ -25,6 +25,8 @@ from bft_ray.evaluate.classify import ranking_metrics
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores
 from bft_ray.evaluate.options import Question, encode_options
 
+#: a label as text, as cells of a CSV file are; tables with an empty cell write 1 as 1.0
+_LABELS = ("0", "1", "0.0", "1.0")
 _DIGITS = 4  # of a score: nearer ones are equal, so that rounding decides no order
 
 
@@ -106,7 +108,7 @@ def _pair(where: str, record: dict[str, Any]) -> Pair:
             value = "empty" if isinstance(gene, str) else kind_of(gene)
             raise BadInput(f"{where} {name}", value, "the name of a gene")
     label = record.get("label")
-    if isinstance(label, bool) or label not in (0, 1, "0", "1"):  # cells of a CSV file are text
+    if isinstance(label, bool) or label not in (0, 1, *_LABELS):
         received = label if isinstance(label, int) else kind_of(label)
         raise BadInput(f"{where} label", received, "0 or 1", "1: the genes interact.")
-    return Pair(row_id(record.get("id"), where), where, str(genes[0]), str(genes[1]), int(label))
+    return Pair(row_id(record.get("id"), where), where, str(genes[0]), str(genes[1]), int(float(label)))

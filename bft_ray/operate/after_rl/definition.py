@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from bft_ray.config import Config, SourceConfig, load_config
-from bft_ray.config.base import Section, rule
+from bft_ray.config.base import MAX_SEED, Section, rule
 from bft_ray.config.load import parse_override, read_yaml, set_field, validate
 from bft_ray.errors import BadInput
 from bft_ray.space.claims import Claim
@@ -129,6 +129,8 @@ class AfterRl(Section):
         if len(set(self.seeds)) < max(least, len(self.seeds)):
             remedy = "Add seeds, or say `min_seeds_waived: true` for a demonstration."
             raise rule("seeds", self.seeds, f"at least {least} different seeds", remedy)
+        if any(not 0 <= seed < MAX_SEED for seed in self.seeds):
+            raise rule("seeds", self.seeds, f"seeds, none below 0 or above {MAX_SEED - 1}")
         return self
 
     def config_of(self, arm: str, seed: int, folder: str, rows: str | None = None, start: str | None = None) -> Config:

@@ -20,7 +20,8 @@ _OF_ONE = re.compile(
 
 def hint_of_groups(source: SourceConfig, look: Look) -> list[str]:
     """A line with the option to add, where there is such a column and no group; of several columns the coarsest."""
-    columns = [name for name in [*look.unused, look.used.get("id", "")] if _OF_ONE.fullmatch(bare(name))]
+    columns = [name for name in look.unused if _OF_ONE.fullmatch(bare(name))]
+    columns += [look.used["id"]] if "id" in look.used else []  # if it repeats, it is of something else than a row
     if not columns or "group" in look.used or any(row.group is not None for row in look.rows):
         return []
     seen: dict[str, dict[str, int]] = {column: {} for column in columns}
