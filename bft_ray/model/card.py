@@ -31,8 +31,10 @@ model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
 }
 #: what a card says of a training with `model.quantization`
-_ON_4_BITS = "It was trained on base weights in 4 bits (NF4, QLoRA, arXiv 2305.14314), and measured before on these."
-_MERGED = " It is merged into the weights as they were saved, and measured so."
+_ON_4_BITS = (
+    "It was trained on base weights in 4 bits (NF4, QLoRA, arXiv 2305.14314), and the base was measured with these."
+)
+_MERGED = " The adapter is merged into the weights as they were saved, and measured so."
 
 
 def model_card(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from bft_ray.config import LoraConfig, ModelConfig, make_config
 from bft_ray.errors import BadInput
 from bft_ray.model import quantized
+from bft_ray.model.card import model_card
 from bft_ray.model.causal_lm import load_base, load_model, load_tokenizer
 from bft_ray.model.check import check_model
 from bft_ray.model.export import export_model
@@ -125,6 +127,8 @@ def moved(tree: dict, by_hand: bool = False) -> dict[str, Any]:
     finally:
         engine_module._adamw = adamw
     plan, _ = make_plan(config, data.train)
+    whole = [own.numel() for own in load_base(config.model.model_copy(update={"quantization": None})).parameters()]
+    assert engine.num_parameters == sum(whole) + engine.num_trainable  # elements, of which a byte has two
     start, found = engine.weights(), []
     for step in range(2):
         share = share_of(engine, config, data, plan.batch(step))
@@ -228,6 +232,26 @@ def test_an_export_is_read_on_4_bits_again_and_merges_into_the_weights_as_they_w
             assert not torch.equal(value, original[name])
         else:
             assert torch.equal(value, original[name]), name
+
+
+@needs_package
+@pytest.mark.slow
+def test_a_reader_of_the_card_loads_what_was_measured(tree, tmp_path):
+    """Of a model all of whose rows are whole blocks."""
+    tree["model"]["path"] = "starter"
+    config = make_config(tree)
+    model, folder = adapted(config), str(tmp_path / "export")
+    weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    export_model(model, weights, load_tokenizer(config.model), config.model, tmp_path / "export")
+    text = model_card(config, kind="adapter", folder=folder, fingerprints={}, before={}, after={}, run_id="r", step=1)
+    code = re.search(r"```python\n(.*?)```", text, re.S)
+    names: dict[str, Any] = {}
+    exec(code[1] if code else "", names)
+    quantized.keep_layout(names["model"])
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        expected, found = (one.eval()(input_ids=ids, labels=ids).loss.item() for one in (model, names["model"]))
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 @needs_package
