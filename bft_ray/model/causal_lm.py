@@ -13,8 +13,9 @@ from bft_ray.config import LoraConfig, ModelConfig
 from bft_ray.errors import BadInput
 from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.host_memory import bound_shape_caches
-from bft_ray.model.lora import add_lora
+from bft_ray.model.lora import add_lora, to_dtype
 from bft_ray.model.named import BUNDLED, MODELS, find_packaged, starter_folder
+from bft_ray.model.quantized import keep_layout, loading, require_bitsandbytes, require_plain
 from bft_ray.model.safe import check_adapter, indexed_files, read_adapter_config
 from bft_ray.model.unreadable import READING, unreadable, unreadable_model
 from bft_ray.places.addresses import redact
@@ -128,10 +129,10 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
     """The model without any adapter; see `load_model`.
 
     On CPU, weights that are stored in `config.dtype` stay mapped from their file: processes of one machine share
-    those that nobody writes to.
+    those that nobody writes to. With `config.quantization` each process has its own 4-bit weights.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     bound_shape_caches()
@@ -139,16 +140,22 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
         transformers_logging.disable_progress_bar()
     base, _ = adapter_of(config)
     indexed_files(Path(base), "model.path")  # refuses those that list pickles
+    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    require_bitsandbytes(config)
     try:
+        described = AutoConfig.from_pretrained(base, **source)
+        require_plain(described, config)
         found: Any = AutoModelForCausalLM.from_pretrained(
             base,
             output_loading_info=True,
-            revision=config.revision,
             dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[config.dtype],
             attn_implementation=config.attention,
-            trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            **source,
+            **loading(config, described),
         )
+    except BadInput:
+        raise
     except (*READING, RuntimeError) as error:  # weights of another shape are none of READING
         if "memory" in str(error):
             raise  # another remedy
@@ -161,6 +168,7 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
     name = _names_of(config)[0]
     if is_remote(name):
         model.name_or_path = name  # peft writes it into adapters, and a copy's path means nothing elsewhere
+    keep_layout(model)
     model.config.use_cache = False  # with a cache, packed neighbours leak into each other
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -187,8 +195,6 @@ def _attach_adapter(model: Any, adapter: str) -> Any:
             model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
     except READING as error:
         raise unreadable("model.adapter", adapter, adapter, "adapter", error) from None
-    for parameter in model.parameters():  # not `model.to`: rotary frequencies are buffers, and stay in fp32
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+    to_dtype(model, dtype)
     join_adapters(model)
     return model

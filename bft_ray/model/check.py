@@ -15,6 +15,7 @@ from bft_ray.errors import BadInput, first_line
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.export import require_same_base, require_unchanged
 from bft_ray.model.lora import check_targets
+from bft_ray.model.quantized import require_bitsandbytes, require_plain
 from bft_ray.model.safe import check_adapter, indexed_files
 from bft_ray.model.unreadable import READING, no_safetensors, unreadable_model
 
@@ -28,7 +29,8 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         Sentences about what is allowed and may surprise.
 
     Raises:
-        BadInput: a model that cannot be read, weights that are missing, cut off or not finite, an anchor where an adapter is trained
+        BadInput: a model that cannot be read, saved quantized, no bitsandbytes where it is needed, weights
+            that are missing, cut off or not finite, an anchor where an adapter is trained
             on, more tokens than rows of the embedding, rows longer than the model's positions, a LoRA target that names no linear module.
     """
     base, adapter = adapter_of(config.model)
@@ -41,6 +43,9 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         check_headers(Path(adapter), field)
         require_same_base(config.model, Path(adapter), field)
         check_anchor(config)
+    require_plain(described, config.model)
+    if _is_local(config):  # elsewhere it may be on the nodes alone: each looks when it loads the model
+        require_bitsandbytes(config.model)
     model = skeleton(config, described)
     _check_tokens(config, tokenizer, model)
     if config.lora:
@@ -77,8 +82,7 @@ def skeleton(config: Config, described: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     # flash attention may be there on the nodes of a cluster alone; all else is the same everywhere
-    is_local = (config.cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
-    attention = config.model.attention if is_local or not config.model.attention.startswith("flash") else None
+    attention = config.model.attention if _is_local(config) or not config.model.attention.startswith("flash") else None
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
@@ -90,6 +94,10 @@ def skeleton(config: Config, described: Any) -> Any:
             raise BadInput("model.path", config.model.path, rule, "Give a decoder (Llama, Qwen, Gemma ...).") from None
         base, _ = adapter_of(config.model)
         raise unreadable_model(config.model, base, error) from None
+
+
+def _is_local(config: Config) -> bool:
+    return (config.cluster.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
 def position_limit(described: Any, model: Any) -> tuple[int | None, bool]:

@@ -90,10 +90,14 @@ def require_unchanged(folder: Path, field: str) -> None:
 
 
 def merge_in_place(folder: Path, config: ModelConfig, settings: Any) -> None:
-    """Turn an adapter folder into the folder of the merged model: W + alpha/rank * B A, in the base's dtype."""
+    """Turn an adapter folder into the folder of the merged model: W + alpha/rank * B A, in the base's dtype.
+
+    W is the weight as it was saved, also where the adapter was trained on its 4-bit form: that is the better one, though
+    not the one that training saw.
+    """
     from bft_ray.model.causal_lm import load_model
 
-    loaded: Any = load_model(config.model_copy(update={"path": str(folder), "adapter": None}))
+    loaded: Any = load_model(config.model_copy(update={"path": str(folder), "adapter": None, "quantization": None}))
     _untie(loaded)
     merged = loaded.merge_and_unload()
     merged.config.use_cache = True

@@ -26,6 +26,7 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
     from bft_ray.model.lora_linear import join_adapters
 
     check_targets(model, config)
+    dtype = model.dtype
     settings = PeftLoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft takes any number
@@ -37,8 +38,16 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
         torch.manual_seed(seed)
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
             adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
+    to_dtype(adapted, dtype)
     join_adapters(adapted)
     return adapted
+
+
+def to_dtype(model: Any, dtype: Any) -> None:
+    """Adapters in the dtype of the model, where they are not: read ones, and those on 4-bit weights, which are made in fp32."""
+    for parameter in model.parameters():  # not `model.to`: rotary frequencies are buffers, and stay in fp32
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
 
 
 def has_adapters(model: Any) -> bool:

@@ -22,7 +22,11 @@ from torch.nn import functional as F
 
 def join_adapters(model: torch.nn.Module) -> None:
     """Make plain adapted linear modules of a peft model compute as above. Their parameters and names stay."""
+    from bft_ray.model.quantized import joined_class
+
     for module in model.modules():
+        if type(module).__name__ == "Linear4bit" and hasattr(module, "lora_A"):
+            module.__class__ = joined_class()
         if type(module) is Linear and type(module.base_layer) is torch.nn.Linear:
             module.__class__ = JoinedLinear
 

@@ -105,7 +105,8 @@ def _difference(model: Any, source: Path, config: Config, tokens: Any) -> float:
 
     from bft_ray.model.causal_lm import load_model
 
-    before: Any = load_model(config.model.model_copy(update={"path": str(source), "adapter": None})).eval()
+    plain = {"path": str(source), "adapter": None, "quantization": None}  # as it was merged
+    before: Any = load_model(config.model.model_copy(update=plain)).eval()
     with torch.no_grad():
         own, other = (torch.softmax(one(tokens).logits.float(), -1) for one in (model, before))
     return float((own - other).abs().max())

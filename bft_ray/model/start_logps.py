@@ -55,7 +55,8 @@ class StartLogps:
 
 def path_of(model: ModelConfig, dataset: TokenDataset) -> Path:
     """Where the log-probabilities of a dataset under the weights of `model` are kept: beside the tokens."""
-    settings = f"{_VERSION} {model.dtype} {model.attention} {dataset.fingerprint} {model_fingerprint(model)}"
+    dtype = model.dtype + (f" {model.quantization}" if model.quantization else "")
+    settings = f"{_VERSION} {dtype} {model.attention} {dataset.fingerprint} {model_fingerprint(model)}"
     return dataset.folder.parent / "profiles" / f"{hashlib.sha256(settings.encode()).hexdigest()}.parquet"
 
 

@@ -173,7 +173,7 @@ def _ask(one: Candidate, rows: Sequence[Row], config: Config | None, max_new_tok
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = ModelConfig(path=one.path, dtype="bf16" if device == "cuda" else "fp32")
     if config is not None:
-        own = config.model.model_copy(update={"path": one.path, "adapter": None})
+        own = config.exported(one.path)
     data = config.data if config is not None else DataConfig.model_construct(train=[], template="auto")
     tokenizer: Any = load_tokenizer(own)
     context = Context(tokenizer, data, _BATCH_TOKENS, 0)

@@ -147,8 +147,7 @@ def _measure(config: Config, weights: str) -> EvaluationResult:
     """Measure on the workers of the config. They fetch the weights themselves where these are in an object store."""
     if not storage.exists(weights):
         raise BftError(f"the weights {weights} are gone, so the test split cannot be measured")
-    model = config.model.model_copy(update={"path": weights, "adapter": None})
-    return evaluate_model(config.model_copy(update={"model": model}))
+    return evaluate_model(config.model_copy(update={"model": config.exported(weights)}))
 
 
 def as_json(found: Answer) -> dict[str, Any]:

@@ -240,6 +240,9 @@ def _load(config: Config, settings: dict[str, Any]) -> torch.nn.Module:
 
 
 def _numel(parameter: Any) -> int:
+    """Whole, where this rank has a part of it, or has two elements in a byte."""
+    if (packed := getattr(parameter, "quant_state", None)) is not None:
+        return int(packed.shape.numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 

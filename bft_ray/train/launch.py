@@ -254,8 +254,7 @@ def _finish(
     if datasets.get("validation") or config.evaluation.tasks:
         display.line("evaluating the trained model")
         # not `local`: workers on other nodes fetch it for themselves
-        model = config.model.model_copy(update={"path": exported, "adapter": None})
-        measured = evaluate_model(config.model_copy(update={"model": model}))
+        measured = evaluate_model(config.model_copy(update={"model": config.exported(exported)}))
         after, items = measured.metrics, measured.records
         tracker.log_metrics(_final(after), step=step)
     text = model_card(

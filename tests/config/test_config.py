@@ -48,6 +48,14 @@ def problems(**sections) -> str:
             {"model": {"dtype": "bf16"}, "deepspeed": {"preset": "zero0"}},
             "`deepspeed.preset` is 'zero0', but must be zero1",
         ),
+        (
+            {"model": {"quantization": "nf4"}},
+            "`model.quantization` is 'nf4', but must be null where all weights train: no step is as small",
+        ),
+        (
+            {"model": {"quantization": "nf4"}, "lora": {}, "deepspeed": {"preset": "zero3", "offload": "all"}},
+            "`deepspeed.preset` is 'zero3', but must be zero0 to zero2 with model.quantization",
+        ),
         ({"deepspeed": {"offload": "all"}}, "`deepspeed.offload` is 'all', but must be none or optimizer below zero3."),
         (
             {"deepspeed": {"overlay": {"train_batch_size": 8}}},

@@ -12,11 +12,13 @@ import torch
 from bft_ray.cli import main
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
+from bft_ray.model.causal_lm import load_base
 from bft_ray.operate.doctor import check_fit
 from bft_ray.operate.plan import fit as fit_module
 from bft_ray.operate.plan.live import LiveBytes
 from bft_ray.operate.plan.setups import USABLE, Planner, Setup
 from bft_ray.operate.plan.states import Sizes, states
+from bft_ray.operate.plan.text import plan_text
 from bft_ray.operate.studies import dry_run
 from tests.support.ranks import run_ranks
 
@@ -33,6 +35,10 @@ RUNS = {
     },
     "LoRA, zero3, checkpointed": {
         "preset": "zero3", "num_workers": 2, "checkpointing": True, "length": 64, "dtype": "fp32", "lora": {"rank": 8},
+    },
+    "LoRA on 4 bits, zero1, kept": {
+        "preset": "zero1", "num_workers": 1, "checkpointing": False, "length": 64, "dtype": "bf16", "lora": {"rank": 8},
+        "quantization": "nf4",
     },
 }  # fmt: skip
 
@@ -76,10 +82,11 @@ def rows(tmp_path_factory) -> dict[int, Path]:
 def planned(model, rows, tree_in, tmp_path):
     """A function that makes the tree of a run whose two micro-batches a worker have two rows of the greatest length."""
 
-    def make(preset, num_workers, checkpointing, length, dtype, lora=None, **cluster):
+    def make(preset, num_workers, checkpointing, length, dtype, lora=None, quantization=None, **cluster):
+        own = {"dtype": dtype, "gradient_checkpointing": checkpointing, "quantization": quantization}
         return tree_in(
             tmp_path,
-            model={"path": str(model), "dtype": dtype, "gradient_checkpointing": checkpointing},
+            model={"path": str(model), **own},
             data={
                 "train": [{"path": str(rows[length])}],
                 "max_length": length,
@@ -125,6 +132,8 @@ def measured_bytes(tree: dict, device: str = "cpu") -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_the_plan_is_within_15_percent_of_the_tensors_of_a_run(planned, name):
+    if "quantization" in RUNS[name]:
+        pytest.importorskip("bitsandbytes", reason="needs the extra `clouds`")
     tree = planned(**RUNS[name])
     measured = max(run_ranks(measured_bytes, RUNS[name]["num_workers"], tree))
     config = make_config(tree)
@@ -140,6 +149,27 @@ def test_the_plan_is_within_15_percent_of_what_a_gpu_allocates(planned):
     (measured,) = run_ranks(measured_bytes, 1, tree, "cuda", fresh=True)
     config = make_config(tree)
     assert Planner(config, is_gpu=True).need(Setup.of(config)).gpu_bytes == pytest.approx(measured, rel=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_4_bit_weights_are_planned_to_the_byte(planned):
+    """Of a model that is really loaded, with what bitsandbytes keeps beside the weights."""
+    pytest.importorskip("bitsandbytes", reason="needs the extra `clouds`")
+    config = make_config(planned(**RUNS["LoRA on 4 bits, zero1, kept"]))
+    loaded = load_base(config.model)
+    found = sum(own.nbytes for own in loaded.parameters())
+    states_of = [own.quant_state for own in loaded.parameters() if own.dtype == torch.uint8]
+    kept = ((own.absmax, own.code, own.offset, own.state2.absmax, own.state2.code) for own in states_of)
+    found += sum(tensor.nbytes for tensors in kept for tensor in tensors)
+    planner = Planner(config, is_gpu=False)
+    sizes = planner.sizes(lora=True)
+    assert len(states_of) == 6 * 6 and sizes.packed == 6 * (2 * 256 * 256 + 2 * 256 * 128 + 2 * 256 * 688)
+    assert sizes.weights_bytes - 2 * sizes.trained == found
+    assert planner.sizes(lora=False).packed == 0  # full fine-tuning has plain weights
+    assert not planner.may_be(True, "zero3") and planner.may_be(False, "zero3") and planner.may_be(True, "zero2")
+    text = plan_text(config, True, [16], 2)
+    (row,) = [line for line in text.splitlines() if line.startswith("zero3  ")]
+    assert "zero3," not in text.partition("LoRA  smallest")[2].partition("full ")[0] and row.split()[1:3] == ["-", "-"]
 
 
 def test_live_bytes_are_those_of_the_allocator():

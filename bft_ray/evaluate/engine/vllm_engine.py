@@ -24,13 +24,17 @@ def generate_vllm(model: Any, request: Generate, room: Sequence[int], eos_ids: S
         room: most new tokens of each prompt.
 
     Raises:
-        BadInput: a model with an adapter on it, which that folder would lack.
+        BadInput: a model with an adapter on it, which that folder would lack, or with 4-bit weights.
     """
     from vllm import LLM, SamplingParams
 
     if hasattr(model, "peft_config"):
         raise BadInput(
             "decoding.engine", "vllm", "transformers for a model with an adapter on it", "Or export it merged first."
+        )
+    if getattr(model, "is_loaded_in_4bit", False):
+        raise BadInput(
+            "decoding.engine", "vllm", "transformers with model.quantization", "Or set model.quantization=null."
         )
     decoding = request.decoding
     inputs, settings = [], []

@@ -90,6 +90,11 @@ def prepare(study: AfterRl) -> Ready:
     if is_remote(place) and study.rows.from_choices:
         remedy = "Name a folder that all nodes share, or write the rows as prompt and completion yourself."
         raise BadInput("cluster.storage_path", place, "a folder where rows.from_choices is given", remedy)
+    if base.model.quantization:
+        remedy = (
+            "Train the arms in 4 bits by themselves, with checkpoint.merge_lora, and name them by arms.ARM.exports."
+        )
+        raise BadInput("model.quantization", base.model.quantization, "null: GRPO starts from weights in fp32", remedy)
     folder = storage.join(place, "after_rl", study.name)
     tokenizer = load_tokenizer(base.model)
     context = Context(tokenizer, with_date(base.data, tokenizer), base.evaluation.batch_tokens, base.seed)

@@ -115,11 +115,17 @@ class Planner:
                 )
         return Need(setup, states(self._with(setup), self.sizes(setup.lora)), self._traced[key])
 
+    def may_be(self, lora: bool, preset: str) -> bool:
+        """Whether the weights of the config may be under this ZeRO stage; without LoRA they are never in 4 bits."""
+        return not (lora and self.config.model.quantization and preset == "zero3")
+
     def sizes(self, lora: bool) -> Sizes:
         """Elements of the model, with adapters or without."""
         if lora not in self._sizes:
             adapters = (self.config.lora or adapter_settings(self.config)) if lora else None
-            self._sizes[lora] = sizes_of(built(self.config, self._described, adapters), self.config.deepspeed.overlay)
+            model = built(self.config, self._described, adapters)
+            is_packed = lora and self.config.model.quantization is not None
+            self._sizes[lora] = sizes_of(model, self.config.deepspeed.overlay, is_packed)
         return self._sizes[lora]
 
     def smallest(self, lora: bool, memory_bytes: float, most_workers: int) -> Need | None:
@@ -144,6 +150,8 @@ class Planner:
                 for tokens, checkpointing, (preset, offload) in itertools.product(budgets, (False, True), group):
                     if workers == 1 and offload == "none" and preset != "zero1":
                         continue  # there is nothing to share out
+                    if not self.may_be(lora, preset):
+                        continue
                     yield Setup(lora, preset, offload, checkpointing, workers, tokens)
 
     def _first(self, candidates: Iterator[Setup], memory_bytes: float) -> Need | None:

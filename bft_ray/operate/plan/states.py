@@ -12,6 +12,8 @@ never partitions, B = min(reduce_bucket_size, T), G = min(P - s, stage3_max_live
     gathered    0       0        0              w G (N > 1)         weights of other workers, while they are used
     anchor      w P     w P      w P            -                   the starting weights, with `loss.anchor` and without LoRA
 
+With `model.quantization` Q of the P parameters are in 4 bits, w P is w (P - Q) + 33/64 Q and little more, and ZeRO-3 is refused.
+
 These live beside the activations. In the update, without them: a copy of what is reduced, zero0 to 2 w B more, zero3 the
 partition and its sum, w B (1 + 1/N); or the gradient of a partition in fp32, 4 T / N, in zero1 of bf16 w T / N more. A peak
 is the larger of the two.
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bft_ray.config import Config
+from bft_ray.model.quantized import packed_bytes, packed_weights
 from bft_ray.train.settings import BUCKET_ELEMENTS, deepspeed_settings
 
 PERSISTENT_ELEMENTS = 100_000  # DeepSpeed's stage3_param_persistence_threshold
@@ -43,12 +46,21 @@ class Sizes:
         trained: that get a gradient.
         persistent: that ZeRO-3 keeps whole on each worker: tensors of few elements.
         word_bytes: of a weight.
+        packed: of them in 4-bit weights (`model.quantization`).
+        packed_bytes: that these take.
     """
 
     parameters: int
     trained: int
     persistent: int
     word_bytes: int
+    packed: int = 0
+    packed_bytes: int = 0
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all weights."""
+        return self.word_bytes * (self.parameters - self.packed) + self.packed_bytes
 
 
 @dataclass(frozen=True)
@@ -66,15 +78,22 @@ class States:
         return sum(self.held.values()) + max(during, self.update_bytes)
 
 
-def sizes_of(model: Any, overlay: dict[str, Any]) -> Sizes:
-    """Counted on a model without data."""
+def sizes_of(model: Any, overlay: dict[str, Any], is_packed: bool = False) -> Sizes:
+    """Counted on a model without data, whose linear modules are plain ones here.
+
+    Args:
+        is_packed: their weights will be in 4 bits.
+    """
     limit = overlay.get("zero_optimization", {}).get("stage3_param_persistence_threshold", PERSISTENT_ELEMENTS)
     parameters = list(model.parameters())
+    packed = [weight.numel() for weight in packed_weights(model)] if is_packed else []
     return Sizes(
         parameters=sum(own.numel() for own in parameters),
         trained=sum(own.numel() for own in parameters if own.requires_grad),
         persistent=sum(own.numel() for own in parameters if own.numel() <= limit),
         word_bytes=parameters[0].element_size(),
+        packed=sum(packed),
+        packed_bytes=sum(map(packed_bytes, packed)),
     )
 
 
@@ -91,7 +110,7 @@ def states(config: Config, sizes: Sizes) -> States:
     away = config.deepspeed.offload != "none"
     host = {}
 
-    held = {"weights": word * sizes.parameters, "master": 4 * part if stage else 0, "moments": 8 * part}
+    held = {"weights": sizes.weights_bytes, "master": 4 * part if stage else 0, "moments": 8 * part}
     held["gradients"] = word * sizes.trained if stage < 2 else 4 * part
     if config.loss.anchor and config.lora is None:
         held["anchor"] = word * sizes.parameters

@@ -9,6 +9,7 @@ from bft_ray.config import Config
 from bft_ray.errors import BadInput
 from bft_ray.operate.plan.fit import Fit, available_bytes, size
 from bft_ray.operate.plan.setups import GIB, Need, Planner, Setup
+from bft_ray.operate.plan.states import Sizes
 
 CARDS_GIB = (16, 24, 40, 48, 80, 140)
 _STAGES = (
@@ -62,7 +63,17 @@ def _model(planner: Planner, config: Config) -> list[str]:
     name = (planner.described.architectures or [planner.described.model_type])[0]
     return [
         f"model   {name}, {full.parameters:,} parameters, {config.model.dtype}",
+        *_packed(lora, config),
         f"LoRA    trains {lora.trained:,} parameters ({lora.trained / lora.parameters:.2%} of {lora.parameters:,})",
+    ]
+
+
+def _packed(sizes: Sizes, config: Config) -> list[str]:
+    if not sizes.packed:
+        return []
+    return [
+        f"{config.model.quantization:<8}with LoRA {sizes.packed:,} of them are in 4 bits, {size(sizes.packed_bytes)}; "
+        "refused under zero3, and without LoRA"
     ]
 
 
@@ -84,10 +95,13 @@ def _table(planner: Planner, config: Config, own: Setup) -> list[str]:
             continue
         needs = [
             planner.need(replace(own, lora=lora, preset=preset, offload=offload, checkpointing=checkpointing))
+            if planner.may_be(lora, preset)
+            else None
             for lora, checkpointing in columns
         ]
         name = preset + ("" if offload == "none" else f", offload {offload}")
-        rows[name] = [*(need.gpu_bytes for need in needs), *(needs[one].states.host_bytes for one in (0, 2))]
+        rows[name] = [need.gpu_bytes if need else 0 for need in needs]
+        rows[name] += [need.states.host_bytes if need else 0 for need in needs[::2]]
     unit, word = (GIB, "GiB") if max(map(max, rows.values())) >= GIB else (1 << 20, "MiB")
     workers = f"{own.num_workers} worker{'s' if own.num_workers > 1 else ''}"
     heads = [f"{_NAMES[lora]}{', ckpt' if checkpointing else ''}" for lora, checkpointing in columns]

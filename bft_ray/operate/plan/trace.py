@@ -22,6 +22,7 @@ from bft_ray.loss import passes
 from bft_ray.model.check import skeleton
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora
+from bft_ray.model.quantized import packed_weights
 from bft_ray.operate.plan.live import LiveBytes
 from bft_ray.train.loss_model import LossModel
 
@@ -78,6 +79,8 @@ def traced_bytes(
                 f"the activations of {type(model).__name__} are not known: {first_line(error)}"
             ) from error
         found = live.peak_bytes - held
+    if config.model.quantization and lora is not None:
+        found += decoded_bytes(model)
     return found + (_more_of_a_gpu(lora is None) if is_gpu else 0)
 
 
@@ -92,6 +95,11 @@ def built(config: Config, described: Any, lora: LoraConfig | None) -> Any:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[config.model.dtype])
     return model.train()
+
+
+def decoded_bytes(model: Any) -> int:
+    """Of the largest 4-bit weight, decoded, as a product takes it; here the linear modules are plain ones."""
+    return max((weight.numel() * weight.element_size() for weight in packed_weights(model)), default=0)
 
 
 def _leave_meta(model: torch.nn.Module) -> None:
