@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -49,6 +50,16 @@ def pytest_sessionfinish(session, exitstatus):
         for report in skipped:
             reporter.write_line(f"  {report.nodeid}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leaves_no_ray():
+    """Fails where a file leaves its process connected to Ray, which the next file would use without knowing."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("a test of this file leaves Ray connected")
 
 
 @pytest.fixture(scope="session")

@@ -73,15 +73,13 @@ def test_nodes_that_see_another_folder(env, tmp_path):
 
 
 def test_an_object_store_and_a_single_node_are_not_asked(monkeypatch, tmp_path):
-    import ray
-
     from bft_ray.study.checks import shared
 
     monkeypatch.setattr(shared, "blind_nodes", lambda path, nodes: ["asked"])
-    node = {"Alive": True, "Resources": {"CPU": 1.0}, "NodeID": "a", "NodeManagerAddress": "b"}
-    monkeypatch.setattr(ray, "nodes", lambda: [node, node])
+    node = {"Resources": {"CPU": 1.0}, "NodeID": "a", "NodeManagerAddress": "b"}
+    monkeypatch.setattr(shared, "living", lambda: [node, node])
     shared.require_shared(ClusterConfig(storage_path="s3://bucket/results"))
-    monkeypatch.setattr(ray, "nodes", lambda: [node, node | {"Alive": False}])
+    monkeypatch.setattr(shared, "living", lambda: [node])
     shared.require_shared(ClusterConfig(storage_path=str(tmp_path)))
 
 
