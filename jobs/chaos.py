@@ -77,6 +77,10 @@ def _kills(folder: Path, state: dict[str, Any], options: argparse.Namespace, end
         walks = own.get("walks", [])
         (folder / "kills.md").write_text(table(walks) + "\n")
         print(table(walks))
+        for walk in own.get(
+            "faulty", []
+        ):  # the same draw meets other moments: a fault is not gone because it did not come again
+            print(f"an earlier command found in study {walk['number']}: {'; '.join(walk['differences'])}")
         done = sum(len(walk["kills"]) for walk in walks)
         if done < options.kills:
             words = ["python", "-m", "jobs.chaos", *sys.argv[1:]]

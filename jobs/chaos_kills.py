@@ -70,7 +70,8 @@ def run_kills(
     command found a fault are done again, under the same draw.
 
     Args:
-        state: `undisturbed` (what the study finds) and `walks`; changed in place.
+        state: `undisturbed` (what the study finds), `walks`, and `faulty`: the walks with a fault that were done again;
+            changed in place.
         end: on the monotonic clock.
         save: called after each study.
     """
@@ -95,6 +96,7 @@ def run_kills(
             found, files = records(folder / "undisturbed"), files_of(folder / "undisturbed")
             state |= {"undisturbed": found, "files": files, "undisturbed_s": walk.seconds, "walks": []}
             save()
+        state["faulty"] = state.get("faulty", []) + [walk for walk in state["walks"] if walk["differences"]]
         state["walks"] = [walk for walk in state["walks"] if not walk["differences"]]
         longest = state["undisturbed_s"]
         while _num_kills(state) < num_kills and time.monotonic() + 1.5 * longest < end:

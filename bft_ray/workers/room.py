@@ -53,7 +53,6 @@ def require_resources(cluster: ClusterConfig) -> None:
     Raises:
         NoRoom: names what was asked and what the cluster has.
     """
-
     deadline = time.monotonic() + (0.0 if address_of(cluster) is None else cluster.start_timeout_s)
     told = False
     while True:

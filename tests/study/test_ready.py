@@ -305,3 +305,23 @@ def test_rows_that_cannot_be_read_are_refused_before_any_trial(make_tree, tmp_pa
     }[part]
     with pytest.raises(BadInput, match=r"none\.jsonl"):
         inspect_study(*study_of_other_rows(make_tree, tmp_path, **more))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "are_known"),
+    [
+        ("data.train.0.limit", [24, 48], False),
+        ("data.max_length", [64, 128], False),
+        ("data.train.0.ratio", [0.5, 1.0], True),
+        ("model.gradient_checkpointing", [False, True], True),
+    ],
+)
+def test_what_the_rows_give_is_unknown_where_trials_have_others(make_tree, tmp_path, name, values, are_known):
+    parameters = {
+        "loss.window": {"kind": "categorical", "values": [2, 8]},
+        name: {"kind": "categorical", "values": values},
+    }
+    space, base = study_of_other_rows(make_tree, tmp_path, parameters=parameters, baselines=[])
+    facts = inspect_study(space, base)
+    assert (facts.longest is not None, facts.samples_per_source is not None) == (are_known, are_known)
+    assert ("train.1" in facts.fingerprints) is not are_known

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bft_ray.config import Config
 from bft_ray.config.measured import VALIDATION
 from bft_ray.data.dataset import TokenDataset, prepare
-from bft_ray.data.tokenise import TOKENISING
 from bft_ray.errors import BadInput
 from bft_ray.evaluate import overlap
 from bft_ray.model.base_weights import weights_fingerprint
@@ -27,8 +26,6 @@ from bft_ray.train.overlay import check_overlay
 from bft_ray.train.pins import pin_paths
 from bft_ray.train.record import files_fingerprint
 
-#: parameters of these sections change the tokens of the same rows
-_TOKENISING = ("data.train", "model.", *(f"data.{name}" for name in TOKENISING))
 _LISTED = 64  # combinations that are looked at for other rows
 _MOST_ROWS = 16  # other sets of training rows that are read before the study
 
@@ -97,32 +94,39 @@ def inspect_study(space: SearchSpace, base: Config, line: Callable[[str], None] 
     tasks = {f"{task.name} ({split})": task for split, one in splits.items() for task in one.evaluation.tasks}
     for note in overlap.notes(overlap.overlaps(first, tasks)):
         line(note)
-    fingerprints |= _other_rows(space, base, first, line)
-    varies = any(name.startswith(_TOKENISING) and not name.endswith(".ratio") for name in space.parameters)
+    assignments = [*representatives(space, 1)[:1], *representatives(space, _LISTED)]
+    trials = [config_of(base, space, assignment) for assignment in assignments]
+    fingerprints |= _other_rows(space, base, trials, line)
+    varies = len({rows_key(trial) for trial in trials}) > 1
     longest, samples = int(train.num_supervised.max()), train.samples_per_source
     _require_items(space, rows)
     num_items = {split: len(own) for split, own in rows.items() if own}
     return Facts(first, None if varies else longest, None if varies else samples, fingerprints, num_items)
 
 
-def _other_rows(space: SearchSpace, base: Config, first: Config, line: Callable[[str], None]) -> dict[str, str]:
+def _other_rows(
+    space: SearchSpace, base: Config, trials: Sequence[Config], line: Callable[[str], None]
+) -> dict[str, str]:
     """Check the rows of baselines and trials that train on others than the first trial, so that none fails after others
     have run. Returns their fingerprints: who changes them has another study.
+
+    Args:
+        trials: that stand for all of the search, the first one first.
     """
     tuned = baseline_assignments(space)[0]
     runs = [(f"baseline {one.name}", baseline_config(base, space, one, tuned)) for one in space.baselines]
-    runs += [("trial", config_of(base, space, assignment)) for assignment in representatives(space, _LISTED)]
+    runs += [("trial", trial) for trial in trials[1:]]
     found: dict[str, str] = {}
-    keys = {rows_key(first)}
-    for name, config in ((name, pin_paths(run)) for name, run in runs):
-        if (key := rows_key(config)) in keys:
+    keys = {rows_key(trials[0])}
+    for name, run in runs:
+        if (key := rows_key(run)) in keys:
             continue
         keys.add(key)
         if len(found) == _MOST_ROWS:
             line(f"note: the training rows of {name} and of what follows it are read when they run")
             break
-        tokenizer = load_tokenizer(config.model)
-        rows = prepare(config.data.train, tokenizer, config.data, f"data.train ({name})")
+        config = pin_paths(run)
+        rows = prepare(config.data.train, load_tokenizer(config.model), config.data, f"data.train ({name})")
         line(f"train data of {name}: {_brief(rows)}")
         found[f"train.{len(found) + 1}"] = rows.fingerprint
     return found
