@@ -61,12 +61,12 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
         least = SHARES[1][0]
         lines += [
             f"  {total} independent items are too few for a confirmation: the study compares and chooses no champion.",
-            f"  left to do: {least} or more (different questions, or values of --group), then init again with --force.",
+            f"  for a confirmation: {least} or more (different questions, or values of --group); then init again with --force.",
         ]
     elif not parts.get(TEST):
         lines += [
             f"  {total} independent items are too few for a test: the champion is confirmed, but not tested.",
-            f"  left to do: {SHARES[0][0]} or more (different questions, or values of --group), then init again with --force.",
+            f"  for a test: {SHARES[0][0]} or more (different questions, or values of --group); then init again with --force.",
         ]
     return lines
 
