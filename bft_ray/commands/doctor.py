@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     trains = bool(config.data.train)
     if trains:  # then all of its rules are asked for
         config = load_config(options.config, options.overrides)
-    findings = diagnose(config, space=space_of(options.config) if trains else None)
+    findings = diagnose(config, space=space_of(options.config) if trains else None, overrides=options.overrides)
     print(render(findings))
     print(after_doctor(options.config, options.overrides, is_fine=not exit_code(findings), trains=trains))
     return exit_code(findings)

@@ -181,7 +181,7 @@ def _section(place: Any, name: str) -> dict[str, Any]:
 
 def _index(place: list[Any], key: str, name: str) -> int:
     if not key.isdigit() or int(key) >= len(place):
-        raise BadInput(name, key, f"an index below {len(place)}, because it names an entry of a list")
+        raise BadInput(name, key, f"an index from 0 to {len(place) - 1}, because it names an entry of a list")
     return int(key)
 
 

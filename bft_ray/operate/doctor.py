@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ def diagnose(
     config: Config | None = None,
     *,
     space: Path | None = None,
+    overrides: Sequence[str] = (),
     ray_address: str | None = None,
     timeout_s: float = 90.0,
 ) -> list[Finding]:
@@ -38,6 +39,7 @@ def diagnose(
 
     Args:
         space: a search space over the config, looked at where all else is fine.
+        overrides: FIELD=VALUE that the config was given, for the config that the space names.
         ray_address: look at this cluster instead of `config.cluster.address`.
     """
     cluster = config.cluster if config else ClusterConfig()
@@ -70,7 +72,7 @@ def diagnose(
     if space is not None:
         findings += _guarded("database", check_database, timeout_s)
     if space is not None and not exit_code(findings):  # it would report the same faults again
-        findings += _guarded("space", lambda: check_space(space), timeout_s)
+        findings += _guarded("space", lambda: check_space(space, overrides), timeout_s)
     return findings
 
 
@@ -203,6 +205,7 @@ def check_data(config: Config) -> Iterable[Finding]:
             yield from alone("data", partial(_read_source, source, f"data.{use}.{index}"))
     for name in [task.name for task in config.evaluation.tasks]:
         yield from alone("data", partial(_read_task, config, name))
+    yield from _shared_rows(config)
 
 
 def _read_source(source: SourceConfig, field: str) -> str:
@@ -215,6 +218,25 @@ def _read_source(source: SourceConfig, field: str) -> str:
         raise BadInput(field, source.path, f"data with usable rows: {reason}", "Look at its first lines.")
     left_out = f", {len(bad)} of them left out ({bad[0].where}: {bad[0].reason})" if bad else ""
     return f"{field}: {len(rows)} first rows read from {source.path}{left_out}"
+
+
+def _shared_rows(config: Config) -> Iterable[Finding]:
+    """Validation rows that are training rows, among the first of every source; who cannot be read was told."""
+    from bft_ray.data.rows import BadRow, read_rows, row_key
+
+    def keys(use: str) -> Iterator[str]:
+        for index, source in enumerate(getattr(config.data, use)):
+            rows = itertools.islice(read_rows(source, f"data.{use}.{index}"), NUM_ROWS)
+            yield from (row_key(row) for row in rows if not isinstance(row, BadRow))
+
+    try:
+        validation = list(keys("validation"))
+        trained = set(keys("train")) if validation else set()
+    except BadInput:
+        return
+    if shared := sum(key in trained for key in validation):
+        detail = f"{shared} of the {len(validation)} first rows of data.validation are training rows too"
+        yield Finding("data", "warn", detail, "Take them out of one of the two: what was trained on is remembered.")
 
 
 def check_schedule(config: Config) -> Iterable[Finding]:
@@ -253,12 +275,14 @@ def _read_task(config: Config, name: str) -> str:
     return f"evaluation.tasks.{name}: read, {items} item{'s' if items != 1 else ''} to ask of the model"
 
 
-def check_space(path: Path) -> Iterable[Finding]:
+def check_space(path: Path, overrides: Sequence[str] = ()) -> Iterable[Finding]:
     """A search space beside the config: whether the two fit, and its splits, checked as a study does."""
-    from bft_ray.space.load import load_study
+    from bft_ray.space import load
     from bft_ray.study.checks.ready import inspect_study
 
-    space, base = load_study(path)
+    space = load.load_space(path)
+    base = load.load_base(space, overrides=overrides)
+    load.check_space(space, base, str(path))
     splits = [name for name in ("overrides", "test") if space.confirmation and getattr(space.confirmation, name)]
     names = ", ".join(["search", *("confirmation" if name == "overrides" else name for name in splits)])
     size = sum(Path(source.path).stat().st_size for source in base.data.train if Path(source.path).is_file())

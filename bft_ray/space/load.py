@@ -70,14 +70,17 @@ def find_space(source: str | Path) -> Path:
     raise BadInput("space", str(source), "a YAML file or the name of a search space", hint)
 
 
-def load_base(space: SearchSpace, config: str | Path | None = None) -> Config:
+def load_base(space: SearchSpace, config: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The config that a space varies: its own, or another one.
+
+    Args:
+        overrides: FIELD=VALUE of the config.
 
     Raises:
         BadInput, BadConfig: see `load_config`.
     """
     find_config(config or space.config)
-    return load_config(config or space.config)
+    return load_config(config or space.config, tuple(overrides))
 
 
 def load_study(

@@ -192,6 +192,13 @@ def load_datasets(config: Config, tokenizer: Any, display: Display) -> dict[str,
         if sources:
             datasets[use] = prepare(sources, tokenizer, config.data, f"data.{use}")
             display.line(f"{use} data: {datasets[use].report.to_text()}")
+    if "validation" in datasets:
+        trained, validation = set(datasets["train"].keys), datasets["validation"]
+        if shared := sum(key in trained for key in validation.keys):
+            display.line(
+                f"note: {shared} of the {len(validation)} validation rows are training rows too: validation tells how well "
+                "these are remembered"
+            )
     return datasets
 
 

@@ -140,7 +140,7 @@ def test_overrides(tmp_path):
     assert config.data.train[0].limit == 5 and config.lora is not None and config.lora.rank == 8
     for override, message in [
         ("loss.window", "of the form section.field=value"),
-        ("data.train.7.limit=5", "an index below 1"),
+        ("data.train.7.limit=5", "an index from 0 to 0"),
         ("domain.x=1", "its parent is a value"),
         ("data.date=2026-02-30", "`data.date` is '2026-02-30', but must be a YAML value.*no timestamp"),
         ("seed=!!int x", "`seed` .* no int"),

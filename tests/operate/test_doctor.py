@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from bft_ray.config import make_config
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadConfig, BadInput
 from bft_ray.operate import doctor, machine, nodes
 from bft_ray.operate.doctor import Finding, diagnose, exit_code, render
 from tests.support.paths import ROOT
@@ -42,7 +42,7 @@ def model(tmp_path_factory) -> Path:
 def tree(model, tmp_path) -> dict:
     """A config without a fault."""
     for name in ("train", "validation"):
-        rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(5)]
+        rows = [{"prompt": f"{name} question {n}", "completion": f"answer {n}"} for n in range(5)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     choice = {"question": "q", "choices": ["a", "b"], "answer": 1}
     (tmp_path / "choices.jsonl").write_text(json.dumps(choice) + "\n")
@@ -187,6 +187,9 @@ def test_the_space_beside_a_config(tree, tmp_path):
     path.write_text(yaml.safe_dump(space))
     (ok,) = doctor.check_space(path)
     assert ok.detail == "search_space.yaml fits the config; its splits (search, confirmation) are read, and differ"
+    same = f"data.validation.0.path={tmp_path / 'confirmation.jsonl'}"  # as `bft-ray search` would take it
+    with pytest.raises(BadConfig, match=r"measured on other data than in the search"):
+        list(doctor.check_space(path, [same]))
     (tmp_path / "confirmation.jsonl").write_text((tmp_path / "validation.jsonl").read_text())
     with pytest.raises(BadInput, match="5 of the 5 rows of the confirmation data are rows of the search data too"):
         list(doctor.check_space(path))
@@ -195,6 +198,17 @@ def test_the_space_beside_a_config(tree, tmp_path):
     assert finding.status == "fail" and "budjet" in finding.detail
     tree["data"]["train"][0]["path"] = str(tmp_path / "none.jsonl")
     assert "space" not in [found.check for found in diagnose(make_config(tree), space=path)]
+
+
+def test_validation_rows_that_are_trained_on_are_told(tree, tmp_path):
+    rows = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(8)]
+    for name, own in (("train", rows[:6]), ("validation", rows[4:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+        tree["data"][name] = [{"path": str(tmp_path / f"{name}.jsonl")}]
+    [told] = [found for found in doctor.check_data(make_config(tree)) if found.status == "warn"]
+    assert told.detail == "2 of the 4 first rows of data.validation are training rows too"
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    assert all(found.status == "ok" for found in doctor.check_data(make_config(tree)))
 
 
 def test_surprising_settings_are_told(tree):

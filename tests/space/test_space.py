@@ -286,7 +286,7 @@ def test_a_shipped_space_is_suggested():
         ),
         (
             with_parameters(data__train__7__limit={"kind": "int", "low": 1, "high": 4}),
-            "`data.train.7.limit` is '7', but must be an index below 1",
+            "`data.train.7.limit` is '7', but must be an index from 0 to 0",
         ),
         (
             with_parameters(loss__weight_cap=floats(low=0.5, high=2.0)),
@@ -735,7 +735,7 @@ def test_a_field_of_a_parameter_on_the_command_line():
     changes = ["values=[8, 16]", "values.1=32"]
     space = load_space("gene_interaction", [f"parameters.loss.window.{change}" for change in changes])
     assert space.parameters["loss.window"].values == [8, 32]
-    with pytest.raises(BadInput, match="an index below 2"):
+    with pytest.raises(BadInput, match="an index from 0 to 1"):
         load_space(
             "gene_interaction", [f"parameters.loss.window.{change}" for change in ("values=[8, 16]", "values.2=1")]
         )

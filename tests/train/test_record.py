@@ -224,3 +224,16 @@ def test_a_folder_that_another_command_removes_is_held_by_one_at_a_time(tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"the name of a folder: .* is a file"), only_one(str(tmp_path / "file"), "run"):
         pass
+
+
+def test_validation_rows_that_are_trained_on_are_told(make_tree, tiny_data, tmp_path):
+    lines, tree = Lines(), make_tree()  # the first 12 rows are both
+    config = make_config(tree)
+    load_datasets(config, load_tokenizer(config.model), lines)
+    assert "note: 12 of the 12 validation rows are training rows too" in lines.said[-1]
+    rows = tiny_data.read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join(rows[12:]))
+    tree["data"]["train"] = [{"path": str(tmp_path / "train.jsonl")}]
+    lines.said.clear()
+    load_datasets(make_config(tree), load_tokenizer(config.model), lines)
+    assert len(lines.said) == 2 and "too" not in lines.said[-1]
