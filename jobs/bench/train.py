@@ -29,11 +29,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,6 +47,7 @@ from bft_ray.model.packing import Rows
 from bft_ray.train.engine import Engine, join_alone
 from bft_ray.train.loop import Data, make_plan, share_of
 from bft_ray.train.loss_model import LossModel
+from bft_ray.train.ranks import world_size
 from bft_ray.train.step import train_step
 from jobs.bench.machine import machine
 
@@ -147,23 +150,30 @@ def bare(config: Config, data: Data, device: torch.device, steps: int) -> tuple[
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=device.type == "cuda")
     plan, _ = make_plan(config, data.train)
-
-    class Alone:
-        rank, world_size, rows = 0, 1, Rows(bool(config.data.packing))
-
-    Alone.device = device  # type: ignore[attr-defined]
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    seat: Any = SimpleNamespace(rank=rank, world_size=world_size(), rows=Rows(bool(config.data.packing)), device=device)
     began, tokens = 0.0, 0
     for step in range(steps + WARM_UP):
         if step == WARM_UP:
             began = _now(device)
-        share = share_of(Alone, config, data, plan.batch(step))  # type: ignore[arg-type]
+        share = share_of(seat, config, data, plan.batch(step))
         optimizer.zero_grad()
         for micro in share.micro_batches:
             (model(micro.to(device), config.loss).loss_sum / share.num_samples).backward()
+        if seat.world_size > 1:
+            _add_up([p.grad for p in learning if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         tokens += share.num_tokens if step >= WARM_UP else 0
     return _now(device) - began, tokens
+
+
+def _add_up(gradients: list[Tensor]) -> None:
+    """Sum gradients over ranks: one all-reduce of all of them, the least that a plain loop can do."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def trainer(config: Config, data: Data, device: torch.device, steps: int) -> tuple[float, int]:
