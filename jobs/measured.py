@@ -1,9 +1,11 @@
 """Write down what studies found, for docs/what-we-measured.md: from their database into docs/measured/NAME.json.
 
     python -m jobs.measured --database sqlite:///bft_studies.db window ablation/gene_interaction
+    python -m jobs.measured after-rl/starter
 
-A NAME is a series, or a study as its database names it: STUDY/DOMAIN, whose file is STUDY_DOMAIN.json. `python -m jobs.docs` puts
-the files into the page, so that every figure there is the one of the records. Sentences are those of the product's own reports.
+A NAME is a series; or a study as its database names it, STUDY/DOMAIN, whose file is STUDY_DOMAIN.json; or after-rl/STUDY, of which the
+results of the config's storage are read. `python -m jobs.docs` puts the files into the page, so that every figure there is the one of
+the records. Sentences are those of the product's own reports.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ import argparse
 import json
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bft_ray.operate.after_rl.answer import sentences as sentences_after_rl
+from bft_ray.operate.after_rl.definition import load_after_rl
+from bft_ray.operate.after_rl.page import arms_table as arms_after_rl
+from bft_ray.operate.after_rl.page import statements_table
+from bft_ray.operate.after_rl.run import prepare
 from bft_ray.operate.series import read_series
 from bft_ray.page.model import Table, text_of
 from bft_ray.space.series import find_series, load_series
@@ -37,17 +43,25 @@ FOLDER = Path(__file__).parents[1] / "docs" / "measured"
 def main() -> int:
     """Write a file for each name."""
     parser = argparse.ArgumentParser(description="write down what studies found, for docs/what-we-measured.md")
-    parser.add_argument("names", nargs="+", metavar="NAME", help="a series, or a study as STUDY/DOMAIN")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a series, STUDY/DOMAIN, or after-rl/STUDY")
     parser.add_argument("--database", default="sqlite:///bft_studies.db", help="of the studies")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.names:
-        found = of_study(name, args.database) if "/" in name else of_series(name, args.database)
+        found = found_of(name, args.database)
         path = file_of(args.out, name)
         path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(path)
     return 0
+
+
+def found_of(name: str, database: str) -> dict[str, Any]:
+    """What the series or study of this name found: question, sentences, tables, cost."""
+    kind, _, rest = name.partition("/")
+    if kind == "after-rl":
+        return of_after_rl(rest)
+    return of_study(name, database) if rest else of_series(name, database)
 
 
 def file_of(folder: Path, name: str) -> Path:
@@ -77,11 +91,27 @@ def of_study(name: str, database: str) -> dict[str, Any]:
     return _told("", [answer(own)], [("Claims", claims_of(own.choice)), ("Arms", arms_table(own.choice))], [own])
 
 
+def of_after_rl(name: str) -> dict[str, Any]:
+    """What a study of GRPO after fine-tuning found, as far as it is finished."""
+    study = load_after_rl(name)
+    found = prepare(study).told()
+    runs = [run for own in found.runs.values() for run in own]
+    tables = [("Arms", arms_after_rl(found)), ("Statements", statements_table(found.statements))]
+    cost = f"{len(runs)} runs, {sum(run.seconds for run in runs) / 3600:.2f} hours of GRPO and measurements."
+    return _written(study.question, [text.replace("**", "") for text in sentences_after_rl(found)], tables, cost)
+
+
 def _told(
     question: str, texts: Sequence[str], tables: Sequence[tuple[str, Table]], studies: Sequence[Known]
 ) -> dict[str, Any]:
-    records = [record for own in studies for part in own.parts.values() for record in part]
-    ended = [record.finished for record in records if record.finished]
+    parts = [(own, part) for own in studies for part in own.parts.values()]
+    trials = sum(not record.duplicate_of for _, part in parts for record in part)
+    steps = sum(saved(part).trained for _, part in parts)
+    worked = sum(hours(record, own.study) for own, part in parts for record in part)
+    return _written(question, texts, tables, f"{trials} trials, {steps:,} steps, {round(worked, 2):g} worker-hours.")
+
+
+def _written(question: str, texts: Sequence[str], tables: Sequence[tuple[str, Table]], cost: str) -> dict[str, Any]:
     return {
         "question": question,
         "sentences": list(texts),
@@ -89,12 +119,7 @@ def _told(
             {"title": title, "head": list(table.head), "rows": [[text_of(cell) for cell in row] for row in table.rows]}
             for title, table in tables
         ],
-        "trials": sum(not record.duplicate_of for record in records),
-        "steps": sum(saved(part).trained for own in studies for part in own.parts.values()),
-        "worker_hours": round(
-            sum(hours(r, own.study) for own in studies for part in own.parts.values() for r in part), 2
-        ),
-        "ended": time.strftime("%Y-%m-%d", time.gmtime(max(ended))) if ended else "",
+        "cost": cost,
     }
 
 
@@ -105,8 +130,7 @@ def markdown(path: Path) -> str:
     for table in found["tables"]:
         lines += ["", f"{table['title']}:", "", _row(table["head"]), _row(["---"] * len(table["head"]))]
         lines += [_row(row) for row in table["rows"]]
-    cost = f"{found['trials']} trials, {found['steps']:,} steps, {found['worker_hours']:g} worker-hours."
-    return "\n".join([*lines, "", cost])
+    return "\n".join([*lines, "", found["cost"]])
 
 
 def _row(cells: Sequence[str]) -> str:

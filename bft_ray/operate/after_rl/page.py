@@ -20,7 +20,7 @@ def after_rl_page(found: Told, when: str) -> Page:
     """
     study = found.study
     parts: list[Part] = [figure for figure in (_gains(found), _course(found)) if figure is not None]
-    parts += [arms_table(found), _statements(found.statements)]
+    parts += [arms_table(found), statements_table(found.statements)]
     num_statements = len(study.arms) + 2 * len(study.claims)
     parts.append(
         f"Reward: 1 where an answer, sampled at temperature {study.grpo.temperature:g}, is the right one, else 0. Paired by seed "
@@ -62,7 +62,8 @@ def arms_table(found: Told) -> Table:
     return Table(head, rows)
 
 
-def _statements(every: Sequence[Statement]) -> Table:
+def statements_table(every: Sequence[Statement]) -> Table:
+    """A row a statement: verdict, gain, interval, smallest detectable effect."""
     rows: list[list[Cell]] = [[one.what, one.verdict, *gain_cells(one.gain, one.why)] for one in every]
     return Table(["statement", "verdict", "gain", "interval", "detectable"], rows)
 
