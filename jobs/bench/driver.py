@@ -1,8 +1,9 @@
 """What the driver of a large study costs: a whole `bft-ray search` on pretend nodes, which do nothing.
 
-    python -m jobs.bench.driver [--trials 1000] [--nodes 64] [--deterministic] [--database URL] [--out bench_driver]
+    python -m jobs.bench.driver [--trials 1000] [--nodes 64] [--deterministic] [--database URL] [--tracking URI] [--out bench_driver]
 
-Driver, database, sampler, rungs and MLflow (SQLite in a new folder) are the real ones. The place of the segments is this process:
+Driver, database, sampler, rungs and MLflow are the real ones. Both databases are SQLite files of a new folder where no address is
+given: then this process does an MLflow server's work as well. The place of the segments is this process:
 each node holds one segment for a time that is drawn, on a clock that is only counted; its values are drawn from the settings. The
 CPU time is that of this process with all of its threads, without that of the pretended workers. Prints seconds of CPU a trial
 (target: at most 0.06; missed: exit status 1) by hundreds of trials, the memory after each, and what one look at the study costs;
@@ -150,10 +151,15 @@ class Nodes:
         self.rows.append(Row(ended, cpu, main, time.perf_counter() - began, memory))
 
 
-def measure(trials: int, nodes: int, database: str | None, *, deterministic: bool, folder: Path) -> dict[str, Any]:
+def measure(
+    trials: int, nodes: int, database: str | None, tracking: str | None = None, *, deterministic: bool, folder: Path
+) -> dict[str, Any]:
     """One study in `folder`, from the command to its answer."""
     overrides = [f"budget.trials={trials}", "budget.steps=81", f"deterministic={str(deterministic).lower()}"]
-    overrides += [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"cluster.storage_path={folder}/results"]
+    overrides += [
+        f"tracking.uri={tracking or f'sqlite:///{folder}/mlflow.db'}",
+        f"cluster.storage_path={folder}/results",
+    ]
     overrides += ["confirmation.register_champion=false"]
     # values that are drawn from a range: no trial is a duplicate of another one
     inverse = "when: {loss.method: [bft_inverse]}"
@@ -205,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=64)
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--database", help="address of the study's database")
+    parser.add_argument("--tracking", help="address of an MLflow server")
     parser.add_argument("--out", default="bench_driver")
     options = parser.parse_args(argv)
     about = machine(1, ["optuna", "sqlalchemy", "psycopg"])
@@ -213,6 +220,7 @@ def main(argv: list[str] | None = None) -> int:
             options.trials,
             options.nodes,
             options.database,
+            options.tracking,
             deterministic=options.deterministic,
             folder=Path(folder),
         )
