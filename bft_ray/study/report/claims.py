@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from bft_ray.page.model import Cell, Table
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.claims import Judged
-from bft_ray.study.report.arms import gain_text, signed
-from bft_ray.study.report.verdicts import gain_cells
+from bft_ray.study.report.arms import gain_cells, gain_text, signed
 
 
 def claims_table(choice: Choice) -> Table:

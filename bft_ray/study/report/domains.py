@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.kept import Known, known
 from bft_ray.study.records.store import Store
-from bft_ray.study.report.arms import gain_text, signed, size, span_of
+from bft_ray.study.report.arms import gain_cells, gain_text
 from bft_ray.study.report.describe import chosen_settings
 from bft_ray.study.report.sections.head import answer
 
@@ -140,22 +139,9 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _cells(row: Row) -> list[Cell]:
-    own, gain = row.known, row.gain
-    choice = own.choice
-    cells: list[Cell] = [
-        own.study.name,
-        own.study.space.objective.metric,
-        (choice.champion if choice else "") or "",
-        row.window,
-    ]
-    if gain is None:
-        cells += ["", "", ""]
-    else:
-        cells += [
-            Number(gain.gain, signed(gain.gain)),
-            span_of(gain.low, gain.high) if gain.has_spread else "no spread",
-        ]
-        cells.append("" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable)))
+    own = row.known
+    champion = (own.choice.champion if own.choice else "") or ""
     lengths: Mapping[str, float] = own.profile["lengths"] if own.profile else {}
-    cells += [Number(lengths[name], f"{lengths[name]:,.0f}") if name in lengths else "" for name in _LENGTHS]
-    return [*cells, row.stood]
+    shown = [Number(lengths[name], f"{lengths[name]:,.0f}") if name in lengths else "" for name in _LENGTHS]
+    first: list[Cell] = [own.study.name, own.study.space.objective.metric, champion, row.window]
+    return [*first, *gain_cells(row.gain), *shown, row.stood]
