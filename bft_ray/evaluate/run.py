@@ -13,7 +13,7 @@ from typing import Any
 
 from bft_ray.config import Config
 from bft_ray.config.measured import VALIDATION
-from bft_ray.config.tasks import HarnessTask, Task
+from bft_ray.config.tasks import HarnessTask
 from bft_ray.data.dataset import prepare
 from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
@@ -100,13 +100,5 @@ def prepare_all(
         prepared[VALIDATION] = prepare_dataset(dataset, VALIDATION, context)
     for task in tasks:
         with waiting(f"reading the task {task.name}"):
-            prepared[task.name] = _prepared(task, context)
+            prepared[task.name] = prepare_task(task, context)
     return prepared
-
-
-def _prepared(task: Task, context: Context) -> Prepared | HarnessTask:
-    made = prepare_task(task, context)
-    if made is None:
-        assert isinstance(task, HarnessTask)
-        return task
-    return made

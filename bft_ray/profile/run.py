@@ -25,9 +25,7 @@ from bft_ray.profile.analyse import analyse
 from bft_ray.profile.page import to_html
 from bft_ray.profile.result import Profile
 from bft_ray.profile.rewrite import replaced, rewrite
-from bft_ray.profile.weights import (
-    TokenLogps,
-)
+from bft_ray.profile.weights import TokenLogps
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.load import check_space
 from bft_ray.tracking.run import Tracker

@@ -37,9 +37,10 @@ _RANDOM_SEED, _OTHER_SEED = 0, 1234  # those of the library's command line
 _BOOTSTRAP = 1000  # resamples, for the metrics whose standard error the library draws
 
 
-def prepare(task: HarnessTask, context: Context) -> None:
-    """Nothing beforehand: the library asks the model itself. Raises as `check`."""
+def prepare(task: HarnessTask, context: Context) -> HarnessTask:
+    """The task as it is, for the library asks the model itself. Raises as `check`."""
     check(task)
+    return task
 
 
 def check(task: HarnessTask) -> Any:
