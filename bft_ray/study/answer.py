@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bft_ray.config import Config
@@ -18,10 +18,9 @@ from bft_ray.space.parts import DEFAULT
 from bft_ray.study.confirm.candidates import Arm, arms_of
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.items import item_groups, item_scores
-from bft_ray.study.confirm.standing import Items
 from bft_ray.study.confirm.tested import TestResult, note_of, on_test_split
 from bft_ray.study.definition import Study, by_id
-from bft_ray.study.kept import chosen, compared_items
+from bft_ray.study.kept import chosen
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
 from bft_ray.train.pins import pin_paths
@@ -38,7 +37,6 @@ class Answer:
         weights: path of the weights of its first confirmation run.
         default_weights: the same of the default.
         test: of champion and default on the test split; None without one.
-        items: of a study that chooses nothing, the scores of the trials that it compares; see `Items`.
     """
 
     choice: Choice | None = None
@@ -47,7 +45,6 @@ class Answer:
     weights: str | None = None
     default_weights: str | None = None
     test: TestResult | None = None
-    items: Items = field(default_factory=dict)
 
 
 def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None] = lambda text: None) -> Answer:
@@ -61,7 +58,7 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
     """
     confirmation = study.space.confirmation
     if confirmation is None:
-        return Answer(items=compared_items(study, {part: parts[part].records() for part in (BASELINES, SEARCH)}))
+        return Answer()
     records = {part: parts[part].records() for part in (BASELINES, SEARCH, CONFIRMATION)}
     arms = {arm.name: arm for arm in arms_of(study.space, records[BASELINES], records[SEARCH])}
     choice = chosen(study.space, records, _before(study, parts[SEARCH], next(iter(arms.values())), records, line))

@@ -29,7 +29,7 @@ from bft_ray.study.answer import answer
 from bft_ray.study.checks.expect import caveats, local_slots, requirements
 from bft_ray.study.checks.packing import settle_packing
 from bft_ray.study.checks.ready import Facts, inspect_study
-from bft_ray.study.conclude import StudyResult, conclude, describe_study, require_left
+from bft_ray.study.conclude import StudyResult, conclude, known_now, require_left
 from bft_ray.study.controller import Controller, segments_ahead
 from bft_ray.study.definition import Study
 from bft_ray.study.execute.measure import measure as measured_on
@@ -229,7 +229,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live, place: Place) -
             with waiting("choosing"):
                 found = answer(study, controller.parts, shown.note)
             with waiting("recording the answer"):
-                result = conclude(study, store, controller, found, tracker, recorder, shown.note)
+                result = conclude(study, store, found, tracker, recorder, shown.note)
             if tracker.flush(_PATIENCE_S) and tracker.finish(
                 *(("FAILED", result.failed) if result.failed else ("FINISHED",))
             ):
@@ -239,7 +239,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live, place: Place) -
             return result
         except Cancelled as error:
             reason = str(error)
-            describe_study(store, None, recorder)
+            recorder.describe(known_now(study, store, is_finished=False))
             tracker.finish("KILLED", reason)
             raise
         except DiskFull:

@@ -84,7 +84,7 @@ def row_of(own: Known) -> Row:
     choice = own.choice
     if choice is None or choice.champion is None:
         return Row(own, "", "no answer yet" if own.study.space.confirmation else "nothing was confirmed", None)
-    settings = chosen_settings(own.parts, own.study.space, choice)
+    settings = chosen_settings(own)
     arm, best = choice.arm(choice.champion), choice.best_candidate
     window = settings.get("loss.window", "")
     gain = arm.gain if arm.gain is not None else best.gain if best is not None else None

@@ -17,12 +17,11 @@ from bft_ray.study.report.describe import chosen_settings, commands, searched
 
 def use(known: Known) -> Section:
     """Commands, settings, configs."""
-    study, parts = known.study, known.parts
+    study = known.study
     found: list[Part] = []
-    typed = commands(parts, study.space, study.domain, known.choice, study.base.tracking.uri, known.items)
-    if typed:
+    if typed := commands(known):
         found.append(Code("\n".join(f"{command:<46}  # {what}" for command, what in typed)))
-    if settings := chosen_settings(parts, study.space, known.choice):
+    if settings := chosen_settings(known):
         found.append(Table(["field", "value"], [[name, value] for name, value in settings.items()], "Chosen settings"))
     if (config := _config(known)) is not None:
         found.append(Code(config, "The exact config of the champion", is_open=False))
@@ -58,14 +57,8 @@ def trials(known: Known) -> Section | None:
         if record.value is not None:
             cells[at] = Number(record.value, row[at])
         shown.append(cells)
-    lines = searched(
-        known.parts,
-        space,
-        known.study.domain,
-        {} if known.study.num_samples is None else {"train": known.study.num_samples},
-    )
     title = f"All {len(records):,} trials, best first"
-    return Section("trials", "What was searched", [lines, Table(head, shown, title, is_open=len(rows) <= 30)])
+    return Section("trials", "What was searched", [searched(known), Table(head, shown, title, is_open=len(rows) <= 30)])
 
 
 def how_to_read() -> Section:
