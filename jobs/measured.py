@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.operate.series import read_series
-from bft_ray.page.model import Table, text_of
+from bft_ray.page.model import Table
 from bft_ray.space.series import find_series, load_series
 from bft_ray.study.kept import Known, known
 from bft_ray.study.records.database import Database
@@ -85,10 +85,7 @@ def _told(
     return {
         "question": question,
         "sentences": list(texts),
-        "tables": [
-            {"title": title, "head": list(table.head), "rows": [[text_of(cell) for cell in row] for row in table.rows]}
-            for title, table in tables
-        ],
+        "tables": [{"title": title, "head": list(table.head), "rows": table.texts()[1:]} for title, table in tables],
         "trials": sum(not record.duplicate_of for record in records),
         "steps": sum(saved(part).trained for own in studies for part in own.parts.values()),
         "worker_hours": round(

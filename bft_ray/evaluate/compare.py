@@ -21,6 +21,7 @@ from bft_ray.errors import BadInput
 from bft_ray.evaluate.alike import unlike
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.metrics import Area, Mean, Ratio
+from bft_ray.page.model import as_text
 from bft_ray.stats.errors import as_groups, names_of
 from bft_ray.stats.linearise import Made, column_of, columns_of, linear_auprc, linear_scores
 from bft_ray.stats.paired import holm, paired_difference
@@ -165,12 +166,8 @@ def render(changes: Sequence[Change], question: str | None = None) -> str:
     for change in changes:
         p = None if change.paired is None else change.paired.p if change.name == question else next(adjusted)
         rows.append(_cells(change, p))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "  ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(zip(r, widths, strict=True))) for r in rows
-    ]
     asked = any(change.name == question for change in changes)
-    return "\n".join([*(line.rstrip() for line in lines), *_reading(changes, question if asked else None, len(others))])
+    return "\n".join([as_text(rows, num_left=1), *_reading(changes, question if asked else None, len(others))])
 
 
 def _reading(changes: Sequence[Change], question: str | None, num_others: int) -> list[str]:
@@ -218,10 +215,6 @@ def _cells(change: Change, p: float | None) -> list[str]:
         str(both.num_items),
         "" if math.isnan(both.detectable) else shown(both.detectable),
     ]
-
-
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column == 0 else cell.rjust(width)
 
 
 def _by_set(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

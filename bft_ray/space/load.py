@@ -107,7 +107,7 @@ def study_name(source: str, config: str | None = None, overrides: Sequence[str] 
             return source
         raise
     space, base = load_study(source, config, overrides)
-    return f"{space.name}/{space.domain or base.domain}"
+    return space.study_of(base)
 
 
 def check_space(space: SearchSpace, base: Config, source: str = "the search space") -> None:

@@ -19,7 +19,7 @@ from bft_ray.study.answer import Answer, as_json
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.definition import Study
 from bft_ray.study.kept import Known, known
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.record import TrialRecord, all_of
 from bft_ray.study.records.store import Store
 from bft_ray.study.report.describe import conclusion
 from bft_ray.study.report.recorder import Recorder
@@ -94,7 +94,7 @@ def conclude(
 
 def mostly_failed(parts: Mapping[str, Sequence[TrialRecord]]) -> str:
     """A sentence if more than half of the trials that ran have failed, with the most frequent reason; "" otherwise."""
-    ran = [record for own in parts.values() for record in own if record.is_finished and not record.duplicate_of]
+    ran = [record for record in all_of(parts) if record.is_finished and not record.duplicate_of]
     failed = Counter(record.reason for record in ran if record.state == "failed")
     if 2 * failed.total() <= len(ran):
         return ""

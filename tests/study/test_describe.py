@@ -125,7 +125,7 @@ def test_settings_of_a_baseline_that_won():
     settings = note[note.index("#### Chosen settings") : note.index("#### Evidence")]
     assert "| loss.method | sft |\n| optimizer.learning_rate | 0.001 |" in settings and "window" not in settings
     # a confirmation knows which trial it repeats, whatever the names
-    runs = [trial(0, 0.5, part="confirmation", name="sft", extra={"of": "search/0"})]
+    runs = [trial(0, 0.5, part="confirmation", name="sft", extra={"arm": "sft", "of": "search/0"})]
     note = describe(known({**RECORDS, "confirmation": runs}, space(), found))
     assert "| loss.window | 64 |" in note
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from bft_ray.config.metrics import format_value
-from bft_ray.page.model import Cell, Number, Span, Table, text_of
+from bft_ray.page.model import Cell, Number, Span, Table
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choice import Arm, Choice
 from bft_ray.study.confirm.tested import TestResult
@@ -46,8 +46,8 @@ def _tested(test: TestResult | None) -> dict[str, float]:
 
 
 def _cells(gain: Comparison | None, best: float | None) -> list[Cell]:
-    chance: Cell = "" if best is None else Number(best, f"{best:.0%}")
-    p: Cell = "" if gain is None or not gain.has_spread else Number(gain.p, f"{gain.p:.2g}")
+    chance: Cell = "" if best is None else Number.of(best, ".0%")
+    p: Cell = "" if gain is None or not gain.has_spread else Number.of(gain.p, ".2g")
     mean, interval, least = gain_cells(gain)
     return [mean, interval, p, chance, least]
 
@@ -66,12 +66,12 @@ def gain_cells(gain: Comparison | None, why: str = "") -> list[Cell]:
 
 
 def _four(value: float | None) -> Cell:
-    return "" if value is None else Number(value, f"{value:.4f}")
+    return "" if value is None else Number.of(value, ".4f")
 
 
 def markdown(table: Table) -> str:
     """A table for the note."""
-    return as_markdown([list(table.head), *[[text_of(cell) for cell in row] for row in table.rows]])
+    return as_markdown(table.texts())
 
 
 # ---- gains in words ----------------------------------------------------------------------------------------------------

@@ -5,29 +5,36 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bft_ray.config.metrics import format_value
-from bft_ray.page.model import text_of
+from bft_ray.page.model import as_text
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import Asha
+from bft_ray.study.confirm.candidates import sources
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.standing import leader, standing_of, training_command
 from bft_ray.study.confirm.tested import TestResult
 from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import as_markdown, as_text, counts, saved, short_names, span, table, value_text
+from bft_ray.study.records.leaderboard import (
+    as_markdown,
+    counts,
+    saved,
+    short_names,
+    span,
+    table,
+    trials_text,
+    value_text,
+)
 from bft_ray.study.records.ranking import tuned
-from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
+from bft_ray.study.records.record import Records, TrialRecord, all_of
+from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report import compare
 from bft_ray.study.report.claims import claims_sentence
 from bft_ray.study.report.diagnoses import diagnose
 from bft_ray.study.report.explain import explain
 from bft_ray.tracking.server import where
-
-Records = Mapping[str, Sequence[TrialRecord]]
 
 #: characters of a note: MLflow cuts a tag at 8,000
 LIMIT = 7_900
@@ -130,10 +137,7 @@ def _unconfirmed(space: SearchSpace) -> str:
 
 def _source(records: Records, metric: str, name: str) -> TrialRecord | None:
     """The trial of the search, or of a baseline, that an arm of the confirmation repeats."""
-    trials = {record.id: record for part in records.values() for record in part}
-    runs = [record for record in records[CONFIRMATION] if record.name == name]
-    source = next((trials[r.extra["of"]] for r in runs if r.extra.get("of") in trials), None)
-    source = source or next((r for r in records[SEARCH] if r.name == name), None)
+    source = sources(records).get(name) or next((r for r in records[SEARCH] if r.name == name), None)
     return source or tuned(records[BASELINES], metric).get(name)
 
 
@@ -167,8 +171,7 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
         return rows
     setting = compare.single(space)
     if space.confirmation is None and setting is not None:
-        found = compare.by_value(search, metric, setting)
-        return [list(found.head), *[[text_of(cell) for cell in row] for row in found.rows]]
+        return compare.by_value(search, metric, setting).texts()
     beside = list(tuned(records[BASELINES], metric).values())
     return table([*search, *beside], metric, rung_metric=rung_metric(space), limit=_TOP)
 
@@ -199,7 +202,7 @@ def searched(known: Known) -> list[str]:
     )
     lines.append(f"sampler {space.sampler.kind}, seed {space.sampler.seed}; early stops: {stops}")
     lines.append(saved_sentence(records))
-    times = [(record.started, record.finished) for part in records.values() for record in part]
+    times = [(record.started, record.finished) for record in all_of(records)]
     begun, ended = [a for a, _ in times if a is not None], [b for _, b in times if b is not None]
     if begun and ended:
         lines.append(f"from the first start to the last end: {span(max(ended) - min(begun))}")
@@ -214,21 +217,17 @@ def _range(parameter: Any) -> str:
 
 def saved_sentence(records: Records) -> str:
     """The steps that were trained and saved, over all parts: baselines and confirmation too; no full stop."""
-    found = saved(record for part in records.values() for record in part)
+    found = saved(all_of(records))
     parts = []
     if found.num_duplicates:
         parts.append(f"{found.duplicates:,} by {found.num_duplicates} duplicate{'s' * (found.num_duplicates != 1)}")
     if found.num_pruned:
-        parts.append(f"{found.pruned:,} by stopping {_trials(found.num_pruned)} early")
+        parts.append(f"{found.pruned:,} by stopping {trials_text(found.num_pruned)} early")
     less = found.duplicates + found.pruned
     avoided = f"; saved: {', '.join(parts)}" if parts else ""
     return f"{found.trained:,} steps trained{avoided}" + (
         f": {less / (found.trained + less):.0%} less than all" if less else ""
     )
-
-
-def _trials(count: int) -> str:
-    return f"{count} trial{'s' * (count != 1)}"
 
 
 def commands(known: Known) -> list[tuple[str, str]]:
@@ -241,7 +240,7 @@ def commands(known: Known) -> list[tuple[str, str]]:
         record = leader(standing)
         if record is None:
             return []
-        return [(training_command(record, space), f"trains with {record.name or record.id}")]
+        return [(training_command(record, space), f"trains with {record.label}")]
     if space.confirmation is not None and not space.confirmation.register_champion:
         return []
     option, note = where(known.study.base.tracking.uri)

@@ -57,10 +57,9 @@ def domains_page(stores: Sequence[Store], database: str) -> Page:
     parts: list[Part] = [part for part in (_figure(rows),) if part is not None]
     parts.append(_table(rows))
     parts.append(
-        "The gain is that of the champion over `bft` with window 256 as published, or of the best candidate "
-        "where that stays; its interval holds "
-        "for all arms of its own study. Studies have metrics and data of their own: compare whether an interval "
-        "contains 0, not the gains."
+        "The gain is that of the champion over `bft` with window 256 as published, or of the best candidate where "
+        "that stays; its interval holds for all arms of its own study. Studies have metrics and data of their own: "
+        "compare whether an interval contains 0, not the gains."
     )
     if without:
         parts.append(
@@ -142,6 +141,6 @@ def _cells(row: Row) -> list[Cell]:
     own = row.known
     champion = (own.choice.champion if own.choice else "") or ""
     lengths: Mapping[str, float] = own.profile["lengths"] if own.profile else {}
-    shown = [Number(lengths[name], f"{lengths[name]:,.0f}") if name in lengths else "" for name in _LENGTHS]
+    shown = [Number.of(lengths[name], ",.0f") if name in lengths else "" for name in _LENGTHS]
     first: list[Cell] = [own.study.name, own.study.space.objective.metric, champion, row.window]
     return [*first, *gain_cells(row.gain), *shown, row.stood]

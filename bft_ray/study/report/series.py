@@ -184,7 +184,7 @@ def claims_table(found: Told) -> Table:
     rows: list[list[Cell]] = []
     for name, judged in found.judged.items():
         at = found.series.conditions[name].at
-        places: list[Cell] = [Number(at[axis], f"{at[axis]:g}") if axis in at else "" for axis in axes]
+        places: list[Cell] = [Number.of(at[axis], "g") if axis in at else "" for axis in axes]
         for one in judged:
             rows.append([name, *places, str(one.claim), one.verdict, *gain_cells(one.gain, one.why)])
     return Table(["condition", *axes, "claim", "verdict", "gain", "interval", "detectable"], rows)

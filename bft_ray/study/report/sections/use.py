@@ -6,7 +6,6 @@ from bft_ray.config import to_yaml
 from bft_ray.page.model import Cell, Code, Number, Part, Section, Table
 from bft_ray.places.addresses import redact
 from bft_ray.study.confirm.candidates import arms_of
-from bft_ray.study.definition import by_id
 from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.leaderboard import table
@@ -39,8 +38,7 @@ def _config(known: Known) -> str | None:
     arm = next(
         one for one in arms_of(study.space, known.parts[BASELINES], known.parts[SEARCH]) if one.name == choice.champion
     )
-    others = by_id([*known.parts[BASELINES], *known.parts[SEARCH]])
-    return redact(to_yaml(study.config(arm.trial, study.space.confirmation.seeds[0], others)))
+    return redact(to_yaml(study.config(arm.trial, study.space.confirmation.seeds[0])))
 
 
 def trials(known: Known) -> Section | None:
