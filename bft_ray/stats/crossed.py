@@ -109,7 +109,7 @@ class Crossed:
 
     @classmethod
     def of(cls, arms: Sequence[np.ndarray], others: Sequence[np.ndarray], groups: Groups | None) -> Crossed:
-        """Of arms [S, n], that which all are held against first; `others` only lend their runs to the pool."""
+        """Of arms [S, n], the reference arm first; `others` only add their runs to the pooled variance."""
         runs = np.stack([arm.mean(1) for arm in (*arms, *others)])
         return cls(np.stack([arm - arms[0] for arm in arms[1:]]), runs, groups)
 
@@ -147,15 +147,15 @@ class Crossed:
         pooled, skew = 2 * self.square[0] / num_seeds, skewness(by_item)
         return tuple(
             Parts(
-                float(means[k]),
-                max(float(own[k]), float(mean_rest[k])),
-                max(pooled, float(mean_rest[k])),
-                float(mean_rest[k]),
-                max(0.0, float(self.covariance[k, k])),
-                float(skew[k]),
-                num_items,
-                float(freedom_item[k]),
-                float(freedom_rest[k]),
+                gain=float(means[k]),
+                own=max(float(own[k]), float(mean_rest[k])),
+                pooled=max(pooled, float(mean_rest[k])),
+                rest=float(mean_rest[k]),
+                item_variance=max(0.0, float(self.covariance[k, k])),
+                skew=float(skew[k]),
+                num_items=num_items,
+                freedom_item=float(freedom_item[k]),
+                freedom_rest=float(freedom_rest[k]),
             )
             for k in range(num_arms)
         )

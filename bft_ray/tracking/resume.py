@@ -1,4 +1,4 @@
-"""What may change when a run or a study goes on, and what has changed: one rule for `train`, `search` and MLflow."""
+"""What may change when a run or a study is resumed, and what has changed: one rule for `train`, `search` and MLflow."""
 
 from __future__ import annotations
 

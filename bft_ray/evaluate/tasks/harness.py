@@ -74,7 +74,7 @@ def run(task: HarnessTask, model: Any, tokenizer: Any, context: Context) -> Meas
     """What the library measures on a loaded causal LM.
 
     Metrics are named `<name>/<task>/<metric>`, with `_se` as the library computes it and `_detectable` (see
-    `with_error`); of a group that was asked for the aggregate is given, not its tasks. Records: `set` (`<name>/<task>`), `id` (task
+    `with_error`); of a requested group the aggregate is given, not its tasks. Records: `set` (`<name>/<task>`), `id` (task
     of the library, number of the item), its metrics, and `scores`, the log-likelihoods of the options, in nats.
 
     Raises:

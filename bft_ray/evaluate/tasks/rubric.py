@@ -5,7 +5,7 @@ A rubric is a list of criteria with points, positive for what an answer should h
     score of an answer = sum of the points of the criteria met / sum of the positive points      at most 1; may be negative
     rubric_score = mean over the items, clipped to [0, 1]
 
-`bft_ray.evaluate.rubrics` has this and what else is told. An item's score is the mean over its answers and judges; an item with a
+`bft_ray.evaluate.rubrics` computes this and the other scores. An item's score is the mean over its answers and judges; an item with a
 criterion that some judge did not judge is left out of the mean and its criteria are counted (`num_unjudged`).
 
     kappa = (p_o - p_e) / (1 - p_e)      Cohen, 1960; p_o: share of criteria on which both judges agree, p_e: what chance

@@ -95,11 +95,11 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
         reason,
         tuple(arms),
         against,
-        len(measured),
-        num_all - len(measured),
-        family.best,
-        tuple(name for name in order if name in near_best),
-        judge_all(plan.claims, plan.metric, _scores_of(kept, oriented, plan), plan.alpha, groups, flaws),
+        num_items=len(measured),
+        num_missing=num_all - len(measured),
+        best=family.best,
+        not_told=tuple(name for name in order if name in near_best),
+        claims=judge_all(plan.claims, plan.metric, _scores_of(kept, oriented, plan), plan.alpha, groups, flaws),
     )
 
 
