@@ -54,33 +54,29 @@ def evaluate_model(
         BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
     with tokens_pass(), kept_for(config.cluster.file_mode), waiting("evaluating"):
-        return _evaluate_model(config, out, names)
+        if out is not None:
+            check_out(out)
+        require_cluster(config.cluster)
+        context = prepare_context(config)
+        check_model(config, context.tokenizer)
+        prepared = prepare_all(config, context, names)
+        if not prepared:
+            remedy = "There is nothing to measure. For example evaluation.tasks: [{kind: choice, path: exam.jsonl}]."
+            raise BadInput("data.validation", [], "given, or else evaluation.tasks", remedy)
+        settings = (config.model, config.data, config.evaluation.batch_tokens, config.seed)
 
+        def run(jobs: list[Job]) -> list[Any]:
+            return spread(answer, jobs, cluster=config.cluster, setup=partial(load, *settings))
 
-def _evaluate_model(config: Config, out: Path | None, names: Sequence[str] | None) -> EvaluationResult:
-    if out is not None:
-        check_out(out)
-    require_cluster(config.cluster)
-    context = prepare_context(config)
-    check_model(config, context.tokenizer)
-    prepared = prepare_all(config, context, names)
-    if not prepared:
-        remedy = "There is nothing to measure. For example evaluation.tasks: [{kind: choice, path: exam.jsonl}]."
-        raise BadInput("data.validation", [], "given, or else evaluation.tasks", remedy)
-    settings = (config.model, config.data, config.evaluation.batch_tokens, config.seed)
-
-    def run(jobs: list[Job]) -> list[Any]:
-        return spread(answer, jobs, cluster=config.cluster, setup=partial(load, *settings))
-
-    result, errors = collect(
-        prepared, config.cluster.num_workers * _SHARDS_A_WORKER, config.evaluation.batch_tokens, run
-    )
-    if out is not None:
-        result.write(out)
-    if errors:  # such as a judge that gave up: the results of the other tasks are kept
-        kept = f"\nThe other tasks are measured: {out}" if out is not None and result.metrics else ""
-        raise BftError("\n".join(f"{name}: {error}" for name, error in errors.items()) + kept)
-    return result
+        result, errors = collect(
+            prepared, config.cluster.num_workers * _SHARDS_A_WORKER, config.evaluation.batch_tokens, run
+        )
+        if out is not None:
+            result.write(out)
+        if errors:  # such as a judge that gave up: the results of the other tasks are kept
+            kept = f"\nThe other tasks are measured: {out}" if out is not None and result.metrics else ""
+            raise BftError("\n".join(f"{name}: {error}" for name, error in errors.items()) + kept)
+        return result
 
 
 def prepare_context(config: Config) -> Context:

@@ -59,9 +59,8 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     kept = {name: runs[name] for name in sorted(runs) if not flaws[name]}
     if plan.default not in kept:
         reason = f"the default {plan.default} has no whole set of runs ({flaws[plan.default]})"
-        return Choice(
-            plan, None, "none", reason, tuple(_without_gain(name, plan, flaws[name]) for name in sorted(runs)), (), 0
-        )
+        bare = tuple(_without_gain(name, plan, flaws[name]) for name in sorted(runs))
+        return Choice(plan, None, "none", reason, bare, against=(), num_items=0)
 
     sign = 1.0 if higher_is_better(plan.metric) else -1.0
     items = {name: {seed: run.items for seed, run in own.items()} for name, own in kept.items()}
