@@ -41,7 +41,7 @@ class Noise:
         seed: int,
         others: Sequence[np.ndarray] = (),
     ) -> Noise:
-        """Of arms [S, n], the reference arm first; `others` only add their runs to the pooled variance."""
+        """The noise of arms [S, n], the reference arm first; `others` only add their runs to the pooled variance."""
         crossed = Crossed.of(arms, others, groups)
         parts, num_arms = crossed.parts, len(crossed.parts)
         h, freedom, own_freedom = crossed.item_freedom, crossed.square[1], crossed.num_seeds - 1
@@ -58,7 +58,7 @@ class Noise:
 
     @property
     def parts(self) -> tuple[Parts, ...]:
-        """Of each arm."""
+        """The parts of the error of each arm's gain."""
         return self.crossed.parts
 
     def adjusted(self) -> np.ndarray:

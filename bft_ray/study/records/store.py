@@ -114,7 +114,7 @@ class Store:
         return [from_optuna(trial, self.part) for trial in self._held.trials()]
 
     def record(self, number: int) -> TrialRecord:
-        """One trial.
+        """The trial of this number.
 
         Raises:
             BadInput: there is none of this number.

@@ -11,7 +11,7 @@ from bft_ray.study.report.arms import gain_cells, gain_text, signed
 
 
 def claims_table(choice: Choice) -> Table:
-    """A row a claim."""
+    """A table with one row for each claim: verdict, gain, interval, detectable gain."""
     rows = [[*_first(one), *gain_cells(one.gain, one.why)] for one in choice.claims]
     return Table(["claim", "verdict", "gain", "interval", "detectable"], rows)
 

@@ -82,13 +82,13 @@ def _means(search: Sequence[TrialRecord], metric: str, setting: str, means: Sequ
 
 
 def evidence(search: Sequence[TrialRecord], space: SearchSpace) -> str:
-    """The objective by each setting, with its spread over runs, Markdown."""
+    """`evidence_tables` in Markdown."""
     parts = evidence_tables(search, space)
     return "\n\n".join(part if isinstance(part, str) else markdown(part) for part in parts)
 
 
 def evidence_tables(search: Sequence[TrialRecord], space: SearchSpace) -> list[str | Table]:
-    """The same, as tables and sentences."""
+    """The objective by each setting, with its spread over runs, as tables and sentences."""
     metric, setting = space.objective.metric, single(space)
     finite = [name for name, parameter in space.parameters.items() if parameter.finite() is not None]
     parts: list[str | Table] = [

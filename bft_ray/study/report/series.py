@@ -124,10 +124,10 @@ def _and(names: Sequence[str]) -> str:
 
 
 def series_page(found: Told, when: str) -> Page:
-    """The page.
+    """The page of a series.
 
     Args:
-        when: the time that it tells.
+        when: the time that it shows.
     """
     parts: list[Part] = [figure for claim in _claims(found) if (figure := _figure(found, claim)) is not None]
     parts.append(claims_table(found))
@@ -179,7 +179,7 @@ def _figure(found: Told, claim: str) -> Figure | None:
 
 
 def claims_table(found: Told) -> Table:
-    """A row a claim under a condition."""
+    """A table with one row for each claim under each condition."""
     axes = list(dict.fromkeys(axis for one in found.series.conditions.values() for axis in one.at))
     rows: list[list[Cell]] = []
     for name, judged in found.judged.items():
@@ -191,7 +191,7 @@ def claims_table(found: Told) -> Table:
 
 
 def trends_table(slopes: Sequence[Slope]) -> Table:
-    """A row a trend."""
+    """A table with one row for each trend: verdict, slope, interval."""
     rows: list[list[Cell]] = [
         [
             _arms_of(one.trend),

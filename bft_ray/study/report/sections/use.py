@@ -15,7 +15,7 @@ from bft_ray.study.report.describe import chosen_settings, commands, searched
 
 
 def use(known: Known) -> Section:
-    """Commands, settings, configs."""
+    """The commands to type next, the chosen settings, and the configs."""
     study = known.study
     found: list[Part] = []
     if typed := commands(known):
