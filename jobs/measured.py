@@ -24,7 +24,7 @@ from bft_ray.operate.after_rl.page import arms_table as arms_after_rl
 from bft_ray.operate.after_rl.page import statements_table
 from bft_ray.operate.after_rl.run import prepare
 from bft_ray.operate.series import read_series
-from bft_ray.page.model import Table, text_of
+from bft_ray.page.model import Table
 from bft_ray.space.series import find_series, load_series
 from bft_ray.study.kept import Known, known
 from bft_ray.study.records.database import Database
@@ -115,10 +115,7 @@ def _written(question: str, texts: Sequence[str], tables: Sequence[tuple[str, Ta
     return {
         "question": question,
         "sentences": list(texts),
-        "tables": [
-            {"title": title, "head": list(table.head), "rows": [[text_of(cell) for cell in row] for row in table.rows]}
-            for title, table in tables
-        ],
+        "tables": [{"title": title, "head": list(table.head), "rows": table.texts()[1:]} for title, table in tables],
         "cost": cost,
     }
 

@@ -111,8 +111,8 @@ def ranking_metrics(labels: np.ndarray, scores: np.ndarray, seed: int) -> dict[s
 def knn_predictions(x: np.ndarray, labels: np.ndarray, ids: Sequence[str], k: int, seed: int) -> np.ndarray:
     """The label [n] that the k nearest rows (by cosine) of the other folds give to each row; the smallest wins a tie.
 
-    Five folds, stratified: the rows of a label, in an order keyed by seed and id, are dealt out in turn. Rows
-    are dealt on from where the label before stopped, so that folds are of one size.
+    Five stratified folds: the rows, sorted by label and then in an order keyed by seed and id, go to folds 0, 1, 2, 3, 4,
+    0, 1 ... in turn, so that all folds have the same size (+- 1).
     """
     from sklearn.neighbors import KNeighborsClassifier
 

@@ -9,34 +9,24 @@ the metric itself tells, which is of two evaluations on items of their own.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from bft_ray.config.measured import is_among
-from bft_ray.config.metrics import format_value, higher_is_better, is_judged
+from bft_ray.config.metrics import describe, format_value, higher_is_better, is_judged
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.alike import unlike
+from bft_ray.evaluate.result import EvaluationResult
+from bft_ray.metrics import Area, Mean, Ratio
+from bft_ray.page.model import as_text
 from bft_ray.stats.errors import as_groups, names_of
-from bft_ray.stats.linearise import linear_auprc, linear_auroc, linear_ratio
+from bft_ray.stats.linearise import Made, column_of, columns_of, linear_auprc, linear_scores
 from bft_ray.stats.paired import holm, paired_difference
 
 _TIE = 1e-5  # items whose value moved by less (times the value where that is above 1) are neither lost nor gained
-
-
-class Evaluation(Protocol):
-    """An `EvaluationResult`."""
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """By name."""
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """One an item: `set`, `id`, numbers."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +73,15 @@ def paired(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], me
     old, new = ({record["id"]: record for record in records} for records in (before, after))
     if not old.keys() & new.keys():
         raise BadInput(metric, "no item in common", "measured on the same items before and after")
-    columns = _columns(name, [*old.values(), *new.values()])
+    made = _made(metric, name, [*old.values(), *new.values()])
+    columns = columns_of(made, name)
     both = [key for key in old if key in new and _has(old[key], columns) and _has(new[key], columns)]
     if not both:
         return None
-    if _AREA.fullmatch(name) and any(len({side[key]["label"] for key in both}) < 2 for side in (old, new)):
+    if isinstance(made, Area) and any(len({side[key][made.label] for key in both}) < 2 for side in (old, new)):
         return None
-    was, items_before = _statistic(name, columns, [old[key] for key in both])
-    is_now, items_after = _statistic(name, columns, [new[key] for key in both])
+    was, items_before = _statistic(made, name, [old[key] for key in both])
+    is_now, items_after = _statistic(made, name, [new[key] for key in both])
     groups = as_groups([names_of(new[key]) for key in both])
     ends = (was, is_now) if higher_is_better(metric) else (is_now, was)
     found = paired_difference(*ends, groups=groups)
@@ -122,7 +113,7 @@ class Change:
     paired: Paired | None
 
 
-def check_question(question: str, measured: Sequence[str], before: Evaluation) -> None:
+def check_question(question: str, measured: Sequence[str], before: EvaluationResult) -> None:
     """Refuse a question that a comparison could not answer, before anything is measured.
 
     Args:
@@ -140,7 +131,7 @@ def check_question(question: str, measured: Sequence[str], before: Evaluation) -
         raise BadInput("--question", question, rule, f"It has: {names or 'none'}.")
 
 
-def compare(before: Evaluation, after: Evaluation) -> tuple[list[Change], list[str]]:
+def compare(before: EvaluationResult, after: EvaluationResult) -> tuple[list[Change], list[str]]:
     """Every judged metric that both evaluations have, in the order of the second; and why some of them are left out."""
     old, new = (_by_set(each.records) for each in (before, after))
     unlike_of = {name: unlike(name, old[name], new[name]) for name in new if name in old}
@@ -175,12 +166,8 @@ def render(changes: Sequence[Change], question: str | None = None) -> str:
     for change in changes:
         p = None if change.paired is None else change.paired.p if change.name == question else next(adjusted)
         rows.append(_cells(change, p))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [
-        "  ".join(_aligned(cell, width, i) for i, (cell, width) in enumerate(zip(r, widths, strict=True))) for r in rows
-    ]
     asked = any(change.name == question for change in changes)
-    return "\n".join([*(line.rstrip() for line in lines), *_reading(changes, question if asked else None, len(others))])
+    return "\n".join([as_text(rows, num_left=1), *_reading(changes, question if asked else None, len(others))])
 
 
 def _reading(changes: Sequence[Change], question: str | None, num_others: int) -> list[str]:
@@ -230,10 +217,6 @@ def _cells(change: Change, p: float | None) -> list[str]:
     ]
 
 
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column == 0 else cell.rjust(width)
-
-
 def _by_set(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     sets: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -241,41 +224,28 @@ def _by_set(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
     return sets
 
 
-#: metric -> sums of which record columns it is the quotient of, and a factor
-_RATIOS = {
-    "nll": ("nll", "num_tokens", 1.0),
-    "bits_per_byte": ("nll", "num_bytes", 1 / math.log(2)),
-    "token_accuracy": ("num_correct", "num_tokens", 1.0),
-}
-#: areas under a curve of the scores in a record: prefix, kind, and score
-_AREA = re.compile(r"(?:embedding_)?(auroc|auprc)(_mlp)?")
+_AUPRC = "auprc"  # areas under this curve are of the columns of `auroc`
 
 
-def _columns(name: str, records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """The record columns that a metric is made of; else it is the mean of the column of its name."""
-    if area := _AREA.fullmatch(name):
-        return f"score{area[2] or ''}", "label"
-    if name in _RATIOS and any(_has(record, _RATIOS[name][:2]) for record in records):
-        return _RATIOS[name][:2]
-    is_named = any(name in record for record in records)
-    return ("correct",) if name == "accuracy" and not is_named else (name,)
+def _made(metric: str, name: str, records: Sequence[dict[str, Any]]) -> Made:
+    """How the records make a metric; where they lack the columns for that, it is the mean of the column of its name."""
+    known = describe(metric.replace(_AUPRC, "auroc"))
+    made = (known.items if known else None) or Mean()
+    return made if any(_has(record, columns_of(made, name)) for record in records) else Mean(name)
 
 
 def _has(record: dict[str, Any], columns: Sequence[str]) -> bool:
-    return all(isinstance(record.get(column), (int, float)) for column in columns)
+    return all(record.get(column) is not None for column in columns)
 
 
-def _statistic(name: str, columns: Sequence[str], records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _statistic(made: Made, name: str, records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Scores [n] whose mean is the metric, and the value of each item [n]."""
-    first, *rest = (_column(records, column) for column in columns)
-    if area := _AREA.fullmatch(name):
-        linear = linear_auroc if area[1] == "auroc" else linear_auprc
-        return linear(rest[0], first), np.where(rest[0] == 1, first, -first)
-    if rest:
-        top, bottom = _RATIOS[name][2] * first, rest[0]
-        return linear_ratio(top, bottom), top / np.maximum(bottom, 1)
-    return first, first
-
-
-def _column(records: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-    return np.array([record[name] for record in records], dtype=np.float64)
+    first, *others = columns_of(made, name)
+    values = column_of(records, first)
+    if isinstance(made, Ratio):
+        values = made.factor * values / np.maximum(column_of(records, others[0]), 1)
+    if not isinstance(made, Area):
+        return linear_scores(made, name, records), values
+    label = column_of(records, others[0])
+    scores = linear_auprc(label, values) if _AUPRC in name else linear_scores(made, name, records)
+    return scores, np.where(label == 1, values, -values)

@@ -54,12 +54,12 @@ def encode_options(questions: Sequence[Question], tokenizer: Any, config: DataCo
         BadInput: an option that alone exceeds `max_length`, or one without a token.
     """
     rows = [Row(each.id, each.where, each.prompt, option) for each in questions for option in each.options]
-    closing = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} - {tokenizer.unk_token_id}
+    closing = closing_tokens(tokenizer)
     encoded = iter(encode_batch(rows, tokenizer, config))
     request = Score([], [], [])
     num_truncated = 0
     for question in questions:
-        parts = [_split(next(encoded), closing) for _ in question.options]
+        parts = [split(next(encoded), closing) for _ in question.options]
         longest = max(len(option) for _, option in parts)
         if min(len(option) for _, option in parts) == 0:
             raise BadInput(f"{question.where} choices", "an option without tokens", "made of text")
@@ -84,7 +84,12 @@ def encode_options(questions: Sequence[Question], tokenizer: Any, config: DataCo
     return EncodedOptions(request, num_truncated)
 
 
-def _split(encoded: Encoded, closing: set[int]) -> tuple[list[int], list[int]]:
+def closing_tokens(tokenizer: Any) -> set[int]:
+    """Tokens that may end a turn."""
+    return {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} - {tokenizer.unk_token_id}
+
+
+def split(encoded: Encoded, closing: set[int]) -> tuple[list[int], list[int]]:
     """(prompt, option) of an encoded sample, without the tokens that end the turn."""
     start = encoded.supervised.index(True)
     end = len(encoded.input_ids)

@@ -18,7 +18,7 @@ _NUM_IDS = 3  # that a note names
 
 
 def overlaps(config: Config, tasks: Mapping[str, Task]) -> dict[str, Overlap]:
-    """Of each task with rows of text, the items that share text with the rows of `data.train` (`bft_ray.data.overlap`).
+    """The items that share text with the rows of `data.train`, for each task with rows of text (`bft_ray.data.overlap`).
 
     Args:
         tasks: what each is called in the result -> task. Kinds without rows of text are left out.

@@ -49,7 +49,7 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def normalise(text: str) -> str:
-    """Lowercase, without ASCII punctuation, English articles and superfluous space: the rule of SQuAD."""
+    """Lowercase, without ASCII punctuation, English articles and repeated space: the rule of SQuAD."""
     bare = text.lower().translate(_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from bft_ray.config import Config
 from bft_ray.config.measured import VALIDATION
-from bft_ray.config.tasks import HarnessTask, Task
+from bft_ray.config.tasks import HarnessTask
 from bft_ray.data.dataset import prepare
 from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
@@ -54,33 +54,29 @@ def evaluate_model(
         BftError: a task that could not be measured after all; `out` holds what the others measured.
     """
     with tokens_pass(), kept_for(config.cluster.file_mode), waiting("evaluating"):
-        return _evaluate_model(config, out, names)
+        if out is not None:
+            check_out(out)
+        require_cluster(config.cluster)
+        context = prepare_context(config)
+        check_model(config, context.tokenizer)
+        prepared = prepare_all(config, context, names)
+        if not prepared:
+            remedy = "There is nothing to measure. For example evaluation.tasks: [{kind: choice, path: exam.jsonl}]."
+            raise BadInput("data.validation", [], "given, or else evaluation.tasks", remedy)
+        settings = (config.model, config.data, config.evaluation.batch_tokens, config.seed)
 
+        def run(jobs: list[Job]) -> list[Any]:
+            return spread(answer, jobs, cluster=config.cluster, setup=partial(load, *settings))
 
-def _evaluate_model(config: Config, out: Path | None, names: Sequence[str] | None) -> EvaluationResult:
-    if out is not None:
-        check_out(out)
-    require_cluster(config.cluster)
-    context = prepare_context(config)
-    check_model(config, context.tokenizer)
-    prepared = prepare_all(config, context, names)
-    if not prepared:
-        remedy = "There is nothing to measure. For example evaluation.tasks: [{kind: choice, path: exam.jsonl}]."
-        raise BadInput("data.validation", [], "given, or else evaluation.tasks", remedy)
-    settings = (config.model, config.data, config.evaluation.batch_tokens, config.seed)
-
-    def run(jobs: list[Job]) -> list[Any]:
-        return spread(answer, jobs, cluster=config.cluster, setup=partial(load, *settings))
-
-    result, errors = collect(
-        prepared, config.cluster.num_workers * _SHARDS_A_WORKER, config.evaluation.batch_tokens, run
-    )
-    if out is not None:
-        result.write(out)
-    if errors:  # such as a judge that gave up: the results of the other tasks are kept
-        kept = f"\nThe other tasks are measured: {out}" if out is not None and result.metrics else ""
-        raise BftError("\n".join(f"{name}: {error}" for name, error in errors.items()) + kept)
-    return result
+        result, errors = collect(
+            prepared, config.cluster.num_workers * _SHARDS_A_WORKER, config.evaluation.batch_tokens, run
+        )
+        if out is not None:
+            result.write(out)
+        if errors:  # such as a judge that gave up: the results of the other tasks are kept
+            kept = f"\nThe other tasks are measured: {out}" if out is not None and result.metrics else ""
+            raise BftError("\n".join(f"{name}: {error}" for name, error in errors.items()) + kept)
+        return result
 
 
 def prepare_context(config: Config) -> Context:
@@ -100,13 +96,5 @@ def prepare_all(
         prepared[VALIDATION] = prepare_dataset(dataset, VALIDATION, context)
     for task in tasks:
         with waiting(f"reading the task {task.name}"):
-            prepared[task.name] = _prepared(task, context)
+            prepared[task.name] = prepare_task(task, context)
     return prepared
-
-
-def _prepared(task: Task, context: Context) -> Prepared | HarnessTask:
-    made = prepare_task(task, context)
-    if made is None:
-        assert isinstance(task, HarnessTask)
-        return task
-    return made

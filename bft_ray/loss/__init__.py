@@ -1,4 +1,4 @@
-"""The loss: window confidence, weights, their readable definition, and doors for other people's trainers.
+"""The loss: window confidence, weights, their readable definition, and functions for other trainers.
 
 from bft_ray.loss import LossConfig, bft_loss
 result = bft_loss(logits, labels, LossConfig(method="bft", window=256))

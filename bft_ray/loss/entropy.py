@@ -28,7 +28,7 @@ class TopLogits:
         self.values: Tensor | None = None  # [n, k], in no order; fewer where there were fewer words
 
     def add(self, z: Tensor) -> None:
-        """Look at a block of logits [n, b]."""
+        """Add a block of logits [n, b]."""
         found = largest(z, self.k)
         self.values = found if self.values is None else largest(torch.cat([self.values, found], 1), self.k)
 

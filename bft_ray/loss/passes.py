@@ -24,7 +24,7 @@ CHUNK_LOGITS = 2**26
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that has no gradient, but for target and sample."""
+    """Everything that has no gradient, except target and sample."""
 
     config: LossConfig
     num_samples: int
@@ -186,7 +186,7 @@ def _whole_samples(lengths: list[int], rows: int) -> Iterator[tuple[int, int, in
 def _start_words(
     job: Job, head: Head, part: slice, target: Tensor, buffer: Tensor | None, like: Tensor | None
 ) -> StartWords | None:
-    """What the anchor looks at for these rows; None without an anchor."""
+    """What the anchor needs of these rows; None without an anchor."""
     if job.start is None or buffer is None:
         return None
     hidden, weight, bias = job.start

@@ -48,7 +48,7 @@ class StartWords:
         self._z: Tensor | None = None
 
     def add(self, z: Tensor, slope: Tensor | None, words: slice, weight: Tensor) -> None:
-        """Look at a block of words.
+        """Add a block of words.
 
         Args:
             z: [n, b] logits of the model in training, as they are.

@@ -35,7 +35,7 @@ def compute_loss_func(config: LossConfig) -> TrainerLoss:
     """The `compute_loss_func` argument of transformers' Trainer and TRL's SFTTrainer: see `TrainerLoss`.
 
     Raises:
-        BadInput: settings that read the weights that training starts from, which a Trainer does not hand over.
+        BadInput: settings that read the weights that training starts from: a Trainer does not give them to the loss.
     """
     for field, value in _of_start(config).items():
         raise BadInput(

@@ -40,7 +40,7 @@ def to_json(figures: Sequence[Figure | Plot]) -> str:
 
 
 def to_tree(figure: Figure | Plot) -> dict[str, Any]:
-    """Data and layout, plain."""
+    """Data and layout of a figure for plotly.js, as plain values."""
     return dict(figure.tree) if isinstance(figure, Plot) else {"data": _data(figure), "layout": _layout(figure)}
 
 

@@ -20,6 +20,11 @@ class Number:
     value: float
     text: str
 
+    @classmethod
+    def of(cls, value: float, form: str = "") -> Number:
+        """A number in a form of Python's format language, such as `.3f`."""
+        return cls(value, f"{value:{form}}")
+
 
 @dataclass(frozen=True)
 class Span:
@@ -37,9 +42,21 @@ class Span:
 Cell = str | Number | Span
 
 
-def text_of(cell: Cell) -> str:
-    """A cell as it is read."""
-    return cell if isinstance(cell, str) else cell.text
+def as_text(rows: Sequence[Sequence[str]], num_left: int | None = None) -> str:
+    """Rows in columns for a terminal.
+
+    Args:
+        num_left: so many columns begin at their left, the others end at their right; None: all begin at their left.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = len(widths) if num_left is None else num_left
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,11 @@ class Table:
     title: str = ""
     is_open: bool = True
     strong: Sequence[int] = ()
+
+    def texts(self) -> list[list[str]]:
+        """Head and rows, as they are read."""
+        rows = ([cell if isinstance(cell, str) else cell.text for cell in row] for row in self.rows)
+        return [list(self.head), *rows]
 
 
 #: how marks look: their shape tells them apart without colour

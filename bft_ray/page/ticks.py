@@ -25,7 +25,7 @@ class Scale:
 
     def at(self, value: float) -> float:
         """The place of a value: 0 at the low end, 1 at the high one."""
-        low, high, value = map(_log if self.is_log else float, (self.low, self.high, value))
+        low, high, value = map(math.log10 if self.is_log else float, (self.low, self.high, value))
         return (value - low) / (high - low)
 
 
@@ -37,7 +37,7 @@ def scale_of(values: Iterable[float], is_log: bool, count: int = 6, margin: floa
         margin: on both ends, as a share.
     """
     kept = [value for value in values if math.isfinite(value) and (value > 0 or not is_log)] or [0.5, 1.0]
-    ends = [_log(value) if is_log else float(value) for value in (min(kept), max(kept))]
+    ends = [math.log10(value) if is_log else float(value) for value in (min(kept), max(kept))]
     width = ends[1] - ends[0] or (0.5 if is_log else abs(ends[0]) * 0.1 or 1.0)
     low, high = ends[0] - margin * width, ends[1] + margin * width
     if ends[0] == ends[1]:
@@ -61,12 +61,8 @@ def _log_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
     for factors in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9)):
         powers = range(math.floor(low), math.ceil(high) + 1)
         found = [factor * 10.0**power for power in powers for factor in factors]
-        found = [value for value in found if low - 1e-9 <= _log(value) <= high + 1e-9]
+        found = [value for value in found if low - 1e-9 <= math.log10(value) <= high + 1e-9]
         if len(found) >= min(3, count):
             every = -(-len(found) // (count + 2))
             return tuple(float(f"{value:.6g}") for value in found[::every])
     return _ticks(10**low, 10**high, count)
-
-
-def _log(value: float) -> float:
-    return math.log10(value)

@@ -43,3 +43,8 @@ def sqlite_path(uri: str) -> Path | None:
     """The absolute path of an SQLite database, or None for any other address."""
     match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(\?.*)?", uri, re.S)
     return Path(os.path.abspath(unquote(match[1]))) if match and match[1] != ":memory:" else None
+
+
+def driver_package(missing: ImportError) -> str:
+    """What `pip install` brings the Python driver of a database with, whose import has failed."""
+    return {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(str(missing.name), str(missing.name))

@@ -30,7 +30,7 @@ def keep_for(who: str) -> None:
 
 @contextlib.contextmanager
 def kept_for(who: str) -> Iterator[None]:
-    """The same while the context lasts."""
+    """Write for `owner` or for `group` while the context lasts."""
     global _who
     before, umask = _who, os.umask(_MASKS[who])
     _who = who

@@ -22,7 +22,7 @@ from bft_ray.page.model import (
     Stroke,
     Table,
     Tone,
-    text_of,
+    as_text,
 )
 
 if TYPE_CHECKING:
@@ -188,8 +188,8 @@ def _window_table(rows: Sequence[Mapping[str, float]]) -> Table:
     cells: list[list[Cell]] = [
         [
             f"{row['window']:g}",
-            Number(row["whole_share"], f"{row['whole_share']:.1%}"),
-            *(Number(row[name], f"{row[name]:.3f}") for name in names),
+            Number.of(row["whole_share"], ".1%"),
+            *(Number.of(row[name], ".3f") for name in names),
         ]
         for row in rows
     ]
@@ -200,7 +200,7 @@ def _length_table(profile: Mapping[str, Any]) -> Table:
     lengths = profile["lengths"]
     row: list[Cell] = [
         f"{profile['num_samples']:,} samples",
-        *(Number(value, f"{value:,.0f}") for value in lengths.values()),
+        *(Number.of(value, ",.0f") for value in lengths.values()),
     ]
     return Table(["supervised tokens", *lengths], [row])
 
@@ -210,10 +210,10 @@ def _setting_table(settings: Sequence[Mapping[str, Any]]) -> Table:
     rows: list[list[Cell]] = [
         [
             row["name"],
-            Number(row["effective_share"], f"{row['effective_share']:.3f}"),
-            Number(row["largest_share"], f"{row['largest_share']:.2e}"),
-            Number(row["capped_share"], f"{row['capped_share']:.1%}"),
-            *(Number(row[name], f"{row[name]:.2f}") for name in names),
+            Number.of(row["effective_share"], ".3f"),
+            Number.of(row["largest_share"], ".2e"),
+            Number.of(row["capped_share"], ".1%"),
+            *(Number.of(row[name], ".2f") for name in names),
         ]
         for row in settings
     ]
@@ -225,10 +225,10 @@ def _token_table(rows: Sequence[Mapping[str, Any]], below: float) -> Table:
     cells: list[list[Cell]] = [
         [
             row["name"],
-            Number(row["mean"], f"{row['mean']:.3f}"),
-            Number(row["effective_share"], f"{row['effective_share']:.3f}"),
-            Number(row["low_share"], f"{row['low_share']:.1%}"),
-            Number(row["zero_share"], f"{row['zero_share']:.1%}"),
+            Number.of(row["mean"], ".3f"),
+            Number.of(row["effective_share"], ".3f"),
+            Number.of(row["low_share"], ".1%"),
+            Number.of(row["zero_share"], ".1%"),
         ]
         for row in rows
     ]
@@ -239,8 +239,8 @@ def _token_table(rows: Sequence[Mapping[str, Any]], below: float) -> Table:
 def _run_table(low: Mapping[str, float]) -> Table:
     levels = (10, 50, 90)
     rows: list[list[Cell]] = [
-        ["share of a sample's tokens", *(Number(low[f"share_p{p}"], f"{low[f'share_p{p}']:.1%}") for p in levels)],
-        ["longest run, tokens", *(Number(low[f"longest_run_p{p}"], f"{low[f'longest_run_p{p}']:.0f}") for p in levels)],
+        ["share of a sample's tokens", *(Number.of(low[f"share_p{p}"], ".1%") for p in levels)],
+        ["longest run, tokens", *(Number.of(low[f"longest_run_p{p}"], ".0f") for p in levels)],
     ]
     return Table([f"tokens with p < {low['below']:g}", "p10", "median", "p90"], rows)
 
@@ -251,8 +251,8 @@ def _near_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         [
             row["a"],
             row["b"],
-            Number(row["moved"], f"{row['moved']:.2%}"),
-            "" if (rank := row["rank_correlation"]) is None else Number(rank, f"{rank:.4f}"),
+            Number.of(row["moved"], ".2%"),
+            "" if (rank := row["rank_correlation"]) is None else Number.of(rank, ".4f"),
         ]
         for row in shown
     ]
@@ -266,8 +266,8 @@ def _drift_table(drift: Mapping[str, Mapping[str, float]]) -> Table:
     cells: list[list[Cell]] = [
         [
             name,
-            Number(row["moved"], f"{row['moved']:.3f}"),
-            Number(row["rank_correlation"], f"{row['rank_correlation']:.3f}"),
+            Number.of(row["moved"], ".3f"),
+            Number.of(row["rank_correlation"], ".3f"),
         ]
         for name, row in drift.items()
     ]
@@ -278,11 +278,7 @@ def _drift_table(drift: Mapping[str, Mapping[str, float]]) -> Table:
 
 def to_text(profile: Profile) -> str:
     """For a terminal: the findings and the table of windows."""
-    table = _window_table(profile.windows)
-    rows = [list(table.head), *[[text_of(cell) for cell in row] for row in table.rows]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join([*profile.findings, "", *lines])
+    return "\n".join([*profile.findings, "", as_text(_window_table(profile.windows).texts(), num_left=0)])
 
 
 def next_steps(profile: Profile, out: Path, beside: Path | None) -> str:

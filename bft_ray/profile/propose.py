@@ -78,7 +78,18 @@ def parameters_for(
       method's own where all are, for they only start so;
     - the learning rate is searched beside them, around the config's.
     """
-    return _parameters(config, [settings[group[0]] for group in groups], _useful(windows, longest))
+    heads = [settings[group[0]] for group in groups]  # the different runs
+    inverse = [s for s in heads if s.loss.sample_weight == "inverse" and s.figures()["effective_share"] <= _FLAT]
+    epsilons = sorted({s.loss.epsilon for s in inverse}) or [_DEFAULT.epsilon]
+    by_size = sorted({s.loss.weight_cap for s in inverse}, key=lambda cap: (cap is None, cap or 0))
+    rate = config.optimizer.learning_rate
+    return {
+        "loss.method": _among(["bft", "bft_inverse", "bft_group"]),
+        "loss.window": _among(_useful(windows, longest)),
+        "loss.epsilon": _between(epsilons) | _only_inverse(),
+        "loss.weight_cap": _among(by_size or [_DEFAULT.weight_cap]) | _only_inverse(),
+        "optimizer.learning_rate": _among([float(f"{rate * factor:.3g}") for factor in (1 / 3, 1.0, 3.0)]),
+    }
 
 
 def _confirmation(config: Config, metric: str, seed: int) -> tuple[dict[str, Any] | None, list[str]]:
@@ -105,24 +116,6 @@ def _useful(windows: Sequence[Mapping[str, float]], longest: int) -> list[int]:
     longer = [int(row["window"]) for row in windows if int(row["window"]) not in useful]
     also = {PUBLISHED_WINDOW} & set(useful)
     return sorted({*useful[-MOST_WINDOWS:], *also, *longer[:1]})
-
-
-def _parameters(config: Config, heads: Sequence[Setting], windows: Sequence[int]) -> dict[str, Any]:
-    """Dotted field -> its values, of which `heads` are the different runs."""
-    inverse = [s for s in heads if s.loss.sample_weight == "inverse" and s.figures()["effective_share"] <= _FLAT]
-    epsilons = sorted({s.loss.epsilon for s in inverse}) or [_DEFAULT.epsilon]
-    caps = sorted({s.loss.weight_cap for s in inverse}, key=lambda cap: (cap is None, cap or 0)) or [
-        _DEFAULT.weight_cap
-    ]
-    rate = config.optimizer.learning_rate
-    rates = [float(f"{rate * factor:.3g}") for factor in (1 / 3, 1.0, 3.0)]
-    return {
-        "loss.method": _among(["bft", "bft_inverse", "bft_group"]),
-        "loss.window": _among(windows),
-        "loss.epsilon": _between(epsilons) | _only_inverse(),
-        "loss.weight_cap": _among(caps) | _only_inverse(),
-        "optimizer.learning_rate": _among(rates),
-    }
 
 
 def _num_trials(parameters: Mapping[str, Any]) -> int:

@@ -10,9 +10,7 @@ import numpy as np
 
 from bft_ray.profile.rewrite import Rewritten
 from bft_ray.profile.stretches import Stretches
-from bft_ray.profile.weights import (
-    TokenLogps,
-)
+from bft_ray.profile.weights import TokenLogps
 
 _BINS = 40
 

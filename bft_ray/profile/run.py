@@ -25,9 +25,7 @@ from bft_ray.profile.analyse import analyse
 from bft_ray.profile.page import to_html
 from bft_ray.profile.result import Profile
 from bft_ray.profile.rewrite import replaced, rewrite
-from bft_ray.profile.weights import (
-    TokenLogps,
-)
+from bft_ray.profile.weights import TokenLogps
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.load import check_space
 from bft_ray.tracking.run import Tracker
@@ -63,47 +61,35 @@ def profile_data(
             does not answer.
     """
     with tokens_pass(), kept_for(config.cluster.file_mode):
-        return _profile_data(config, out, against, source, track, progress, space)
-
-
-def _profile_data(
-    config: Config,
-    out: Path,
-    against: Path | None,
-    source: str,
-    track: bool,
-    progress: Callable[[int, int], None] | None,
-    space: Path | None,
-) -> Profile:
-    check_out(out)
-    if against and out.resolve() == against.resolve():
-        rule = "another folder than that of `against`, whose files would be overwritten"
-        raise BadInput("out", str(out), rule, "Give --out a folder of its own.")
-    if track:
-        check_server(config.tracking)
-    earlier = _earlier(against) if against else None
-    tokenizer = load_tokenizer(config.model)
-    check_model(config, tokenizer)
-    dataset = prepare(config.data.train, tokenizer, config.data, "data.train")
-    if earlier is not None and earlier.ids != dataset.ids:
-        raise BadInput("against", str(against), "a profile of the same data", "The samples differ.")
-    began = time.perf_counter()
-    with waiting("profiling: the forward pass"):
-        tokens, cached = files.token_logps(config, dataset, progress)
-    forward_s = time.perf_counter() - began
-    title = f"{config.domain}, {model_label(config.model.path)}"
-    with waiting("profiling: the weights of all settings"):
-        profile = analyse(tokens, config.profile, title, config, source, earlier)
-    if space is not None:
-        profile = _rewriting(profile, space, config)
-    profile.seconds.update({"forward": forward_s, "cached": float(cached)})
-    with waiting("profiling: the page"):
-        write(profile, out)
-    if profile.rewritten is not None:
-        profile.rewritten.save()
-    if track:
-        _record(config, profile, out)
-    return profile
+        check_out(out)
+        if against and out.resolve() == against.resolve():
+            rule = "another folder than that of `against`, whose files would be overwritten"
+            raise BadInput("out", str(out), rule, "Give --out a folder of its own.")
+        if track:
+            check_server(config.tracking)
+        earlier = _earlier(against) if against else None
+        tokenizer = load_tokenizer(config.model)
+        check_model(config, tokenizer)
+        dataset = prepare(config.data.train, tokenizer, config.data, "data.train")
+        if earlier is not None and earlier.ids != dataset.ids:
+            raise BadInput("against", str(against), "a profile of the same data", "The samples differ.")
+        began = time.perf_counter()
+        with waiting("profiling: the forward pass"):
+            tokens, cached = files.token_logps(config, dataset, progress)
+        forward_s = time.perf_counter() - began
+        title = f"{config.domain}, {model_label(config.model.path)}"
+        with waiting("profiling: the weights of all settings"):
+            profile = analyse(tokens, config.profile, title, config, source, earlier)
+        if space is not None:
+            profile = _rewriting(profile, space, config)
+        profile.seconds.update({"forward": forward_s, "cached": float(cached)})
+        with waiting("profiling: the page"):
+            write(profile, out)
+        if profile.rewritten is not None:
+            profile.rewritten.save()
+        if track:
+            _record(config, profile, out)
+        return profile
 
 
 def _rewriting(profile: Profile, space: Path, config: Config) -> Profile:

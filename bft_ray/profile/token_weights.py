@@ -29,7 +29,7 @@ def token_settings(settings: ProfileConfig, window: int, has_entropy: bool) -> l
 
 
 def weigh_tokens(tokens: StartLogps, losses: list[LossConfig], below: float) -> list[dict[str, Any]]:
-    """A row a form.
+    """One row for each form of the token weight.
 
     - `mean`: of the weights, 1 for plain fine-tuning: what is left of the learning rate;
     - `effective_share`: Kish's, over tokens: 1 when all weigh the same (0 when all weights are 0);

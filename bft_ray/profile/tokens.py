@@ -83,7 +83,7 @@ def token_logps(
 
 
 def read(path: Path) -> TokenLogps | None:
-    """As `bft_ray.model.start_logps.read`, with what a profile computes from it."""
+    """Read what `bft_ray.model.start_logps.write` wrote; None where there is no such file, or a damaged one."""
     found = start_logps.read(path)
     return None if found is None else TokenLogps(found.ids, found.logp, found.num_tokens, entropy=found.entropy)
 

@@ -21,7 +21,7 @@ _NOT_FIXED = {"name", "seed", "domain", "loss.normalise", "loss.weight_cap"} | {
 
 
 def config_and_fixed(config: Config, source: str, parameters: Collection[str]) -> tuple[str, dict[str, Any]]:
-    """`config` and `fixed` of a search space whose runs are those of `config` but for its parameters.
+    """`config` and `fixed` of a search space whose runs are those of `config`, except for its parameters.
 
     A file is named by its absolute path. Fixed is whatever the config has otherwise than its source: overrides, another
     model, and paths of data and models, made absolute where they exist. A value that holds a password or key is left

@@ -107,7 +107,7 @@ def describe(
     """What would run and what it costs, as a table; arguments and errors as for `cost_of`."""
     cost = cost_of(space, base, longest, samples_per_source)
     rows = [
-        ("study", f"{space.name}: {space.objective.metric}, domain {space.domain or base.domain}"),
+        ("study", f"{space.name}: {space.objective.metric}, domain {space.domain_of(base)}"),
         ("combinations", _combinations(cost, longest)),
         *(("  duplicates", f"{count}: {reason}") for count, reason in cost.duplicates),
         (

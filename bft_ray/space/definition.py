@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bft_ray.config.base import MAX_SEED, Section, rule
 from bft_ray.config.loss import LossConfig
+from bft_ray.config.tree import Config
 from bft_ray.space.claims import Claim
 from bft_ray.space.parts import (
     DEFAULT,
@@ -75,6 +76,14 @@ class SearchSpace(Section):
         if self.confirmation is None:
             return 0
         return (self.confirmation.top_k + len(self.baselines)) * len(self.confirmation.seeds)
+
+    def domain_of(self, base: Config) -> str:
+        """The sub-domain of its results, where it varies this config."""
+        return self.domain or base.domain
+
+    def study_of(self, base: Config) -> str:
+        """NAME/DOMAIN: the name of its study in a database, where it varies this config."""
+        return f"{self.name}/{self.domain_of(base)}"
 
     @model_validator(mode="before")
     @classmethod

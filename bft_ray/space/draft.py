@@ -27,7 +27,7 @@ def window_grid(longest: int) -> list[int]:
 
 
 def differing_windows(windows: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """Of these windows the `MOST_WINDOWS` longest ones that slide over at least 5 % of the answers; ascending.
+    """The `MOST_WINDOWS` longest of these windows that slide over at least 5 % of the answers; ascending.
 
     The published window is among them where it is shorter than the longest answer. At or above the longest answer all
     windows are the same run; where an answer has one or two tokens there may be none.

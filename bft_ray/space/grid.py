@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from bft_ray.errors import BadInput
 from bft_ray.space.assign import active
 from bft_ray.space.definition import LEARNING_RATE, SearchSpace
-from bft_ray.space.ranges import Parameter
-
-_Values = Callable[[Parameter], list[Any]]
 
 
 def grid(space: SearchSpace) -> Iterator[dict[str, Any]]:
@@ -22,7 +19,7 @@ def grid(space: SearchSpace) -> Iterator[dict[str, Any]]:
         BadInput: a parameter with endless values.
     """
     _require_finite(space)
-    yield from _assignments(space, lambda parameter: parameter.finite() or [])
+    yield from _assignments(space)
 
 
 def num_combinations(space: SearchSpace) -> int | None:
@@ -33,7 +30,7 @@ def num_combinations(space: SearchSpace) -> int | None:
     sizes = {name: len(parameter.finite() or []) for name, parameter in space.parameters.items()}
     return sum(
         math.prod(sizes[name] for name in active(space, chosen) if name not in parents)
-        for chosen in _assignments(space, lambda parameter: parameter.finite() or [], only=parents)
+        for chosen in _assignments(space, only=parents)
     )
 
 
@@ -53,7 +50,7 @@ def representatives(space: SearchSpace, at_most: int) -> list[dict[str, Any]]:
     if count is not None and count <= at_most:
         return list(grid(space))
     found: list[dict[str, Any]] = []
-    for chosen in _assignments(space, lambda parameter: parameter.finite() or parameter.ends(), only=_parents(space)):
+    for chosen in _assignments(space, only=_parents(space)):
         names = active(space, chosen)
         first = {name: chosen.get(name, space.parameters[name].ends()[0]) for name in names}
         found.append(first)
@@ -88,8 +85,10 @@ def _parents(space: SearchSpace) -> set[str]:
     return {parent for parameter in space.parameters.values() for parent in parameter.when}
 
 
-def _assignments(space: SearchSpace, values: _Values, only: set[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Assignments of all parameters, or of `only` some that holds all parents of its members."""
+def _assignments(space: SearchSpace, only: set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Assignments of all parameters, or of `only` some that holds all parents of its members; an endless parameter has
+    its two ends.
+    """
     names = [name for name in space.ordered() if only is None or name in only]
 
     def extend(place: int, chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -100,7 +99,8 @@ def _assignments(space: SearchSpace, values: _Values, only: set[str] | None = No
         if name not in active(space, chosen):
             yield from extend(place + 1, chosen)
             return
-        for value in values(space.parameters[name]):
+        parameter = space.parameters[name]
+        for value in parameter.finite() or parameter.ends():
             yield from extend(place + 1, chosen | {name: value})
 
     yield from extend(0, {})

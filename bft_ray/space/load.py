@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from bft_ray.space.assign import baseline_config, config_of, shown, with_overrid
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.grid import baseline_assignments, representatives
 from bft_ray.space.parts import Asha
-from bft_ray.space.series import all_series
+from bft_ray.space.series import all_series, shipped
 
 #: up to this number every combination is checked against the config; of more, representatives
 _CHECKED = 2000
@@ -29,9 +28,7 @@ _MEASURED = ("data.validation", "evaluation")
 
 def spaces() -> dict[str, Path]:
     """Search spaces that come with the package, by name."""
-    package = Path(str(resources.files("bft_ray")))
-    folders = (package / "search_spaces", package.parent / "search_spaces")  # of a wheel, of the repository
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    return shipped("search_spaces")
 
 
 def load_space(source: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
@@ -110,7 +107,7 @@ def study_name(source: str, config: str | None = None, overrides: Sequence[str] 
             return source
         raise
     space, base = load_study(source, config, overrides)
-    return f"{space.name}/{space.domain or base.domain}"
+    return space.study_of(base)
 
 
 def check_space(space: SearchSpace, base: Config, source: str = "the search space") -> None:

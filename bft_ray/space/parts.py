@@ -16,11 +16,11 @@ MIN_SEEDS = 5
 WAIVED_SEEDS = 3
 
 
-def _check_metric(field: str, name: str) -> None:
+def _check_metric(name: str) -> None:
     if not is_judged(name):
         known = describe(name) is not None
         must_be = "a metric with a better and a worse direction" if known else "a metric of the metrics table"
-        raise rule(field, name, must_be, "For example validation/token_accuracy or choices/probability.")
+        raise rule("metric", name, must_be, "For example validation/token_accuracy or choices/probability.")
 
 
 class SecondObjective(Section):
@@ -34,7 +34,7 @@ class SecondObjective(Section):
 
     @model_validator(mode="after")
     def _judged(self) -> SecondObjective:
-        _check_metric("metric", self.metric)
+        _check_metric(self.metric)
         return self
 
 
@@ -46,7 +46,7 @@ class Objective(Section):
 
     @model_validator(mode="after")
     def _judged(self) -> Objective:
-        _check_metric("metric", self.metric)
+        _check_metric(self.metric)
         if self.second and self.second.metric == self.metric:
             raise rule("second.metric", self.metric, "another metric than `metric`", "Leave `second` out.")
         return self
@@ -90,7 +90,7 @@ class Asha(Section):
     @model_validator(mode="after")
     def _judged(self) -> Asha:
         if self.metric is not None:
-            _check_metric("metric", self.metric)
+            _check_metric(self.metric)
         return self
 
     def rungs(self, num_steps: int) -> list[int]:

@@ -113,7 +113,7 @@ class FloatParameter(_ParameterBase):
 
     def holds(self, value: Any) -> bool:
         """Whether it is a value of this parameter; with a `step`, to rounding."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
+        if not is_number(value) or not self.low <= value <= self.high:
             return False
         if self.step is None:
             return True
@@ -138,3 +138,8 @@ def _check_range(low: float, high: float, log: bool, step: float | None) -> None
 def same(a: Any, b: Any) -> bool:
     """Equal and of one kind: `true` is not 1, while 1 is 1.0."""
     return isinstance(a, bool) == isinstance(b, bool) and a == b
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number; `true` is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -167,9 +167,14 @@ def check_questions(series: Series, condition: str, space: SearchSpace) -> None:
 
 def all_series() -> dict[str, Path]:
     """Series that come with the package, by name."""
+    return shipped("search_spaces/series")
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """Name -> YAML file, of a folder that comes with the package."""
     package = Path(str(resources.files("bft_ray")))
-    folders = (package / "search_spaces" / "series", package.parent / "search_spaces" / "series")
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    places = (package / folder, package.parent / folder)  # of a wheel, of the repository
+    return {path.stem: path for place in places for path in sorted(place.glob("*.yaml"))}
 
 
 def find_series(source: str) -> Path | None:

@@ -63,7 +63,7 @@ class Claims:
 
     @classmethod
     def of(cls, crossed: Crossed, draws: int, seed: int) -> Claims:
-        """Of a study."""
+        """The claims of a study, whose runs tell the variances."""
         return cls(crossed, *run_variances(crossed.runs), draws, seed)
 
     def detectable(self, place: int, critical: float, own_tail: float) -> float:
@@ -110,7 +110,7 @@ class Claims:
         return float(np.quantile(needed / told, POWER, method="higher")) * scale
 
     def own_critical(self, tail: float, share: np.ndarray) -> np.ndarray:
-        """Of the test by the arm's own runs, by their share of its variance (Satterthwaite 1946)."""
+        """Critical values of the test by the arm's own runs, for shares of these in its variance (Satterthwaite 1946)."""
         shares = np.linspace(0, 1, 21)
         freedom = 1 / (shares**2 / (self.crossed.num_seeds - 1) + (1 - shares) ** 2 / self.crossed.item_freedom)
         return np.interp(share, shares, -special.stdtrit(freedom, tail))

@@ -1,4 +1,4 @@
-"""One arm against another: what is told of it."""
+"""One arm compared with another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Comparison:
         name, against: the arms.
         gain: mean difference.
         low, high: its two-sided interval; holds for all comparisons of the study together.
-        se: standard error; 0 where items and seeds all differ alike, which nothing can be told from.
+        se: standard error; 0 where items and seeds all differ alike: then there is no test.
         seed_share: share of se^2 that seeds bring; the rest is the draw of the items.
         detectable: smallest true gain that `shows_in` such studies (`bft_ray.stats.claim`); not a number where nothing can be said.
         shows_in: about 8 of 10; 7 to 9 of 10 where few seeds or items leave the claim less exact.

@@ -32,7 +32,7 @@ _LOUD = 0.05  # level of the F test that an arm's runs vary more than the others
 
 @dataclass(frozen=True)
 class Parts:
-    """Of one difference [S, n]; see the head of the file.
+    """The parts of the error of one difference [S, n]; see the head of the file.
 
     Args:
         gain: D.
@@ -57,17 +57,17 @@ class Parts:
 
     @property
     def item(self) -> float:
-        """v_I."""
+        """v_I: the variance that the draw of the items brings."""
         return max(0.0, self.item_variance - self.rest)
 
     @property
     def se(self) -> float:
-        """Of the gain."""
+        """Standard error of the gain."""
         return math.sqrt(self.pooled + self.item)
 
     @property
     def own_se(self) -> float:
-        """Of the gain, by the arm's own runs alone."""
+        """Standard error of the gain, by the arm's own runs alone."""
         return math.sqrt(self.own + self.item)
 
     @property
@@ -109,13 +109,13 @@ class Crossed:
 
     @classmethod
     def of(cls, arms: Sequence[np.ndarray], others: Sequence[np.ndarray], groups: Groups | None) -> Crossed:
-        """Of arms [S, n], that which all are held against first; `others` only lend their runs to the pool."""
+        """The differences of arms [S, n], the reference arm first; `others` only add their runs to the pooled variance."""
         runs = np.stack([arm.mean(1) for arm in (*arms, *others)])
         return cls(np.stack([arm - arms[0] for arm in arms[1:]]), runs, groups)
 
     @property
     def num_seeds(self) -> int:
-        """S."""
+        """S, the number of seeds."""
         return int(self.differences.shape[1])
 
     @cached_property
@@ -125,7 +125,7 @@ class Crossed:
 
     @cached_property
     def covariance(self) -> np.ndarray:
-        """Of the means over items of d_.i, [K, K]; V on its diagonal."""
+        """Covariance [K, K] of the means over items of d_.i; V on its diagonal."""
         return mean_covariance(self.differences.mean(1), self.groups)
 
     @cached_property
@@ -135,7 +135,7 @@ class Crossed:
 
     @cached_property
     def parts(self) -> tuple[Parts, ...]:
-        """Of each difference."""
+        """The parts of the error of each difference."""
         num_arms, num_seeds, num_items = self.differences.shape
         by_item, by_seed = self.differences.mean(1), self.differences.mean(2)
         means = by_seed.mean(1)
@@ -147,22 +147,22 @@ class Crossed:
         pooled, skew = 2 * self.square[0] / num_seeds, skewness(by_item)
         return tuple(
             Parts(
-                float(means[k]),
-                max(float(own[k]), float(mean_rest[k])),
-                max(pooled, float(mean_rest[k])),
-                float(mean_rest[k]),
-                max(0.0, float(self.covariance[k, k])),
-                float(skew[k]),
-                num_items,
-                float(freedom_item[k]),
-                float(freedom_rest[k]),
+                gain=float(means[k]),
+                own=max(float(own[k]), float(mean_rest[k])),
+                pooled=max(pooled, float(mean_rest[k])),
+                rest=float(mean_rest[k]),
+                item_variance=max(0.0, float(self.covariance[k, k])),
+                skew=float(skew[k]),
+                num_items=num_items,
+                freedom_item=float(freedom_item[k]),
+                freedom_rest=float(freedom_rest[k]),
             )
             for k in range(num_arms)
         )
 
 
 def error_parts(difference: np.ndarray) -> tuple[float, float]:
-    """Of crossed differences [S, n]: variance of the mean that its own seeds bring, and r (see the head of the file)."""
+    """Variance that its own seeds bring to the mean of crossed differences [S, n], and r (see the head of the file)."""
     num_seeds, num_items = difference.shape
     by_seed, by_item = difference.mean(1), difference.mean(0)
     rest = difference - by_seed[:, None] - by_item[None, :] + difference.mean()

@@ -41,7 +41,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Effect:
-    """One setting.
+    """The effect of one setting.
 
     Args:
         levels: in the order in which they were given.

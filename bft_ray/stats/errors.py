@@ -39,7 +39,7 @@ Names = Sequence[str]
 
 @dataclass(frozen=True)
 class Groups:
-    """Which items share what.
+    """Which items share a group.
 
     Args:
         names: the groups of each item; an item with none is one of its own.
@@ -59,7 +59,7 @@ class Groups:
 
     @property
     def num(self) -> int:
-        """Groups."""
+        """Number of groups."""
         return int(self.members.shape[0])
 
     @property

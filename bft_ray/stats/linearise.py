@@ -9,11 +9,57 @@ then serves every metric.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from bft_ray.errors import BadInput
+from bft_ray.metrics import Area, Mean, MeanOfMeans, Ratio
+
+#: how records of items make a metric, as its kind of task declares it
+Made = Mean | Ratio | Area | MeanOfMeans
+
+
+def columns_of(made: Made, name: str) -> tuple[str, ...]:
+    """The columns of the records that a metric is made of.
+
+    Args:
+        name: of the metric, without its set.
+    """
+    match made:
+        case Ratio(top, bottom):
+            return top, bottom
+        case Area(score, label):
+            return score, label
+        case MeanOfMeans(column, by):
+            return column, by
+        case Mean(column):
+            return (column or name,)
+
+
+def linear_scores(made: Made, name: str, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """[n] scores whose mean is the metric, from records that have all of `columns_of`.
+
+    Raises:
+        BadInput: an area, of labels of one kind alone.
+    """
+    first, *others = columns_of(made, name)
+    values = column_of(records, first)
+    match made:
+        case Ratio(factor=factor):
+            return linear_ratio(factor * values, column_of(records, others[0]))
+        case Area():
+            return linear_auroc(column_of(records, others[0]), values)
+        case MeanOfMeans(by=by):
+            return linear_macro_mean(values, [str(record[by]) for record in records])
+        case Mean():
+            return values
+
+
+def column_of(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """[n] float64: a number of each record."""
+    return np.array([record[name] for record in records], dtype=np.float64)
 
 
 def linear_ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:

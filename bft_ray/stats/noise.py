@@ -21,7 +21,7 @@ class Noise:
     """What the gains of K arms can do by chance.
 
     Args:
-        crossed: their differences from the one that all are held against.
+        crossed: their differences from the reference arm.
         null: draws of g* [B, K].
         own_null: the same for each arm by its own runs alone.
         seed: of the draws.
@@ -41,7 +41,7 @@ class Noise:
         seed: int,
         others: Sequence[np.ndarray] = (),
     ) -> Noise:
-        """Of arms [S, n], that which all are held against first; `others` only lend their runs to the pool."""
+        """The noise of arms [S, n], the reference arm first; `others` only add their runs to the pooled variance."""
         crossed = Crossed.of(arms, others, groups)
         parts, num_arms = crossed.parts, len(crossed.parts)
         h, freedom, own_freedom = crossed.item_freedom, crossed.square[1], crossed.num_seeds - 1
@@ -58,7 +58,7 @@ class Noise:
 
     @property
     def parts(self) -> tuple[Parts, ...]:
-        """Of each arm."""
+        """The parts of the error of each arm's gain."""
         return self.crossed.parts
 
     def adjusted(self) -> np.ndarray:
@@ -68,7 +68,7 @@ class Noise:
         return np.maximum(p, np.minimum(1.0, 2 * (self.own_null >= alone).mean(0)))
 
     def any_better(self, alpha: float) -> bool:
-        """Whether any arm is better than the one that all are held against; see `Comparison.is_better`."""
+        """Whether any arm is better than the reference arm; see `Comparison.is_better`."""
         return any(
             part.gain > 0 and p <= alpha and not part.is_skewed
             for part, p in zip(self.parts, self.adjusted(), strict=True)
@@ -89,20 +89,20 @@ class Noise:
             half_items = half * math.sqrt(part.pooled + part.item / 2) / part.se
             found.append(
                 Comparison(
-                    name,
-                    against,
-                    part.gain,
-                    low,
-                    high,
-                    part.se,
-                    part.pooled / part.se**2,
-                    claim,
-                    float(p[place]),
-                    alpha,
-                    part.is_skewed,
-                    half_seeds,
-                    half_items,
-                    how_often(self.crossed.num_seeds, part.num_items),
+                    name=name,
+                    against=against,
+                    gain=part.gain,
+                    low=low,
+                    high=high,
+                    se=part.se,
+                    seed_share=part.pooled / part.se**2,
+                    detectable=claim,
+                    p=float(p[place]),
+                    alpha=alpha,
+                    is_skewed=part.is_skewed,
+                    half_seeds=half_seeds,
+                    half_items=half_items,
+                    shows_in=how_often(self.crossed.num_seeds, part.num_items),
                 )
             )
         return found

@@ -16,8 +16,8 @@ groups that came out too small would pass for one that is known well. An estimat
 smaller of T and g(T) counts. Where the items are too few for their skewness only T > 10 is called better.
 
 z_S correlates 1/2 between arms (they share the default), z_I as the items do; f and h are the degrees of freedom; drawn
-B times, seeded. Adjusted p go step-down (Dunnett and Tamhane 1991; Westfall and Young 1993): the largest T is held against
-the largest of all g*, the next against that of those left. Where no two arms differ, one is called better in at most
+B times, seeded. Adjusted p go step-down (Dunnett and Tamhane 1991; Westfall and Young 1993): the largest T is compared
+with the largest of all g*, the next one with the largest of those left. Where no two arms differ, one is called better in at most
 alpha of all studies; and the error is controlled in the strong sense.
 
 Pooling is wrong for an arm whose runs vary more than the others'. So each must pass a second test, by its own runs
@@ -46,12 +46,12 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Family:
-    """Comparisons that stand together.
+    """Simultaneous comparisons.
 
     Args:
         comparisons: by arm.
-        best: arm (the default too) -> probability that it has the best true mean, as far as noise lets one tell;
-            empty where not all was asked for.
+        best: arm (the default too) -> probability that it has the best true mean, given the noise;
+            empty without `in_full`.
     """
 
     comparisons: dict[str, Comparison]

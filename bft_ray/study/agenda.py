@@ -4,7 +4,6 @@ is limited, of the clock).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bft_ray.config import Config
@@ -15,14 +14,12 @@ from bft_ray.study.confirm.candidates import arms_of
 from bft_ray.study.definition import Study, trial_name
 from bft_ray.study.propose.sampler import batch_size, is_ready, propose, rung_metric
 from bft_ray.study.records import clock
-from bft_ray.study.records.record import TrialRecord, trained_s, worker_hours
+from bft_ray.study.records.record import Records, TrialRecord, trained_s, worker_hours
 from bft_ray.study.records.segment import Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.train.pins import pin_paths
 
 PARTS = (BASELINES, SEARCH, CONFIRMATION)
-#: part -> its trials, by number
-Records = Mapping[str, Sequence[TrialRecord]]
 
 
 def next_trial(space: SearchSpace, records: Records) -> TrialRecord | None:

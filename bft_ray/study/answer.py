@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bft_ray.config import Config
@@ -18,11 +18,10 @@ from bft_ray.space.parts import DEFAULT
 from bft_ray.study.confirm.candidates import Arm, arms_of
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.items import item_groups, item_scores
-from bft_ray.study.confirm.standing import Items
 from bft_ray.study.confirm.tested import TestResult, note_of, on_test_split
-from bft_ray.study.definition import Study, by_id
-from bft_ray.study.kept import chosen, compared_items
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.definition import Study
+from bft_ray.study.kept import chosen
+from bft_ray.study.records.record import TrialRecord, by_id
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
 from bft_ray.train.pins import pin_paths
 
@@ -38,7 +37,6 @@ class Answer:
         weights: path of the weights of its first confirmation run.
         default_weights: the same of the default.
         test: of champion and default on the test split; None without one.
-        items: of a study that chooses nothing, the scores of the trials that it compares; see `Items`.
     """
 
     choice: Choice | None = None
@@ -47,7 +45,6 @@ class Answer:
     weights: str | None = None
     default_weights: str | None = None
     test: TestResult | None = None
-    items: Items = field(default_factory=dict)
 
 
 def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None] = lambda text: None) -> Answer:
@@ -61,28 +58,27 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
     """
     confirmation = study.space.confirmation
     if confirmation is None:
-        return Answer(items=compared_items(study, {part: parts[part].records() for part in (BASELINES, SEARCH)}))
+        return Answer()
     records = {part: parts[part].records() for part in (BASELINES, SEARCH, CONFIRMATION)}
     arms = {arm.name: arm for arm in arms_of(study.space, records[BASELINES], records[SEARCH])}
-    choice = chosen(study.space, records, _before(study, parts[SEARCH], next(iter(arms.values())), records, line))
+    choice = chosen(study.space, records, _before(study, parts[SEARCH], next(iter(arms.values())), line))
     if choice is None or choice.champion is None:
         return Answer(choice)
     champion = arms[choice.champion]
-    config = _config(study, champion, records)
+    config = _config(study, champion)
     weights = {name: _weights(study, name, records[CONFIRMATION]) for name in sorted({champion.name, DEFAULT})}
     test = None
     if confirmation.test:
-        measured = {name: _tested(study, parts[SEARCH], arms[name], weights[name], records, line) for name in weights}
+        measured = {name: _tested(study, parts[SEARCH], arms[name], weights[name], line) for name in weights}
         test = on_test_split(study.space.objective.metric, champion.name, measured)
     _drop_others(study, records[CONFIRMATION], set(weights.values()))
     return Answer(choice, champion, pin_paths(config), weights[champion.name], weights[DEFAULT], test)
 
 
-def _config(study: Study, arm: Arm, records: Mapping[str, Sequence[TrialRecord]]) -> Config:
+def _config(study: Study, arm: Arm) -> Config:
     """The config of an arm's first confirmation run, without the overrides of the confirmation."""
     assert study.space.confirmation is not None
-    others = by_id([*records[BASELINES], *records[SEARCH]])
-    return study.config(arm.trial, study.space.confirmation.seeds[0], others)
+    return study.config(arm.trial, study.space.confirmation.seeds[0])
 
 
 def _weights(study: Study, arm: str, records: Sequence[TrialRecord]) -> str:
@@ -103,9 +99,7 @@ def _drop_others(study: Study, records: Sequence[TrialRecord], kept: set[str]) -
 # --- measured once, and kept ------------------------------------------------------------------------------------
 
 
-def _before(
-    study: Study, store: Store, arm: Arm, records: Mapping[str, Sequence[TrialRecord]], line: Callable[[str], None]
-) -> float | None:
+def _before(study: Study, store: Store, arm: Arm, line: Callable[[str], None]) -> float | None:
     """The base model's value of the second objective on the confirmation split; None where there is none."""
     second, confirmation = study.space.objective.second, study.space.confirmation
     if second is None or confirmation is None:
@@ -113,7 +107,7 @@ def _before(
     before = store.notes().get("before")
     if before is None:
         line(f"{second.metric} of the base model")
-        config = pin_paths(with_overrides(_config(study, arm, records), confirmation.overrides, "confirmation"))
+        config = pin_paths(with_overrides(_config(study, arm), confirmation.overrides, "confirmation"))
         before = evaluate_model(config, names=[second.metric.split("/")[0]]).metrics[second.metric]
         store.note("before", before)
     return before
@@ -124,7 +118,6 @@ def _tested(
     store: Store,
     arm: Arm,
     weights: str,
-    records: Mapping[str, Sequence[TrialRecord]],
     line: Callable[[str], None],
 ) -> dict[str, Any]:
     """Metrics and scores of items of an arm's model on the test split."""
@@ -133,7 +126,7 @@ def _tested(
         return known
     assert study.space.confirmation is not None
     line(f"test: {arm.name}")
-    config = pin_paths(with_overrides(_config(study, arm, records), study.space.confirmation.test, "confirmation.test"))
+    config = pin_paths(with_overrides(_config(study, arm), study.space.confirmation.test, "confirmation.test"))
     measured = _measure(config, weights)
     metric = study.space.objective.metric
     found: dict[str, Any] = {"metrics": measured.metrics, "items": item_scores(metric, measured.records)}

@@ -17,10 +17,9 @@ from bft_ray.places.addresses import redact
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.answer import Answer, as_json
 from bft_ray.study.confirm.choice import Choice
-from bft_ray.study.controller import Controller
 from bft_ray.study.definition import Study
-from bft_ray.study.kept import known
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.kept import Known, known
+from bft_ray.study.records.record import TrialRecord, all_of
 from bft_ray.study.records.store import Store
 from bft_ray.study.report.describe import conclusion
 from bft_ray.study.report.recorder import Recorder
@@ -59,7 +58,6 @@ class StudyResult:
 def conclude(
     study: Study,
     store: Store,
-    controller: Controller,
     found: Answer,
     tracker: Tracker,
     recorder: Recorder,
@@ -73,7 +71,8 @@ def conclude(
     Raises:
         Unrecorded: MLflow did not store the page, the model or its version.
     """
-    lacking = [] if describe_study(store, found, recorder) else ["the report"]
+    now_known = known_now(study, store, is_finished=True)
+    lacking = [] if recorder.describe(now_known) else ["the report"]
     tracker.log_text(json.dumps(as_json(found), indent=1), "choice.json")
     if why := _why_none(study, found):
         tracker.set_tags({NO_CHAMPION: why})
@@ -82,28 +81,20 @@ def conclude(
         champion = None if why else _register(study, store, found, tracker)
     except Unrecorded as error:
         lacking.append(str(error))
-    text = conclusion(
-        controller.all_records(),
-        study.space,
-        found.choice,
-        found.test,
-        domain=study.domain,
-        uri=study.base.tracking.uri,
-        items=found.items,
-    )
+    text = conclusion(now_known)
     if lacking:
         line(text)
         raise Unrecorded(
             f"the study has its answer, but MLflow lacks {' and '.join(lacking)}. The same command records that, and "
             "trains nothing again."
         )
-    failed = mostly_failed(controller.all_records())
+    failed = mostly_failed(now_known.parts)
     return StudyResult(study.name, tracker.run_id, study.folder, text, champion, failed)
 
 
 def mostly_failed(parts: Mapping[str, Sequence[TrialRecord]]) -> str:
     """A sentence if more than half of the trials that ran have failed, with the most frequent reason; "" otherwise."""
-    ran = [record for own in parts.values() for record in own if record.is_finished and not record.duplicate_of]
+    ran = [record for record in all_of(parts) if record.is_finished and not record.duplicate_of]
     failed = Counter(record.reason for record in ran if record.state == "failed")
     if 2 * failed.total() <= len(ran):
         return ""
@@ -144,14 +135,14 @@ def require_left(result: StudyResult, tracking: TrackingConfig, database: str) -
         raise BadInput("study", result.name, f"whole, to be shown again: {', and '.join(gone)}", remedy)
 
 
-def describe_study(store: Store, found: Answer | None, recorder: Recorder) -> bool:
-    """Write note, records and page to the run; whether MLflow stored the page (text is sent in the background).
+def known_now(study: Study, store: Store, *, is_finished: bool) -> Known:
+    """What is known of a study as its driver ends.
 
     Args:
-        found: the result; None: the study ended without one.
+        study: of the driver, whose addresses have their passwords.
+        is_finished: whether it has its answer.
     """
-    now_known = known(store)
-    return recorder.describe(replace(now_known, is_driven=False, is_finished=found is not None))
+    return replace(known(store), study=study, is_driven=False, is_finished=is_finished)
 
 
 def _register(study: Study, store: Store, found: Answer, tracker: Tracker) -> str | None:

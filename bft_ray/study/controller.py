@@ -27,7 +27,7 @@ from bft_ray.study.propose.halving import promotes
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records import clock
 from bft_ray.study.records.ranking import ranked
-from bft_ray.study.records.record import TrialRecord, begun_segment, ended_segment, last_s
+from bft_ray.study.records.record import TrialRecord, begun_segment, by_id, ended_segment, last_s, why_no_score
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, BySeed, Store
 
@@ -150,7 +150,7 @@ class Controller:
 
     def _config(self, record: TrialRecord) -> Config:
         if record.id not in self._configs:
-            others = {each.id: each for part in (BASELINES, SEARCH) for each in self.records(part)}
+            others = by_id([*self.records(BASELINES), *self.records(SEARCH)])
             self._configs[record.id] = self.study.config(record, record.seeds[0], others)
         return self._configs[record.id]
 
@@ -304,12 +304,10 @@ class Controller:
         """Record the value that was measured at a rung; a trial without a finite value has failed."""
         store, number = self._at(segment)
         metric = rung_metric(self._space)
-        value = run.last.get(metric)
-        if value is None or not math.isfinite(value):
-            what = "was not measured" if value is None else f"is {value}"
-            self._fail(store, number, f"{metric} {what} at step {run.num_steps} (seed {segment.seed})", run.num_steps)
+        if flaw := why_no_score(metric, run.last.get(metric)):
+            self._fail(store, number, f"{flaw} at step {run.num_steps} (seed {segment.seed})", run.num_steps)
             return False
-        store.report(number, run.num_steps, {segment.seed: value})
+        store.report(number, run.num_steps, {segment.seed: run.last[metric]})
         return True
 
     def _judge(self) -> None:
@@ -395,7 +393,7 @@ class Controller:
     def _drop_weights(self) -> None:
         """Delete weights of the search, except those of the best `checkpoint.keep` trials."""
         metric = self._space.objective.metric
-        done = [r for r in ranked(self.records(SEARCH), metric) if r.state == "complete" and not r.duplicate_of]
+        done = [record for record in ranked(self.records(SEARCH), metric) if record.ran_to_end]
         keep = self._config(done[0]).checkpoint.keep if done else 0
         for record in done[keep:]:
             if record.id not in self._dropped:

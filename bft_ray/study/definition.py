@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,7 +59,7 @@ class Study:
     @property
     def domain(self) -> str:
         """The sub-domain of its results."""
-        return self.space.domain or self.base.domain
+        return self.space.domain_of(self.base)
 
     @property
     def num_samples(self) -> int | None:
@@ -69,7 +69,7 @@ class Study:
     @property
     def name(self) -> str:
         """NAME/DOMAIN, its name in the database."""
-        return f"{self.space.name}/{self.domain}"
+        return self.space.study_of(self.base)
 
     def folder_of(self, record: TrialRecord) -> str:
         """The folder of a trial's files."""
@@ -79,14 +79,14 @@ class Study:
         """The files of one run of a trial."""
         return RunFiles(self.folder_of(record), seed)
 
-    def config(self, record: TrialRecord, seed: int, others: Mapping[str, TrialRecord]) -> Config:
+    def config(self, record: TrialRecord, seed: int, others: Mapping[str, TrialRecord] | None = None) -> Config:
         """The config of one run of a trial, with paths as they were given.
 
         Args:
-            others: id -> record. For a confirmation, the trial that it repeats must be among them.
+            others: id -> record, for a trial of the confirmation: the trial that it repeats must be among them.
         """
         if record.part == CONFIRMATION:
-            assert self.space.confirmation is not None
+            assert self.space.confirmation is not None and others is not None
             config = self.config(others[record.extra["of"]], seed, others)
             return with_overrides(config, self.space.confirmation.overrides, "confirmation.overrides")
         if record.part == BASELINES:
@@ -150,11 +150,6 @@ def trial_name(assignment: Mapping[str, Any], first: str = "") -> str:
         text = f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
         words.append(_SHORT[field] + text if field in _SHORT else f"{field.rpartition('.')[2]}={text}")
     return " ".join(words) or "as configured"
-
-
-def by_id(records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
-    """Records by their id."""
-    return {record.id: record for record in records}
 
 
 def _place(field: str) -> int:

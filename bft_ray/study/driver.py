@@ -29,7 +29,7 @@ from bft_ray.study.answer import answer
 from bft_ray.study.checks.expect import caveats, local_slots, requirements
 from bft_ray.study.checks.packing import settle_packing
 from bft_ray.study.checks.ready import Facts, inspect_study
-from bft_ray.study.conclude import StudyResult, conclude, describe_study, require_left
+from bft_ray.study.conclude import StudyResult, conclude, known_now, require_left
 from bft_ray.study.controller import Controller, segments_ahead
 from bft_ray.study.definition import Study
 from bft_ray.study.execute.measure import measure as measured_on
@@ -38,6 +38,7 @@ from bft_ray.study.place import OnRay, Place
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records import clock
 from bft_ray.study.records.database import Database
+from bft_ray.study.records.record import all_of
 from bft_ray.study.records.store import CONFIRMATION, Store
 from bft_ray.study.report.live import Live
 from bft_ray.study.report.recorder import Recorder, params_of
@@ -90,7 +91,7 @@ def _search(
     space: SearchSpace, base: Config, database_url: str, profile: bool, measure: bool, live: Live | None, place: Place
 ) -> StudyResult:
     base = base.model_copy(update={"name": None})
-    title = f"{space.name}, domain {space.domain or base.domain}"
+    title = f"{space.name}, domain {space.domain_of(base)}"
     with (
         Database(database_url) as database,
         live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
@@ -132,7 +133,7 @@ def _search(
 def _notes(database: Database, space: SearchSpace, base: Config) -> dict[str, Any]:
     """The notes of the study so far; {} where it has not begun."""
     with contextlib.suppress(BadInput):
-        return Store.find(database, f"{space.name}/{space.domain or base.domain}").notes()
+        return Store.find(database, space.study_of(base)).notes()
     return {}
 
 
@@ -161,7 +162,7 @@ def _study(store: Store, space: SearchSpace, base: Config, facts: Facts) -> Stud
     if found is None:
         store.note("id", found := uuid.uuid4().hex)
     name = f"{space.name}-{found[:8]}"  # a study of the same name in another database has another id
-    folder = storage.join(facts.first.cluster.storage_path, "studies", space.domain or base.domain, name)
+    folder = storage.join(facts.first.cluster.storage_path, "studies", space.domain_of(base), name)
     return Study(found, space, base, facts.longest, facts.samples_per_source, folder)
 
 
@@ -222,14 +223,14 @@ def _run(study: Study, store: Store, first: Config, shown: Live, place: Place) -
         try:
             for line in controller.messages:
                 shown.note(line)
-            recorder.catch_up([record for own in controller.all_records().values() for record in own])
+            recorder.catch_up(all_of(controller.all_records()))
             look = _looks(store, controller, shown, num_slots)
             place.run(controller, first, look)
             look()
             with waiting("choosing"):
                 found = answer(study, controller.parts, shown.note)
             with waiting("recording the answer"):
-                result = conclude(study, store, controller, found, tracker, recorder, shown.note)
+                result = conclude(study, store, found, tracker, recorder, shown.note)
             if tracker.flush(_PATIENCE_S) and tracker.finish(
                 *(("FAILED", result.failed) if result.failed else ("FINISHED",))
             ):
@@ -239,7 +240,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live, place: Place) -
             return result
         except Cancelled as error:
             reason = str(error)
-            describe_study(store, None, recorder)
+            recorder.describe(known_now(study, store, is_finished=False))
             tracker.finish("KILLED", reason)
             raise
         except DiskFull:

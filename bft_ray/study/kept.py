@@ -21,8 +21,8 @@ from bft_ray.study.confirm.choose import choose
 from bft_ray.study.confirm.items import item_scores
 from bft_ray.study.confirm.standing import Items, compared
 from bft_ray.study.confirm.tested import TestResult, note_of, on_test_split
-from bft_ray.study.definition import Study, by_id
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.definition import Study
+from bft_ray.study.records.record import TrialRecord, by_id
 from bft_ray.study.records.segment import Run
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
 

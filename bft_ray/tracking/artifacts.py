@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from pathlib import Path
 
@@ -67,8 +66,7 @@ def _try(place: str, uri: str) -> None:
 
     store = get_artifact_repository(place, tracking_uri=uri)
     with scratch("probe") as temporary:
-        file = os.path.join(temporary, _PROBE)
-        Path(file).write_text("")
-        store.log_artifact(file)
+        (temporary / _PROBE).touch()
+        store.log_artifact(str(temporary / _PROBE))
     with contextlib.suppress(NotImplementedError):  # a store that never deletes keeps the empty file
         store.delete_artifacts(_PROBE)

@@ -53,7 +53,7 @@ def new_params(params: dict[str, Any], held: dict[str, str], run_id: str | None 
 
 
 def find_run(client: MlflowClient, experiment_id: str, run_name: str, key: str | None) -> Run | None:
-    """The latest run of that name and run key that has not FINISHED: the one to go on with."""
+    """The latest run of that name and run key that has not FINISHED: the one to resume."""
     if key is None:
         return None
     runs = latest_runs(client, [experiment_id], f"tags.`{RUN_KEY}` = '{key}'", 50)

@@ -41,7 +41,7 @@ class Held:
 
     @classmethod
     def of(cls, run: Run) -> Held:
-        """What MLflow tells of a run."""
+        """What MLflow holds of a run."""
         # `data.metrics` has values only, and a metric's history may have a million entries
         steps = {metric.key: metric.step for metric in run.data._metric_objs}
         info, data = run.info, run.data
@@ -66,7 +66,7 @@ class Delivery:
     time, and never changes a param.
 
     Args:
-        is_heir: of a dead process, whose last status counts; it does not for one that goes on with the run.
+        is_heir: of a dead process, whose last status counts; the status of a process that resumes the run does not.
     """
 
     def __init__(self, uri: str, run_id: str, is_heir: bool = False):
@@ -81,7 +81,7 @@ class Delivery:
         return connect(self._uri)
 
     def __call__(self, records: Sequence[Record]) -> None:
-        """Deliver; raises what MLflow raises, but for what it refuses for good: that is left out, with a warning."""
+        """Deliver. Raises what MLflow raises; a record that MLflow refuses for good is left out, with a warning."""
         if self.is_stale:
             self._own = self._trials = None
             self.is_stale = False

@@ -38,7 +38,7 @@ class Outbox:
     Args:
         folder, name: of the file.
         deliver: delivers some records, the oldest first; what it raises means that they are to be delivered again later.
-        told: what to say when it raises, with the error's first line and the path put in.
+        told: warning for an error of `deliver`; its two `%s` are the error's first line and the path.
     """
 
     def __init__(self, folder: Path, name: str, deliver: Callable[[list[Record]], None], told: str):

@@ -220,14 +220,14 @@ def _champions(client: MlflowClient) -> dict[str, str]:
 
 def _champion(domain: str, version: ModelVersion, config_yaml: str) -> Champion:
     return Champion(
-        domain,
-        str(version.version),
-        version.name,
-        dict(version.tags),
-        config_yaml,
-        version.run_id or "",
-        version.tags.get(SOURCE, version.source or ""),
-        version.creation_timestamp / 1000,
+        domain=domain,
+        version=str(version.version),
+        name=version.name,
+        tags=dict(version.tags),
+        config_yaml=config_yaml,
+        run_id=version.run_id or "",
+        source=version.tags.get(SOURCE, version.source or ""),
+        created_s=version.creation_timestamp / 1000,
     )
 
 

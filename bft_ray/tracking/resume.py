@@ -1,4 +1,4 @@
-"""What may change when a run or a study goes on, and what has changed: one rule for `train`, `search` and MLflow."""
+"""What may change when a run or a study is resumed, and what has changed: one rule for `train`, `search` and MLflow."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 #: Fields of the config on which no result depends: where things are, how much is kept, and how a run is laid out over
 #: machines (which changes it by rounding alone).
 MAY_CHANGE = (
-    *(
-        "cluster.",
-        "deepspeed.preset",
-        "deepspeed.offload",
-        "tracking.",
-        "data.cache_dir",
-        "data.keep_tokens",
-        "data.micro_batch",
-    ),
+    "cluster.",
+    "deepspeed.preset",
+    "deepspeed.offload",
+    "tracking.",
+    "data.cache_dir",
+    "data.keep_tokens",
+    "data.micro_batch",
     "evaluation.batch_tokens",
-    *("checkpoint.keep", "checkpoint.every_steps"),
+    "checkpoint.keep",
+    "checkpoint.every_steps",
 )
 
 

@@ -58,7 +58,7 @@ class Tracker(Sender):
         keeper: bool = True,
         spool: Path | None = None,
     ) -> Tracker:
-        """Create a run; or go on with that of `run_id`, or with one of that name and run key that has not FINISHED.
+        """Create a run; or resume that of `run_id`, or one of that name and run key that has not FINISHED.
 
         Args:
             tracking: where; call `check_server` first, which ends in time where this may wait for minutes.
@@ -68,7 +68,7 @@ class Tracker(Sender):
             spool: folder of the outboxes; None: ~/.cache/bft_ray/spool. On shared storage they outlive a lost node.
 
         Raises:
-            BadInput: no run has that id, or the run to go on with has other params.
+            BadInput: no run has that id, or the run to resume has other params.
         """
         uri = absolute_uri(tracking.uri)
         client = connect(uri)
@@ -221,7 +221,7 @@ class Tracker(Sender):
     def finish(self, status: Status, reason: str | None = None) -> bool:
         """Send what is queued, set the final status and let go; waits at most about 2 x `tracking.timeout_s`.
 
-        Should the server be away for longer, the keeper goes on trying for an hour.
+        If the server is away for longer, the keeper tries again for an hour.
 
         Args:
             reason: becomes the tag `bft.reason`: a type and a rule, never sample text.

@@ -36,7 +36,7 @@ class Sender:
     """Queues what a run is to hold: returns at once, and nothing is lost while the server is away.
 
     Steps must rise, metric by metric: one at or below the last that the run holds is a repetition, and dropped. An
-    artifact that its store refuses is left out, and told: in a warning, and as the tag `bft.missing`.
+    artifact that its store refuses is left out, and named in a warning and in the tag `bft.missing`.
 
     Args:
         spool: folder of the outboxes; None: ~/.cache/bft_ray/spool: local, private, outlives a killed process.
@@ -100,7 +100,7 @@ class Sender:
         series: Iterable[tuple[int, Mapping[str, float]]] = (),
         reason: str | None = None,
     ) -> None:
-        """Queue all that is known of a trial, a nested run: made or gone on with where it is RUNNING, ended otherwise.
+        """Queue all that is known of a trial. Its nested run is created or resumed if the trial is RUNNING, and ended otherwise.
 
         One that has ended is not written again, and one that has FINISHED not opened again.
 
@@ -130,7 +130,7 @@ class Sender:
         self._queue({"status": status, "tags": _reason(reason), "time": now_ms()})
 
     def logged_trials(self) -> set[str]:
-        """Trials that have ended as the server knows them, whichever process has said so; asks the server."""
+        """Ids of the trials that have ended, as the server holds them; asks the server."""
         run = patiently(self.tracking.timeout_s, self.client.get_run, self.run_id)
         held = patiently(self.tracking.timeout_s, trials_of, self.client, self.run_id, run.info.experiment_id)
         return {trial for trial, run in held.items() if run.is_logged}

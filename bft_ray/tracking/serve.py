@@ -100,7 +100,7 @@ def _confine(root: Path) -> None:
     root = root.resolve()
 
     class Confined(LocalArtifactRepository):
-        """Files within the root. That links below it lead nowhere else is MLflow's own check, but for deletions."""
+        """Files within the root. MLflow itself checks links below it, except when it deletes."""
 
         def __init__(self, artifact_uri: str, *args: str | None, **named: str | None):
             super().__init__(artifact_uri, *args, **named)

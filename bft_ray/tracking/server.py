@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput, first_line
-from bft_ray.places.addresses import absolute_uri, redact, sqlite_path, sqlite_uri
+from bft_ray.places.addresses import absolute_uri, driver_package, redact, sqlite_path, sqlite_uri
 from bft_ray.places.modes import own_file
 from bft_ray.places.mounts import require_lockable
 from bft_ray.places.remote import locked
@@ -283,8 +283,7 @@ def _check_database(uri: str, timeout_s: float) -> None:
             pass
         engine.dispose()
     except ImportError as error:
-        package = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(str(error.name), error.name)
-        remedy = f"Install it: pip install {package}."
+        remedy = f"Install it: pip install {driver_package(error)}."
         raise BadInput(FIELD, redact(uri), "a database whose Python driver is installed", remedy) from None
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = redact(first_line(getattr(error, "orig", None) or error))

@@ -70,6 +70,20 @@ def test_areas_are_those_of_scikit_learn():
         assert both.low < both.drop < both.high
 
 
+def test_every_metric_is_paired_as_its_kind_declares_it():
+    """A mean over subjects and an area of other columns than `score` and `label`."""
+    right = {"before": [1, 1, 0, 1], "after": [1, 0, 0, 1]}
+    before, after = (
+        [{"id": n, "correct": own, "subject": "abbb"[n]} for n, own in enumerate(right[side])] for side in right
+    )
+    both = paired(before, after, "mmlu/macro_accuracy")
+    assert both is not None and (both.before, both.after) == (pytest.approx((1 + 2 / 3) / 2), pytest.approx(2 / 3))
+    assert (both.num_lost, both.num_gained, both.num_items) == (1, 0, 4)
+    rows = [{"id": n, "mean_nll": n / 4, "is_wrong": n % 2} for n in range(4)]
+    area = paired(rows, rows, "texts/wrong_auroc")
+    assert area is not None and area.before == 0.75 and area.drop == 0
+
+
 def test_items_of_one_side_are_counted():
     both = paired(records([1, 0, 1]), records([1, 1]), "a/accuracy")
     assert both is not None and (both.num_items, both.num_unpaired) == (2, 1)

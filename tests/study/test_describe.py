@@ -20,7 +20,7 @@ from bft_ray.study.report.arms import arms_table
 from bft_ray.study.report.compare import evidence, reach, verdict
 from bft_ray.study.report.describe import LIMIT, conclusion, describe, searched
 from bft_ray.study.report.explain import explain
-from tests.support.noted import METRIC, baseline, space, trial
+from tests.support.noted import METRIC, baseline, known, space, trial
 
 PLAN = Plan(METRIC, ("w128 lr0.001", "w64 lr0.001"), ("sft", "bft"), "bft", (1, 2, 3, 4, 5))
 
@@ -61,15 +61,15 @@ WON = chosen({"w128 lr0.001": 0.1})
 
 def test_the_note_warns_of_what_the_records_show():
     alike = [trial(n, 0.25, window=2**n, rungs={9: {0: 0.25}}) for n in range(3)]
-    note = describe({"search": alike}, space(), None, None, domain="medical_qa")
+    note = describe(known({"search": alike}, space(), None, None, domain="medical_qa"))
     assert f"At step 9 (3 trials) all values of {METRIC} were the same, so the first trial was promoted" in note
     moved = [*alike[:2], trial(2, 0.25, rungs={9: {0: 0.26}})]
-    assert "#### What to look at" not in describe({"search": moved}, space(), None, None, domain="medical_qa")
+    assert "#### What to look at" not in describe(known({"search": moved}, space(), None, None, domain="medical_qa"))
 
 
 def test_the_note_begins_with_the_page_and_the_answer():
     note = describe(
-        RECORDS, space(), WON, TEST, domain="medical_qa", page="#/experiments/1/runs/a/artifacts/report.html"
+        known(RECORDS, space(), WON, TEST, domain="medical_qa"), page="#/experiments/1/runs/a/artifacts/report.html"
     )
     lines = note.splitlines()
     assert lines[0] == "[**Read the report**](#/experiments/1/runs/a/artifacts/report.html)"
@@ -92,11 +92,11 @@ def test_the_note_begins_with_the_page_and_the_answer():
 
 
 def test_how_it_was_found():
-    assert searched(RECORDS, space(), "medical_qa", {"train": 2400, "validation": 229}) == [
+    assert searched(known(RECORDS, space(), domain="medical_qa", samples=(2400,))) == [
         "study `long_answers`, domain `medical_qa`, config `starter`, objective choices/probability",
         "varied: `loss.window` {64, 128, 512, 1024}, `optimizer.learning_rate` {0.0001, 0.001}, "
         "`loss.weight_cap` 1.5 to 20 (log)",
-        "samples: train 2,400, validation 229",
+        "samples: train 2,400",
         "budget: 5 trials (2 complete, 1 pruned, 1 failed, 1 duplicate), 81 steps each, seeds 0",
         "sampler tpe, seed 0; early stops: ASHA from step 9, 1 of 3 is promoted",
         # baselines 3 x 81, search 81 + 81 + 9, merged 9, stopped 81 - 9: 81 of 495
@@ -120,13 +120,13 @@ def test_an_arm_s_values_stand_side_by_side():
 
 def test_settings_of_a_baseline_that_won():
     found = chosen({"sft": 0.2})
-    note = describe(RECORDS, space(), found, None, domain="d")
+    note = describe(known(RECORDS, space(), found))
     assert found.champion == "sft"
     settings = note[note.index("#### Chosen settings") : note.index("#### Evidence")]
     assert "| loss.method | sft |\n| optimizer.learning_rate | 0.001 |" in settings and "window" not in settings
     # a confirmation knows which trial it repeats, whatever the names
-    runs = [trial(0, 0.5, part="confirmation", name="sft", extra={"of": "search/0"})]
-    note = describe({**RECORDS, "confirmation": runs}, space(), found, None, domain="d")
+    runs = [trial(0, 0.5, part="confirmation", name="sft", extra={"arm": "sft", "of": "search/0"})]
+    note = describe(known({**RECORDS, "confirmation": runs}, space(), found))
     assert "| loss.window | 64 |" in note
 
 
@@ -135,7 +135,7 @@ def test_the_test_split_may_not_agree():
     alone = TestResult("a", "bft", METRIC, 0.3, 0.299, 0.001, math.nan, math.nan, 1, math.nan)
     near = TestResult("a", "bft", METRIC, 0.3, 0.299, 0.001, -0.06, 0.07, 200, 0.09)
     same = TestResult("bft", "bft", METRIC, 0.3, 0.3, 0.0, 0.0, 0.0, 200, 0.0)
-    notes = [describe(RECORDS, space(), WON, test, domain="d").splitlines()[2] for test in (worse, near, same, alone)]
+    notes = [describe(known(RECORDS, space(), WON, test)).splitlines()[2] for test in (worse, near, same, alone)]
     told = "A true gain of {} shows in 8 of 10 such tests."
     assert notes[0].endswith("not of their settings. It is worse there. " + told.format("0.0140"))
     assert notes[1].endswith("not of their settings. The gain is not beyond noise there. " + told.format("0.0900"))
@@ -146,11 +146,11 @@ def test_the_test_split_may_not_agree():
 def test_fewer_candidates_than_were_asked_for_are_told():
     asked = space(confirmation={"top_k": 3, "overrides": {"data.validation.0.path": "x"}})
     told = "Confirmed: 2 of the 3 candidates"
-    assert f"**{told}** that confirmation.top_k asks for." in describe(RECORDS, asked, WON, TEST, domain="d")
-    assert told in conclusion(RECORDS, asked, WON, TEST, domain="d")
-    assert "Confirmed:" not in describe(RECORDS, space(), WON, TEST, domain="d")
+    assert f"**{told}** that confirmation.top_k asks for." in describe(known(RECORDS, asked, WON, TEST))
+    assert told in conclusion(known(RECORDS, asked, WON, TEST))
+    assert "Confirmed:" not in describe(known(RECORDS, space(), WON, TEST))
     none = chosen({}, Plan(METRIC, (), ("sft", "bft"), "bft", (1, 2)))
-    assert "**Confirmed: none of the 2 candidates**" in describe(RECORDS, space(), none, None, domain="d")
+    assert "**Confirmed: none of the 2 candidates**" in describe(known(RECORDS, space(), none))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_fewer_candidates_than_were_asked_for_are_told():
     ],
 )
 def test_the_commands_work_as_they_are_printed(uri, option):
-    texts = [tell(RECORDS, space(), WON, TEST, domain="d", uri=uri) for tell in (describe, conclusion)]
+    texts = [tell(known(RECORDS, space(), WON, TEST, uri=uri)) for tell in (describe, conclusion)]
     for text in texts:
         assert f"bft-ray best d{option}" in text and f"bft-ray train --champion d{option}" in text
         assert "s3cr3t" not in text and ("MLFLOW_TRACKING_URI=postgresql://ann:***@db/mlflow" in text) == (
@@ -182,7 +182,7 @@ def test_the_note_stays_below_the_limit_of_mlflow(num_arms):
     found = replace(found, plan=replace(found.plan, candidates=names), not_told=found.not_told + names[3:])
     found = replace(found, arms=found.arms + tuple(replace(like, name=name) for name in names[3:]))
     search = [trial(n, state="failed", reason=f"a long reason {n} " * 30) for n in range(100)]
-    note = describe({"search": search}, space(), found, None, domain="d")
+    note = describe(known({"search": search}, space(), found))
     assert len(note) <= LIMIT < 8000
     assert "**Many trials failed**. 100 of 100 trials failed; 1 of them: a long reason 0" in note
     assert note.startswith("**The default `bft` stays**")
@@ -212,7 +212,7 @@ def test_windows_side_by_side():
     se = math.sqrt(2e-4 / 3)
     assert seen.least == pytest.approx(4.339 * se, rel=1e-3)  # q(0.95; 3, 6) of the tables
     assert seen.detectable == pytest.approx(detectable(math.sqrt(2) * se, 6, critical=seen.least / math.sqrt(2) / se))
-    note = describe({"search": search}, own, None, None, domain="d")
+    note = describe(known({"search": search}, own))
     assert note.splitlines()[0] == (
         "**loss.window 128 has the best mean choices/probability, 0.410**; the worst, 64, has 0.320: a difference beyond "
         "noise (two means must differ by 0.035)."
@@ -254,7 +254,7 @@ def test_what_cannot_be_told():
 
 
 def test_the_conclusion():
-    text = conclusion(RECORDS, space(), WON, TEST, domain="medical_qa")
+    text = conclusion(known(RECORDS, space(), WON, TEST, domain="medical_qa"))
     lines = text.splitlines()
     gain = WON.arm("w128 lr0.001").gain
     assert gain is not None
@@ -277,12 +277,12 @@ def test_the_conclusion():
 
 def test_the_conclusion_of_a_large_study_is_cut_and_of_others_still_told():
     plan = Plan(METRIC, tuple(f"w{n}" for n in range(60)), ("bft",), "bft", (1, 2))
-    text = conclusion(RECORDS, space(), chosen({}, plan), TEST, domain="d")
+    text = conclusion(known(RECORDS, space(), chosen({}, plan), TEST))
     assert len(text.splitlines()) == 25 and "bft-ray train --champion d" in text.splitlines()[-1]
     own, search = window_study()
-    lines = conclusion({"search": search}, own, None, None, domain="d").splitlines()
+    lines = conclusion(known({"search": search}, own)).splitlines()
     assert lines[0].startswith("loss.window 128 has the best mean") and "bft-ray" not in "".join(lines)
     assert [line.split()[0] for line in lines if line.endswith(" 3")] == ["128", "512", "1024", "64"]
-    lines = conclusion(RECORDS, space(), None, None, domain="d").splitlines()
+    lines = conclusion(known(RECORDS, space())).splitlines()
     assert lines[0].startswith("Not confirmed: ") and ["1", "1", "128"] in [line.split()[:3] for line in lines]
-    assert conclusion({}, own, None, None, domain="d").startswith("No trial has finished")
+    assert conclusion(known({}, own)).startswith("No trial has finished")

@@ -18,7 +18,7 @@ from bft_ray.stats.alone import compare_alone
 from bft_ray.study.confirm.standing import compared, in_words, leader, standing_of, training_command
 from bft_ray.study.report.compare import verdict
 from bft_ray.study.report.describe import conclusion, describe
-from tests.support.noted import METRIC, baseline, space, trial
+from tests.support.noted import METRIC, baseline, known, space, trial
 
 ALONE = space(confirmation=None)
 
@@ -69,7 +69,7 @@ def test_a_baseline_that_is_ahead_is_said_to_be_so_and_noise_is_told():
         f"`w128 lr0.001` (0.490), gain -0.0020 [{gain.low:+.4f}, {gain.high:+.4f}], standard error {gain.se:.2g} over 60 "
         "items, one seed (the variation between seeds is not in it): within noise, so neither is shown to be better."
     )
-    text = conclusion(records, ALONE, None, None, domain="d", items=items)
+    text = conclusion(known(records, ALONE, items=items))
     assert (
         text.startswith("No trial is better than the best baseline, sft lr0.001") and "No confirmation, so no" in text
     )
@@ -77,7 +77,7 @@ def test_a_baseline_that_is_ahead_is_said_to_be_so_and_noise_is_told():
     assert command == ("bft-ray train starter data.max_length=512 loss.method=sft optimizer.learning_rate=0.001"), (
         command
     )
-    assert "**No trial is better" in describe(records, ALONE, None, None, domain="d", items=items).splitlines()[0]
+    assert "**No trial is better" in describe(known(records, ALONE, items=items)).splitlines()[0]
     assert "baseline sft" in text and "baseline bft" in text
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from bft_ray.config import TrackingConfig, load_config
 from bft_ray.space.definition import SearchSpace
+from bft_ray.study.agenda import PARTS
+from bft_ray.study.definition import Study
+from bft_ray.study.kept import Known
 from bft_ray.study.records.record import TrialRecord, mean
 
 METRIC = "choices/probability"
@@ -44,3 +48,10 @@ def baseline(number, name, value, rate) -> TrialRecord:
     return trial(
         number, value, part="baselines", assignment=assignment, name=f"{name} lr{rate}", extra={"baseline": name}
     )
+
+
+def known(records, own: SearchSpace, choice=None, test=None, *, domain="d", uri="", items=None, samples=None) -> Known:
+    tracking = TrackingConfig(uri=uri) if uri else TrackingConfig()
+    base = load_config("starter").model_copy(update={"domain": domain, "tracking": tracking})
+    parts = {part: records.get(part, ()) for part in PARTS}
+    return Known(Study("a", own, base, None, samples, "folder"), parts, choice=choice, test=test, items=items or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bft_ray.page.html import to_html
-from bft_ray.page.model import Figure, Table, text_of
+from bft_ray.page.model import Figure, Table
 from bft_ray.train.page import METRICS, hardest_table, training_page
 
 
@@ -32,12 +32,12 @@ def test_the_hardest_items_by_id():
     odd = [{"set": "pairs", "id": "p", "score": 1.0}]
     page = training_page("t", {}, [*choices, *texts, *odd])
     tables = [part for section in page.sections for part in section.parts if isinstance(part, Table)]
-    assert [[text_of(cell) for cell in row] for row in tables[0].rows] == [
+    assert tables[0].texts()[1:] == [
         ["`c1`", "0.100"],
         ["`c0`", "0.500"],
         ["`c2`", "0.900"],
     ]
-    assert [[text_of(cell) for cell in row] for row in tables[1].rows] == [["`v1`", "3.000"], ["`v0`", "1.000"]]
+    assert tables[1].texts()[1:] == [["`v1`", "3.000"], ["`v0`", "1.000"]]
     assert len(tables) == 2 and hardest_table(odd, "pairs") is None
     many = [{"set": "", "id": str(n), "probability": n / 100} for n in range(40)]
     assert len(hardest_table(many, "").rows) == 15

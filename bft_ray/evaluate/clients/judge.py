@@ -67,7 +67,7 @@ class Reply:
 
 
 def check_judge(config: JudgeConfig, consent: bool, field: str) -> None:
-    """Before anything is sent, or any model loaded.
+    """Check the settings of a judge, before anything is sent and before a model is loaded.
 
     Raises:
         BadInput: not an http(s) URL, a URL with a password, an endpoint that is not on this machine without `consent`,

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from bft_ray.config.measured import VALIDATION
-from bft_ray.config.tasks import Task
+from bft_ray.config.tasks import HarnessTask, Task
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.engine.request import Context, Prepared
 
 
-def prepare_task(task: Task, context: Context) -> Prepared | None:
-    """Read, check and tokenise what a task measures; None for a task that needs the model itself (harness).
+def prepare_task(task: Task, context: Context) -> Prepared | HarnessTask:
+    """Read, check and tokenise what a task measures; a task that asks the model itself (harness) is checked and returned.
 
     Raises:
         BadInput: bad data, named by file and line, or a library that is not installed.

@@ -50,15 +50,18 @@ class _Pairs:
 
     def apart(self) -> _Pairs:
         """Without pairs of a gene with itself, whose features |a - b| = 0 would give their label away."""
-        train, test = ([pair for pair in pairs if pair.gene_a != pair.gene_b] for pairs in (self.train, self.test))
-        gone = len(self.train) + len(self.test) - len(train) - len(test)
-        return replace(self, train=train, test=test, num_self=gone)
+        left, gone = self._where(lambda pair: pair.gene_a != pair.gene_b)
+        return replace(left, num_self=gone)
 
     def keep(self, known: set[str]) -> _Pairs:
         """Those of known genes alone."""
-        train, test = ([pair for pair in pairs if _both(pair) <= known] for pairs in (self.train, self.test))
-        gone = len(self.train) + len(self.test) - len(train) - len(test)
-        return replace(self, train=train, test=test, num_undescribed=self.num_undescribed + gone)
+        left, gone = self._where(lambda pair: _both(pair) <= known)
+        return replace(left, num_undescribed=self.num_undescribed + gone)
+
+    def _where(self, is_kept: Callable[[Pair], bool]) -> tuple[_Pairs, int]:
+        """Those that are kept, and the number of the others."""
+        train, test = list(filter(is_kept, self.train)), list(filter(is_kept, self.test))
+        return replace(self, train=train, test=test), len(self.train) + len(self.test) - len(train) - len(test)
 
     def split(self) -> _Pairs:
         """Without the training pairs that touch a gene of a test pair."""

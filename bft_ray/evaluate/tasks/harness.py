@@ -37,9 +37,10 @@ _RANDOM_SEED, _OTHER_SEED = 0, 1234  # those of the library's command line
 _BOOTSTRAP = 1000  # resamples, for the metrics whose standard error the library draws
 
 
-def prepare(task: HarnessTask, context: Context) -> None:
-    """Nothing beforehand: the library asks the model itself. Raises as `check`."""
+def prepare(task: HarnessTask, context: Context) -> HarnessTask:
+    """The task as it is, for the library asks the model itself. Raises as `check`."""
     check(task)
+    return task
 
 
 def check(task: HarnessTask) -> Any:
@@ -73,7 +74,7 @@ def run(task: HarnessTask, model: Any, tokenizer: Any, context: Context) -> Meas
     """What the library measures on a loaded causal LM.
 
     Metrics are named `<name>/<task>/<metric>`, with `_se` as the library computes it and `_detectable` (see
-    `with_error`); of a group that was asked for the aggregate is given, not its tasks. Records: `set` (`<name>/<task>`), `id` (task
+    `with_error`); of a requested group the aggregate is given, not its tasks. Records: `set` (`<name>/<task>`), `id` (task
     of the library, number of the item), its metrics, and `scores`, the log-likelihoods of the options, in nats.
 
     Raises:

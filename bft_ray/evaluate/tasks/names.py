@@ -30,6 +30,7 @@ from bft_ray.evaluate.clients.encoder import check_encoder, encode_texts
 from bft_ray.evaluate.engine.generate import check_engine
 from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared, Score, Scores
 from bft_ray.evaluate.means import column_records, summarise
+from bft_ray.evaluate.options import closing_tokens, split
 from bft_ray.evaluate.rouge import rouge_1, rouge_l
 from bft_ray.evaluate.tasks.generation import check_room, decode, read_prompts
 
@@ -115,16 +116,13 @@ def _encode(
     ]
     encoded = iter(encode_batch(rows, tokenizer, context.data))
     alone = tokenizer(task.prefix.rstrip(), add_special_tokens=False)["input_ids"] if task.prefix.strip() else []
-    closing = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} - {tokenizer.unk_token_id}
+    closing = closing_tokens(tokenizer)
     prompts, continuations = [], []
     for item in items:
         options: list[list[int]] = []
         prompt_of_first: list[int] = []
         for sample in (next(encoded) for _ in item.names):
-            start, end = sample.supervised.index(True), len(sample.input_ids)
-            while end > start and sample.input_ids[end - 1] in closing:
-                end -= 1
-            prompt, option = sample.input_ids[:start], sample.input_ids[start:end]
+            prompt, option = split(sample, closing)
             if not option:
                 raise BadInput(f"{item.row.where} gold_name", "a name without tokens", "made of text")
             if prompt_of_first and prompt != prompt_of_first:

@@ -5,7 +5,7 @@ A rubric is a list of criteria with points, positive for what an answer should h
     score of an answer = sum of the points of the criteria met / sum of the positive points      at most 1; may be negative
     rubric_score = mean over the items, clipped to [0, 1]
 
-`bft_ray.evaluate.rubrics` has this and what else is told. An item's score is the mean over its answers and judges; an item with a
+`bft_ray.evaluate.rubrics` computes this and the other scores. An item's score is the mean over its answers and judges; an item with a
 criterion that some judge did not judge is left out of the mean and its criteria are counted (`num_unjudged`).
 
     kappa = (p_o - p_e) / (1 - p_e)      Cohen, 1960; p_o: share of criteria on which both judges agree, p_e: what chance
@@ -188,10 +188,7 @@ def _asks(task: RubricTask, field: str) -> _Ask:
 
 def from_template(template: str, prompt: str | list[dict], answer: str, criterion: str, points: float) -> Messages:
     """What the judge is asked by a template: one message, the conversation with the answer, and `[points] criterion`."""
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    said = "\n\n".join(
-        f"{turn['role']}: {turn['content']}" for turn in [*turns, {"role": "assistant", "content": answer}]
-    )
+    said = f"{_said(prompt)}\n\nassistant: {answer}"
     before, after = template.split(_RUBRIC_ITEM, 1)  # apart: a conversation may hold the name of the other place
     filled = [part.replace(_CONVERSATION, said) for part in (before, after)]
     return [{"role": "user", "content": f"[{points:g}] {criterion}".join(filled)}]
@@ -199,13 +196,17 @@ def from_template(template: str, prompt: str | list[dict], answer: str, criterio
 
 def question(prompt: str | list[dict], answer: str, criterion: str) -> Messages:
     """What the judge is asked."""
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    said = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
     material = (
-        f"<conversation>\n{said}\n</conversation>\n\n<answer>\n{answer}\n</answer>\n\n"
+        f"<conversation>\n{_said(prompt)}\n</conversation>\n\n<answer>\n{answer}\n</answer>\n\n"
         f"<criterion>\n{criterion}\n</criterion>"
     )
     return [{"role": "system", "content": _INSTRUCTION}, {"role": "user", "content": material}]
+
+
+def _said(prompt: str | list[dict]) -> str:
+    """A conversation as text."""
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 def _finish(task: RubricTask, ask: _Ask, items: list[RubricItem], tokenizer: Any, answers: Sequence) -> Measured:

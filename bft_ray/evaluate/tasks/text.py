@@ -67,7 +67,7 @@ def prepare(task: TextTask, context: Context) -> Prepared:
 
 
 def prepare_dataset(dataset: TokenDataset, name: str, context: Context) -> Prepared:
-    """The same of samples that are tokenised already."""
+    """NLL, perplexity, bits per byte and token accuracy of samples that are tokenised already."""
     texts = [
         Text(
             own, np.array(dataset.tokens(i)), dataset.labels(i) != IGNORED, int(dataset.num_bytes[i]), dataset.groups[i]

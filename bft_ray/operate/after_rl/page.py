@@ -9,7 +9,8 @@ import numpy as np
 
 from bft_ray.operate.after_rl.answer import Statement, Told, mixed_of, sentences
 from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table
-from bft_ray.study.report.verdicts import gain_cells, verdicts_figure
+from bft_ray.study.report.arms import gain_cells
+from bft_ray.study.report.verdicts import verdicts_figure
 
 
 def after_rl_page(found: Told, when: str) -> Page:

@@ -1,4 +1,4 @@
-"""On which types of accelerator a study may run: told before it starts where nodes differ."""
+"""The types of accelerator that a study may run on: reported before it starts, if nodes differ."""
 
 from __future__ import annotations
 

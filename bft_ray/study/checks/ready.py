@@ -32,7 +32,7 @@ _MOST_ROWS = 16  # other sets of training rows that are read before the study
 
 @dataclass(frozen=True)
 class Facts:
-    """What the data give.
+    """What the checks read from the data, and the driver needs.
 
     Args:
         first: the first trial's config. All trials need the same of a worker and of the data.

@@ -11,7 +11,8 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT
 from bft_ray.study.confirm.choice import Limit, Plan, Record
 from bft_ray.study.records.ranking import ranked
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.record import Records, TrialRecord, all_of, by_id
+from bft_ray.study.records.store import CONFIRMATION
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,13 @@ def arms_of(space: SearchSpace, baselines: Sequence[TrialRecord], search: Sequen
     return arms
 
 
+def sources(records: Records) -> dict[str, TrialRecord]:
+    """Arm of the confirmation -> the trial that it repeats."""
+    trials = by_id(all_of(records))
+    runs = [run for run in records.get(CONFIRMATION, ()) if run.extra.get("of") in trials]
+    return {run.extra["arm"]: trials[run.extra["of"]] for run in runs}
+
+
 def limit_of(space: SearchSpace, before: float | None) -> Limit | None:
     """The second objective; None: there is none, or the base model was not measured yet.
 
@@ -92,7 +100,7 @@ def plan_of(space: SearchSpace, arms: Sequence[Arm], second: Limit | None, recor
 def confirmed(space: SearchSpace, records: Sequence[TrialRecord]) -> list[Record]:
     """The runs of the confirmation for the choice; a duplicate has the scores of its original."""
     second = space.objective.second
-    ran = {record.id: record for record in records}
+    ran = by_id(records)
     return [
         Record(
             name=record.extra["arm"],

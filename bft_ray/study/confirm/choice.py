@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Limit:
-    """The second objective.
+    """The limit that the second objective sets.
 
     Args:
         metric: its name.
@@ -142,7 +142,7 @@ class Choice:
     claims: tuple[Judged, ...] = ()
 
     def arm(self, name: str) -> Arm:
-        """By name."""
+        """The arm of this name; StopIteration where there is none."""
         return next(arm for arm in self.arms if arm.name == name)
 
     @property

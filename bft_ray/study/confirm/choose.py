@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -58,8 +59,8 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     kept = {name: runs[name] for name in sorted(runs) if not flaws[name]}
     if plan.default not in kept:
         reason = f"the default {plan.default} has no whole set of runs ({flaws[plan.default]})"
-        arms_without_gain = tuple(_arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs))
-        return Choice(plan, None, "none", reason, arms_without_gain, (), 0)
+        bare = tuple(_without_gain(name, plan, flaws[name]) for name in sorted(runs))
+        return Choice(plan, None, "none", reason, bare, against=(), num_items=0)
 
     sign = 1.0 if higher_is_better(plan.metric) else -1.0
     items = {name: {seed: run.items for seed, run in own.items()} for name, own in kept.items()}
@@ -83,9 +84,8 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
             left = f"{num_all - len(measured)} items without a verdict"
             reason = f"{champion} would win, but not with the {left} counted worst for it"
             champion, verdict, against = plan.default, "default", ()
-    arms = [_arm(n, plan, sign * means[n], seconds[n], gains.get(n), broken[n], n in front) for n in order] + [
-        _arm(name, plan, None, None, None, flaws[name], False) for name in sorted(runs) if flaws[name]
-    ]
+    arms = [_arm(n, plan, sign * means[n], seconds[n], gains.get(n), broken[n], n in front) for n in order]
+    arms += [_without_gain(name, plan, flaws[name]) for name in sorted(runs) if flaws[name]]
     near_best = not_told_from_best(oriented, plan.alpha, draws, groups)
     return Choice(
         plan,
@@ -94,12 +94,27 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
         reason,
         tuple(arms),
         against,
-        len(measured),
-        num_all - len(measured),
-        family.best,
-        tuple(name for name in order if name in near_best),
-        judge_all(plan.claims, plan.metric, _scores_of(kept, oriented, plan), plan.alpha, groups, flaws),
+        num_items=len(measured),
+        num_missing=num_all - len(measured),
+        best=family.best,
+        not_told=tuple(name for name in order if name in near_best),
+        claims=judge_all(plan.claims, plan.metric, _scores_of(kept, oriented, plan), plan.alpha, groups, flaws),
     )
+
+
+def without_each_seed(records: Sequence[Record], plan: Plan) -> dict[int, str | None]:
+    """Seed -> the champion that the other seeds would have chosen; {} for fewer than three seeds.
+
+    Args:
+        records, plan: as for `choose`.
+    """
+    if len(plan.seeds) < 3:
+        return {}
+    found = {}
+    for left_out in plan.seeds:
+        fewer = replace(plan, seeds=tuple(seed for seed in plan.seeds if seed != left_out))
+        found[left_out] = choose([one for one in records if one.seed != left_out], fewer).champion
+    return found
 
 
 def _oriented(
@@ -272,3 +287,8 @@ def _arm(
 ) -> Arm:
     kind: Literal["candidate", "baseline", "default"] = "candidate" if name in plan.candidates else "baseline"
     return Arm(name, "default" if name == plan.default else kind, mean, second, gain, excluded, on_front)
+
+
+def _without_gain(name: str, plan: Plan, flaw: str) -> Arm:
+    """An arm that does not count."""
+    return _arm(name, plan, None, None, None, flaw, False)

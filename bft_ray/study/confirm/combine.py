@@ -106,9 +106,8 @@ def estimate(
         alpha: error of the interval, both sides together.
     """
     used = {name: gains[name] for name in weights}
-    first = next(iter(weights))
-    if all(one.keys() == used[first].keys() and _items(one) == _items(used[first]) for one in used.values()):
-        return _paired(used, weights, conditions[first].plan, alpha)
+    if _are_crossed(used):
+        return _paired(used, weights, conditions[next(iter(weights))].plan, alpha)
     return _independent(used, weights, alpha)
 
 
@@ -119,8 +118,8 @@ def sign_of(sums: Mapping[str, BySeed], conditions: Mapping[str, Confirmed], alp
         sums: condition -> seed -> item -> number.
         alpha: error of the two-sided test.
     """
-    first = next(iter(sums))
-    if all(one.keys() == sums[first].keys() and _items(one) == _items(sums[first]) for one in sums.values()):
+    if _are_crossed(sums):
+        first = next(iter(sums))
         total = np.sum([_array(one) for one in sums.values()], axis=0)
         parts = [_crossed(total, _groups(sums[first], conditions[first].plan))]
     else:
@@ -134,6 +133,12 @@ def sign_of(sums: Mapping[str, BySeed], conditions: Mapping[str, Confirmed], alp
     by_items = stats.t.isf(alpha / 2, min(one.item_freedom for one in parts))
     critical = (seeds * by_seeds + items * by_items) / (seeds + items)
     return int(np.sign(value)) if abs(value) > critical * math.sqrt(seeds + items) else 0
+
+
+def _are_crossed(scores: Mapping[str, BySeed]) -> bool:
+    """Whether all conditions have the same seeds and items."""
+    first, *others = scores.values()
+    return all(one.keys() == first.keys() and _items(one) == _items(first) for one in others)
 
 
 def _crossed(array: np.ndarray, groups: Groups | None) -> Crossed:

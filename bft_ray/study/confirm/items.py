@@ -13,9 +13,9 @@ import numpy as np
 
 from bft_ray.config.metrics import describe
 from bft_ray.errors import BadInput
-from bft_ray.metrics import Area, Mean, MeanOfMeans, Ratio
+from bft_ray.metrics import Mean
 from bft_ray.stats.errors import names_of
-from bft_ray.stats.linearise import linear_auroc, linear_macro_mean, linear_ratio
+from bft_ray.stats.linearise import Made, columns_of, linear_scores
 
 #: share of the items that a judge (another model) must have judged
 COMPLETE = 0.99
@@ -86,31 +86,13 @@ def _of_set(metric: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[s
     return [record for record in records if record.get("set", of) == of]
 
 
-def _scores(
-    metric: str, name: str, made: Mean | Ratio | Area | MeanOfMeans | None, records: Sequence[Mapping[str, Any]]
-) -> np.ndarray:
-    match made:
-        case Ratio(top, bottom, factor) if _have(records, top, bottom):
-            return linear_ratio(factor * _column(records, top), _column(records, bottom))
-        case Area(score, label) if _have(records, score, label):
-            return linear_auroc(_column(records, label), _column(records, score))
-        case MeanOfMeans(column, by) if _have(records, column, by):
-            return linear_macro_mean(_column(records, column), [str(record[by]) for record in records])
-        case Mean(column) if column is not None and _have(records, column):
-            return _column(records, column)
-    if _have(records, name):
-        return _column(records, name)
+def _scores(metric: str, name: str, made: Made | None, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    for rule in (made, Mean(name)):  # where the declared columns are missing, that of the metric's own name
+        if rule is not None and all(column in record for column in columns_of(rule, name) for record in records):
+            return linear_scores(rule, name, records)
     raise BadInput(
         metric,
         "no figure of single items",
         "a mean over items, a ratio of their sums, or an AUROC, to be confirmed item by item",
         "Use such a metric as objective.metric, for example the accuracy or probability of the same set.",
     )
-
-
-def _have(records: Sequence[Mapping[str, Any]], *columns: str) -> bool:
-    return all(name in record for record in records for name in columns)
-
-
-def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    return np.array([record[name] for record in records], dtype=np.float64)

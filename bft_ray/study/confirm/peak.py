@@ -5,10 +5,11 @@ through the mean scores of all arms under all conditions, by least squares:
 
     y = a_c + b u + d u x_c + g u^2,     slope at u:  s_c(u) = b + d x_c + 2 g u,     peak:  u_c = -(b + d x_c) / (2 g)
 
-A slope is a weighted sum of scores, so it can be tested against 0 (`bft_ray.study.confirm.combine.sign_of`). The interval of a peak is
-that of Fieller (1954), by inverting the test: all settings at which the slope is not told from 0. It may reach an end of the
-settings, or hold all of them: then the data do not say where the peak is. Per doubling of x the peak moves by a factor 2^m,
-m = -d / (2 g), with the interval of all m at which d + 2 g m is not told from 0. All intervals of a peak hold together (Bonferroni).
+A slope is a weighted sum of scores, so it can be tested against 0 (`bft_ray.study.confirm.combine.sign_of`). The interval of
+a peak is that of Fieller (1954), by inverting the test: all settings at which the slope does not differ from 0 beyond noise.
+It may reach an end of the settings, or hold all of them: then the data do not say where the peak is. Per doubling of x the peak
+moves by a factor 2^m, m = -d / (2 g), with the interval of all m at which d + 2 g m does not differ from 0. All intervals of a
+peak hold together (Bonferroni).
 """
 
 from __future__ import annotations

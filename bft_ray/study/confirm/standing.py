@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,11 @@ from bft_ray.stats.alone import compare_alone
 from bft_ray.stats.comparison import Comparison
 from bft_ray.stats.simultaneous import as_arrays
 from bft_ray.study.records.ranking import best, ranked, tuned
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.record import Records, TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
 
 #: id of a trial -> seed -> item -> score, of those that are compared
 Items = Mapping[str, Mapping[int, Mapping[str, float]]]
-Records = Mapping[str, Sequence[TrialRecord]]
 
 _ALPHA = 0.05
 
@@ -70,9 +69,7 @@ def compared(records: Records, metric: str) -> list[TrialRecord]:
     baselines = list(tuned(records.get(BASELINES, ()), metric).values())
     if baselines:
         return [top, baselines[0]]
-    others = [
-        r for r in ranked(records[SEARCH], metric) if r.state == "complete" and not r.duplicate_of and r is not top
-    ]
+    others = [record for record in ranked(records[SEARCH], metric) if record.ran_to_end and record is not top]
     return [top, *others[:1]]
 
 
@@ -86,7 +83,7 @@ def standing_of(records: Records, metric: str, items: Items) -> Standing | None:
     if not found:
         return None
     top, rival = found[0], found[1] if len(found) > 1 else None
-    picked = sum(record.state == "complete" and not record.duplicate_of for record in records[SEARCH]) or 1
+    picked = sum(record.ran_to_end for record in records[SEARCH]) or 1
     bare = Standing(top, rival, None, picked)
     if rival is None or bare.is_same or not {top.id, rival.id} <= set(items):
         return bare
@@ -98,7 +95,7 @@ def standing_of(records: Records, metric: str, items: Items) -> Standing | None:
     difference = (1.0 if higher_is_better(metric) else -1.0) * (arrays[top.id] - arrays[rival.id])
     if difference.shape[1] < 2:
         return bare
-    gain = compare_alone(top.name or top.id, rival.name or rival.id, difference, _ALPHA / picked)
+    gain = compare_alone(top.label, rival.label, difference, _ALPHA / picked)
     return Standing(top, rival, gain, picked, difference.shape[1], len(seeds))
 
 
@@ -108,13 +105,13 @@ def standing_of(records: Records, metric: str, items: Items) -> Standing | None:
 def in_words(standing: Standing, metric: str) -> str:
     """Markdown: which trial is best, whether beyond noise, and the evidence for that."""
     top, rival = standing.top, standing.rival
-    own = f"`{_name(top)}` ({metric} {_value(metric, top)})"
+    own = f"`{top.label}` ({metric} {_value(metric, top)})"
     if rival is None:
         return f"**{own} is the only trial that ran to its end**: there is nothing to compare it with."
     what = "the best baseline" if rival.part == BASELINES else "the next trial"
-    other = f"{what}, `{_name(rival)}` ({_value(metric, rival)})"
+    other = f"{what}, `{rival.label}` ({_value(metric, rival)})"
     if standing.is_same:
-        return f"**No trial is better than the best baseline**, `{_name(rival)}`: the best one, {own}, is the same run."
+        return f"**No trial is better than the best baseline**, `{rival.label}`: the best one, {own}, is the same run."
     if standing.gain is None:
         return (
             f"**No winner is named**: the best trial is {own}, {other}. The noise is not known: there are no scores of single "
@@ -131,12 +128,12 @@ def in_words(standing: Standing, metric: str) -> str:
     if gain.is_better:
         return f"**{own} is better than {other}**, beyond noise: {noise}.{picked}"
     if gain.is_worse:
-        best_one = f"`{_name(rival)}` ({metric} {_value(metric, rival)})"
+        best_one = f"`{rival.label}` ({metric} {_value(metric, rival)})"
         return f"**{_first(what)} is the best of the study**, {best_one}, beyond noise. The best trial, {own}: {noise}."
     if rival.part == BASELINES and not is_better(metric, top.value or math.nan, rival.value or math.nan):
         return (
-            f"**No trial is better than the best baseline**, `{_name(rival)}` ({metric} {_value(metric, rival)}): the best "
-            f"trial is `{_name(top)}` ({_value(metric, top)}), {noise}: within noise, so neither is shown to be better."
+            f"**No trial is better than the best baseline**, `{rival.label}` ({metric} {_value(metric, rival)}): the best "
+            f"trial is `{top.label}` ({_value(metric, top)}), {noise}: within noise, so neither is shown to be better."
         )
     return f"**No winner within noise**: the best trial is {own}, {other}: {noise}."
 
@@ -169,10 +166,6 @@ def training_command(record: TrialRecord, space: SearchSpace) -> str:
 
 def _yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _name(record: TrialRecord) -> str:
-    return record.name or record.id
 
 
 def _value(metric: str, record: TrialRecord) -> str:

@@ -72,21 +72,25 @@ def batch_size(space: SearchSpace) -> int:
 
 def batch_of(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> list[TrialRecord] | None:
     """The records of the batch that a trial belongs to, by number; None while one of them has not been proposed."""
-    size = batch_size(space)
-    first = number - number % size
-    batch = [record for record in _by_number(records) if record.number // size == number // size]
-    return batch if len(batch) == min(first + size, num_trials(space)) - first else None
+    first = _first_of_batch(space, number)
+    stop = min(first + batch_size(space), num_trials(space))
+    batch = [record for record in _by_number(records) if first <= record.number < stop]
+    return batch if len(batch) == stop - first else None
+
+
+def _first_of_batch(space: SearchSpace, number: int) -> int:
+    return number - number % batch_size(space)
 
 
 def is_ready(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> bool:
     """Whether suggestion `number` can be made: always, but in a deterministic study when all earlier batches are done."""
     if not space.deterministic:
         return True
-    first = number - number % batch_size(space)
     earlier = {record.number: record for record in records}
     if not all(each in earlier for each in range(number)):
         return False
-    return not _learns(space) or all(earlier[each].is_finished for each in range(first))
+    learns = space.sampler.kind == "tpe"
+    return not learns or all(earlier[each].is_finished for each in range(_first_of_batch(space, number)))
 
 
 def known(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -101,10 +105,9 @@ def known(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> li
         raise BadInput("trial", number, rule, f"There are {len(earlier)} records before it.")
     if not space.deterministic:
         return earlier
+    first = _first_of_batch(space, number)
     if not is_ready(space, number, earlier):
-        first = number - number % batch_size(space)
         raise BadInput("trial", number, f"proposed when the trials before {first} have finished")
-    first = number - number % batch_size(space)
     return [record if record.number < first else _unjudged(record) for record in earlier]
 
 
@@ -154,10 +157,6 @@ def _learnt(space: SearchSpace, number: int, records: Sequence[TrialRecord], see
 def draw_seed(space: SearchSpace, number: int, again: int = 0) -> int:
     """Seed of suggestion `number`, drawn again so often: the same on every machine."""
     return _hash(space.sampler.seed, number, *([again] if again else [])) % 2**32
-
-
-def _learns(space: SearchSpace) -> bool:
-    return space.sampler.kind == "tpe"
 
 
 def _of_grid(space: SearchSpace, number: int) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The clock of a driver: how long trials ran is told by it, and a system clock that is set anew changes nothing about that."""
+"""The clock of a driver. It measures how long trials ran; a change of the system clock does not change that."""
 
 from __future__ import annotations
 

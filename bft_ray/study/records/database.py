@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import exc
 
 from bft_ray.errors import BadInput, BftError, DiskFull, first_line
-from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
+from bft_ray.places.addresses import absolute_uri, driver_package, redact, sqlite_path
 from bft_ray.places.disk import full_disk
 from bft_ray.places.modes import own_file
 from bft_ray.places.mounts import is_own_disk, require_lockable
@@ -114,10 +114,8 @@ class Database:
             )
         except ImportError as error:
             cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
-            package = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(str(cause.name), cause.name)
-            raise BadInput(
-                FIELD, self.shown, "a database whose Python driver is installed", f"pip install {package}."
-            ) from None
+            remedy = f"pip install {driver_package(cause)}."
+            raise BadInput(FIELD, self.shown, "a database whose Python driver is installed", remedy) from None
         except exc.ArgumentError as error:  # no such dialect or driver, or no address at all
             rule = "an address that SQLAlchemy reads"
             raise BadInput(FIELD, self.shown, rule, redact(first_line(error)) + ".") from None

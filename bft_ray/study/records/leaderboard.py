@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from bft_ray.config.metrics import format_value, higher_is_better
+from bft_ray.page.model import as_text
 from bft_ray.study.records.ranking import best, ranked, tuned
 from bft_ray.study.records.record import Status, TrialRecord, mean, trained_s
 
@@ -143,14 +144,6 @@ def _which(record: TrialRecord) -> str:
     return f"baseline {record.extra['baseline']}" if "baseline" in record.extra else str(record.number)
 
 
-def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns for a terminal."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a table in Markdown."""
     lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
@@ -252,6 +245,11 @@ def value_text(value: Any) -> str:
     if value is None:
         return "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def trials_text(count: int) -> str:
+    """`1 trial`, `12 trials`."""
+    return f"{count} trial{'s' * (count != 1)}"
 
 
 def span(seconds: float) -> str:

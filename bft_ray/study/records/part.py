@@ -21,7 +21,7 @@ _ABSENT = -1  # the id of a part that nobody has begun
 
 
 class Part:
-    """One Optuna study.
+    """One part of a study, which is one Optuna study.
 
     Args:
         name: `NAME/DOMAIN/PART`.

@@ -78,6 +78,16 @@ class TrialRecord:
         return "duplicate" if self.duplicate_of and self.is_finished else self.state
 
     @property
+    def ran_to_end(self) -> bool:
+        """Whether its own runs came to their end: complete, and no duplicate."""
+        return self.state == "complete" and not self.duplicate_of
+
+    @property
+    def label(self) -> str:
+        """Its name; of a trial without one its id."""
+        return self.name or self.id
+
+    @property
     def paid_steps(self) -> int:
         """Optimizer steps that were trained for it: 0 for a duplicate."""
         return 0 if self.duplicate_of else self.num_steps
@@ -102,6 +112,27 @@ class TrialRecord:
         """The highest rung that all seeds have reached, and the value there."""
         values = self.rung_values
         return max(values.items()) if values else None
+
+
+#: part -> its trials, by number
+Records = Mapping[str, Sequence[TrialRecord]]
+
+
+def by_id(records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
+    """Records by their id."""
+    return {record.id: record for record in records}
+
+
+def all_of(records: Records) -> list[TrialRecord]:
+    """The trials of all parts."""
+    return [record for own in records.values() for record in own]
+
+
+def why_no_score(metric: str, value: float | None) -> str:
+    """Why a value of the metric is no score, as a clause; "" where it is one."""
+    if value is None:
+        return f"{metric} was not measured"
+    return "" if math.isfinite(value) else f"{metric} is {value}"
 
 
 def trained_s(records: Iterable[TrialRecord], now: float) -> float:

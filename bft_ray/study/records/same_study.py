@@ -17,11 +17,15 @@ from bft_ray.tracking import resume
 _BUDGET = ("space.budget.trials", "space.budget.time_s", "space.budget.worker_hours")
 #: fields that a run may change, though they change the last bits of a result: not where every repetition must be the same
 _LAYOUT_FIELDS = (
-    *(
-        f"cluster.{name}"
-        for name in ("num_workers", "min_workers", "cpus_per_worker", "gpus_per_worker", "resources_per_worker")
-    ),
-    *("data.micro_batch", "evaluation.batch_tokens", "deepspeed.preset", "deepspeed.offload"),
+    "cluster.num_workers",
+    "cluster.min_workers",
+    "cluster.cpus_per_worker",
+    "cluster.gpus_per_worker",
+    "cluster.resources_per_worker",
+    "data.micro_batch",
+    "evaluation.batch_tokens",
+    "deepspeed.preset",
+    "deepspeed.offload",
 )
 _STORAGE = "cluster.storage_path"
 #: a field of the config is set in the config, or in the space, where the command line sets it

@@ -12,7 +12,6 @@ the database once, and `records` then costs it nothing; every other process read
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -29,7 +28,7 @@ from bft_ray.study.records.database import Database
 from bft_ray.study.records.frozen import from_optuna, means, outcome_of, plain_rungs, seeds_of, to_optuna
 from bft_ray.study.records.lease import Lease
 from bft_ray.study.records.part import Part
-from bft_ray.study.records.record import State, TrialRecord
+from bft_ray.study.records.record import State, TrialRecord, by_id, why_no_score
 from bft_ray.study.records.same_study import refuse_others, study_settings
 
 BySeed = Mapping[int, Mapping[str, float]]
@@ -58,9 +57,8 @@ class Store:
     def __init__(self, database: Database, study: str, part: str, metric: str, lease: Lease, *, make: bool):
         self.database, self.study, self.part, self.metric, self.lease = database, study, part, metric, lease
         self._make, self._held = make, Part(database, f"{study}/{part}", metric, lease, make=make)
-        self._new: tuple[Mapping[str, Any], int] | None = (
-            None  # settings and number of trials, to be written by the driver
-        )
+        #: settings and number of trials, to be written by the driver
+        self._new: tuple[Mapping[str, Any], int] | None = None
         self._mine: dict[int, TrialRecord] | None = None  # all records, while this process drives the study
 
     @classmethod
@@ -73,7 +71,7 @@ class Store:
         Raises:
             BadConfig: it exists with other settings or data; the message names each that changed.
         """
-        study, settings = f"{space.name}/{space.domain or base.domain}", study_settings(space, base, data)
+        study, settings = space.study_of(base), study_settings(space, base, data)
         store = cls(database, study, SEARCH, space.objective.metric, Lease(database, study), make=True)
         old = store.notes().get("settings")
         if old is not None:
@@ -116,7 +114,7 @@ class Store:
         return [from_optuna(trial, self.part) for trial in self._held.trials()]
 
     def record(self, number: int) -> TrialRecord:
-        """One trial.
+        """The trial of this number.
 
         Raises:
             BadInput: there is none of this number.
@@ -275,19 +273,17 @@ class Store:
             rule = f"all of its {planned} steps, to be complete"
             raise BadInput(f"{record.id}.num_steps", num_steps, rule, "Record it as pruned or failed.")
         for seed, metrics in sorted(by_seed.items()):
-            value = metrics.get(self.metric)
-            if value is None or not math.isfinite(value):
-                what = "was not measured" if value is None else f"is {value}"
-                return self.fail(number, f"{self.metric} {what} (seed {seed})", num_steps, by_seed)
+            if flaw := why_no_score(self.metric, metrics.get(self.metric)):
+                return self.fail(number, f"{flaw} (seed {seed})", num_steps, by_seed)
         self._finish(number, "complete", "", by_seed, num_steps)
 
-    def prune(self, number: int, num_steps: int, reason: str, by_seed: BySeed | None = None) -> None:
+    def prune(self, number: int, num_steps: int, reason: str) -> None:
         """Finish a trial that was stopped early: it keeps its values at rungs, and has no score.
 
         Args:
             num_steps: optimizer steps over all seeds.
         """
-        self._finish(number, "pruned", reason, by_seed or {}, num_steps)
+        self._finish(number, "pruned", reason, {}, num_steps)
 
     def fail(self, number: int, reason: str, num_steps: int = 0, by_seed: BySeed | None = None) -> None:
         """Finish a trial without a result, for this reason; passwords in it are removed."""
@@ -318,10 +314,10 @@ class Store:
         """
         self._driving()
         records = self.records()
-        by_id = {record.id: record for record in (*records, *others)}
+        known = by_id([*records, *others])
         settled = []
         for record in records:
-            original = by_id.get(record.duplicate_of or "")
+            original = known.get(record.duplicate_of or "")
             if not record.is_finished and original is not None and original.is_finished:
                 for step in sorted(original.rungs):
                     self.report(record.number, step, original.rungs[step])

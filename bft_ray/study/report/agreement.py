@@ -54,7 +54,7 @@ def by_rung(records: Iterable[TrialRecord], at_rungs: str, at_end: str) -> dict[
         records: of the search; those count that were run to their end.
         at_rungs, at_end: metrics of the values; they decide whether higher or lower is better.
     """
-    done = [one for one in records if one.state == "complete" and not one.duplicate_of and one.value is not None]
+    done = [one for one in records if one.ran_to_end and one.value is not None]
     sign = 1 if higher_is_better(at_rungs) == higher_is_better(at_end) else -1
     found = {}
     for step in sorted({step for one in done for step in one.rung_values}):

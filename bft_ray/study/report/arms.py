@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from bft_ray.config.metrics import format_value
-from bft_ray.page.model import Cell, Number, Span, Table, text_of
+from bft_ray.page.model import Cell, Number, Span, Table
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choice import Arm, Choice
 from bft_ray.study.confirm.tested import TestResult
@@ -46,28 +46,32 @@ def _tested(test: TestResult | None) -> dict[str, float]:
 
 
 def _cells(gain: Comparison | None, best: float | None) -> list[Cell]:
-    chance: Cell = "" if best is None else Number(best, f"{best:.0%}")
+    chance: Cell = "" if best is None else Number.of(best, ".0%")
+    p: Cell = "" if gain is None or not gain.has_spread else Number.of(gain.p, ".2g")
+    mean, interval, least = gain_cells(gain)
+    return [mean, interval, p, chance, least]
+
+
+def gain_cells(gain: Comparison | None, why: str = "") -> list[Cell]:
+    """Gain, interval and smallest detectable gain, three cells.
+
+    Args:
+        why: why there is no gain.
+    """
     if gain is None:
-        return ["", "", "", chance, ""]
-    if not gain.has_spread:
-        return [Number(gain.gain, signed(gain.gain)), "no spread", "", chance, ""]
+        return [why, "", ""]
+    interval: Cell = span_of(gain.low, gain.high) if gain.has_spread else "no spread"
     least: Cell = "" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable))
-    return [
-        Number(gain.gain, signed(gain.gain)),
-        span_of(gain.low, gain.high),
-        Number(gain.p, f"{gain.p:.2g}"),
-        chance,
-        least,
-    ]
+    return [Number(gain.gain, signed(gain.gain)), interval, least]
 
 
 def _four(value: float | None) -> Cell:
-    return "" if value is None else Number(value, f"{value:.4f}")
+    return "" if value is None else Number.of(value, ".4f")
 
 
 def markdown(table: Table) -> str:
     """A table for the note."""
-    return as_markdown([list(table.head), *[[text_of(cell) for cell in row] for row in table.rows]])
+    return as_markdown(table.texts())
 
 
 # ---- gains in words ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Trials that are compared, and were computed on different types of card: told from their records."""
+"""Trials that are compared although they were computed on different types of card, from their records."""
 
 from __future__ import annotations
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from bft_ray.page.model import Cell, Table
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.confirm.claims import Judged
-from bft_ray.study.report.arms import gain_text, signed
-from bft_ray.study.report.verdicts import gain_cells
+from bft_ray.study.report.arms import gain_cells, gain_text, signed
 
 
 def claims_table(choice: Choice) -> Table:
-    """A row a claim."""
+    """A table with one row for each claim: verdict, gain, interval, detectable gain."""
     rows = [[*_first(one), *gain_cells(one.gain, one.why)] for one in choice.claims]
     return Table(["claim", "verdict", "gain", "interval", "detectable"], rows)
 

@@ -12,10 +12,10 @@ from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.page.model import Cell, Number, Table
 from bft_ray.space.definition import SearchSpace
 from bft_ray.stats.power import detectable
-from bft_ray.study.confirm.standing import Items, Records, in_words, standing_of
+from bft_ray.study.confirm.standing import Items, in_words, standing_of
 from bft_ray.study.records.leaderboard import Spread, metric_by, value_text
 from bft_ray.study.records.ranking import ranked
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.record import Records, TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report.arms import markdown
 
@@ -50,7 +50,7 @@ def verdict(records: Records, space: SearchSpace, items: Items | None = None) ->
     top = next(iter(ranked(everything, metric)), None)  # may be a duplicate: its original may be a baseline
     if top is None or top.value is None:
         return f"**No trial has finished**: there is no {metric} yet."
-    found = f"`{top.name or top.id}` has the best {metric}, {format_value(metric, top.value)}"
+    found = f"`{top.label}` has the best {metric}, {format_value(metric, top.value)}"
     if space.confirmation is not None:
         return f"**Not confirmed**: {found}, on the data that picked it."
     standing = standing_of(records, metric, items or {})
@@ -82,13 +82,13 @@ def _means(search: Sequence[TrialRecord], metric: str, setting: str, means: Sequ
 
 
 def evidence(search: Sequence[TrialRecord], space: SearchSpace) -> str:
-    """The objective by each setting, with its spread over runs, Markdown."""
+    """`evidence_tables` in Markdown."""
     parts = evidence_tables(search, space)
     return "\n\n".join(part if isinstance(part, str) else markdown(part) for part in parts)
 
 
 def evidence_tables(search: Sequence[TrialRecord], space: SearchSpace) -> list[str | Table]:
-    """The same, as tables and sentences."""
+    """The objective by each setting, with its spread over runs, as tables and sentences."""
     metric, setting = space.objective.metric, single(space)
     finite = [name for name, parameter in space.parameters.items() if parameter.finite() is not None]
     parts: list[str | Table] = [
@@ -113,8 +113,8 @@ def by_value(search: Sequence[TrialRecord], metric: str, setting: str) -> Table:
         mean, low, high = (
             Number(value, format_value(metric, value)) for value in (spread.mean, spread.low, spread.high)
         )
-        sd: Cell = "" if math.isnan(spread.sd) else Number(spread.sd, f"{spread.sd:.2g}")
-        rows.append([value_text(spread.at), mean, sd, low, high, Number(spread.num_runs, str(spread.num_runs))])
+        sd: Cell = "" if math.isnan(spread.sd) else Number.of(spread.sd, ".2g")
+        rows.append([value_text(spread.at), mean, sd, low, high, Number.of(spread.num_runs)])
     return Table([setting, f"mean {metric}", "sd", "least", "largest", "runs"], rows)
 
 

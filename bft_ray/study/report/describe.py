@@ -5,29 +5,36 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bft_ray.config import TrackingConfig
 from bft_ray.config.metrics import format_value
-from bft_ray.page.model import text_of
+from bft_ray.page.model import as_text
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import Asha
+from bft_ray.study.confirm.candidates import sources
 from bft_ray.study.confirm.choice import Choice
-from bft_ray.study.confirm.standing import Items, leader, standing_of, training_command
+from bft_ray.study.confirm.standing import leader, standing_of, training_command
 from bft_ray.study.confirm.tested import TestResult
+from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.leaderboard import as_markdown, as_text, counts, saved, short_names, span, table, value_text
+from bft_ray.study.records.leaderboard import (
+    as_markdown,
+    counts,
+    saved,
+    short_names,
+    span,
+    table,
+    trials_text,
+    value_text,
+)
 from bft_ray.study.records.ranking import tuned
-from bft_ray.study.records.record import TrialRecord
-from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
+from bft_ray.study.records.record import Records, TrialRecord, all_of
+from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report import compare
 from bft_ray.study.report.claims import claims_sentence
 from bft_ray.study.report.diagnoses import diagnose
 from bft_ray.study.report.explain import explain
 from bft_ray.tracking.server import where
-
-Records = Mapping[str, Sequence[TrialRecord]]
 
 #: characters of a note: MLflow cuts a tag at 8,000
 LIMIT = 7_900
@@ -35,34 +42,18 @@ _TOP = 10  # trials in the table of the conclusion
 _LINES, _WIDTH = 25, 110  # of the conclusion
 
 
-def describe(
-    records: Records,
-    space: SearchSpace,
-    choice: Choice | None,
-    test: TestResult | None,
-    *,
-    domain: str,
-    page: str = "",
-    uri: str = TrackingConfig().uri,
-    items: Items | None = None,
-) -> str:
+def describe(known: Known, page: str = "") -> str:
     """The note, Markdown: what won and by how much, what to look at, and how to use it. The page has all else.
 
     Args:
-        records: part -> its trials.
-        choice: the result of the confirmation; None: there was none, or not yet.
-        test: the measurement on the test split; None: there was none.
-        domain: of the study.
         page: address of the study's page; "" none.
-        uri: of the tracking server, for the commands.
-        items: scores of the trials that a study without a confirmation compares; None: not known.
     """
+    records, space, choice, test = known.parts, known.study.space, known.choice, known.test
     if choice is not None:
         first, _, evidence = explain(choice).partition("\n\n")
     else:
-        search = records.get(SEARCH, ())
-        first, evidence = compare.verdict(records, space, items), compare.evidence(search, space)
-    settings, typed = chosen_settings(records, space, choice), commands(records, space, domain, choice, uri, items)
+        first, evidence = compare.verdict(records, space, known.items), compare.evidence(records[SEARCH], space)
+    settings, typed = chosen_settings(known), commands(known)
     parts = [
         f"[**Read the report**]({page})" if page else "",
         first,
@@ -81,29 +72,20 @@ def describe(
     return note if len(note) <= LIMIT else note[: LIMIT - 4].rpartition("\n")[0] + "\n..."
 
 
-def conclusion(
-    records: Records,
-    space: SearchSpace,
-    choice: Choice | None,
-    test: TestResult | None,
-    *,
-    domain: str,
-    uri: str = TrackingConfig().uri,
-    items: Items | None = None,
-) -> str:
-    """The end of a study for a terminal: 25 lines at most, of plain text (arguments: see `describe`)."""
-    first = explain(choice).partition("\n\n")[0] if choice is not None else compare.verdict(records, space, items)
+def conclusion(known: Known) -> str:
+    """The end of a study for a terminal: 25 lines at most, of plain text."""
+    records, space, choice, test = known.parts, known.study.space, known.choice, known.test
+    first = explain(choice).partition("\n\n")[0] if choice is not None else compare.verdict(records, space, known.items)
     lines = _wrapped(first) + _wrapped(_few(space, choice))
     if test is not None:
         lines += _wrapped(test_sentence(test))
     if choice is not None:
         lines += _wrapped(claims_sentence(choice.claims))
-    settings = chosen_settings(records, space, choice)
-    if settings:
+    if settings := chosen_settings(known):
         short = short_names(settings)
         lines += _wrapped("Settings: " + ", ".join(f"{short[name]} {value}" for name, value in settings.items()))
     end = [_plain(saved_sentence(records)), *_wrapped(_unconfirmed(space)), ""]
-    end += [f"{command:<40}  # {what}" for command, what in commands(records, space, domain, choice, uri, items)]
+    end += [f"{command:<40}  # {what}" for command, what in commands(known)]
     rows = _rows(records, space, choice)
     room = _LINES - len(lines) - len(end) - 2
     shown = ["", *as_text(rows[:room]).splitlines(), ""] if len(rows) > 1 and room > 1 else [""]
@@ -155,18 +137,16 @@ def _unconfirmed(space: SearchSpace) -> str:
 
 def _source(records: Records, metric: str, name: str) -> TrialRecord | None:
     """The trial of the search, or of a baseline, that an arm of the confirmation repeats."""
-    trials = {record.id: record for part in records.values() for record in part}
-    runs = [record for record in records.get(CONFIRMATION, ()) if record.name == name]
-    source = next((trials[r.extra["of"]] for r in runs if r.extra.get("of") in trials), None)
-    source = source or next((r for r in records.get(SEARCH, ()) if r.name == name), None)
-    return source or tuned(records.get(BASELINES, ()), metric).get(name)
+    source = sources(records).get(name) or next((r for r in records[SEARCH] if r.name == name), None)
+    return source or tuned(records[BASELINES], metric).get(name)
 
 
-def chosen_settings(records: Records, space: SearchSpace, choice: Choice | None) -> dict[str, str]:
+def chosen_settings(known: Known) -> dict[str, str]:
     """Dotted field -> value of the champion; empty where there is none."""
+    space, choice = known.study.space, known.choice
     if choice is None or choice.champion is None:
         return {}
-    source = _source(records, space.objective.metric, choice.champion)
+    source = _source(known.parts, space.objective.metric, choice.champion)
     if source is None:
         return {}
     own: dict[str, Any] = {name: value for name, value in space.fixed.items() if name.startswith("loss.")}
@@ -178,7 +158,7 @@ def chosen_settings(records: Records, space: SearchSpace, choice: Choice | None)
 
 def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[list[str]]:
     """The table of the conclusion: arms, or means by setting, or the leaderboard."""
-    metric, search = space.objective.metric, records.get(SEARCH, ())
+    metric, search = space.objective.metric, records[SEARCH]
     if choice is not None and choice.num_items:
         rows = [["arm", f"mean {metric}", f"gain over {choice.plan.default}", "interval", "detectable"]]
         for arm in choice.arms:
@@ -191,23 +171,25 @@ def _rows(records: Records, space: SearchSpace, choice: Choice | None) -> list[l
         return rows
     setting = compare.single(space)
     if space.confirmation is None and setting is not None:
-        found = compare.by_value(search, metric, setting)
-        return [list(found.head), *[[text_of(cell) for cell in row] for row in found.rows]]
-    beside = list(tuned(records.get(BASELINES, ()), metric).values())
+        return compare.by_value(search, metric, setting).texts()
+    beside = list(tuned(records[BASELINES], metric).values())
     return table([*search, *beside], metric, rung_metric=rung_metric(space), limit=_TOP)
 
 
 # ---- how it was found --------------------------------------------------------------------------------------------------
 
 
-def searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[str, int]) -> list[str]:
+def searched(known: Known) -> list[str]:
     """Lines on the search: space, budget, scheduler, sampler."""
-    search = records.get(SEARCH, ())
+    records, space = known.parts, known.study.space
+    search, num_samples = records[SEARCH], known.study.num_samples
     parameters = ", ".join(f"`{name}` {_range(parameter)}" for name, parameter in space.parameters.items())
-    lines = [f"study `{space.name}`, domain `{domain}`, config `{space.config}`, objective {space.objective.metric}"]
+    lines = [
+        f"study `{space.name}`, domain `{known.study.domain}`, config `{space.config}`, objective {space.objective.metric}"
+    ]
     lines += [f"varied: {parameters}"]
-    if sizes:
-        lines.append("samples: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+    if num_samples is not None:
+        lines.append(f"samples: train {num_samples:,}")
     shown = ", ".join(f"{count} {status}" for status, count in counts(search).items() if count)
     steps = {record.planned_steps for record in search if record.planned_steps}
     each = f", {' or '.join(map(str, sorted(steps)))} steps each" if 0 < len(steps) <= 3 else ""
@@ -220,7 +202,7 @@ def searched(records: Records, space: SearchSpace, domain: str, sizes: Mapping[s
     )
     lines.append(f"sampler {space.sampler.kind}, seed {space.sampler.seed}; early stops: {stops}")
     lines.append(saved_sentence(records))
-    times = [(record.started, record.finished) for part in records.values() for record in part]
+    times = [(record.started, record.finished) for record in all_of(records)]
     begun, ended = [a for a, _ in times if a is not None], [b for _, b in times if b is not None]
     if begun and ended:
         lines.append(f"from the first start to the last end: {span(max(ended) - min(begun))}")
@@ -235,12 +217,12 @@ def _range(parameter: Any) -> str:
 
 def saved_sentence(records: Records) -> str:
     """The steps that were trained and saved, over all parts: baselines and confirmation too; no full stop."""
-    found = saved(record for part in records.values() for record in part)
+    found = saved(all_of(records))
     parts = []
     if found.num_duplicates:
         parts.append(f"{found.duplicates:,} by {found.num_duplicates} duplicate{'s' * (found.num_duplicates != 1)}")
     if found.num_pruned:
-        parts.append(f"{found.pruned:,} by stopping {_trials(found.num_pruned)} early")
+        parts.append(f"{found.pruned:,} by stopping {trials_text(found.num_pruned)} early")
     less = found.duplicates + found.pruned
     avoided = f"; saved: {', '.join(parts)}" if parts else ""
     return f"{found.trained:,} steps trained{avoided}" + (
@@ -248,25 +230,20 @@ def saved_sentence(records: Records) -> str:
     )
 
 
-def _trials(count: int) -> str:
-    return f"{count} trial{'s' * (count != 1)}"
-
-
-def commands(
-    records: Records, space: SearchSpace, domain: str, choice: Choice | None, uri: str, items: Items | None
-) -> list[tuple[str, str]]:
+def commands(known: Known) -> list[tuple[str, str]]:
     """(command, what it does): what to type next."""
+    space, domain, choice = known.study.space, known.study.domain, known.choice
     if choice is None or choice.champion is None:
-        standing = standing_of(records, space.objective.metric, items or {})
+        standing = standing_of(known.parts, space.objective.metric, known.items)
         if choice is not None or space.confirmation is not None or standing is None:
             return []
         record = leader(standing)
         if record is None:
             return []
-        return [(training_command(record, space), f"trains with {record.name or record.id}")]
+        return [(training_command(record, space), f"trains with {record.label}")]
     if space.confirmation is not None and not space.confirmation.register_champion:
         return []
-    option, note = where(uri)
+    option, note = where(known.study.base.tracking.uri)
     return [
         (f"bft-ray best {domain}{option}", f"the chosen configuration{note}"),
         (f"bft-ray train --champion {domain}{option}", "trains with it"),

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from bft_ray.page.model import Finding
 from bft_ray.space.definition import SearchSpace
-from bft_ray.study.agenda import Records
 from bft_ray.study.confirm.choice import Choice
+from bft_ray.study.records.record import Records
 from bft_ray.study.report import cards
 from bft_ray.study.report.signs import confirmation, course, failures, search
 

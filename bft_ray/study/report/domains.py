@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.kept import Known, known
 from bft_ray.study.records.store import Store
-from bft_ray.study.report.arms import gain_text, signed, size, span_of
+from bft_ray.study.report.arms import gain_cells, gain_text
 from bft_ray.study.report.describe import chosen_settings
 from bft_ray.study.report.sections.head import answer
 
@@ -58,10 +57,9 @@ def domains_page(stores: Sequence[Store], database: str) -> Page:
     parts: list[Part] = [part for part in (_figure(rows),) if part is not None]
     parts.append(_table(rows))
     parts.append(
-        "The gain is that of the champion over `bft` with window 256 as published, or of the best candidate "
-        "where that stays; its interval holds "
-        "for all arms of its own study. Studies have metrics and data of their own: compare whether an interval "
-        "contains 0, not the gains."
+        "The gain is that of the champion over `bft` with window 256 as published, or of the best candidate where "
+        "that stays; its interval holds for all arms of its own study. Studies have metrics and data of their own: "
+        "compare whether an interval contains 0, not the gains."
     )
     if without:
         parts.append(
@@ -85,7 +83,7 @@ def row_of(own: Known) -> Row:
     choice = own.choice
     if choice is None or choice.champion is None:
         return Row(own, "", "no answer yet" if own.study.space.confirmation else "nothing was confirmed", None)
-    settings = chosen_settings(own.parts, own.study.space, choice)
+    settings = chosen_settings(own)
     arm, best = choice.arm(choice.champion), choice.best_candidate
     window = settings.get("loss.window", "")
     gain = arm.gain if arm.gain is not None else best.gain if best is not None else None
@@ -140,22 +138,9 @@ def _table(rows: Sequence[Row]) -> Table:
 
 
 def _cells(row: Row) -> list[Cell]:
-    own, gain = row.known, row.gain
-    choice = own.choice
-    cells: list[Cell] = [
-        own.study.name,
-        own.study.space.objective.metric,
-        (choice.champion if choice else "") or "",
-        row.window,
-    ]
-    if gain is None:
-        cells += ["", "", ""]
-    else:
-        cells += [
-            Number(gain.gain, signed(gain.gain)),
-            span_of(gain.low, gain.high) if gain.has_spread else "no spread",
-        ]
-        cells.append("" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable)))
+    own = row.known
+    champion = (own.choice.champion if own.choice else "") or ""
     lengths: Mapping[str, float] = own.profile["lengths"] if own.profile else {}
-    cells += [Number(lengths[name], f"{lengths[name]:,.0f}") if name in lengths else "" for name in _LENGTHS]
-    return [*cells, row.stood]
+    shown = [Number.of(lengths[name], ",.0f") if name in lengths else "" for name in _LENGTHS]
+    first: list[Cell] = [own.study.name, own.study.space.objective.metric, champion, row.window]
+    return [*first, *gain_cells(row.gain), *shown, row.stood]

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bft_ray.config.metrics import format_value, is_better
-from bft_ray.study.records.leaderboard import counts, expected_s, span, value_text
+from bft_ray.study.records.leaderboard import counts, expected_s, span, trials_text, value_text
 from bft_ray.study.records.ranking import best, ranked, tuned
 from bft_ray.study.records.record import TrialRecord, mean
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
@@ -105,7 +105,7 @@ class Live:
             return
         self._part, known.total = name, total
         if self._console is None:
-            self.note(f"{name}: {_plural(total)}{self._expectation(total)}" if total else name)
+            self.note(f"{name}: {trials_text(total)}{self._expectation(total)}" if total else name)
 
     def show(self, records: Mapping[str, Sequence[TrialRecord]], slots: int, now: float) -> None:
         """Report the trials that have finished since the last call, and update the table. It is cheap enough to be called
@@ -287,7 +287,3 @@ def _label(record: TrialRecord) -> str:
     if record.part == CONFIRMATION:
         text += f" seed {', '.join(map(str, record.seeds))}"
     return text or record.id
-
-
-def _plural(count: int) -> str:
-    return f"{count} trial" + "s" * (count != 1)

@@ -6,6 +6,7 @@ import time
 
 from bft_ray.page.model import Page, Section
 from bft_ray.study.kept import Known
+from bft_ray.study.records.record import all_of
 from bft_ray.study.report.diagnoses import diagnose
 from bft_ray.study.report.sections import cost, course, evidence, head, samples, settings, use
 
@@ -42,7 +43,7 @@ def page_of(known: Known, now: float | None = None) -> Page:
 
 def _to_look_at(known: Known) -> Section | None:
     found = diagnose(known.parts, known.study.space, known.choice)
-    if not found and not any(record.is_finished for own in known.parts.values() for record in own):
+    if not found and not any(record.is_finished for record in all_of(known.parts)):
         return None
     nothing = (
         "None of the known signs of trouble is in the records: failures, blind or misleading rungs, seeds "

@@ -14,7 +14,7 @@ _TONES = ("main", "best", "dark", "grey")
 
 
 def peak_sentences(found: Peaked) -> list[str]:
-    """The answer, Markdown."""
+    """Sentences on the best setting of each condition, and on how it moves; Markdown."""
     what = found.peak.setting
     if not found.best:
         return [f"Which {what} is best cannot be told yet: too few arms and conditions have an answer."]
@@ -77,7 +77,7 @@ def peak_parts(found: Peaked, name: str) -> list[Part]:
 
 
 def peak_table(found: Peaked) -> Table:
-    """A row a condition."""
+    """A table with one row for each condition: the best setting and its interval."""
     rows: list[list[Cell]] = [
         [
             condition,

@@ -125,18 +125,8 @@ class Recorder:
         """Write the note at the head of the run's page, the records, and the study's page; False where the last could not be
         stored.
         """
-        study, text = known.study, to_html(page_of(known))
-        note = describe(
-            known.parts,
-            study.space,
-            known.choice,
-            known.test,
-            domain=study.domain,
-            page=self._tracker.link_to(PAGE),
-            uri=study.base.tracking.uri,
-            items=known.items,
-        )
-        return log_report(self._tracker, note, text, "records.json", _plain(known.parts))
+        note, page = describe(known, self._tracker.link_to(PAGE)), to_html(page_of(known))
+        return log_report(self._tracker, note, page, "records.json", _plain(known.parts))
 
 
 def log_report(tracker: Tracker, note: str, page: str, name: str, table: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bft_ray.page.model import Cell, Figure, Number, Page, Part, Section, Table
-from bft_ray.space.series import Series
+from bft_ray.space.series import Contrast, Series, Trend
 from bft_ray.study.confirm.candidates import confirmed
 from bft_ray.study.confirm.claims import Judged, Verdict
 from bft_ray.study.confirm.combine import Confirmed
@@ -15,10 +15,10 @@ from bft_ray.study.confirm.peak import Peaked, peak_of
 from bft_ray.study.confirm.trend import Difference, Slope, difference_of, slope_of
 from bft_ray.study.kept import Known
 from bft_ray.study.records.store import CONFIRMATION
-from bft_ray.study.report.arms import arms_table, signed, span_of
+from bft_ray.study.report.arms import arms_table, gain_cells, signed, span_of
 from bft_ray.study.report.peaks import peak_parts, peak_sentences
 from bft_ray.study.report.sections.head import answer
-from bft_ray.study.report.verdicts import gain_cells, verdicts_figure
+from bft_ray.study.report.verdicts import verdicts_figure
 
 _VERDICTS: tuple[Verdict, ...] = ("does not hold", "holds", "cannot be told")
 
@@ -95,8 +95,7 @@ def _claim(claim: str, verdicts: Mapping[Verdict, Sequence[str]]) -> str:
 
 
 def _slope(slope: Slope) -> str:
-    trend = slope.trend
-    what = f"the gain of `{trend.better}` over `{trend.than}`" + (f" in {trend.metric}" if trend.metric else "")
+    trend, what = slope.trend, f"the gain of {_arms_of(slope.trend)}"
     if math.isnan(slope.value):
         return f"How {what} moves with {trend.over} cannot be told yet: too few conditions have an answer."
     rate = f"{signed(slope.value)} [{signed(slope.low)}, {signed(slope.high)}] per doubling of {trend.over}"
@@ -106,10 +105,7 @@ def _slope(slope: Slope) -> str:
 
 
 def _difference(one: Difference) -> str:
-    contrast = one.contrast
-    what = f"the gain of `{contrast.better}` over `{contrast.than}`" + (
-        f" in {contrast.metric}" if contrast.metric else ""
-    )
+    contrast, what = one.contrast, f"the gain of {_arms_of(one.contrast)}"
     groups = f"in {_and(contrast.of)} than in {_and(contrast.against)}"
     if math.isnan(one.value):
         return f"Whether {what} is larger {groups} cannot be told yet: conditions have no answer."
@@ -119,15 +115,19 @@ def _difference(one: Difference) -> str:
     return f"**{what[0].upper()}{what[1:]} is {one.verdict} {groups}**: {found}."
 
 
+def _arms_of(asked: Trend | Contrast) -> str:
+    return f"`{asked.better}` over `{asked.than}`" + (f" in {asked.metric}" if asked.metric else "")
+
+
 def _and(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def series_page(found: Told, when: str) -> Page:
-    """The page.
+    """The page of a series.
 
     Args:
-        when: the time that it tells.
+        when: the time that it shows.
     """
     parts: list[Part] = [figure for claim in _claims(found) if (figure := _figure(found, claim)) is not None]
     parts.append(claims_table(found))
@@ -179,22 +179,22 @@ def _figure(found: Told, claim: str) -> Figure | None:
 
 
 def claims_table(found: Told) -> Table:
-    """A row a claim under a condition."""
+    """A table with one row for each claim under each condition."""
     axes = list(dict.fromkeys(axis for one in found.series.conditions.values() for axis in one.at))
     rows: list[list[Cell]] = []
     for name, judged in found.judged.items():
         at = found.series.conditions[name].at
-        places: list[Cell] = [Number(at[axis], f"{at[axis]:g}") if axis in at else "" for axis in axes]
+        places: list[Cell] = [Number.of(at[axis], "g") if axis in at else "" for axis in axes]
         for one in judged:
             rows.append([name, *places, str(one.claim), one.verdict, *gain_cells(one.gain, one.why)])
     return Table(["condition", *axes, "claim", "verdict", "gain", "interval", "detectable"], rows)
 
 
 def trends_table(slopes: Sequence[Slope]) -> Table:
-    """A row a trend."""
+    """A table with one row for each trend: verdict, slope, interval."""
     rows: list[list[Cell]] = [
         [
-            f"`{one.trend.better}` over `{one.trend.than}`" + (f" in {one.trend.metric}" if one.trend.metric else ""),
+            _arms_of(one.trend),
             one.trend.over,
             one.verdict,
             "" if math.isnan(one.value) else Number(one.value, signed(one.value)),

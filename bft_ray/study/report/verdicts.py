@@ -1,31 +1,16 @@
-"""Statements with a verdict: the cells of a gain, and the picture in which all of them stand."""
+"""Statements with a verdict, as a picture: a row each, with its gain."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from bft_ray.page.model import Axis, Cell, Figure, Marks, Number
+from bft_ray.page.model import Axis, Figure, Marks
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.claims import Verdict
-from bft_ray.study.report.arms import gain_text, signed, size, span_of
+from bft_ray.study.report.arms import gain_text
 
 _TONES = {"holds": "best", "does not hold": "dark", "cannot be told": "main"}
 _SHAPES = {"holds": "dot", "does not hold": "square", "cannot be told": "diamond"}
-
-
-def gain_cells(gain: Comparison | None, why: str) -> list[Cell]:
-    """Gain, interval and detectable gain.
-
-    Args:
-        why: why there is no gain.
-    """
-    if gain is None:
-        return [why, "", ""]
-    if not gain.has_spread:
-        return [Number(gain.gain, signed(gain.gain)), "no spread", ""]
-    least: Cell = "" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable))
-    return [Number(gain.gain, signed(gain.gain)), span_of(gain.low, gain.high), least]
 
 
 def verdicts_figure(

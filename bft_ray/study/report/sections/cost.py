@@ -9,7 +9,7 @@ from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Section,
 from bft_ray.study.definition import Study
 from bft_ray.study.kept import Known
 from bft_ray.study.records.leaderboard import saved, span
-from bft_ray.study.records.record import TrialRecord, trained_s, worker_hours
+from bft_ray.study.records.record import TrialRecord, all_of, trained_s, worker_hours
 from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH
 from bft_ray.study.report.describe import saved_sentence
 
@@ -26,7 +26,7 @@ def cost(known: Known, now: float) -> Section | None:
     Args:
         now: seconds since 1970; the end of trials that still run.
     """
-    begun = [record for own in known.parts.values() for record in own if record.started and not record.duplicate_of]
+    begun = [record for record in all_of(known.parts) if record.started and not record.duplicate_of]
     if not begun:
         return None
     total = sum(hours(record, known.study, now) for record in begun)
@@ -86,7 +86,7 @@ def _table(known: Known, unit: str, factor: float, now: float) -> Table:
             found.trained,
             found.duplicates + found.pruned,
         )
-        rows.append([part, *(Number(count, f"{count:,}") for count in counts), Number(spent, f"{spent:,.1f}")])
+        rows.append([part, *(Number.of(count, ",") for count in counts), Number.of(spent, ",.1f")])
     return Table(["part", "trials", "duplicates", "stopped", "failed", "steps trained", "steps saved", unit], rows)
 
 

@@ -67,9 +67,7 @@ def _history(known: Known) -> Figure | None:
                 shape="cross",
                 tone="grey",
                 texts=[
-                    f"{record.name or record.id}: stopped at step {record.last_rung[0]}"
-                    for record in stopped
-                    if record.last_rung
+                    f"{record.label}: stopped at step {record.last_rung[0]}" for record in stopped if record.last_rung
                 ],
             )
         )
@@ -90,9 +88,8 @@ def _history(known: Known) -> Figure | None:
         Axis(unit),
         Axis(metric),
         [one for one in marks if one.x],
-        f"Over the {unit} of baselines and search, in the order in which trials ended. A curve that is flat at "
-        f"its right end says that more "
-        "trials of this space would hardly help.",
+        f"Over the {unit} of baselines and search, in the order in which trials ended. A curve that is flat at its "
+        "right end says that more trials of this space would hardly help.",
     )
 
 
@@ -102,7 +99,7 @@ def _of_trials(ended: Sequence[TrialRecord], at: Mapping[str, float], factor: fl
         "a trial that ran to its end",
         [factor * at[record.id] for record in own],
         [record.value or 0.0 for record in own],
-        texts=[f"{record.name or record.id}: {format_value(metric, record.value or 0.0)}" for record in own],
+        texts=[f"{record.label}: {format_value(metric, record.value or 0.0)}" for record in own],
     )
 
 
@@ -144,14 +141,13 @@ def _rungs(search: Sequence[TrialRecord], space: SearchSpace) -> list[Part]:
     rows: list[list[Cell]] = []
     for step, (count, further) in found.items():
         order = orders.get(step)
-        tau: Cell = Number(order.tau, f"{order.tau:.2f}") if order else "too few trials"
-        span: Cell = Span(*(Number(end, f"{end:.2f}") for end in (order.low, order.high))) if order else ""
-        rows.append([f"step {step}", Number(count, str(count)), Number(further, str(further)), tau, span])
+        tau: Cell = Number.of(order.tau, ".2f") if order else "too few trials"
+        span: Cell = Span(*(Number.of(end, ".2f") for end in (order.low, order.high))) if order else ""
+        rows.append([f"step {step}", Number.of(count), Number.of(further), tau, span])
     head = ["rung", "measured", "trained on", "agreement with the end", "95 % interval"]
     text = (
-        "Agreement is Kendall's tau of the trials that ran to their end: 1, the rung had their final order; "
-        "where the interval reaches 0, "
-        "a stopped trial may have been the best."
+        "Agreement is Kendall's tau of the trials that ran to their end: 1, the rung had their final order; where the "
+        "interval reaches 0, a stopped trial may have been the best."
     )
     return [figure, Table(head, rows), text]
 
@@ -186,7 +182,7 @@ def _curves(search: Sequence[TrialRecord], space: SearchSpace, champion: str | N
     ]
     for record, points in special:
         label = " and ".join(["best"] * (record is top) + ["champion"] * (record.name == champion))
-        marks.append(_lines(f"{label}: {record.name or record.id}", [(record, points)], metric, "best"))
+        marks.append(_lines(f"{label}: {record.label}", [(record, points)], metric, "best"))
     return Figure(
         "curves",
         "The trials at the rungs and at the end",
@@ -206,7 +202,7 @@ def _lines(label: str, curves: Sequence[tuple[TrialRecord, list[tuple[int, float
         for step, value in points:
             x.append(step)
             y.append(value)
-            texts.append(f"{record.name or record.id}, step {step}: {format_value(metric, value)}")
+            texts.append(f"{record.label}, step {step}: {format_value(metric, value)}")
         x.append(math.nan)
         y.append(math.nan)
         texts.append("")

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 
 from bft_ray.page.model import Axis, Figure, Marks, Part, Section, Shape, Tone
-from bft_ray.study.confirm.candidates import confirmed
+from bft_ray.study.confirm.candidates import confirmed, sources
 from bft_ray.study.confirm.choice import Arm, Choice
-from bft_ray.study.confirm.sturdy import without_each_seed
-from bft_ray.study.definition import by_id
+from bft_ray.study.confirm.choose import without_each_seed
 from bft_ray.study.kept import Known
 from bft_ray.study.records.store import CONFIRMATION
 from bft_ray.study.report import compare
@@ -46,13 +45,7 @@ def evidence(known: Known) -> Section | None:
 
 def search_values(known: Known) -> dict[str, float]:
     """Arm -> the objective of the trial that it repeats."""
-    trials = by_id([record for own in known.parts.values() for record in own])
-    found = {}
-    for record in known.parts[CONFIRMATION]:
-        source = trials.get(record.extra.get("of", ""))
-        if source is not None and source.value is not None:
-            found[record.extra["arm"]] = source.value
-    return found
+    return {arm: source.value for arm, source in sources(known.parts).items() if source.value is not None}
 
 
 def forest(choice: Choice) -> Figure | None:

@@ -13,6 +13,7 @@ from bft_ray.study.agenda import totals
 from bft_ray.study.kept import Known
 from bft_ray.study.records.leaderboard import short_names
 from bft_ray.study.records.ranking import best
+from bft_ray.study.records.record import all_of
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report.arms import signed, size, span_of
 from bft_ray.study.report.claims import claims_sentence
@@ -28,7 +29,7 @@ def above(known: Known, now: float) -> str:
     Args:
         now: seconds since 1970.
     """
-    ends = [record.finished for own in known.parts.values() for record in own if record.finished is not None]
+    ends = [record.finished for record in all_of(known.parts) if record.finished is not None]
     state = "runs now" if known.is_driven else "finished" if known.is_finished else "not finished, and not running"
     when = max(ends, default=now) if known.is_finished else now
     shown = shown_time(when)
@@ -53,7 +54,7 @@ def answer(known: Known) -> str:
     if known.choice is not None:
         return f"{claims_sentence(known.choice.claims)} {verdict(known.choice)}".lstrip()
     space, parts = known.study.space, known.parts
-    ended = sum(record.is_finished for own in parts.values() for record in own)
+    ended = sum(record.is_finished for record in all_of(parts))
     everything = sum(totals(space, parts).values())
     if space.confirmation is None and ended == everything:
         return compared(parts, space, known.items)
@@ -63,10 +64,7 @@ def answer(known: Known) -> str:
     if top is None or top.value is None:
         return f"{text}, none of them with a result."
     value = format_value(metric, top.value)
-    return (
-        f"{text}; the best so far, `{top.name or top.id}`, has {value} on the data that picked it, which "
-        "confirms nothing."
-    )
+    return f"{text}; the best so far, `{top.label}`, has {value} on the data that picked it, which confirms nothing."
 
 
 def facts(known: Known) -> list[Fact]:
@@ -87,12 +85,12 @@ def facts(known: Known) -> list[Fact]:
             found.append(("smallest detectable gain", Number(gain.detectable, size(gain.detectable)), word))
     if arm.name in choice.best:
         word = "that no other arm is better, given the noise"
-        found.append(("probability", Number(choice.best[arm.name], f"{choice.best[arm.name]:.0%}"), word))
+        found.append(("probability", Number.of(choice.best[arm.name], ".0%"), word))
     if test is not None:
         of = (
             "champion and default are one"
             if test.champion == test.default
             else f"the default has {test.default_value:.4f}"
         )
-        found.append(("test split, measured once", Number(test.champion_value, f"{test.champion_value:.4f}"), of))
+        found.append(("test split, measured once", Number.of(test.champion_value, ".4f"), of))
     return found

@@ -30,16 +30,14 @@ def hardest(known: Known) -> Section | None:
     if table is None:
         return None
     text = (
-        "Items of the confirmation split with the worst mean score over all arms and seeds. Look at them in "
-        "your own files: a wrong label or a "
-        "missing context shows here first. Only ids are kept, never text."
+        "Items of the confirmation split with the worst mean score over all arms and seeds. Look at them in your own "
+        "files: a wrong label or a missing context shows here first. Only ids are kept, never text."
     )
     return Section("hardest", "The hardest items", [text, table])
 
 
 def hardest_table(runs: Sequence[TrialRecord], metric: str, champion: str | None) -> Table | None:
-    """A row an item, worst first: its mean score over all runs, over those of the champion, and the spread of "
-    "the arms."""
+    """A row an item, worst first: its mean score over all runs and over those of the champion, and the spread of the arms."""
     own = [record for record in runs if record.extra.get("items") and not record.duplicate_of]
     if not own:
         return None
@@ -53,7 +51,7 @@ def hardest_table(runs: Sequence[TrialRecord], metric: str, champion: str | None
     rows: list[list[Cell]] = []
     for place in order:
         values = [mean[place], *(arms[name][place] for name in names), spread[place]]
-        rows.append([f"`{ids[place]}`", *(Number(float(value), f"{value:.3f}") for value in values)])
+        rows.append([f"`{ids[place]}`", *(Number.of(float(value), ".3f") for value in values)])
     return Table(["item", "mean of all runs", *(f"mean of {name}" for name in names), "best arm less worst"], rows)
 
 

@@ -16,6 +16,7 @@ from bft_ray.page.svg import tick_text
 from bft_ray.page.ticks import scale_of
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT
+from bft_ray.space.ranges import is_number
 from bft_ray.stats.effects import Effect, effects
 from bft_ray.study.kept import Known
 from bft_ray.study.records.leaderboard import short_names, value_text
@@ -46,7 +47,7 @@ def settings(known: Known) -> Section | None:
 
 def ran(search: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Trials with a result of their own."""
-    return [one for one in search if one.state == "complete" and not one.duplicate_of and one.value is not None]
+    return [one for one in search if one.ran_to_end and one.value is not None]
 
 
 def effects_of(own: Sequence[TrialRecord], space: SearchSpace) -> dict[str, Effect]:
@@ -57,10 +58,9 @@ def effects_of(own: Sequence[TrialRecord], space: SearchSpace) -> dict[str, Effe
 
 
 def levels_of(own: Sequence[TrialRecord], name: str, space: SearchSpace) -> list[Hashable | None]:
-    """The level of each trial: its value, or of a continuous setting a range that some of the trials share; "
-    "None: it has none."""
+    """The level of each trial: its value, or of a continuous setting a range that some of the trials share; None: it has none."""
     values = [_value(record, name) for record in own]
-    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    numbers = [value for value in values if is_number(value)]
     if not numbers or (space.parameters[name].finite() is not None and len(set(numbers)) <= _LISTED):
         return [None if value is None else value_text(value) for value in values]
     count = min(max(len(numbers) // _RANGE, 2), _RANGES)
@@ -115,9 +115,7 @@ def _effects_figure(
             names.append(f"{short[name]} {level.at}")
             for record, its in zip(own, at, strict=True):
                 if its == level.at and record.value is not None:
-                    dots.append(
-                        (record.value, place, f"{record.name or record.id}: {format_value(metric, record.value)}")
-                    )
+                    dots.append((record.value, place, f"{record.label}: {format_value(metric, record.value)}"))
             if math.isfinite(level.mean):
                 text = f"{short[name]} {level.at}: {format_value(metric, level.mean)}"
                 text += (
@@ -184,7 +182,7 @@ def _effects_table(found: Mapping[str, Effect], space: SearchSpace) -> Table:
             if math.isfinite(level.low):
                 low, high = (Number(end, format_value(metric, end)) for end in (level.low, level.high))
                 span = Span(low, high)
-            rows.append([name, str(level.at), mean, span, Number(level.num_trials, str(level.num_trials))])
+            rows.append([name, str(level.at), mean, span, Number.of(level.num_trials)])
     head = ["setting", "value", f"mean {metric}", "95 % interval", "trials"]
     return Table(head, rows, title="The numbers of this figure", is_open=False)
 
@@ -268,16 +266,15 @@ def _parallel(own: Sequence[TrialRecord], space: SearchSpace) -> Plot:
         "All settings of all trials",
         f"Parallel coordinates: a line a trial through its settings, coloured by {metric}; the table of all "
         f"trials has the same numbers.",
-        "A line is a trial. Drag along an axis to keep only the trials that pass there. On a narrow screen, in "
-        "print and without script, see the "
-        "table of all trials.",
+        "A line is a trial. Drag along an axis to keep only the trials that pass there. On a narrow screen, in print "
+        "and without script, see the table of all trials.",
         {"data": [trace], "layout": layout},
     )
 
 
 def _axis(label: str, values: Sequence[Any], parameter: Any) -> dict[str, Any]:
     """An axis: numbers of a range as they are (or their powers of ten), other values as places of a list."""
-    if parameter.finite() is None and all(value is None or _is_number(value) for value in values):
+    if parameter.finite() is None and all(value is None or is_number(value) for value in values):
         low = min((value for value in values if value is not None), default=1.0)
         kept = [low if value is None else float(value) for value in values]  # without the setting: at the low end
         if not parameter.log:
@@ -293,7 +290,3 @@ def _axis(label: str, values: Sequence[Any], parameter: Any) -> dict[str, Any]:
         "tickvals": list(range(len(names))),
         "ticktext": names,
     }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -6,7 +6,6 @@ from bft_ray.config import to_yaml
 from bft_ray.page.model import Cell, Code, Number, Part, Section, Table
 from bft_ray.places.addresses import redact
 from bft_ray.study.confirm.candidates import arms_of
-from bft_ray.study.definition import by_id
 from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.leaderboard import table
@@ -16,13 +15,12 @@ from bft_ray.study.report.describe import chosen_settings, commands, searched
 
 
 def use(known: Known) -> Section:
-    """Commands, settings, configs."""
-    study, parts = known.study, known.parts
+    """The commands to type next, the chosen settings, and the configs."""
+    study = known.study
     found: list[Part] = []
-    typed = commands(parts, study.space, study.domain, known.choice, study.base.tracking.uri, known.items)
-    if typed:
+    if typed := commands(known):
         found.append(Code("\n".join(f"{command:<46}  # {what}" for command, what in typed)))
-    if settings := chosen_settings(parts, study.space, known.choice):
+    if settings := chosen_settings(known):
         found.append(Table(["field", "value"], [[name, value] for name, value in settings.items()], "Chosen settings"))
     if (config := _config(known)) is not None:
         found.append(Code(config, "The exact config of the champion", is_open=False))
@@ -40,8 +38,7 @@ def _config(known: Known) -> str | None:
     arm = next(
         one for one in arms_of(study.space, known.parts[BASELINES], known.parts[SEARCH]) if one.name == choice.champion
     )
-    others = by_id([*known.parts[BASELINES], *known.parts[SEARCH]])
-    return redact(to_yaml(study.config(arm.trial, study.space.confirmation.seeds[0], others)))
+    return redact(to_yaml(study.config(arm.trial, study.space.confirmation.seeds[0])))
 
 
 def trials(known: Known) -> Section | None:
@@ -58,14 +55,8 @@ def trials(known: Known) -> Section | None:
         if record.value is not None:
             cells[at] = Number(record.value, row[at])
         shown.append(cells)
-    lines = searched(
-        known.parts,
-        space,
-        known.study.domain,
-        {} if known.study.num_samples is None else {"train": known.study.num_samples},
-    )
     title = f"All {len(records):,} trials, best first"
-    return Section("trials", "What was searched", [lines, Table(head, shown, title, is_open=len(rows) <= 30)])
+    return Section("trials", "What was searched", [searched(known), Table(head, shown, title, is_open=len(rows) <= 30)])
 
 
 def how_to_read() -> Section:

@@ -11,10 +11,10 @@ from bft_ray.config.metrics import format_value, higher_is_better
 from bft_ray.page.model import Finding
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT
-from bft_ray.study.agenda import Records
+from bft_ray.study.confirm.candidates import sources
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.records.ranking import tuned
-from bft_ray.study.records.record import mean
+from bft_ray.study.records.record import Records, mean
 from bft_ray.study.records.store import BASELINES, CONFIRMATION
 from bft_ray.study.report.arms import signed, size
 
@@ -47,12 +47,10 @@ def unstable_seeds(parts: Records, space: SearchSpace, choice: Choice | None) ->
     _, name, sd, usual = worst
     return Finding(
         "Unstable: seeds of one arm lie far apart",
-        f"The runs of `{name}` have a standard deviation of {sd:.2g} over seeds, those of the other arms "
-        f"{usual:.2g}. Some of its runs may "
-        "collapse.",
-        "Do not train it once and trust the result: lower its optimizer.learning_rate, set or lower "
-        "loss.weight_cap, or raise loss.epsilon, so "
-        "that no few samples carry the batch.",
+        f"The runs of `{name}` have a standard deviation of {sd:.2g} over seeds, those of the other arms {usual:.2g}. "
+        "Some of its runs may collapse.",
+        "Do not train it once and trust the result: lower its optimizer.learning_rate, set or lower loss.weight_cap, "
+        "or raise loss.epsilon, so that no few samples carry the batch.",
     )
 
 
@@ -89,9 +87,8 @@ def sft_wins(parts: Records, space: SearchSpace, choice: Choice | None) -> Findi
         return None
     return Finding(
         "Ordinary fine-tuning wins",
-        "`sft` beats the default beyond noise. BFT trusts what the model already gives some probability; where "
-        "a base model lacks the knowledge, or "
-        "has much to learn and little to overfit, that holds it back.",
+        "`sft` beats the default beyond noise. BFT trusts what the model already gives some probability; where a base "
+        "model lacks the knowledge, or has much to learn and little to overfit, that holds it back.",
         "Train with `sft`. BFT may win with a base model that knows the field, with fewer rows, or with more "
         "passes over them: that is another study.",
     )
@@ -122,13 +119,7 @@ def flattered(parts: Records, space: SearchSpace, choice: Choice | None) -> Find
     best = choice.best_candidate if choice is not None else None
     if choice is None or best is None or best.gain is None or not best.gain.has_spread:
         return None
-    trials = {record.id: record for own in parts.values() for record in own}
-    sources = [
-        trials.get(record.extra.get("of", ""))
-        for record in parts.get(CONFIRMATION, ())
-        if record.extra.get("arm") == best.name
-    ]
-    source = next((one for one in sources if one is not None and one.value is not None), None)
+    source = sources(parts).get(best.name)
     default = tuned(parts.get(BASELINES, ()), space.objective.metric).get(DEFAULT)
     if source is None or default is None or source.value is None or default.value is None:
         return None
@@ -139,8 +130,7 @@ def flattered(parts: Records, space: SearchSpace, choice: Choice | None) -> Find
     return Finding(
         "The search flattered its pick",
         f"`{best.name}` gained {signed(seen)} in the search, and {signed(best.gain.gain)} in the confirmation, "
-        f"{signed(best.gain.high)} at most: it was "
-        "picked partly by luck.",
+        f"{signed(best.gain.high)} at most: it was picked partly by luck.",
         "Trust the confirmation. A larger validation split, or several `seeds` a trial, lets the search pick better.",
     )
 

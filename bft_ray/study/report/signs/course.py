@@ -11,33 +11,28 @@ from scipy import stats
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.page.model import Finding
 from bft_ray.space.definition import SearchSpace
-from bft_ray.study.agenda import Records
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.propose.sampler import rung_metric
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.record import Records, TrialRecord
 from bft_ray.study.records.store import SEARCH
 
 _LEVEL = 0.01  # of the sign test
 _FEW = 5  # trials; of fewer no sign is told
-_LITTLE = 0.1  # of the whole improvement
+_LITTLE, _MUCH = 0.1, 0.5  # of the whole improvement
 
 
 def plateau(parts: Records, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """Most trials improve hardly after half of their steps."""
     gains = _late_gains(parts.get(SEARCH, ()), space)
-    if len(gains) < _FEW:
-        return None
-    shares = [late / whole for whole, late in gains if whole > 0]
-    if len(shares) < _FEW or float(np.median(shares)) >= _LITTLE or _falls(gains):
+    share, count = _late_share(gains)
+    if count < _FEW or share >= _LITTLE or _falls(gains):
         return None
     return Finding(
         "An early plateau",
-        f"Half of the {len(shares)} trials that ran to their end made at most "
-        f"{max(float(np.median(shares)), 0):.0%} of their improvement after their "
-        "last rung.",
-        "Fewer steps (budget.steps) would find the same; spend them on more trials, seeds or items. If the "
-        "level is too low, the limit is the "
-        "data or the base model, not the training time.",
+        f"Half of the {count} trials that ran to their end made at most {max(share, 0):.0%} "
+        "of their improvement after their last rung.",
+        "Fewer steps (budget.steps) would find the same; spend them on more trials, seeds or items. If the level is "
+        "too low, the limit is the data or the base model, not the training time.",
     )
 
 
@@ -57,14 +52,12 @@ def falling(parts: Records, space: SearchSpace, choice: Choice | None) -> Findin
 
 def rising(parts: Records, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """Most trials make much of their improvement after their last rung: they are cut short."""
-    gains = [(whole, late) for whole, late in _late_gains(parts.get(SEARCH, ()), space) if whole > 0]
-    if len(gains) < _FEW or float(np.median([late / whole for whole, late in gains])) < 0.5:
+    share, count = _late_share(_late_gains(parts.get(SEARCH, ()), space))
+    if count < _FEW or share < _MUCH:
         return None
-    share = float(np.median([late / whole for whole, late in gains]))
     return Finding(
         "Trials still rise at their end",
-        f"Half of the {len(gains)} trials that ran to their end made at least {share:.0%} of their improvement "
-        f"after their last rung.",
+        f"Half of the {count} trials that ran to their end made at least {share:.0%} of their improvement after their last rung.",
         "More steps (budget.steps) under another `name`: the order of settings may change when they have learned.",
     )
 
@@ -78,10 +71,16 @@ def _late_gains(search: Sequence[TrialRecord], space: SearchSpace) -> list[tuple
     found = []
     for record in search:
         values = [value for value in record.rung_values.values() if math.isfinite(value)]
-        if record.state == "complete" and not record.duplicate_of and metric in record.metrics and len(values) > 1:
+        if record.ran_to_end and metric in record.metrics and len(values) > 1:
             end = record.metrics[metric]
             found.append((sign * (end - values[0]), sign * (end - values[-1])))
     return found
+
+
+def _late_share(gains: Sequence[tuple[float, float]]) -> tuple[float, int]:
+    """Median share of the improvement that came after the last rung, and the number of trials that improved at all."""
+    shares = [late / whole for whole, late in gains if whole > 0]
+    return (float(np.median(shares)) if shares else math.nan), len(shares)
 
 
 def _falls(gains: Sequence[tuple[float, float]]) -> bool:

@@ -6,10 +6,9 @@ from collections import Counter
 
 from bft_ray.page.model import Finding
 from bft_ray.space.definition import LEARNING_RATE, SearchSpace
-from bft_ray.study.agenda import Records
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.records.leaderboard import value_text
-from bft_ray.study.records.record import TrialRecord
+from bft_ray.study.records.record import Records, TrialRecord, all_of
 
 _MANY_FAILED = 0.1  # share of the trials
 _NO_NUMBER = ("not finite", "non-finite", "nan", " inf")
@@ -26,8 +25,7 @@ def not_finite(parts: Records, space: SearchSpace, choice: Choice | None) -> Fin
     return Finding(
         "Unstable: trials ended without a number",
         f"{len(lost)} of {len(_own(parts))} trials failed because a loss or a metric was not finite{where}. For "
-        f"example `{lost[0].id}`: "
-        f"{lost[0].reason[:_LONGEST]}",
+        f"example `{lost[0].id}`: {lost[0].reason[:_LONGEST]}",
         f"Leave out learning rates from {value_text(min(rates))} on, or lengthen schedule.warmup_ratio."
         if rates
         else "Lower optimizer.learning_rate, or lengthen schedule.warmup_ratio; with half precision, try "
@@ -51,7 +49,7 @@ def failures(parts: Records, space: SearchSpace, choice: Choice | None) -> Findi
 
 
 def _own(parts: Records) -> list[TrialRecord]:
-    return [record for own in parts.values() for record in own if not record.duplicate_of]
+    return [record for record in all_of(parts) if not record.duplicate_of]
 
 
 def _is_no_number(record: TrialRecord) -> bool:

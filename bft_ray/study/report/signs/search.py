@@ -10,11 +10,12 @@ from bft_ray.config.metrics import format_value
 from bft_ray.page.model import Finding
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import Asha
-from bft_ray.study.agenda import Records
+from bft_ray.space.ranges import is_number
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.leaderboard import value_text
 from bft_ray.study.records.ranking import ranked
+from bft_ray.study.records.record import Records
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report import agreement
 
@@ -55,27 +56,22 @@ def misleading_rungs(parts: Records, space: SearchSpace, choice: Choice | None) 
     return Finding(
         "Early stopping may have lost a winner",
         f"At step {step} the order of trials agrees with that at the end by Kendall's tau {order.tau:.2f} "
-        f"[{order.low:.2f}, {order.high:.2f}], of "
-        f"{order.num_trials} trials: it may be no better than chance.",
+        f"[{order.low:.2f}, {order.high:.2f}], of {order.num_trials} trials: it may be no better than chance.",
         "A later scheduler.grace_steps, or `scheduler: {kind: none}`; then a trial costs more and none is lost.",
     )
 
 
 def at_an_end(parts: Records, space: SearchSpace, choice: Choice | None) -> Finding | None:
     """The best trials all lie at one end of a range: the best value may lie beyond it."""
-    own = [
-        one
-        for one in ranked(parts.get(SEARCH, ()), space.objective.metric)
-        if one.state == "complete" and not one.duplicate_of
-    ]
+    own = [record for record in ranked(parts.get(SEARCH, ()), space.objective.metric) if record.ran_to_end]
     if len(own) < 2 * _TOP + 2:
         return None
     for name, parameter in space.parameters.items():
-        known = [value for value in parameter.finite() or parameter.ends() if _is_number(value)]
+        known = [value for value in parameter.finite() or parameter.ends() if is_number(value)]
         values = [record.assignment.get(name) for record in own[:_TOP]]
         if (
             (len(set(known)) < 3 and parameter.finite() is not None)
-            or not all(map(_is_number, values))
+            or not all(map(is_number, values))
             or len(known) < 2
         ):
             continue
@@ -121,10 +117,6 @@ def unmoved(parts: Records, space: SearchSpace, choice: Choice | None) -> Findin
         "Take a continuous metric as objective.metric, such as choices/probability or "
         "validation/token_accuracy, or train longer.",
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_at(value: float, end: float, known: Sequence[float], is_log: bool) -> bool:
