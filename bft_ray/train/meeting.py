@@ -5,14 +5,24 @@ every interface, and asks nobody who he is.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+from datetime import timedelta
 from typing import Any
 
 import ray
+import ray.train
+import torch.distributed as dist
+from ray.exceptions import GetTimeoutError
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 
 from bft_ray.places.scratch import scratch
 from bft_ray.workers.room import is_one_machine
+
+log = logging.getLogger(__name__)
+
+_LEAVE_S = 30.0  # longest wait for the ranks to leave their process group
 
 
 def torch_config(backend: str, timeout_s: int) -> TorchConfig:
@@ -31,31 +41,44 @@ class _InAFile(TorchConfig):
         return _FileBackend
 
 
-class _FileBackend(_TorchBackend):
-    """As Ray's, but for the address of the meeting."""
+class _FileBackend(Backend):
+    """As Ray's for torch, but for the address of the meeting."""
 
+    share_cuda_visible_devices = True
     _place = contextlib.ExitStack()
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         self._place = contextlib.ExitStack()
         folder = self._place.enter_context(scratch("meeting"))  # a new one for each start: a file serves once
-        worker_group.execute(_set_torch_distributed_env_vars)
-        joined = [
-            worker_group.execute_single_async(
-                rank,
-                _setup_torch_process_group,
-                backend=backend_config.backend,
-                world_rank=rank,
-                world_size=len(worker_group),
-                init_method=f"file://{folder}/ranks",
-                timeout_s=backend_config.timeout_s,
-            )
-            for rank in range(len(worker_group))
-        ]
-        ray.get(joined)
+        settings = (f"file://{folder}/ranks", backend_config.backend, backend_config.timeout_s)
+        ray.get(worker_group.execute_async(_join, *settings))
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         try:
-            super().on_shutdown(worker_group, backend_config)
+            ray.get(worker_group.execute_async(_leave), timeout=_LEAVE_S)
+        except GetTimeoutError:
+            log.warning("the ranks have not left their process group within %g s", _LEAVE_S)
         finally:
             self._place.close()
+
+
+def _join(meeting: str, backend: str, timeout_s: int) -> None:
+    """On each worker: what torch and DeepSpeed read from the environment, and the process group."""
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+    }
+    if backend == "nccl":
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # a collective that takes too long ends the rank
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=timeout)
+
+
+def _leave() -> None:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.destroy_process_group()

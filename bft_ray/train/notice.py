@@ -18,8 +18,8 @@ import ray.train.collective
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import first_line
-from bft_ray.workers.node import living
-from bft_ray.workers.room import num_places, worker_resources
+from bft_ray.workers.node import living, staying
+from bft_ray.workers.room import are_free, num_places, worker_resources
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ class Notices:
         return Look(following, answer, why, new, tuple(sorted({*self.away, *new})))
 
     def _answer(self, new: frozenset[str]) -> tuple[Answer, str]:
-        """Leaves at most twice for a notice: when there is room elsewhere, and for more workers once its node is gone. Places of
-        other runs count as room: the next start waits until they are free.
+        """Leaves at most twice for a notice: when there is room elsewhere, and for more workers once nodes have come. When a node is left,
+        places of other runs count as room: the next start waits until they are free.
         """
         away = {*self.away, *new}
         if not away:
@@ -99,13 +99,13 @@ class Notices:
         if new or self._told - self._started_without:  # the run is on a node that is to be taken away
             why = "a node of the run is to be taken away"
             return ("leave", why) if room >= self._cluster.least_workers else ("save" if new else "", why)
-        more = min(room, self._cluster.num_workers) > self._num_workers
-        return ("leave" if more and not still_there(tuple(away)) else ""), "there is room for more workers"
+        more = min(room, self._cluster.num_workers) - self._num_workers
+        return ("leave" if more > 0 and are_free(self._cluster, more) else ""), "there is room for more workers"
 
 
 def room_without(cluster: ClusterConfig, away: Sequence[str]) -> int:
     """How many workers fit on the nodes that live and have no notice, free or not; within `connect` or on a worker only."""
-    nodes = [node["Resources"] for node in living() if node["NodeID"] not in away]
+    nodes = [node["Resources"] for node in staying() if node["NodeID"] not in away]
     return num_places(nodes, worker_resources(cluster), cluster.placement)
 
 

@@ -16,6 +16,7 @@ from bft_ray.places import storage
 from bft_ray.places.kept import delete, read_bytes, read_kept
 from bft_ray.train.checkpoint import flaw_of
 from bft_ray.train.host import SCORE_FILE
+from bft_ray.workers.ray_private import check_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +45,9 @@ def delete_unfit(folder: str) -> None:
 
 def _why_unfit(folder: str, content: bytes) -> str:
     """As a clause; "" where it fits."""
-    # Ray has no public way to ask whether it could read one
-    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
-
     try:
         state = json.loads(content)
-        _CheckpointManagerState.parse_obj(state)
+        check_snapshot(state)
         results, latest = state["checkpoint_results"], state.get("latest_checkpoint_result")
         named = {entry["checkpoint_dir_name"]: entry["metrics"] for entry in results}
     except Exception:  # of json and of pydantic

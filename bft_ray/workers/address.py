@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import first_line
 from bft_ray.waits import bounded
+from bft_ray.workers.ray_private import address_of_auto
 
 PROBE_S = 5.0  # longest wait for a name to be resolved and a TCP connection
 _PORTS = {"ray": 10001, "http": 80, "https": 443}  # of an address that names none
@@ -30,10 +31,8 @@ def resolved(address: str) -> str:
         return address
     if given := os.environ.get("RAY_ADDRESS"):
         return given
-    from ray._private.services import canonicalize_bootstrap_address  # Ray offers it nowhere else
-
     with suppress(ConnectionError, ValueError):  # Ray says itself that there is none
-        return canonicalize_bootstrap_address(address) or address
+        return address_of_auto() or address
     return address
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Mapping
 from typing import Any
+
+from bft_ray.workers import ray_private
 
 
 def living() -> list[dict[str, Any]]:
@@ -17,6 +20,23 @@ def living() -> list[dict[str, Any]]:
 
     require_same_head()
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def notices() -> Mapping[str, int]:
+    """Node id -> when it will be taken away, in ms since 1970, 0 where that is not known: of each node with a notice (`ray drain-node`,
+    or an autoscaler's before a preemption). Ray places nothing there any more. Within `connect` or in a worker only.
+
+    Raises:
+        RayError: another head answers at the address; see `require_same_head`.
+    """
+    require_same_head()
+    return ray_private.notices()
+
+
+def staying() -> list[dict[str, Any]]:
+    """The nodes that live and have no notice, see `living` and `notices`."""
+    going = notices()
+    return [node for node in living() if node["NodeID"] not in going]
 
 
 def require_same_head() -> None:

@@ -11,7 +11,7 @@ from bft_ray.config import ClusterConfig
 from bft_ray.errors import NoRoom
 from bft_ray.waits import waiting
 from bft_ray.workers.address import address_of
-from bft_ray.workers.node import living
+from bft_ray.workers.node import living, notices
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,21 @@ def num_places(nodes: Sequence[dict[str, float]], need: dict[str, float], placem
     if placement == "STRICT_SPREAD":
         return sum(places > 0 for places in each)
     return sum(each)
+
+
+def are_free(cluster: ClusterConfig, num_workers: int) -> bool:
+    """Whether nobody uses places for so many more workers. All that nodes with a notice have counts as free there, and for nothing;
+    within `connect` only.
+    """
+    import ray
+
+    going, free = notices(), ray.available_resources()
+    lost = [node["Resources"] for node in living() if node["NodeID"] in going]
+    need = worker_resources(cluster)
+    return all(
+        free.get(name, 0.0) - sum(node.get(name, 0.0) for node in lost) >= num_workers * amount - 1e-6
+        for name, amount in need.items()
+    )
 
 
 def too_small(cluster: ClusterConfig, need: dict[str, float], rule: str) -> NoRoom:

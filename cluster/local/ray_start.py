@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import sys
 
+from bft_ray.workers.ray_private import stay_on_loopback
+
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # for all processes of the cluster, and its drivers
 
 
 def main() -> None:
     """Let this one process start further nodes; those that it starts read the variable."""
-    from ray._private import ray_constants, services
     from ray.scripts import scripts
 
-    services.get_node_ip_address = lambda address=None: "127.0.0.1"
-    ray_constants.ENABLE_RAY_CLUSTER = True
+    stay_on_loopback()
     scripts.cli(["start", *sys.argv[1:]])
 
 

@@ -54,7 +54,7 @@ def test_a_trial_that_waits_for_a_lost_node_is_taken_back(monkeypatch):
     """Places for three workers were reserved, and a node died: room is for two. Who waits for three is given out again, who runs or
     waits for two is left alone.
     """
-    monkeypatch.setattr(places, "living", lambda: [{"Resources": {"CPU": 2.0}}])
+    monkeypatch.setattr(places, "staying", lambda: [{"Resources": {"CPU": 2.0}}])
     cluster = ClusterConfig(num_workers=[1, 3], cpus_per_worker=1, gpus_per_worker=0)
     trials = [
         SimpleNamespace(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.local.raylets import _num_nodes, start_ray, start_raylet
-from cluster.local.service import Failed, free_port, stop_all
+from cluster.local.service import Failed, free_port, get, stop_all
 from cluster.local.state import HOST, State, held
 
 START_S = 300
@@ -76,3 +78,18 @@ def head_and_node() -> Iterator[State]:
         left = stop_all(state)
         shutil.rmtree(folder, ignore_errors=True)
         assert not left
+
+
+def drain(state: State, deadline_s: int) -> None:
+    """Tell Ray that the node beside the head will be taken away, as an autoscaler does before a preemption."""
+    header = {"Authorization": f"Bearer {state.token.read_text()}"}
+    summary = json.loads(get(f"{state.dashboard}/nodes?view=summary", header) or "")["data"]["summary"]
+    raylets = [node["raylet"] for node in summary]
+    (name,) = [raylet["nodeId"] for raylet in raylets if raylet["state"] == "ALIVE" and not raylet["isHeadNode"]]
+    words = ["--address", f"{HOST}:{state.ports['gcs']}", "--node-id", name]
+    words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+    words += ["--deadline-remaining-seconds", str(deadline_s)]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | state.ray_client()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import ray
 import ray.train.collective
 import yaml
 from mlflow import MlflowClient
@@ -25,11 +26,12 @@ from bft_ray.config import ClusterConfig, make_config
 from bft_ray.errors import BadConfig
 from bft_ray.train import notice
 from bft_ray.train.notice import Notices
+from bft_ray.workers import room
 from cluster.local.raylets import start_ray, start_raylet
 from cluster.local.service import stop_all
 from cluster.local.state import HOST, State, held
 from tests.support.alone import run_alone
-from tests.support.local_cluster import START_S, free_ports, head_and_node
+from tests.support.local_cluster import START_S, drain, free_ports, head_and_node
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
 
@@ -72,7 +74,11 @@ class Cluster:
         context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: self.num_workers)
         monkeypatch.setattr(ray.train, "get_context", lambda: context)
         monkeypatch.setattr(notice, "living", self.told)
-        self.num_workers = 2
+        monkeypatch.setattr(notice, "staying", lambda: [n for n in self.told() if n["NodeID"] not in self.draining])
+        monkeypatch.setattr(room, "living", self.told)
+        monkeypatch.setattr(room, "notices", lambda: dict.fromkeys(self.draining, 0))
+        monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": self.free})
+        self.num_workers, self.free = 2, 0.0
 
     def told(self):
         return [{"NodeID": name, "Resources": {"CPU": room}} for name, room in self.nodes.items()]
@@ -93,12 +99,17 @@ def test_what_a_notice_is_answered_with(monkeypatch):
     cluster.nodes["c"] = 1
     assert next(answer for answer in map(fixed.after, range(2000, 9000)) if answer) == "leave"  # a node came in time
 
-    cluster.draining, cluster.num_workers = [], 1  # it was started on what was left
+    cluster.num_workers, cluster.free = 1, 1.0  # it was started on what was left; the place of b is free
     left = Notices(elastic, ("b",))
-    assert {left.after(step) for step in range(1, 2000)} == {""}  # while b lives, workers might be started on it
+    assert {left.after(step) for step in range(1, 2000)} == {""}  # c is another run's
+    cluster.free = 2.0
+    assert next(answer for answer in map(left.after, range(2000, 9000)) if answer) == "leave" and left.away == ("b",)
     del cluster.nodes["b"]
-    answers = [answer for answer in map(left.after, range(2000, 9000)) if answer]
-    assert answers[0] == "leave" and left.away == ("b",)
+    cluster.draining, cluster.free = [], 0.0
+    left = Notices(elastic, ("b",))
+    assert {left.after(step) for step in range(1, 2000)} == {""}
+    cluster.free = 1.0
+    assert next(answer for answer in map(left.after, range(2000, 9000)) if answer) == "leave"
 
 
 def test_a_cluster_that_does_not_answer_is_asked_again(monkeypatch, caplog):
@@ -111,9 +122,11 @@ def test_a_cluster_that_does_not_answer_is_asked_again(monkeypatch, caplog):
         raise ConnectionError("the GCS is away")
 
     monkeypatch.setattr(notice, "living", away)
+    monkeypatch.setattr(notice, "staying", away)
     assert {notices.after(step) for step in range(1, 2000)} == {""}
     assert "notices of nodes could not be read: the GCS is away" in caplog.text
     monkeypatch.setattr(notice, "living", told)
+    monkeypatch.setattr(notice, "staying", lambda: [node for node in told() if node["NodeID"] not in cluster.draining])
     assert next(answer for answer in map(notices.after, range(2000, 9000)) if answer) == "leave"
 
 
@@ -215,7 +228,7 @@ def test_a_node_that_is_to_be_taken_away_is_left_before(make_tree, tmp_path):
             said.append(line)
             if line.startswith(f"step {steps // 10}/") and not asked:
                 asked = time.monotonic()
-                drain(state, env, deadline_s)
+                drain(state, deadline_s)
             if found := re.search(r"resumes after step (\d+)", line):
                 went_on, saved = time.monotonic(), int(found[1])
     log = "".join(said)
@@ -232,18 +245,3 @@ def test_a_node_that_is_to_be_taken_away_is_left_before(make_tree, tmp_path):
     (found,) = client.search_runs([experiment.experiment_id])
     ours = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "train/loss")}
     assert ours.keys() == losses.keys() and ours == pytest.approx(losses, rel=1e-5)
-
-
-def drain(state: State, env: dict[str, str], deadline_s: int) -> None:
-    """Tell Ray that the node beside the head will be taken away."""
-    script = (
-        "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False);"
-        "print(next(n['NodeID'] for n in ray.nodes() if 'node:__internal_head__' not in n['Resources']))"
-    )
-    asked = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
-    words = ["--address", f"{HOST}:{state.ports['gcs']}", "--node-id", asked.stdout.split()[-1]]
-    words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
-    words += ["--deadline-remaining-seconds", str(deadline_s)]
-    ray_command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
-    done = subprocess.run(ray_command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr

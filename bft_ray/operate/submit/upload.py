@@ -1,6 +1,4 @@
-"""What of a folder goes to the cluster. It uses private modules of Ray, which says nowhere else what an upload holds or
-leaves out: its zip, made by its own rules. Tried on Ray 2.60.0.
-"""
+"""What of a folder goes to the cluster, and what stays here: Ray's own zip, made by its own rules."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bft_ray.errors import BadInput
+from bft_ray.workers.ray_private import largest_upload_bytes, zip_folder
 
 MIB = 1 << 20
 LARGE_BYTES = 100 * MIB  # more is said before the upload starts
@@ -56,23 +55,19 @@ def pack(folder: Path, target: Path) -> Upload:
     Raises:
         BadInput: no folder, or more than a Ray cluster takes.
     """
-    from ray._private.ray_constants import get_runtime_env_default_excludes
-    from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE, create_package
-
     if not folder.is_dir():
         raise BadInput("--working-dir", str(folder), "a folder")
     folder = folder.resolve()
     quiet = logging.getLogger("bft_ray.quiet_ray")  # what it says is in `Upload.describe`
     quiet.setLevel(logging.ERROR)
-    excludes = get_runtime_env_default_excludes()
-    create_package(str(folder), target, include_gitignore=_obeys_gitignore(), excludes=excludes, logger=quiet)
+    zip_folder(folder, target, _obeys_gitignore(), quiet)
     with zipfile.ZipFile(target) as packed:
         names = frozenset(name for name in packed.namelist() if not name.endswith("/"))
     left_out = tuple(sorted(_left_out(folder, names), key=lambda one: -one[1]))
     upload = Upload(folder, target, names, left_out)
-    if upload.size_bytes >= GCS_STORAGE_MAX_SIZE:
+    if upload.size_bytes >= largest_upload_bytes():
         largest = ", ".join(f"{name} ({size(count)})" for name, count in _largest(folder, names))
-        rule = f"less than {size(GCS_STORAGE_MAX_SIZE)} to upload, and is {size(upload.size_bytes)}; its largest: {largest}"
+        rule = f"less than {size(largest_upload_bytes())} to upload, and is {size(upload.size_bytes)}; its largest: {largest}"
         raise BadInput("--working-dir", str(folder), rule, _RULES)
     return upload
 

@@ -9,6 +9,7 @@ from ray import tune
 from ray.util import get_current_placement_group
 
 from bft_ray.config import ClusterConfig
+from bft_ray.errors import BftError
 from bft_ray.places.modes import keep_for
 from bft_ray.study.records.segment import Run, Segment
 
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
     from bft_ray.study.execute.warm import Warm
 
 
+class Left(BftError):
+    """The actor has ended after a run that was saved. Its report came before."""
+
+
 class TrialActor(tune.Trainable):
     """Runs the segment that Tune gives it under `segment`; each `step` is one measurement. Use it with `reuse_actors`.
 
     Several bundles of its placement group are the places of the ranks of a group; one is that of this process.
+
+    After a run that was saved (`moving`, `asked`) it ends: its place may be on a node that will be taken away, or too small.
 
     Tune has no checkpoints to keep: `bft_ray.study.execute.segments` saves the state of a run itself.
     """
@@ -30,16 +37,24 @@ class TrialActor(tune.Trainable):
         self._warm: Warm | None = None
         self._group: Group | None = None
         self._steps: Generator[Run, None, None] | None = None
+        self._is_left = False
         self._set(config["segment"])
 
     def step(self) -> dict[str, Any]:
-        """The report of the run (`run`, as one object, because Tune flattens mappings), and `done`: the segment has ended."""
+        """The report of the run (`run`, as one object, because Tune flattens mappings), and `done`: the segment has ended.
+
+        Raises:
+            Left: the run was saved. Tune keeps an actor whose segment is done, and one that fails it gives up, with its places.
+        """
+        if self._is_left:
+            raise Left("the run is saved, and goes on elsewhere")
         if self._steps is None:
             keep_for(self._segment.tree.get("cluster", {}).get("file_mode", "owner"))
             places = get_current_placement_group()
             self._steps = self._alone() if places is None or places.bundle_count == 1 else self._together(places)
         run = next(self._steps)
-        return {"run": run, "done": run.status != "running"}
+        self._is_left = run.status == "saved"
+        return {"run": run, "done": run.status not in ("running", "saved")}
 
     def _alone(self) -> Generator[Run, None, None]:
         from bft_ray.study.execute.segments import run_segment

@@ -29,9 +29,11 @@ from bft_ray.study.controller import OVER, Controller
 from bft_ray.study.execute.actor import TrialActor
 from bft_ray.study.execute.ending import ending
 from bft_ray.study.execute.slots import COUNT_S, most_workers, num_workers_of, reserved, room_for_trials
-from bft_ray.study.records.segment import Segment
+from bft_ray.study.records.segment import Run, Segment
 from bft_ray.train.failure import advice_on, how_it_died
 from bft_ray.workers.asking import asking
+
+log = logging.getLogger(__name__)
 
 #: settings that Tune reads only from the environment, when a study begins
 _SETTINGS = {
@@ -72,7 +74,8 @@ def run(
         _settings(),
         warnings.catch_warnings(),
     ):
-        bridge = _Bridge(controller, [room_for_trials(config.cluster), look, ending(controller, ask)])
+        room = room_for_trials(config.cluster, lambda: controller.num_running > 0)
+        bridge = _Bridge(controller, [room, look, ending(controller, ask)])
         warnings.simplefilter("ignore")  # Tune's, about its own settings
         no_checkpoints = tune.CheckpointConfig(checkpoint_at_end=False)  # a segment saves its state itself
         tuner = tune.Tuner(
@@ -120,6 +123,8 @@ class _Bridge:
         self.segments: dict[str, Segment] = {}  # by the id that Tune gave
         self.why: dict[str, str] = {}  # by that id: how the process of a segment ended
         self.too_wide: set[str] = set()  # such ids, of segments that wait for more places than there are now
+        self.saved: dict[str, Run] = {}  # by such an id: a run that was saved, whose actor is about to end
+        self.moving: set[tuple[str, int]] = set()  # (trial, seed) of those that go on elsewhere
         self.error: BaseException | None = None
         self._looked = 0.0
 
@@ -166,6 +171,11 @@ class _Suggestions(Searcher):
             return
         if trial_id in self._bridge.too_wide:
             self._bridge.call(self._bridge.controller.put_back, segment)
+        elif run := self._bridge.saved.pop(trial_id, None):
+            if not self._bridge.controller.is_held:
+                log.warning("%s is saved after step %d: nodes leave or come", segment.trial, run.num_steps)
+                self._bridge.moving.add((segment.trial, segment.seed))
+            self._bridge.call(self._bridge.controller.ended, segment, run)
         elif error or not result or "run" not in result:
             why = self._bridge.why.pop(trial_id, how_it_died(""))
             self._bridge.call(self._bridge.controller.broke, segment, why)
@@ -197,12 +207,17 @@ class _Rungs(FIFOScheduler):
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        if result["run"].status == "saved":
+            self._bridge.saved[trial.trial_id] = result["run"]
+            return TrialScheduler.CONTINUE  # its next step ends the actor, see `TrialActor.step`
         segment = self._bridge.segments[trial.trial_id]
         on = self._bridge.call(self._bridge.controller.is_promoted, segment, result["run"])
         return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Keep the reason: Tune calls this before the searcher, which gets no error."""
+        if trial.trial_id in self._bridge.saved:
+            return
         what = how_it_died(_error_text(trial))
         self._bridge.why[trial.trial_id] = f"{what}. {advice_on(what) or advice_on('MemoryError')}"
 
@@ -221,8 +236,11 @@ class _Events(tune.Callback):
         self._bridge = bridge
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        segment = self._bridge.segments[trial.trial_id]
-        self._bridge.call(self._bridge.controller.begun, segment, num_workers_of(trial))
+        segment, num_workers = self._bridge.segments[trial.trial_id], num_workers_of(trial)
+        if (segment.trial, segment.seed) in self._bridge.moving:
+            self._bridge.moving.remove((segment.trial, segment.seed))
+            log.warning("%s goes on with %d worker%s", segment.trial, num_workers, "s" * (num_workers > 1))
+        self._bridge.call(self._bridge.controller.begun, segment, num_workers)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self._bridge.look()

@@ -15,6 +15,7 @@ from bft_ray.places.addresses import redact
 from bft_ray.places.disk import full_disk
 from bft_ray.study.execute import paused
 from bft_ray.study.execute.card import cards_of_ranks, joined
+from bft_ray.study.execute.moving import moving
 from bft_ray.study.execute.trial import trial
 from bft_ray.study.execute.warm import Warm
 from bft_ray.study.records.segment import Run, Segment
@@ -41,13 +42,14 @@ def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
     Errors become the status `failed` with a reason. Those that would come again are written to the file; after an
     unexpected error, `warm` is emptied. A full disk stops the run, and its earlier results are kept.
 
-    Where the driver asks (`bft_ray.workers.asking`), the run is saved after its present step and ends; one that has not begun
-    does not begin.
+    Where the driver asks (`bft_ray.workers.asking`), or nodes leave or come (`bft_ray.study.execute.moving`), the run is saved
+    after its present step and ends; one that has not begun does not begin.
 
     Closing the generator stops the run and frees what it holds.
     """
-    with asked(segment.study if ranks.is_first() else "") as is_asked:
-        yield from _run(segment, warm, is_asked)
+    key = segment.study if ranks.is_first() else ""
+    with asked(key) as is_asked, moving(segment.tree.get("cluster", {})) as is_moving:
+        yield from _run(segment, warm, lambda: is_asked() or is_moving())
 
 
 def _run(segment: Segment, warm: Warm, is_asked: Callable[[], bool]) -> Generator[Run, None, None]:

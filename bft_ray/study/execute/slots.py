@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 
 from bft_ray.config import ClusterConfig
 from bft_ray.errors import BftError
-from bft_ray.workers.node import living
+from bft_ray.workers.node import staying
 from bft_ray.workers.room import num_places, worker_resources
 
 log = logging.getLogger(__name__)
@@ -20,31 +20,34 @@ COUNT_S = 5.0  # between two counts of the cluster's nodes
 
 
 def num_slots(cluster: ClusterConfig) -> Callable[[], int]:
-    """A function for how many trials the nodes of the cluster could run at a time, if nobody else used them. It counts the
-    nodes every few seconds.
+    """A function for how many trials the nodes of the cluster could run at a time, if nobody else used them: those without a notice
+    that they will be taken away. It counts the nodes every few seconds.
     """
     known, at = 0, -COUNT_S
 
     def count() -> int:
         nonlocal known, at
         if time.monotonic() - at >= COUNT_S:
-            nodes = [node["Resources"] for node in living()]
+            nodes = [node["Resources"] for node in staying()]
             known, at = num_runs(nodes, worker_resources(cluster), cluster), time.monotonic()
         return known
 
     return count
 
 
-def room_for_trials(cluster: ClusterConfig) -> Callable[[], None]:
+def room_for_trials(cluster: ClusterConfig, is_busy: Callable[[], bool] = lambda: False) -> Callable[[], None]:
     """A function that raises BftError when no node has had room for a trial for too long: Tune would wait for ever, and
     print nothing.
+
+    Args:
+        is_busy: whether trials run, as on nodes that will be taken away only later.
     """
     slots, since = num_slots(cluster), time.monotonic()
     has_warned = False
 
     def look() -> None:
         nonlocal since, has_warned
-        if slots():
+        if slots() or is_busy():
             since, has_warned = time.monotonic(), False
         elif time.monotonic() - since > cluster.start_timeout_s:
             raise BftError(
@@ -95,7 +98,7 @@ def most_workers(cluster: ClusterConfig) -> int:
     """As many workers of a trial as there is room for now, if nobody else used it, and no fewer than the least."""
     if cluster.least_workers == cluster.num_workers:
         return cluster.num_workers
-    nodes, need = [node["Resources"] for node in living()], worker_resources(cluster)
+    nodes, need = [node["Resources"] for node in staying()], worker_resources(cluster)
     counts = range(cluster.least_workers, cluster.num_workers + 1)
     return max((n for n in counts if _num_runs(nodes, need, cluster, n)), default=cluster.least_workers)
 
