@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bft_ray.config import SourceConfig
+from bft_ray.data.choices import marks_of
 from bft_ray.data.content import bare
 from bft_ray.data.forms import Use
 from bft_ray.data.rows import NOT_TAUGHT, BadRow, Row, choice_rows, look, question_key, read_rows
@@ -211,6 +212,8 @@ def _choices(source: SourceConfig, field: str) -> Iterator[Found | BadRow]:
             yield row
             continue
         options = [f"{_letter(place)}. {option}" for place, option in enumerate(row.choices)]
+        if marks_of(row.choices) == sorted(marks_of(row.choices)) != []:  # they hold their letters already
+            options = list(row.choices)
         asked = "\n".join([row.question, *options])
         right = row.choices[row.answer]
         prompt = f"{row.context}\n\n{asked}" if row.context else asked
