@@ -280,7 +280,7 @@ def _guarded(render: Callable[[], Any], where: str, template: str) -> Any:
     except BadInput:
         raise
     except jinja2.TemplateSyntaxError as error:  # no row could be rendered
-        remedy = f"Line {error.lineno} of the template: {error.message}. Correct it (chat_template.jinja or tokenizer_config.json beside the model)."
+        remedy = f"Line {error.lineno} of the template: {error.message} It is in chat_template.jinja or tokenizer_config.json."
         raise BadInput(
             "model.path", "a model whose chat template is broken", "one with a valid template", remedy
         ) from None

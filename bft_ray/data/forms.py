@@ -139,7 +139,21 @@ def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise BadInput(
             f"{where} {column}{fault.inner}", fault.received, fault.rule, _fault_remedy(fault, use)
         ) from None
-    return {**_marks(use, record, names, where), **made}
+    row = {**_marks(use, record, names, where), **made}
+    for part, value in row.items():
+        if _has_nul(value):
+            remedy = "Damaged files hold it, and UTF-16 that was read as another encoding: remove it from the text."
+            raise BadInput(
+                f"{where} {own.get(part, part)}", "text with a NUL character (U+0000)", "without one", remedy
+            )
+    return row
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return any(map(_has_nul, inner))
 
 
 class MissingCell(Exception):
@@ -264,6 +278,7 @@ def _unused(use: Use, names: tuple[str, ...]) -> tuple[str, ...]:
         taken |= {part for part in (*use.form.needs, *use.form.may, "id", "group") if part not in use.columns}
     else:
         taken |= set(_parts(use.form, names).values())
+    taken |= {column.partition(".")[0] for column in taken if column}  # a part of it is used
     return tuple(name for name in names if name not in taken)
 
 
@@ -345,6 +360,10 @@ def _fault_remedy(fault: Fault, use: Use) -> str:
         return fault.remedy
     if fault.received == "a number":
         return "Write it as text." if fault.inner else _numbers_as_text(use)
+    if fault.received in ("a truth value", "date", "datetime", "Decimal", "time"):
+        return "Write it as the text that the model is to read or to give, such as yes and no, or 2024-11-05."
+    if fault.received == "text" and fault.part == "choices":
+        return 'Write it as a JSON list, ["a", "b"], or give each option a column of its own: option_a, option_b ...'
     return _FILL if fault.received in ("missing", "empty") else ""
 
 

@@ -16,6 +16,7 @@ from bft_ray.config import SourceConfig
 from bft_ray.data.choices import marks_of
 from bft_ray.data.content import bare
 from bft_ray.data.forms import Use
+from bft_ray.data.nested import dotted_in, with_nested
 from bft_ray.data.rows import NOT_TAUGHT, BadRow, Row, choice_rows, look, question_key, read_rows
 from bft_ray.data.tables import read_table
 from bft_ray.data.template import check_braces, column_of, names_in
@@ -113,7 +114,8 @@ def _check_columns(source: SourceConfig, field: str) -> None:
     """
     if not source.columns:
         return
-    rows = read_table(source.path, source.split, source.config_name, source.revision, source.limit, field)
+    table = read_table(source.path, source.split, source.config_name, source.revision, source.limit, field)
+    rows = with_nested(table, dotted_in(source.columns))
     wanted = [(option, name) for option, column in source.columns.items() for name in names_in(column) or [column]]
     there: tuple[str, ...] = ()
     for _, row in rows:  # no further than to the row that has the last of them
