@@ -251,6 +251,8 @@ FORMS: tuple[Form, ...] = (
     ),
 )  # fmt: skip
 
+#: columns that beside a text hold what is to be answered
+LABELS = frozenset(["label", "labels", "class", "target", "diagnosis", "outcome", "sentiment", "gold", "finaldecision"])
 #: columns that say something about a row and are not its content
 METADATA = frozenset([
     "id", "idx", "index", "uid", "uuid", "guid", "qid", "rowid", "pubid", "pmid", "pmcid", "doi", "key", "hash",

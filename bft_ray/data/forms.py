@@ -25,7 +25,7 @@ from typing import Any
 from bft_ray.data import canonical, choices
 from bft_ray.data.canonical import Fault
 from bft_ray.data.content import bare, looks_like_content
-from bft_ray.data.form_table import FIELDS, FORMS, KINDS, MISSING_WORDS, Form
+from bft_ray.data.form_table import FIELDS, FORMS, KINDS, LABELS, MISSING_WORDS, Form
 from bft_ray.data.tables import is_missing
 from bft_ray.data.template import check_braces, column_of, fill, names_in
 from bft_ray.errors import BadInput
@@ -101,9 +101,25 @@ def recognise(
         use = Use(found, _shown(found, tuple(map(str, record))), (), columns, field)
     names = tuple(map(str, record))
     use = Use(use.form, {**use.used, **columns}, _unused(use, names), columns, field)
+    if form == "auto" and use.form.kind == "text" and use.form.name != _CHOSEN:
+        _check_labels(use, where)
     for place, each in [(where, record), *more]:
         check_unused(use, each, place)
     return use
+
+
+def _check_labels(use: Use, where: str) -> None:
+    """Refuse a table of texts with their labels: as text alone, the texts were learned, and no label was."""
+    label = next((name for name in use.unused if bare(name) in LABELS), None)
+    if label is None:
+        return
+    text = use.used["text"]
+    remedy = (
+        f"To learn it: --prompt '{{{text}}}' --completion '{{{label}}}' (of `bft-ray init`; in a config, `columns` of the source). "
+        "To learn the text alone: --form text (in a config, `form` of the source)."
+    ).replace("--form text", f"--form {use.form.name}")
+    rule = f"but it looks like what is to be answered, and of the form {use.form.name} the column `{text}` alone is learned"
+    raise BadInput(f"{where} {label}", "a label", rule, remedy)
 
 
 def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
