@@ -19,6 +19,8 @@ from bft_ray.config.words import explain
 from bft_ray.errors import BadConfig, BadInput
 
 _Model = typing.TypeVar("_Model", bound=BaseModel)
+#: fields that map names of any form to values
+_TEXT_BY_NAME = ("tags", "columns", "resources_per_worker")
 
 
 class _Loader(yaml.SafeLoader):
@@ -139,7 +141,8 @@ def parse_override(override: str) -> tuple[str, Any]:
     try:
         return name, _construct(text) if text else None
     except yaml.constructor.ConstructorError as error:
-        raise BadInput(name, text, "a YAML value", f"It holds {error.problem}.") from None
+        remedy = f"It holds {error.problem}. A text with braces is quoted twice: {name}='\"{{a}} {{b}}\"'."
+        raise BadInput(name, text, "a YAML value", remedy) from None
     except yaml.YAMLError:
         raise BadInput(name, text, "a YAML value", "Quote it twice if it has special characters.") from None
 
@@ -154,7 +157,7 @@ def _construct(text: str) -> Any:
 
 def set_field(tree: dict[str, Any], name: str, value: Any) -> None:
     """Set one dotted field of the tree in place, to a value as it is; BadInput where there can be no such field."""
-    *parents, last = name.split(".")
+    *parents, last = _keys(name)
     place: Any = tree
     for key in parents:
         place = _descend(place, key, name)
@@ -162,6 +165,15 @@ def set_field(tree: dict[str, Any], name: str, value: Any) -> None:
         place[_index(place, last, name)] = value
         return
     _section(place, name)[last] = value
+
+
+def _keys(name: str) -> list[str]:
+    """The keys of a dotted field. What stands behind a mapping of text is one key, dots included: `tracking.tags.team.name`."""
+    keys = name.split(".")
+    for at, key in enumerate(keys):
+        if key in _TEXT_BY_NAME and len(keys) > at + 1:
+            return [*keys[: at + 1], ".".join(keys[at + 1 :])]
+    return keys
 
 
 def _descend(place: Any, key: str, name: str) -> Any:
@@ -181,6 +193,10 @@ def _section(place: Any, name: str) -> dict[str, Any]:
 
 def _index(place: list[Any], key: str, name: str) -> int:
     if not key.isdigit() or int(key) >= len(place):
+        if not place:
+            rule = "given with the whole list, because the list is empty"
+            whole = name.split(f".{key}")[0]
+            raise BadInput(name, key, rule, f"For example {whole}='[{{...}}]', an entry between the brackets.")
         raise BadInput(name, key, f"an index from 0 to {len(place) - 1}, because it names an entry of a list")
     return int(key)
 

@@ -109,6 +109,12 @@ def _rule_of(problem: Any) -> str:
         return f"{what} of {words} {_count(context[bound], of)}."
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return "a mapping of names to values, as in {name: value}."
+    if kind == "string_type" and isinstance(problem["input"], dict | list):
+        return (
+            """text. Where it holds braces or brackets, quote it: "{name}" in a file, '"{name}"' on a command line."""
+        )
+    if kind == "string_type" and problem["input"] is not None:
+        return """text, which YAML does not take this for. Quote it: "7" in a file, '"7"' on a command line."""
     if kind == "list_type":
         return "a list, as in [a, b]."
     if kind == "invalid_key":

@@ -279,6 +279,11 @@ def _guarded(render: Callable[[], Any], where: str, template: str) -> Any:
         return render()
     except BadInput:
         raise
+    except jinja2.TemplateSyntaxError as error:  # no row could be rendered
+        remedy = f"Line {error.lineno} of the template: {error.message} It is in chat_template.jinja or tokenizer_config.json."
+        raise BadInput(
+            "model.path", "a model whose chat template is broken", "one with a valid template", remedy
+        ) from None
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         is_safe = said in template or isinstance(error, jinja2.UndefinedError | TypeError)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bft_ray.data.canonical import Fault, body_of, from_json, text_of
-from bft_ray.data.tables import kind_of
+from bft_ray.data.tables import is_missing, kind_of
 
 BY_INDEX = "by_index"  # mark of a record whose answer was given as an index, and could count from 1
 # `str.isdigit` takes what `int` does not, such as a superscript; tables with an empty cell write 1 as 1.0
 _INDEX = re.compile(r"\s*(-?[0-9]{1,9})(?:\.0+)?\s*")
+_MARK = re.compile(r"\s*\(?([A-Z])[.):]\s")  # of an option that holds its own letter
 
 
 def index_base(value: Any) -> int | None:
@@ -20,6 +21,38 @@ def index_base(value: Any) -> int | None:
     if (number := _number(value)) is None or number <= 0:
         return 0
     return 1 if number >= 4 else None
+
+
+def marks_of(options: Sequence[str]) -> list[str]:
+    """The letters with which options begin (`A. yes`, `(B) no`), where these are A, B, C ... in any order; else none."""
+    found = [_MARK.match(option) for option in options]
+    marks = [match[1] for match in found if match]
+    return marks if sorted(marks) == [chr(ord("A") + place) for place in range(len(options))] else []
+
+
+def lettered(values: dict[str, Any]) -> dict[str, Any]:
+    """Options in columns of their own, by letter or by number, the last ones of them empty where a row has fewer."""
+    given = {part[-1]: values.get(part) for part in values if part.startswith("option_")}
+    there = [label for label in sorted(given) if not _is_blank(given[label])]
+    if gap := next((label for label in sorted(given)[: len(there)] if label not in there), None):
+        remedy = "Move the options to the left, and name the right one anew where it is a letter; or remove the row."
+        raise Fault(f"option_{gap}", "empty", "filled where an option behind it is", remedy)
+    if all(map(str.isdigit, there)):  # a number is then the name of a column, which counts from 1
+        return choice({**values, "choices": {label: given[label] for label in there}})
+    return choice({**values, "choices": [given[label] for label in there]})
+
+
+def names_option(values: Mapping[str, Any]) -> bool:
+    """Whether the answer of a row can be one of its options: missing, a letter, a number, or the text of an option."""
+    answer = values.get("answer")
+    if _is_blank(answer) or _number(answer) is not None:
+        return True
+    said = str(answer).strip()
+    return len(said.strip("().")) == 1 or said in [str(values[part]).strip() for part in values if part != "answer"]
+
+
+def _is_blank(value: Any) -> bool:
+    return is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
 def choice_by_columns(values: dict[str, Any], base: int) -> dict[str, Any]:
@@ -46,6 +79,12 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
     if not labels:
         number, letter = _number(said), _letter(said, len(options))
         found = by_text or [index for index in (number, letter) if index is not None]
+        marks = marks_of(options)
+        if letter is not None and marks and marks[letter] != chr(ord("A") + letter):
+            received = "a letter that is the place of one option, and with which another one begins"
+            raise Fault(
+                "answer", received, "one of the two", "Put the options in the order of their letters, or give the text."
+            )
         if by_text and letter is not None and letter not in by_text:
             raise Fault("answer", "a letter and the text of another option", "one of the two", "Give the index.")
         is_index = number is not None and 0 <= number < len(options) and "." not in str(said)

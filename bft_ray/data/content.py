@@ -50,4 +50,5 @@ def _most_words(value: Any) -> int:
 @functools.lru_cache(maxsize=4096)
 def bare(name: str) -> str:
     """A column's name without regard to case, white space, `-` and `_`, or how its accents are encoded."""
-    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name)).casefold()
+    joined = re.sub(r"[\s_-]+", "", name)  # first: marks that a blank parted are then in one order
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", joined).casefold())

@@ -35,7 +35,7 @@ from bft_ray.data.chat import uses_date
 from bft_ray.data.passing import passing_folder
 from bft_ray.data.read_as import note_paths
 from bft_ray.data.report import DataReport, SourceReport, describe_lengths
-from bft_ray.data.rows import BadRow, Row, read_rows, row_key
+from bft_ray.data.rows import BadRow, Row, asks_nothing, read_rows, row_key
 from bft_ray.data.tables import content_hash
 from bft_ray.data.tokenise import (
     Encoded,
@@ -238,6 +238,7 @@ def _write(
     groups: list[str | None] = []
     keys: list[str] = []
     samples: list[tuple[int, int, int, int]] = []
+    num_blank = [0] * len(sources)
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "supervised.bin").open("wb") as supervised:
         for index, (source, report) in enumerate(zip(sources, reports, strict=True)):
             prefix = f"{index}/" if len(sources) > 1 else ""
@@ -247,6 +248,7 @@ def _write(
                 ids.append(prefix + row.id)
                 groups.append(row.group)
                 keys.append(row_key(row))
+                num_blank[index] += asks_nothing(row)
                 samples.append((len(encoded.input_ids), sum(encoded.supervised), encoded.num_bytes, index))
             _check_not_empty(report, f"{field}.{index}")
     table = np.array(samples, dtype=SAMPLE)
@@ -254,6 +256,11 @@ def _write(
     for name, values in (("ids", ids), ("groups", groups), ("keys", keys)):
         (folder / f"{name}.json").write_text(json.dumps(values))
     notes = notes_of(tokenizer, config)
+    notes += [
+        f"{report.path}: {blank:,} of {report.rows_kept:,} rows have an empty question: their answers are learned without one"
+        for report, blank in zip(reports, num_blank, strict=True)
+        if blank
+    ]
     for note in notes:
         log.warning("%s", note)
     tokens_each, supervised_each = (describe_lengths(table[name]) for name in ("length", "num_supervised"))

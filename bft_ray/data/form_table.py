@@ -66,6 +66,7 @@ _OPTIONS = ("options", "choices")
 _CHOICE = {"question": "{question}", "choices": "{choices}", "answer": "{answer}"}
 _SUBJECT = ("subject", "subject_name", "category", "body_system")
 _RATIONALE = ("rationale", "explanation", "exp", "solution", "cot")
+_RIGHT = ("answer", "correct_answer", "correct_option", "correct", "right_answer", "answerKey", "answer_idx", "gold")
 _MAY_CHOICE = {"context": _CONTEXT, "subject": _SUBJECT}
 #: names of a question and its answer, likeliest first
 PAIRS = (
@@ -99,6 +100,21 @@ def _medmcqa(name: str, base: int) -> Form:
     )
 
 
+def _lettered(name: str, spelled: tuple[str, ...], labels: str, fits: Callable[[dict[str, Any]], bool]) -> Form:
+    columns = {f"option_{label}": tuple(each + label for each in spelled) for label in labels}
+    needs, further = dict(list(columns.items())[:2]), dict(list(columns.items())[2:])
+    return Form(
+        name,
+        "choice",
+        {"question": (*_QUESTION, "prompt"), **needs, "answer": _RIGHT},
+        {"question": "{question}", "choices": " ".join(f"{{{part}}}" for part in columns), "answer": "{answer}"},
+        choices.lettered,
+        may={**further, **_MAY_CHOICE},
+        known=_RATIONALE,
+        fits=fits,
+    )
+
+
 def _pair(prompt: str, completion: str) -> Form:
     return Form(
         f"{prompt}/{completion}",
@@ -127,6 +143,10 @@ FORMS: tuple[Form, ...] = (
     # the hub's copy counts the right option from 0 (a class label a, b, c, d; -1: not given), the authors' files from 1
     _medmcqa("medmcqa", 0),
     _medmcqa("medmcqa_from_1", 1),
+    # as spreadsheets have it; a column that is named by a letter alone may be something else
+    _lettered("options_by_letter", ("option_", "choice_", "op"), "abcdefgh", lambda values: True),
+    _lettered("options_by_number", ("option_", "choice_"), "12345678", lambda values: True),
+    _lettered("columns_by_letter", ("",), "abcdefgh", choices.names_option),
     Form(
         "arc",
         "choice",
@@ -231,6 +251,8 @@ FORMS: tuple[Form, ...] = (
     ),
 )  # fmt: skip
 
+#: columns that beside a text hold what is to be answered
+LABELS = frozenset(["label", "labels", "class", "target", "diagnosis", "outcome", "sentiment", "gold", "finaldecision"])
 #: columns that say something about a row and are not its content
 METADATA = frozenset([
     "id", "idx", "index", "uid", "uuid", "guid", "qid", "rowid", "pubid", "pmid", "pmcid", "doi", "key", "hash",

@@ -25,7 +25,7 @@ from typing import Any
 from bft_ray.data import canonical, choices
 from bft_ray.data.canonical import Fault
 from bft_ray.data.content import bare, looks_like_content
-from bft_ray.data.form_table import FIELDS, FORMS, KINDS, MISSING_WORDS, Form
+from bft_ray.data.form_table import FIELDS, FORMS, KINDS, LABELS, MISSING_WORDS, Form
 from bft_ray.data.tables import is_missing
 from bft_ray.data.template import check_braces, column_of, fill, names_in
 from bft_ray.errors import BadInput
@@ -101,9 +101,25 @@ def recognise(
         use = Use(found, _shown(found, tuple(map(str, record))), (), columns, field)
     names = tuple(map(str, record))
     use = Use(use.form, {**use.used, **columns}, _unused(use, names), columns, field)
+    if form == "auto" and use.form.kind == "text" and use.form.name != _CHOSEN:
+        _check_labels(use, where)
     for place, each in [(where, record), *more]:
         check_unused(use, each, place)
     return use
+
+
+def _check_labels(use: Use, where: str) -> None:
+    """Refuse a table of texts with their labels: as text alone, the texts were learned, and no label was."""
+    label = next((name for name in use.unused if bare(name) in LABELS), None)
+    if label is None:
+        return
+    text = use.used["text"]
+    remedy = (
+        f"To learn it: --prompt '{{{text}}}' --completion '{{{label}}}' (of `bft-ray init`; in a config, `columns` of the source). "
+        "To learn the text alone: --form text (in a config, `form` of the source)."
+    ).replace("--form text", f"--form {use.form.name}")
+    rule = f"but it looks like what is to be answered, and of the form {use.form.name} the column `{text}` alone is learned"
+    raise BadInput(f"{where} {label}", "a label", rule, remedy)
 
 
 def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -139,7 +155,21 @@ def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise BadInput(
             f"{where} {column}{fault.inner}", fault.received, fault.rule, _fault_remedy(fault, use)
         ) from None
-    return {**_marks(use, record, names, where), **made}
+    row = {**_marks(use, record, names, where), **made}
+    for part, value in row.items():
+        if _has_nul(value):
+            remedy = "Damaged files hold it, and UTF-16 that was read as another encoding: remove it from the text."
+            raise BadInput(
+                f"{where} {own.get(part, part)}", "text with a NUL character (U+0000)", "without one", remedy
+            )
+    return row
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return any(map(_has_nul, inner))
 
 
 class MissingCell(Exception):
@@ -264,6 +294,7 @@ def _unused(use: Use, names: tuple[str, ...]) -> tuple[str, ...]:
         taken |= {part for part in (*use.form.needs, *use.form.may, "id", "group") if part not in use.columns}
     else:
         taken |= set(_parts(use.form, names).values())
+    taken |= {column.partition(".")[0] for column in taken if column}  # a part of it is used
     return tuple(name for name in names if name not in taken)
 
 
@@ -345,6 +376,10 @@ def _fault_remedy(fault: Fault, use: Use) -> str:
         return fault.remedy
     if fault.received == "a number":
         return "Write it as text." if fault.inner else _numbers_as_text(use)
+    if fault.received in ("a truth value", "date", "datetime", "Decimal", "time"):
+        return "Write it as the text that the model is to read or to give, such as yes and no, or 2024-11-05."
+    if fault.received == "text" and fault.part == "choices":
+        return 'Write it as a JSON list, ["a", "b"], or give each option a column of its own: option_a, option_b ...'
     return _FILL if fault.received in ("missing", "empty") else ""
 
 

@@ -38,7 +38,7 @@ def open_dataset(path: str, split: str | None, name: str | None, revision: str |
     except Exception as error:  # hub, network or disk, of any type: to the user it is bad input
         if is_saved:
             rule = "a folder that `Dataset.save_to_disk` wrote"
-            raise BadInput(f"{field}.path", path, rule, _said(error)) from error
+            raise BadInput(f"{field}.path", path, rule, _files_in(path) or _said(error)) from error
         raise _named(error, path, split, name, field) from error
     if not isinstance(data, datasets.DatasetDict):
         return data
@@ -46,6 +46,17 @@ def open_dataset(path: str, split: str | None, name: str | None, revision: str |
     if chosen not in data:
         raise _no_such(f"{field}.split", split, list(data), "Name the split of the dataset.")
     return data[chosen]
+
+
+def _files_in(path: str) -> str:
+    """Which files of a folder can be given in its place, as of a dataset's repository that was downloaded."""
+    suffixes = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+    inside = sorted(Path(path).rglob("*"))
+    tables = [str(file.relative_to(path)) for file in inside if file.suffix.lower() in suffixes and file.is_file()]
+    if not tables or (Path(path) / "state.json").exists() or (Path(path) / "dataset_dict.json").exists():
+        return ""
+    shown = ", ".join(tables[:3]) + (" ..." if len(tables) > 3 else "")
+    return f"Give one of its files, or a source for each of them: {shown}."
 
 
 @functools.lru_cache(maxsize=4)  # its fingerprint is asked for before its rows

@@ -24,14 +24,15 @@ from bft_ray.config.tasks import NamesTask, RowsTask
 from bft_ray.data.choices import BY_INDEX
 from bft_ray.data.form_table import FIELDS
 from bft_ray.data.forms import MissingCell, Use, apply, recognise
+from bft_ray.data.nested import dotted_in, with_nested
 from bft_ray.data.record import BadRow, ChoiceRow, Row
 from bft_ray.data.tables import Ids, read_table, resolve_path, row_id
 from bft_ray.data.wrong import with_wrong
 from bft_ray.errors import BadInput
 
 __all__ = [
-    "FIELDS", "BadRow", "ChoiceRow", "Row", "canonical_rows", "choice_rows", "look", "question_key", "read_choices", "read_rows",
-    "read_table", "resolve_path", "row_key", "source_of", "text_key",
+    "FIELDS", "BadRow", "ChoiceRow", "Row", "asks_nothing", "canonical_rows", "choice_rows", "look", "question_key", "read_choices",
+    "read_rows", "read_table", "resolve_path", "row_key", "source_of", "text_key",
 ]  # fmt: skip
 
 NOT_TAUGHT = "only assistant turns of weight 0"
@@ -160,6 +161,13 @@ def question_key(row: Row | ChoiceRow) -> str:
     return text_key(asked)
 
 
+def asks_nothing(row: Row) -> bool:
+    """Whether a row of prompt and completion has nothing but white space to ask, as where the cells of its template are empty."""
+    if row.prompt is None:
+        return False
+    return not any(str(turn.get("content") or "").strip() for turn in _turns(row.prompt, "user"))
+
+
 def row_key(row: Row | ChoiceRow) -> str:
     """The same for the whole row, with its answers, in any form; the options may be in any order."""
     if isinstance(row, ChoiceRow):
@@ -197,6 +205,8 @@ def _asked(turns: list[dict]) -> list[dict]:
 
 def _looked_at(source: SourceConfig, field: str) -> tuple[Use | None, Iterable[tuple[str, dict]]]:
     table = read_table(source.path, source.split, source.config_name, source.revision, source.limit, field)
+    if dotted := dotted_in(source.columns):
+        table = with_nested(table, dotted)
     first = list(itertools.islice(table, NUM_LOOKED_AT))
     if not first:
         return None, ()

@@ -24,6 +24,7 @@ STARTER = "starter:"
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _WRAPPERS = ("data", "rows", "examples", "items", "records", "samples", "train")  # of the list in an object
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # JSON's way to write half of a character beyond 65,535
+_SAVE_AS = {suffix: "Save the sheet as CSV (UTF-8), one file for each sheet." for suffix in (".xlsx", ".xls", ".ods")}
 log = logging.getLogger(__name__)
 _KINDS = {
     str: "text",
@@ -54,7 +55,9 @@ def read_table(
     if file.is_file():
         reader = _READERS.get(file.suffix.lower())
         if reader is None:
-            raise BadInput(f"{field}.path", path, f"a file that ends in {', '.join(SUFFIXES)}")
+            is_packed = file.suffix.lower() in (".gz", ".zip", ".bz2", ".xz", ".zst")
+            remedy = "Unpack it." if is_packed else _SAVE_AS.get(file.suffix.lower(), "")
+            raise BadInput(f"{field}.path", path, f"a file that ends in {', '.join(SUFFIXES)}", remedy)
         records = reader(file, path)
     else:
         records = ((f"{path}[{i}]", row) for i, row in enumerate(open_dataset(path, split, name, revision, field)))
@@ -236,6 +239,8 @@ def _named_cells(where: str, header: list[str], cells: list[str]) -> dict[str, s
     for column, (name, cell) in enumerate(zip(header, cells, strict=True), 1):
         if not name and cell.strip() and not cell.strip().isdigit():
             remedy = "Name it in the header, or empty it."
+            if sum(map(bool, header)) <= 1 < sum(map(bool, cells)):  # such as a title, or Excel's `sep=,`
+                remedy = "The first line seems to be a title: remove what is above the line of names."
             raise BadInput(f"{where} column {column}", "filled", "empty, because it has no name", remedy)
     return {name: cell for name, cell in zip(header, cells, strict=True) if name}
 

@@ -72,7 +72,8 @@ def fill(
             raise BadInput(f"{where} {name}", "missing", "given in every row", remedy)
         value = as_text(record[column])
         if value is None:
-            raise BadInput(f"{where} {column}", kind_of(record[column]), "text, a number, or a list of text")
+            remedy = "Write it as the text that the model is to read or to give."
+            raise BadInput(f"{where} {column}", kind_of(record[column]), "text, a number, or a list of text", remedy)
         text.append(value)
         cells.append(value.strip())
     if all(cell in ("", *MISSING_WORDS) for cell in cells):

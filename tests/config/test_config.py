@@ -267,3 +267,35 @@ def test_a_path_is_told_whole(value):
 )
 def test_a_text_is_not(value):
     assert value not in str(BadInput("x", value, "a file"))
+
+
+def test_what_stands_behind_a_mapping_of_text_is_one_key(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    config = load_config(path, ["tracking.tags.mlflow.note.content=a note", "cluster.resources_per_worker.v5.8=1"])
+    assert config.tracking.tags == {"mlflow.note.content": "a note"}
+    assert config.cluster.resources_per_worker == {"v5.8": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("name=2024_11", "`name` is 202411, but must be text, which YAML does not take this for. Quote it"),
+        (
+            "name=2024-11-05",
+            "`name` is datetime.date(2024, 11, 5), but must be text, which YAML does not take this for",
+        ),
+        ("data.train.0.columns.prompt={question}", "must be text. Where it holds braces or brackets, quote it"),
+        ("data.train.0.columns.prompt={a}: {b}", """is quoted twice: data.train.0.columns.prompt='"{a} {b}"'."""),
+        (
+            "evaluation.tasks.0.kind=choice",
+            "the list is empty. For example evaluation.tasks='[{...}]', an entry between",
+        ),
+    ],
+)
+def test_a_value_that_yaml_takes_for_another_is_told_with_its_quotes(tmp_path, override, told):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"evaluation": {"tasks": []}}))
+    with pytest.raises((BadConfig, BadInput)) as caught:
+        load_config(path, [override])
+    assert told in str(caught.value)

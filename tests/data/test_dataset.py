@@ -233,3 +233,13 @@ def test_real_rows(tmp_path):
     with open(sources[0].path, encoding="utf-8") as stream:
         num_bytes = {row["id"]: len(row["completion"].encode()) for row in map(json.loads, stream)}
     assert [data.num_bytes[i] for i in whole] == [num_bytes[data.ids[i].removeprefix("0/")] for i in whole]
+
+
+def test_rows_that_ask_nothing_are_told(tmp_path):
+    source = write_rows(
+        tmp_path / "r.jsonl", [{"id": str(i), "a": "" if i else "q", "b": " ", "c": "x"} for i in range(3)]
+    )
+    source = source.model_copy(update={"columns": {"prompt": "Case: {a} {b}", "completion": "{c}"}})
+    report = prepared([source], tmp_path).report
+    assert report.notes == [f"{source.path}: 2 of 3 rows have an empty question: their answers are learned without one"]
+    assert prepared([write_rows(tmp_path / "s.jsonl", pairs(3))], tmp_path).report.notes == []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig
@@ -450,6 +450,7 @@ def test_the_key_knows_neither_unicode_form_nor_white_space(text, form):
     assert key(f" {unicodedata.normalize(form, text)}\n") == key(text)
 
 
+@example("\u0339 \u0334")
 @given(st.text())
 def test_bare_names_are_stable(name):
     assert bare(bare(name)) == bare(name)
@@ -501,3 +502,20 @@ def test_questions_that_read_the_same_are_the_same(other):
         return question_key(Row(id="a", where="a:1", prompt=text, completion="x"))
 
     assert key(other) == key("Was macht Gen 1?") != key("Was macht Gen 2?")
+
+
+def test_texts_with_labels_are_not_taken_for_texts_alone(tmp_path):
+    rows = [
+        {"id": "1", "Abstract": "Gene A binds B.", "Label": "yes"},
+        {"id": "2", "Abstract": "It does not.", "Label": "no"},
+    ]
+    said = error_of(tmp_path, *rows)
+    assert "r.jsonl:1 Label` is 'a label', but it looks like what is to be answered" in said
+    assert "--prompt '{Abstract}' --completion '{Label}'" in said and "--form abstract" in said
+    chosen = rows_of(tmp_path, *rows, columns={"prompt": "{Abstract}", "completion": "{Label}"})
+    assert [(row.prompt, row.completion) for row in chosen] == [("Gene A binds B.", "yes"), ("It does not.", "no")]
+    assert [row.text for row in rows_of(tmp_path, *rows, form="abstract")] == ["Gene A binds B.", "It does not."]
+    assert [row.text for row in rows_of(tmp_path, *rows, columns={"text": "Abstract"})] == [
+        "Gene A binds B.",
+        "It does not.",
+    ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bft_ray.config import SourceConfig
-from bft_ray.data.rows import BadRow, Row, read_rows, read_table, resolve_path
+from bft_ray.data.rows import BadRow, Row, look, read_choices, read_rows, read_table, resolve_path
 from bft_ray.errors import BadInput
 from tests.support.paths import SHARED
 
@@ -398,3 +398,43 @@ def test_the_shared_cases_that_are_told():
     rows = rows_of(CASES / "nanstr.csv")
     assert sum(isinstance(row, BadRow) and row.reason == "missing answer (the word nan)" for row in rows) == 6
     assert "surrogate.jsonl:4 answer` is 'half a character (U+D83D)'" in error_of(CASES / "surrogate.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.csv.gz", "", "must be a file that ends in .jsonl, .json, .csv, .tsv, .parquet. Unpack it."),
+        ("a.xlsx", "", "Save the sheet as CSV (UTF-8), one file for each sheet."),
+        ("a.csv", "Study of 2024,,\nquestion,answer,note\nq,a,n\n", "a.csv:2 column 2` is 'filled', but must be empty"),
+        ("b.csv", "sep=,\nquestion,answer\nq,a\n", "The first line seems to be a title: remove what is above the line of names."),
+        ("c.csv", 'question,options,answer\nq,"[\'a\', \'b\']",A\n', 'Write it as a JSON list, ["a", "b"], or give each option'),
+        ("d.jsonl", '{"question": "q", "answer": true}\n', "Write it as the text that the model is to read or to give"),
+        ("e.jsonl", '{"question": "q\\u0000", "answer": "a"}\n', "e.jsonl:1 question` is 'text with a NUL character (U+0000)'"),
+        ("f.jsonl", '{"messages": [{"role": "user", "content": "\\u0000"}, {"role": "assistant", "content": "a"}]}\n', "NUL"),
+    ],
+)  # fmt: skip
+def test_what_helps_with_a_table_of_another_make(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    reads = read_choices if name == "c.csv" else read_rows
+    with pytest.raises(BadInput) as caught:
+        list(reads(SourceConfig(path=str(tmp_path / name))))
+    assert told in str(caught.value)
+
+
+def test_the_files_of_a_downloaded_repository_are_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "train.jsonl", [{"question": "q", "answer": "a"}])
+    assert "Give one of its files, or a source for each of them: data/train.jsonl." in error_of(tmp_path)
+
+
+def test_columns_within_columns(tmp_path):
+    row = {"id": 7, "data": {"question": "q", "answers": {"text": ["a", "b"]}, "site": None}, "a.b": "c", "e": {"f": 1}}
+    path = write_jsonl(tmp_path / "r.jsonl", [row])
+    [read] = rows_of(path, columns={"prompt": "{data.question} {a.b}", "completion": "data.answers.text.0"})
+    assert (read.prompt, read.completion) == ("q c", "a")
+    used = look(SourceConfig(path=str(path), columns={"prompt": "data.question", "completion": "a.b"}))
+    assert used.unused == ("e",)  # and not `data`, of which a part is used
+    assert "data.answer` is 'missing'" in error_of(
+        path, columns={"prompt": "data.question", "completion": "data.answer"}
+    )
+    assert "data.site` is 'missing'" in error_of(path, columns={"prompt": "{data.site}", "completion": "a.b"})

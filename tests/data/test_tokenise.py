@@ -161,6 +161,13 @@ def test_what_a_template_says_of_a_row_is_not_told(raised):
     assert "SECRET" not in str(caught.value)
 
 
+def test_a_template_with_a_syntax_error_is_a_fault_of_the_model():
+    with pytest.raises(
+        BadInput, match=r"`model.path` is 'a model whose chat template is broken'.* Line 1 of the template"
+    ):
+        encode(PAIR, tiny_tokenizer("{% for m in messages %}{{ m.content }}"), AUTO)
+
+
 def test_template_setting():
     assert tiny_tokenizer(CHATML).decode(encode(PAIR, tiny_tokenizer(CHATML), PLAIN).input_ids).count("<|im") == 0
     with pytest.raises(BadInput, match=r"`data.template` is 'chat', but must be plain or auto, because this tokenizer"):

@@ -30,7 +30,7 @@ RATE = 10.0
 @pytest.fixture
 def package():
     """bitsandbytes, or a skip that says where it comes from."""
-    pytest.importorskip("bitsandbytes", reason="needs the extra `clouds`")
+    pytest.importorskip("bitsandbytes", reason="needs the extra `4bit`")
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bft_ray.config import SourceConfig
+from bft_ray.data.choices import marks_of
 from bft_ray.data.content import bare
 from bft_ray.data.forms import Use
+from bft_ray.data.nested import dotted_in, with_nested
 from bft_ray.data.rows import NOT_TAUGHT, BadRow, Row, choice_rows, look, question_key, read_rows
 from bft_ray.data.tables import read_table
 from bft_ray.data.template import check_braces, column_of, names_in
@@ -112,7 +114,8 @@ def _check_columns(source: SourceConfig, field: str) -> None:
     """
     if not source.columns:
         return
-    rows = read_table(source.path, source.split, source.config_name, source.revision, source.limit, field)
+    table = read_table(source.path, source.split, source.config_name, source.revision, source.limit, field)
+    rows = with_nested(table, dotted_in(source.columns))
     wanted = [(option, name) for option, column in source.columns.items() for name in names_in(column) or [column]]
     there: tuple[str, ...] = ()
     for _, row in rows:  # no further than to the row that has the last of them
@@ -211,6 +214,8 @@ def _choices(source: SourceConfig, field: str) -> Iterator[Found | BadRow]:
             yield row
             continue
         options = [f"{_letter(place)}. {option}" for place, option in enumerate(row.choices)]
+        if marks_of(row.choices) == sorted(marks_of(row.choices)) != []:  # they hold their letters already
+            options = list(row.choices)
         asked = "\n".join([row.question, *options])
         right = row.choices[row.answer]
         prompt = f"{row.context}\n\n{asked}" if row.context else asked
