@@ -24,17 +24,23 @@ _TEXT_BY_NAME = ("tags", "columns", "resources_per_worker")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.2), refuses a key given twice, and raises YAMLError alone."""
+    """SafeLoader that reads 1e-4 as a number (YAML 1.2), refuses a key given twice and numbers in base 8 or 60 (010 is 8 to
+    YAML 1.1, 1:30 is 90), and raises YAMLError alone.
+    """
 
     def construct_object(self, node, deep=False):
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except (yaml.YAMLError, RecursionError):
             raise
         except Exception:  # PyYAML's constructors let out whatever int(), datetime.date() or a look-up raises
             kind = node.tag.rpartition(":")[2]
             what = f"{node.value if isinstance(node.value, str) else 'this'}, which is no {kind} that there is"
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
+        if node.tag in _NUMBERS and _OTHER_BASE.fullmatch(node.value):
+            what = f"{node.value}, which YAML reads as {value} (quote it, or use base 10)"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return value
 
     def construct_mapping(self, node, deep=False):
         seen: set[Any] = set()
@@ -52,6 +58,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_OTHER_BASE = re.compile(r"[-+]?0[\d_]+|[^:]*:.*")
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
@@ -141,7 +149,8 @@ def parse_override(override: str) -> tuple[str, Any]:
     try:
         return name, _construct(text) if text else None
     except yaml.constructor.ConstructorError as error:
-        remedy = f"It holds {error.problem}. A text with braces is quoted twice: {name}='\"{{a}} {{b}}\"'."
+        twice = f" A text with braces is quoted twice: {name}='\"{{a}} {{b}}\"'." if "{" in text else ""
+        remedy = f"It holds {error.problem}.{twice}"
         raise BadInput(name, text, "a YAML value", remedy) from None
     except yaml.YAMLError:
         raise BadInput(name, text, "a YAML value", "Quote it twice if it has special characters.") from None

@@ -116,8 +116,8 @@ def _check_labels(use: Use, where: str) -> None:
     text = use.used["text"]
     remedy = (
         f"To learn it: --prompt '{{{text}}}' --completion '{{{label}}}' (of `bft-ray init`; in a config, `columns` of the source). "
-        "To learn the text alone: --form text (in a config, `form` of the source)."
-    ).replace("--form text", f"--form {use.form.name}")
+        f"To learn the text alone: --form {use.form.name} (in a config, `form` of the source)."
+    )
     rule = f"but it looks like what is to be answered, and of the form {use.form.name} the column `{text}` alone is learned"
     raise BadInput(f"{where} {label}", "a label", rule, remedy)
 

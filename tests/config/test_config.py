@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -299,3 +300,19 @@ def test_a_value_that_yaml_takes_for_another_is_told_with_its_quotes(tmp_path, o
     with pytest.raises((BadConfig, BadInput)) as caught:
         load_config(path, [override])
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "read"), [("010", 8), ("1:30", 90), ("-0_17", -15), ("1:30.5", 90.5)])
+def test_numbers_that_yaml_reads_in_another_base_are_refused(text, read, tmp_path):
+    told = f"{text}, which YAML reads as {read} (quote it, or use base 10)"
+    with pytest.raises(BadInput, match=re.escape(told)):
+        load_config("starter", [f"seed={text}"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL) + f"seed: {text}\n")
+    with pytest.raises(BadInput, match=re.escape(told)):
+        load_config(path)
+
+
+def test_the_same_signs_as_text_are_text():
+    assert load_config("starter", ["tracking.tags.time='1:30'", "name='010'"]).tracking.tags == {"time": "1:30"}
+    assert load_config("starter", ["seed=0", "optimizer.eps=0.01"]).seed == 0

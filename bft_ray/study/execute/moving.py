@@ -38,9 +38,8 @@ def moving(cluster: Mapping[str, Any]) -> Iterator[Callable[[], bool]]:
     num_workers, is_first = ranks.world_size(), ranks.is_first()
 
     def look(*, for_room: bool) -> None:
-        with contextlib.suppress(
-            Exception
-        ):  # the head is away: the next look; a config that is not valid: the trial says it
+        # the head is away: the next look will tell; the config is not valid: the trial itself will say so
+        with contextlib.suppress(Exception):
             config = ClusterConfig(**cluster)
             if leaves(config) or (for_room and has_room(config, num_workers)):
                 seen.set()
