@@ -35,7 +35,7 @@ from bft_ray.study.report.claims import claims_table as claims_of
 from bft_ray.study.report.peaks import peak_table
 from bft_ray.study.report.sections.cost import hours
 from bft_ray.study.report.sections.head import answer
-from bft_ray.study.report.series import claims_table, sentences, trends_table
+from bft_ray.study.report.series import claims_table, sentences, trends_table, values_table
 
 FOLDER = Path(__file__).parents[1] / "docs" / "measured"
 
@@ -76,6 +76,8 @@ def of_series(name: str, database: str) -> dict[str, Any]:
         raise SystemExit(f"{name} is no series")
     found = read_series(load_series(path), None, [], database)
     tables = [("Claims", claims_table(found))]
+    values = values_table(found)
+    tables += [("Means of the other metrics", values)] if values.rows else []
     tables += [("Trends", trends_table(found.slopes))] if found.slopes else []
     tables += [(f"The best {one.peak.setting}", peak_table(one)) for one in found.peaks if one.best]
     tables += [(condition, arms_table(own.choice)) for condition, own in found.known.items() if own.choice is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,13 @@ import yaml
 
 from bft_ray.cli import main
 from bft_ray.operate.series import EXPERIMENT, read_series, run_series, text_of
+from bft_ray.space.claims import Claim
 from bft_ray.space.series import load_series
+from bft_ray.study.confirm.choice import Plan, Record
+from bft_ray.study.confirm.claims import Judged
+from bft_ray.study.confirm.combine import Confirmed
 from bft_ray.study.report.arms import signed
-from bft_ray.study.report.series import sentences
+from bft_ray.study.report.series import Told, sentences, values_table
 from bft_ray.tracking.server import connect
 from jobs.measured import markdown, of_series
 from tests.support.executor import InProcess
@@ -89,7 +94,8 @@ def test_a_series_to_its_page(series, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["report", str(path), "--out", str(page), "--database", database]) == 0
     of_docs = of_series(str(path), database)
-    assert of_docs["sentences"] == sentences(found) and of_docs["trials"] == of_docs["steps"] / 24
+    trials, steps = re.findall(r"(\d+) trials, (\d+) steps", of_docs["cost"])[0]
+    assert of_docs["sentences"] == sentences(found) and int(trials) == int(steps) / 24
     (tmp_path / "two.json").write_text(json.dumps(of_docs))
     written = markdown(tmp_path / "two.json")
     assert f"| small | 1 | `bft` is better than `dft` | holds | {signed(gains['small'])} |" in written
@@ -117,3 +123,23 @@ def test_a_series_that_has_begun_says_what_is_missing(series):
     assert "Not finished: 1 of 2 studies have an answer." in text
     assert "Of 1 condition, that bft is better than dft holds in 1." in text
     assert "too few conditions have an answer" in text
+
+
+def test_the_other_metrics_of_claims_are_shown_by_arm(series):
+    """Means over seeds of the mean over items; an arm whose scores are missing has an empty cell, the objective no row."""
+    metric, other = "choices/probability", "choices/accuracy"
+    scores = {("sft", 1): {"a": 1.0, "b": 0.0}, ("sft", 2): {"a": 1.0, "b": 1.0}, ("bft", 1): {"a": 0.0, "b": 0.0}}
+    records = [Record(arm, seed, {"a": 0.5}, others={other: own}) for (arm, seed), own in scores.items()]
+    records.append(Record("dft", 1, failed="NaN"))
+    claims = [Claim(better="bft", than="sft", metric=other), Claim(better="bft", than="sft")]
+    found = Told(
+        load_series(series[0]),
+        known={},
+        judged={"small": [Judged(claim, "cannot be told", None) for claim in claims]},
+        slopes=[],
+        runs={"small": Confirmed({"size": 1}, Plan(metric, (), ("sft", "bft", "dft"), "bft", (1, 2)), records)},
+    )
+    assert values_table(found).texts() == [
+        ["condition", "metric", "sft", "bft", "dft"],
+        ["small", other, "0.750", "0.000", ""],
+    ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from bft_ray.config.metrics import format_value
 from bft_ray.page.model import Cell, Figure, Number, Page, Part, Section, Table
 from bft_ray.space.series import Contrast, Series, Trend
 from bft_ray.study.confirm.candidates import confirmed
+from bft_ray.study.confirm.choice import Record
 from bft_ray.study.confirm.claims import Judged, Verdict
 from bft_ray.study.confirm.combine import Confirmed
 from bft_ray.study.confirm.peak import Peaked, peak_of
@@ -33,6 +35,7 @@ class Told:
         slopes: of the trends, from the conditions that have a choice.
         differences: of the contrasts, likewise.
         peaks: likewise.
+        runs: condition -> its confirmation; only those with a choice.
     """
 
     series: Series
@@ -41,6 +44,7 @@ class Told:
     slopes: Sequence[Slope]
     differences: Sequence[Difference] = ()
     peaks: Sequence[Peaked] = ()
+    runs: Mapping[str, Confirmed] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
@@ -65,6 +69,7 @@ def told(series: Series, known: Mapping[str, Known]) -> Told:
         slopes=[slope_of(trend, runs, level, series.caps) for trend in series.trends],
         differences=[difference_of(one, runs, level) for one in series.contrasts],
         peaks=[peak_of(one, runs, level) for one in series.peaks],
+        runs=runs,
     )
 
 
@@ -134,6 +139,8 @@ def series_page(found: Told, when: str) -> Page:
     parts.append(
         "The intervals of a study hold together for its own claims, not for those of all studies. Positive is better."
     )
+    if (values := values_table(found)).rows:
+        parts += ["**Means over seeds of the other metrics that claims are about**", values]
     if found.slopes:
         parts += ["**Trends**", trends_table(found.slopes)]
     if found.differences:
@@ -188,6 +195,31 @@ def claims_table(found: Told) -> Table:
         for one in judged:
             rows.append([name, *places, str(one.claim), one.verdict, *gain_cells(one.gain, one.why)])
     return Table(["condition", *axes, "claim", "verdict", "gain", "interval", "detectable"], rows)
+
+
+def values_table(found: Told) -> Table:
+    """A row for each condition and metric of a claim that is not the objective: the mean over seeds and items of each arm."""
+    rows: list[list[Cell]] = []
+    names: dict[str, None] = {}
+    for name, own in found.runs.items():
+        arms: dict[str, list[Record]] = {}
+        for record in own.records:
+            arms.setdefault(record.name, []).append(record)
+        names |= dict.fromkeys(arms)
+        for metric in dict.fromkeys(one.claim.metric for one in found.judged[name] if one.claim.metric):
+            means = {arm: _mean_of(metric, records) for arm, records in arms.items()}
+            rows.append([name, metric, *[_value(metric, means.get(arm, math.nan)) for arm in names]])
+    width = 2 + len(names)
+    return Table(["condition", "metric", *names], [row + [""] * (width - len(row)) for row in rows])
+
+
+def _mean_of(metric: str, records: Sequence[Record]) -> float:
+    scores = [list(record.others[metric].values()) for record in records if record.others.get(metric)]
+    return sum(sum(own) / len(own) for own in scores) / len(scores) if scores else math.nan
+
+
+def _value(metric: str, mean: float) -> Cell:
+    return "" if math.isnan(mean) else Number(mean, format_value(metric, mean))
 
 
 def trends_table(slopes: Sequence[Slope]) -> Table:
