@@ -166,8 +166,8 @@ def line_to(address: str) -> Iterator[tuple[str, threading.Event]]:
     listener.settimeout(0.2)
 
     def carry(source: socket.socket, target: socket.socket) -> None:
-        source.settimeout(0.2)
-        with contextlib.suppress(OSError), source, target:
+        with contextlib.suppress(OSError), source, target:  # the other direction may have closed both
+            source.settimeout(0.2)
             while not (cut.is_set() or ended.is_set()):
                 with contextlib.suppress(TimeoutError):
                     if not (part := source.recv(65536)):

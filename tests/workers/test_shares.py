@@ -59,6 +59,16 @@ def test_a_study_has_one_slot_however_small_its_share(monkeypatch):
     assert shares.RENEW_S * 5 < LEASE_S
 
 
+def _comes_to(share: Share, slots: int) -> bool:
+    """Whether a share is so many slots within 30 s: on a busy machine the actor may answer too late, and a share keeps what it had."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        share._at = -1e9
+        if share.slots() == slots:
+            return True
+    return False
+
+
 @pytest.mark.long
 def test_two_drivers_on_one_ray_share_it_until_one_leaves():
     import ray
@@ -67,21 +77,16 @@ def test_two_drivers_on_one_ray_share_it_until_one_leaves():
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         one, two = Share(1.0, lambda: 4), Share(3.0, lambda: 4)
-        for share in (one, two):
-            assert share.slots() == (4 if share is one else 3)
-        one._at = -1e9
-        assert one.slots() == 1 and one.is_shared
+        assert _comes_to(one, 4) and _comes_to(two, 3) and _comes_to(one, 1) and one.is_shared
         ray.kill(ray.get_actor("bft_ray_shares", namespace="bft_ray"))
         for _ in range(3):  # both find it lost, and write to a new one; meanwhile each keeps what it had
             for share, slots in ((one, 1), (two, 3)):
                 share._at = -1e9
                 assert share.slots() == slots
         one._hold_until = two._hold_until = 0.0
-        one._at = two._at = -1e9
-        assert (one.slots(), two.slots()) == (1, 3)
+        assert _comes_to(one, 1) and _comes_to(two, 3)
         two.leave()
-        one._at = -1e9
-        assert one.slots() == 4 and not one.is_shared
+        assert _comes_to(one, 4) and not one.is_shared
         one.leave()
         end = time.monotonic() + 20
         while [actor for actor in list_named_actors(all_namespaces=True) if actor["name"] == "bft_ray_shares"]:
