@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 import types
 import typing
 from typing import Any
@@ -137,7 +138,14 @@ def _name_rule(pattern: str, value: str) -> str:
     others = re.findall(r"\[(.*?)\]", pattern)[-1]
     kinds = [word for part, word in _LETTERS.items() if part in others]
     signs = re.sub("|".join(_LETTERS), "", others)
-    near = re.sub(f"[^{others}]+", "_", value if "A-Z" in others else value.lower()).strip(signs)
+    plain = without_accents(value)
+    near = re.sub(f"[^{others}]+", "_", plain if "A-Z" in others else plain.lower()).strip(signs)
     example = f" For example {near}." if re.fullmatch(pattern.strip("^$"), near) else ""
     start = " (a letter or digit first)" if pattern.count("[") > 1 else ""
     return f"made of {', '.join(kinds)} and {' '.join(signs)}{start}.{example}"
+
+
+def without_accents(text: str) -> str:
+    """The text with its letters alone: u for the letter with two dots; what has no such letter stays."""
+    parted = unicodedata.normalize("NFKD", text)
+    return "".join(letter for letter in parted if not unicodedata.combining(letter))

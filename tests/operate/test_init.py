@@ -538,6 +538,9 @@ def test_real_file(tmp_path):
 def test_domain_of_a_name():
     names = ["train.csv", "My Genes-train.csv", "cell_type_data.jsonl", "GO2024.parquet", "openlifescienceai/medmcqa"]
     assert list(map(domain_of, names)) == ["my_data", "my_genes", "cell_type", "go2024", "medmcqa"]
+    assert list(map(domain_of, ["Übungen Straße.csv", "U\u0308bungen_train.csv", "数据.csv"])) == [
+        "ubungen_strasse", "ubungen", "my_data",
+    ]  # fmt: skip
 
 
 SEEN = {

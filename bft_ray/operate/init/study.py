@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bft_ray.config import config_from_yaml
 from bft_ray.config.steps import num_steps
+from bft_ray.config.words import without_accents
 from bft_ray.domains import domain as domain_named
 from bft_ray.errors import BadInput
 from bft_ray.model.unreadable import check_place
@@ -73,7 +74,7 @@ def write_study(request: Request, device: Device | None = None) -> str:
 
 def domain_of(data: str) -> str:
     """A domain name from a file name or hub id: `My Genes_train.csv` -> my_genes."""
-    words = re.sub(r"[^a-z0-9]+", "_", Path(data).stem.lower())
+    words = re.sub(r"[^a-z0-9]+", "_", without_accents(Path(data).stem).casefold())
     return re.sub(r"(^|_)(train|training|data|dataset)(?=_|$)", "", words).strip("_") or "my_data"
 
 
