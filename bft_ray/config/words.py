@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
 import types
 import typing
+import unicodedata
 from typing import Any
 
 from pydantic import BaseModel
