@@ -43,12 +43,14 @@ def lettered(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def names_option(values: Mapping[str, Any]) -> bool:
-    """Whether the answer of a row can be one of its options: missing, a letter, a number, or the text of an option."""
-    answer = values.get("answer")
-    if _is_blank(answer) or _number(answer) is not None:
+    """Whether the answer of a row is missing, the letter of one of its options, or the text of one; a number is neither, for columns
+    `a` and `b` beside a number are rather the quantities of a sum.
+    """
+    options = {part: str(value).strip() for part, value in values.items() if part.startswith("option_")}
+    said = str(values.get("answer")).strip()
+    if _is_blank(values.get("answer")):
         return True
-    said = str(answer).strip()
-    return len(said.strip("().")) == 1 or said in [str(values[part]).strip() for part in values if part != "answer"]
+    return _number(said) is None and (_letter(said, len(options)) is not None or said in options.values())
 
 
 def _is_blank(value: Any) -> bool:

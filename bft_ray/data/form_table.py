@@ -100,7 +100,7 @@ def _medmcqa(name: str, base: int) -> Form:
     )
 
 
-def _lettered(name: str, spelled: tuple[str, ...], labels: str, fits: Callable[[dict[str, Any]], bool]) -> Form:
+def _lettered(name: str, spelled: tuple[str, ...], labels: str, **more: Any) -> Form:
     columns = {f"option_{label}": tuple(each + label for each in spelled) for label in labels}
     needs, further = dict(list(columns.items())[:2]), dict(list(columns.items())[2:])
     return Form(
@@ -111,7 +111,7 @@ def _lettered(name: str, spelled: tuple[str, ...], labels: str, fits: Callable[[
         choices.lettered,
         may={**further, **_MAY_CHOICE},
         known=_RATIONALE,
-        fits=fits,
+        **more,
     )
 
 
@@ -144,9 +144,9 @@ FORMS: tuple[Form, ...] = (
     _medmcqa("medmcqa", 0),
     _medmcqa("medmcqa_from_1", 1),
     # as spreadsheets have it; a column that is named by a letter alone may be something else
-    _lettered("options_by_letter", ("option_", "choice_", "op"), "abcdefgh", lambda values: True),
-    _lettered("options_by_number", ("option_", "choice_"), "12345678", lambda values: True),
-    _lettered("columns_by_letter", ("",), "abcdefgh", choices.names_option),
+    _lettered("options_by_letter", ("option_", "choice_", "op"), "abcdefgh"),
+    _lettered("options_by_number", ("option_", "choice_"), "12345678"),
+    _lettered("columns_by_letter", ("",), "abcdefgh", fits=choices.names_option),
     Form(
         "arc",
         "choice",

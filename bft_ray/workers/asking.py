@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from bft_ray.workers.watching import watching
 
 _LOOK_S = 1.0  # between two looks of a worker
 
@@ -44,24 +45,15 @@ def asked(key: str) -> Iterator[Callable[[], bool]]:
     """
     import ray
 
-    seen, ended = threading.Event(), threading.Event()
+    def look() -> bool:  # without such an actor an error: nobody asks; without Ray this worker ends anyhow
+        ray.get_actor(_name(key))
+        return True
 
-    def look() -> None:
-        with contextlib.suppress(Exception):  # no such actor: nobody asks; no Ray: this worker ends anyhow
-            ray.get_actor(_name(key))
-            seen.set()
-
-    def work() -> None:
-        while not seen.is_set() and not ended.wait(_LOOK_S):
-            look()
-
-    if key and ray.is_initialized():
-        look()  # a worker that begins when it was asked already does not begin
-        threading.Thread(target=work, name="bft-ray-asked", daemon=True).start()
-    try:
-        yield seen.is_set
-    finally:
-        ended.set()
+    if not key or not ray.is_initialized():
+        yield lambda: False
+        return
+    with watching(look, _LOOK_S, "bft-ray-asked") as is_asked:
+        yield is_asked
 
 
 def _name(key: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bft_ray.config import METHODS, LossConfig, flatten, load_config, make_config, schema, to_yaml
-from bft_ray.config.load import recipes
+from bft_ray.config.load import _TEXT_BY_NAME, recipes
 from bft_ray.errors import BadConfig, BadInput
 
 MINIMAL = {"domain": "x", "data": {"train": [{"path": "a.jsonl"}]}, "checkpoint": {"export": "last"}}
@@ -316,3 +316,14 @@ def test_numbers_that_yaml_reads_in_another_base_are_refused(text, read, tmp_pat
 def test_the_same_signs_as_text_are_text():
     assert load_config("starter", ["tracking.tags.time='1:30'", "name='010'"]).tracking.tags == {"time": "1:30"}
     assert load_config("starter", ["seed=0", "optimizer.eps=0.01"]).seed == 0
+
+
+def test_the_fields_whose_overrides_keep_their_dots_are_the_mappings_of_the_config():
+    def mappings(tree: dict, name: str = "") -> set[str]:
+        own = {name} if "additionalProperties" in tree and isinstance(tree["additionalProperties"], dict) else set()
+        inner = [mappings(part, key) for key, part in tree.get("properties", {}).items()]
+        unions = [mappings(part, name) for part in tree.get("anyOf", [])]
+        return own.union(*inner, *unions)
+
+    whole = json.loads(schema())
+    assert set().union(*map(mappings, [whole, *whole["$defs"].values()])) == set(_TEXT_BY_NAME)

@@ -51,6 +51,9 @@ def test_a_row_may_have_fewer_options_but_none_between_others(tmp_path):
 def test_columns_of_one_letter_that_are_no_options(tmp_path):
     source = write(tmp_path, ["question", "a", "b", "answer"], ["q", "1.2", "3", "it rises"])
     assert look(source).form.name == "question/answer"
+    for answer in ("3", 4, "2.5", "F"):  # a sum, even where it is one of its own terms; and a letter that no column has
+        source = write(tmp_path, ["question", "a", "b", "answer"], ["q", 1, 3, answer])
+        assert look(source).form.name == "question/answer"
 
 
 def test_options_that_hold_their_letters(tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from bft_ray.config import ClusterConfig
 from bft_ray.train import ranks
 from bft_ray.workers.node import notices, staying
 from bft_ray.workers.room import are_free, num_places, worker_resources
+from bft_ray.workers.watching import watching
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +34,20 @@ def moving(cluster: Mapping[str, Any]) -> Iterator[Callable[[], bool]]:
     """
     import ray
 
-    seen, ended = threading.Event(), threading.Event()
-    num_workers, is_first = ranks.world_size(), ranks.is_first()
+    num_workers, is_first, counted = ranks.world_size(), ranks.is_first(), time.monotonic()
 
-    def look(*, for_room: bool) -> None:
-        # the head is away: the next look will tell; the config is not valid: the trial itself will say so
-        with contextlib.suppress(Exception):
-            config = ClusterConfig(**cluster)
-            if leaves(config) or (for_room and has_room(config, num_workers)):
-                seen.set()
+    def look() -> bool:
+        nonlocal counted
+        config = ClusterConfig(**cluster)  # where it is not valid, the trial itself says so
+        for_room = is_first and time.monotonic() - counted >= config.resize_interval_s
+        counted = time.monotonic() if for_room else counted
+        return leaves(config) or (for_room and has_room(config, num_workers))
 
-    def work() -> None:
-        counted = time.monotonic()
-        while not seen.is_set() and not ended.wait(_LOOK_S):
-            for_room = is_first and time.monotonic() - counted >= cluster.get("resize_interval_s", 0.0)
-            counted = time.monotonic() if for_room else counted
-            look(for_room=for_room)
-
-    if ray.is_initialized():
-        look(for_room=False)  # where it would end at once it does not begin
-        threading.Thread(target=work, name="bft-ray-moving", daemon=True).start()
-    try:
-        yield seen.is_set
-    finally:
-        ended.set()
+    if not ray.is_initialized():
+        yield lambda: False
+        return
+    with watching(look, _LOOK_S, "bft-ray-moving") as is_moving:
+        yield is_moving
 
 
 def leaves(cluster: ClusterConfig) -> bool:
