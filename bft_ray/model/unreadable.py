@@ -227,11 +227,11 @@ def _hub(source: str, what: str, text: str, kinds: set[str]) -> tuple[str, str] 
 
 
 def _or_folder(source: str, found: tuple[str, str] | None) -> tuple[str, str] | None:
-    """The hub's error for a name that may have been meant as a folder, because its parent folder exists."""
-    parent, _, name = source.rpartition("/")
-    if found is None or not parent or not os.path.isdir(parent):
+    """The hub's error for a name that may have been meant as a folder: one word, or a path whose parent folder exists."""
+    parent, slash, name = source.rpartition("/")
+    if found is None or (slash and not os.path.isdir(parent)):
         return found
-    return found[0], f"{found[1]} If a folder was meant: there is no `{name}` in `{parent}`."
+    return found[0], f"{found[1]} If a folder was meant: there is no `{name}` in `{parent or os.getcwd()}`."
 
 
 def _message(error: BaseException) -> str:

@@ -423,6 +423,8 @@ def test_a_mistyped_folder_is_told_where_the_hub_is_away(tmp_path, monkeypatch):
     assert told.remedy.endswith("If a folder was meant: there is no `nope` in `results`.")
     other = unreadable("model.path", "org/nope", "org/nope", "tokenizer", ConnectionError("no connection"))
     assert "If a folder" not in other.remedy
+    word = unreadable("model.path", "nope", "nope", "tokenizer", ConnectionError("no connection"))
+    assert word.remedy.endswith(f"If a folder was meant: there is no `nope` in `{tmp_path}`.")
 
 
 @pytest.mark.parametrize(
