@@ -84,7 +84,11 @@ def test_a_training_saves_at_its_present_step_and_goes_on_from_there(make_tree, 
     told_when(process, log, lambda: f"step 60/{STEPS}" in log.read_text())
     said = usr1(process, log)
     step = int(
-        re.search(r"^USR1: the checkpoint of step (\d+) is saved; the same command resumes from it$", said, re.M)[1]
+        re.search(
+            r"^USR1: the checkpoint of step (\d+) is saved; the same command with name=\S+ resumes from the last checkpoint$",
+            said,
+            re.M,
+        )[1]
     )
     assert 60 <= step < STEPS
     assert [path.name for path in (tmp_path / "results" / "run").glob("step-*")] == [f"step-{step:08d}"]

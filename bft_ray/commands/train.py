@@ -13,7 +13,7 @@ from bft_ray.errors import BadInput
 def add(commands: Any) -> None:
     """Add the command and its options."""
     train = command(commands, "train", run, "fine-tune: Ray Train workers, DeepSpeed, one MLflow run")
-    resumes = "; the same command resumes from the last checkpoint if the run has a name"
+    resumes = "; the same command with its name resumes from the last checkpoint"
     train.set_defaults(after_interrupt=resumes)
     config_arguments(train, nargs="?")
     train.add_argument("--champion", metavar="DOMAIN", help="the config that a study chose, instead of CONFIG")

@@ -72,12 +72,15 @@ def train(config: Config, display: Display | None = None) -> TrainResult:
         BftError: the workers failed more often than `cluster.max_failures`.
     """
     with tokens_pass(), kept_for(config.cluster.file_mode):
-        config = pin(config)
+        has_name, config = bool(config.name), pin(config)
+        display = display or Display()
+        if not has_name:
+            display.line(f"note: the config names no run, so this is {config.name}: name={config.name} resumes it")
         storage.check_writable(config.cluster.storage_path)
         folder = storage.join(config.cluster.storage_path, str(config.name))
         with only_one(folder, str(config.name)):
             try:
-                return _train(config, display or Display(), folder)
+                return _train(config, display, folder)
             finally:  # with what Ray and libraries have written
                 settle(folder)
 

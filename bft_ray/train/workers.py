@@ -53,7 +53,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
             if "away" not in outcome:
                 break
             if saving.asked():
-                raise saving.Saved("USR1: the last checkpoint is of the present step; the same command resumes from it")
+                raise saving.Saved(f"USR1: the last checkpoint is of the present step; {_resumes(name)}")
             away = still_there(outcome["away"])
     if "error" in outcome:
         raise outcome["error"]
@@ -62,9 +62,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     except OSError as error:  # an unreachable store does not harm a run that is done
         log.warning("superseded checkpoints of %s stay: %s", name, first_line(error))
     if "saved" in outcome:
-        raise saving.Saved(
-            f"USR1: the checkpoint of step {outcome['saved']} is saved; the same command resumes from it"
-        )
+        raise saving.Saved(f"USR1: the checkpoint of step {outcome['saved']} is saved; {_resumes(name)}")
     return outcome
 
 
@@ -126,7 +124,7 @@ def _start(
         with contextlib.suppress(OSError):  # a store that is away is not why the workers ended, or the error says so
             remove_cut_off(storage.join(storage_path, name))  # those that they were writing when they ended
             storage.remove_parts(storage.join(storage_path, name))
-        raise _cause(error, storage.places(storage_path, config.data.cache_dir)) from error
+        raise _cause(error, storage.places(storage_path, config.data.cache_dir), name) from error
 
 
 def _interruptibly(function: Callable[[], Any], ask: Callable[[], None]) -> Any:
@@ -156,7 +154,7 @@ def _interruptibly(function: Callable[[], Any], ask: Callable[[], None]) -> Any:
     return future.result()
 
 
-def _cause(error: Exception, places: Mapping[str, str]) -> BftError:
+def _cause(error: Exception, places: Mapping[str, str], name: str) -> BftError:
     """The worker's own error, in its own words."""
     failures = getattr(error, "worker_failures", {})
     inner = root_of(failures) if failures else getattr(error, "controller_failure", None) or error
@@ -165,5 +163,10 @@ def _cause(error: Exception, places: Mapping[str, str]) -> BftError:
         return inner
     failed = inner if isinstance(inner, WorkerFailed) else explain(inner, None)
     logs = "The workers' logs are in the Ray session's log folder (ray logs, or the dashboard)"
-    resumes = "" if retry_of(failed) == "never" else "; the same command resumes from the last checkpoint"
+    resumes = "" if retry_of(failed) == "never" else f"; {_resumes(name)}"
     return BftError(f"{failed}\n{logs}{resumes}.")
+
+
+def _resumes(name: str) -> str:
+    """How a run goes on; a config without a name would begin another one."""
+    return f"the same command with name={name} resumes from the last checkpoint"

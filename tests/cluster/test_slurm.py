@@ -146,7 +146,11 @@ def test_usr1_sends_a_training_back_to_the_queue_and_it_resumes(running, submit,
     text = out.read_text()
     assert running.state(job) == "COMPLETED", text[-3000:]
     before, after = text.split("USR1: ending cleanly", 1)
-    saved = re.search(r"^USR1: the checkpoint of step (\d+) is saved; the same command resumes from it$", after, re.M)
+    saved = re.search(
+        r"^USR1: the checkpoint of step (\d+) is saved; the same command with name=\S+ resumes from the last checkpoint$",
+        after,
+        re.M,
+    )
     assert saved, after[-3000:]
     assert f"resumes after step {saved[1]}:" in after
     assert "step 600/600" in after and "step 600/600" not in before and not of_job(job)

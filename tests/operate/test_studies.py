@@ -175,7 +175,7 @@ def test_the_tracking_server_of_the_environment(space, tmp_path, monkeypatch):
         (["search", "starter"], "interrupted; the same command resumes the study\n"),
         (
             ["train", "starter"],
-            "interrupted; the same command resumes from the last checkpoint if the run has a name\n",
+            "interrupted; the same command with its name resumes from the last checkpoint\n",
         ),
         (["doctor"], "interrupted\n"),
     ],
