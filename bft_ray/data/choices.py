@@ -68,9 +68,12 @@ def choice_by_columns(values: dict[str, Any], base: int) -> dict[str, Any]:
     return _choice(values, options, at)
 
 
-def choice(values: dict[str, Any]) -> dict[str, Any]:
+def choice(values: dict[str, Any], *, is_key: bool = False) -> dict[str, Any]:
     """Options as a list, by label ({A: ...}, or {text: [...], label: [...]}, or [{label, text}]); the answer as a label,
     an index from 0 (marked `BY_INDEX`), or the text of the option.
+
+    Args:
+        is_key: the answer is a label where it can be one, also where it is the text of another option.
     """
     options, labels = _options(from_json(values["choices"]))
     given = values["answer"]
@@ -78,6 +81,9 @@ def choice(values: dict[str, Any]) -> dict[str, Any]:
     by_label = [index for index, label in enumerate(labels) if str(said).casefold() == label.casefold()]
     by_text = [index for index, option in enumerate(options) if isinstance(said, str) and option.strip() == said]
     found = by_label or by_text
+    if by_label and by_text and not is_key and not set(by_label) & set(by_text):
+        remedy = "Give the text of the right option another form than the labels have, or label the options by other letters."
+        raise Fault("answer", "a label and the text of another option", "one of the two", remedy)
     if not labels:
         number, letter = _number(said), _letter(said, len(options))
         found = by_text or [index for index in (number, letter) if index is not None]
@@ -112,7 +118,7 @@ def arc(values: dict[str, Any]) -> dict[str, Any]:
     question = from_json(values["question"])
     if isinstance(question, Mapping):
         values = {**values, "question": question.get("stem"), "choices": question.get("choices", values.get("choices"))}
-    return choice({"choices": None, **values})
+    return choice({"choices": None, **values}, is_key=True)
 
 
 def _options(given: Any) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bft_ray.data import canonical, choices
@@ -67,6 +68,7 @@ _CHOICE = {"question": "{question}", "choices": "{choices}", "answer": "{answer}
 _SUBJECT = ("subject", "subject_name", "category", "body_system")
 _RATIONALE = ("rationale", "explanation", "exp", "solution", "cot")
 _RIGHT = ("answer", "correct_answer", "correct_option", "correct", "right_answer", "answerKey", "answer_idx", "gold")
+_BY_KEY = partial(choices.choice, is_key=True)
 _MAY_CHOICE = {"context": _CONTEXT, "subject": _SUBJECT}
 #: names of a question and its answer, likeliest first
 PAIRS = (
@@ -160,7 +162,7 @@ FORMS: tuple[Form, ...] = (
         "choice",
         {"question": ("question",), "choices": _OPTIONS, "answer": ("answer_idx", "answer_index")},
         _CHOICE,
-        choices.choice,
+        _BY_KEY,
         may={**_MAY_CHOICE, "stated": ("answer",)},
         known=("meta_info", "metamap_phrases", *_RATIONALE),
     ),
@@ -169,7 +171,7 @@ FORMS: tuple[Form, ...] = (
         "choice",
         {"question": ("question",), "choices": _OPTIONS, "answer": ("label", "gold")},
         _CHOICE,
-        choices.choice,
+        _BY_KEY,
         may=_MAY_CHOICE,
         known=("medical_task", "question_type", *_RATIONALE),
     ),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bft_ray.config import SourceConfig
-from bft_ray.data.choices import marks_of
+from bft_ray.data.canonical import Fault
+from bft_ray.data.choices import choice, marks_of
 from bft_ray.data.rows import look, read_choices
 from bft_ray.errors import BadInput
 from bft_ray.operate.init.look import inspect
@@ -67,3 +68,16 @@ def test_options_that_hold_their_letters(tmp_path):
     with pytest.raises(BadInput, match="a letter that is the place of one option, and with which another one begins"):
         right_of(write(tmp_path, header, ["q", "B. yes", "A. no", "A"]))
     assert right_of(write(tmp_path, header, ["q", "B. yes", "A. no", "A. no"])) == ["A. no"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"), [({"A": "B", "B": "A", "C": "O"}, "A"), ({"1": "3", "2": "1", "3": "4"}, "1")]
+)
+def test_a_label_that_is_the_text_of_another_option_is_refused(choices, answer):
+    values = {"question": "Which group?", "choices": choices, "answer": answer}
+    with pytest.raises(Fault) as fault:
+        choice(values)
+    assert fault.value.received == "a label and the text of another option"
+    assert choice(values, is_key=True)["answer"] == 0  # of a column that holds labels alone, as in ARC
+    agreed = values | {"choices": {"A": "A", "B": "B", "C": "O"}, "answer": "A"}
+    assert choice(agreed)["answer"] == 0
