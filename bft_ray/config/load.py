@@ -164,6 +164,15 @@ def _construct(text: str) -> Any:
         raise yaml.error.MarkedYAMLError(problem="nested too deep") from None
 
 
+def scalar(text: str) -> str:
+    """The text as YAML: quoted where YAML would take it for something else, such as 2024 or no."""
+    try:
+        is_plain = _construct(text) == text
+    except yaml.YAMLError:
+        is_plain = False
+    return text if is_plain else json.dumps(text)
+
+
 def set_field(tree: dict[str, Any], name: str, value: Any) -> None:
     """Set one dotted field of the tree in place, to a value as it is; BadInput where there can be no such field."""
     *parents, last = _keys(name)

@@ -56,7 +56,9 @@ class LossConfig(Section):
     confidence: Literal["geometric", "arithmetic"] = Field(
         "geometric", description="mean of a window: of log-probabilities (official code) or of probabilities (paper)"
     )
-    window: int = Field(256, ge=1, description="tokens in the sliding window of the confidence, and in a group")
+    window: int = Field(
+        256, ge=1, le=2**31 - 1, description="tokens in the sliding window of the confidence, and in a group"
+    )
     window_alignment: Literal["trailing", "centered"] = Field(
         "trailing", description="position of the group of the `group` token weight: up to its token, or around it"
     )

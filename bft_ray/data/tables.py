@@ -109,6 +109,22 @@ def _no_such_file(path: str, field: str) -> BadInput:
     return BadInput(f"{field}.path", path, "a file or folder that exists, a hub id, or starter:DOMAIN/SPLIT", hint)
 
 
+def _parsed(text: str, where: str) -> Any:
+    """JSON; an object that has a name twice, of which the last one would win, is refused."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadInput(
+                where, f"an object with `{twice[:40]}` twice", "one with each name once", "Keep one of them."
+            )
+        return made
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
 def _jsonl(file: Path, label: str) -> Iterator[tuple[str, dict]]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -116,7 +132,7 @@ def _jsonl(file: Path, label: str) -> Iterator[tuple[str, dict]]:
                 continue
             where = f"{label}:{number}"
             try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip())
+                record = _parsed(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip(), where)
             except json.JSONDecodeError as error:
                 cut = "" if line.endswith(b"\n") else " The last line has no line end: the file may be cut off."
                 raise BadInput(
@@ -135,7 +151,7 @@ def _jsonl(file: Path, label: str) -> Iterator[tuple[str, dict]]:
 def _json(file: Path, label: str) -> Iterator[tuple[str, dict]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
-        records = json.loads(text)
+        records = _parsed(text, label)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and _is_object(text[: error.pos]):  # one object a line, in spite of its name
             _tell(f"{label} holds one object a line: it is read as JSON Lines")

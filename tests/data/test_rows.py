@@ -438,3 +438,16 @@ def test_columns_within_columns(tmp_path):
         path, columns={"prompt": "data.question", "completion": "data.answer"}
     )
     assert "data.site` is 'missing'" in error_of(path, columns={"prompt": "{data.site}", "completion": "a.b"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("r.jsonl", '{"question": "q", "answer": "a"}\n{"question": "q", "answer": "a", "answer": "b"}\n', "r.jsonl:2"),
+        ("r.json", '{"data": [{"question": "q", "answer": "a"}], "data": []}', "r.json"),
+    ],
+)
+def test_an_object_with_a_name_twice_is_refused(tmp_path, name, text, where):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=rf"{where}` is 'an object with `(answer|data)` twice'"):
+        list(read_rows(SourceConfig(path=str(tmp_path / name))))

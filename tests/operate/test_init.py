@@ -16,6 +16,7 @@ from bft_ray.data.rows import Row, read_rows
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.operate import doctor
 from bft_ray.operate.init.config_text import Device, longest_positions
+from bft_ray.operate.init.look import _TRAIN
 from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.space_text import SPACE
 from bft_ray.operate.init.study import domain_of, write_study
@@ -636,3 +637,18 @@ def test_columns_are_named_as_they_are_written(tmp_path):
     data = write_csv(tmp_path / "fälle.csv", ["Fall", "Diagnose", "Begründung"], rows)
     text = init(data, tmp_path / "bft.yaml", prompt="Fall", completion="{Diagnose}: {Begründung}")
     assert 'completion = "{Diagnose}: {Begründung}"' in text
+
+
+@pytest.mark.parametrize("name", ["2024", "no", "1e5", "null"])
+def test_a_file_whose_name_yaml_takes_for_something_else(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"What is {i}?", "answer": f"It is {i} of it."} for i in range(60)]
+    Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_study(Request(f"{name}.jsonl", out=Path("bft.yaml")))
+    assert load_config("bft.yaml").domain == name
+    assert yaml.safe_load(Path("search_space.yaml").read_text())["name"] == name
+
+
+def test_the_file_beside_a_strain_that_is_trained_on():
+    names = {"strain_train": "strain_test", "h_train": "h_test", "mytrain": "mytest", "Training-x": "test-x"}
+    assert {name: _TRAIN.sub("test", name, count=1) for name in names} == names

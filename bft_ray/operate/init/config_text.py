@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bft_ray.config.load import scalar
 from bft_ray.space.draft import PUBLISHED_WINDOW, window_grid
 
 _LONGEST = 4096  # tokens a row, where the model's limit is not known
@@ -137,7 +138,7 @@ def config_text(
     text = f"""\
 {comments}# Check it: bft-ray doctor FILE. Change a field for one run: bft-ray train FILE loss.window=64.
 # All fields: bft-ray config --schema.
-domain: {domain}  # names the MLflow experiment, bft/<domain>
+domain: {scalar(domain)}  # names the MLflow experiment, bft/<domain>
 seed: 0  # of the batch order and of LoRA's first weights
 model:
   path: {_quoted(model)}  # folder or hub id of any causal language model; starter: the small bundled one

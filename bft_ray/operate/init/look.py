@@ -154,6 +154,10 @@ def _recognised(source: SourceConfig, field: str) -> Use | None:
         raise BadInput(error.field, error.value, error.rule, remedy) from None
 
 
+#: in a file's name: as a word of its own where there is one, for a strain may be trained on
+_TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])|train(ing)?(?!.*(?<![a-z])train(ing)?(?![a-z]))", re.I)
+
+
 def beside(data: Path, look: Look, request: Request) -> tuple[dict[str, Look], list[str]]:
     """(split -> contents of its file beside the training file, lines on such files).
 
@@ -166,7 +170,7 @@ def beside(data: Path, look: Look, request: Request) -> tuple[dict[str, Look], l
     notes = []
     for split, names in _BESIDE.items():
         for name in names:
-            path = data.with_name(re.sub("train(ing)?", name, data.stem, count=1, flags=re.I) + data.suffix)
+            path = data.with_name(_TRAIN.sub(name, data.stem, count=1) + data.suffix)
             if path == data or not path.is_file():
                 continue
             source = request.source(path)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bft_ray.config.load import scalar
 from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST
 from bft_ray.space.draft import CONFIRMATION_SEEDS, MARK, REDUCTION, grace_steps
 
@@ -69,7 +70,7 @@ def space_text(plan: SpacePlan) -> str:
 {MARK}: which {_FAMILY if plan.is_family else _FORMS} these rows?
 # Run `bft-ray profile {plan.config}` first: it replaces the estimated windows and caps by the measured ones.
 # What it would run and cost: bft-ray search {SPACE} --dry-run.
-name: {plan.name}
+name: {scalar(plan.name)}
 config: {plan.config}  # beside this file
 parameters:
 {_family(plan) if plan.is_family else _forms(plan)}
