@@ -17,7 +17,7 @@ from typing import Any
 from bft_ray.config import Config
 from bft_ray.config.base import inputs_of
 from bft_ray.data.read_as import paths_of
-from bft_ray.data.tables import STARTER
+from bft_ray.data.tables import STARTER, names_a_hub_dataset
 from bft_ray.model.start_logps import dataset_of
 from bft_ray.places import storage
 from bft_ray.places.addresses import redact, sqlite_path
@@ -25,6 +25,9 @@ from bft_ray.places.cache import cache_folder
 from bft_ray.places.kept import read_kept
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store, studies
+from bft_ray.train.checkpoint import STEP
+
+_NO_RUNS = ("studies", "profiles", "after_rl")  # folders beside those of runs
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,29 @@ def found_places(config: Config, database: str) -> list[Place]:
 
 
 def data_of(config: Config) -> set[str]:
-    """The paths of all rows that a config reads, as `_plain` has them."""
+    """The paths of all rows that a config reads, as `_plain` has them. What is not there may be the id of a data set on a hub, or
+    a file of this folder that is gone: it is both.
+    """
+    paths = _paths(config)
+    return {_plain(path) for path in paths} | {
+        str(Path(path).expanduser().resolve()) for path in paths if _is_here(path)
+    }
+
+
+def _paths(config: Config) -> list[str]:
     paths = [source.path for source in (*config.data.train, *config.data.validation)]
     for task in config.evaluation.tasks:
         paths += [str(value) for name in inputs_of(task) if (value := getattr(task, name))]
-    return {_plain(path) for path in paths}
+    return paths
+
+
+def _is_here(path: str) -> bool:
+    return not path.startswith(STARTER) and "://" not in path
 
 
 def _plain(path: str) -> str:
     """A path that two processes compare: absolute, where it is one of this machine."""
-    if path.startswith(STARTER) or "://" in path:
+    if not _is_here(path):
         return path
     local = Path(path).expanduser()
     return str(local.resolve()) if local.exists() or local.is_absolute() else path
@@ -116,6 +132,18 @@ def _runs(storage_path: str, wanted: set[str]) -> Iterator[Place]:
         record = read_kept(storage.join(storage_path, name, "run.json"), needs=("config",))
         if record is not None and _values(record["config"]) & wanted:
             yield _folder("run", storage.join(storage_path, name))
+
+
+def nameless_runs(storage_path: str) -> list[str]:
+    """Folders of runs that do not say whose data they are of: `run.json` is missing or damaged."""
+    names = [name for name in sorted(storage.folders_in(storage_path, "")) if name not in _NO_RUNS]
+    places = [storage.join(storage_path, name) for name in names]
+    return [
+        place
+        for place in places
+        if read_kept(storage.join(place, "run.json"), needs=("config",)) is None
+        and (storage.folders_in(place, STEP) or storage.exists(storage.join(place, "export")))
+    ]
 
 
 def _studies(database: str, wanted: set[str]) -> Iterator[Place]:
@@ -179,6 +207,14 @@ def listed(places: Sequence[Place], config: Config) -> str:
         "report, and the page of compare, which holds answers. Nor are backups, copies on other machines and models that were "
         "pushed elsewhere."
     )
+    files = [path for path in dict.fromkeys(_paths(config)) if _is_here(path) and not names_a_hub_dataset(path)]
+    gone = [path for path in files if not Path(path).expanduser().exists()]
+    notes = [f"note: {path} is not in {Path.cwd()}: what was made of it is looked for by that path" for path in gone]
+    notes += [
+        f"note: {place} does not say whose data it is of (run.json is missing or damaged): remove it yourself where it may be of these"
+        for place in nameless_runs(config.cluster.storage_path)
+    ]
+    mlflow = "\n".join([*notes, mlflow])
     if not places:
         return f"nothing made of this data was found on this machine\n{mlflow}"
     lines = [f"{place.kind:<9}{size_text(place.num_bytes):>10}  {place.name}" for place in places]

@@ -163,3 +163,29 @@ def test_a_study_that_runs_is_kept(config, tmp_path, capsys):
 )
 def test_sizes_are_short(num, text):
     assert size_text(int(num)) == text
+
+
+def test_rows_that_are_gone_are_told_and_what_was_made_of_them_is_found(config, tmp_path, capsys):
+    """By the path that the config names, from the folder where it was meant."""
+    tree = yaml.safe_load(config.read_text())
+    tree["data"]["train"] = [{"path": "mine.jsonl"}, {"path": "lab/cohort"}]  # the second is one of a hub
+    config.write_text(yaml.safe_dump(tree))
+    (tmp_path / "mine.jsonl").unlink()
+    assert main(words(config)) == 0
+    said = capsys.readouterr().out
+    assert f"note: mine.jsonl is not in {tmp_path}: what was made of it is looked for by that path" in said
+    assert "note: lab/cohort" not in said
+    places = found_places(load_config(str(config)), f"sqlite:///{tmp_path}/studies.db")
+    assert [place.kind for place in places] == ["tokens", "profile", "run", "study", "records"]
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_run_that_does_not_say_whose_data_it_is_of_is_named_and_stays(config, tmp_path, capsys, text):
+    record = tmp_path / "results" / "mine" / "run.json"
+    record.unlink() if text is None else record.write_text(text)
+    (tmp_path / "results" / "mine" / "step-00000004").mkdir()
+    (tmp_path / "results" / "empty").mkdir()
+    assert main([*words(config), "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert f"note: {tmp_path}/results/mine does not say whose data it is of" in said and "empty" not in said
+    assert (tmp_path / "results" / "mine" / "weights.bin").exists()
