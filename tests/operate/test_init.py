@@ -274,6 +274,14 @@ def test_related_rows_stay_together_and_the_group_stays_in_the_rows(tmp_path):
     assert {row.group for row in rows_of(load_config(tmp_path / "bft.yaml").data.train[0])} == sides["train"]
     assert f"{len(sides['validation']):>5} independent items, for the search" in said
     assert 'grouped      by "patient": 45 groups, whose rows stay on one side of the splits' in said
+    assert "one group has" not in said
+
+
+def test_a_group_of_many_rows_is_asked_about(tmp_path):
+    """Cells that say `nan`, as a spreadsheet may have it, are one group like any other."""
+    rows = [[*row, "nan" if n % 2 else f"patient {n}"] for n, row in enumerate(questions(60))]
+    data = write_csv(tmp_path / "x.csv", ["question", "answer", "patient"], rows)
+    assert "one group has 30 of the 60 rows; is it one?" in init(data, tmp_path / "bft.yaml", group="patient")
 
 
 @pytest.mark.parametrize(

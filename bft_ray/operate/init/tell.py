@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from bft_ray.data.rows import text_key
 from bft_ray.operate.init.look import Found, Look
 from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, VALIDATION, num_units
 from bft_ray.stats.power import DISCORDANT, smallest_share
+
+_LARGE = 0.25  # share of the rows that one group seldom has
 
 
 def summary(look: Look) -> list[str]:
@@ -21,9 +24,12 @@ def summary(look: Look) -> list[str]:
     )
     lines = [f"{'read':<13}{len(look.rows):,} rows, form {look.form}", f"{'used':<13}{used}"]
     lines.append(f"{'not used':<13}{', '.join(look.unused) or 'no column'}")
-    if groups := {text_key(row.group) for row in look.rows if row.group is not None}:
+    if groups := Counter(text_key(row.group) for row in look.rows if row.group is not None):
         of = json.dumps(look.used.get("group", "group"), ensure_ascii=False)
         lines.append(f"{'grouped':<13}by {of}: {len(groups):,} groups, whose rows stay on one side of the splits")
+        largest = max(groups.values())
+        if largest > max(_LARGE * len(look.rows), 1):  # such as all rows whose cell says `nan`
+            lines.append(f"{'note':<13}one group has {largest:,} of the {len(look.rows):,} rows; is it one?")
     if look.kind == "choice":
         lines.append(f"{'taught':<13}the text of the right option, after the question with its options by letter")
         lines.append(f"{'measured':<13}how likely each option is after the same question: the task `choices`")
