@@ -242,7 +242,7 @@ def test_ctrl_c_stops_the_job_cleanly(cluster, training):
         wait_for(process, out, "step ")
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(LIMIT_S) == 130, err.read_text()[-2000:]
-    assert "interrupted; the same command resumes" in out.read_text()  # the job's own last line
+    assert "interrupted; the same command with its name resumes" in out.read_text()  # the job's own last line
     assert "has ended" in err.read_text()
     client = MlflowClient(tree["tracking"]["uri"])
     (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
