@@ -13,12 +13,13 @@ from pathlib import Path
 
 from cluster.local.processes import Process, family, find
 from cluster.local.raylets import start_ray, start_raylet
-from cluster.local.service import free_port, stop_all
+from cluster.local.service import Failed, free_port, stop_all
 from cluster.local.state import HOST, State, held
 
 KINDS = ("worker", "raylet", "gcs", "driver", "head")
 #: titles of Ray's processes that hold no work of anybody's
 _NO_WORK = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+_STARTS = 3  # of the cluster, before it counts as broken
 _START_S = 300.0  # until all raylets are there, on a machine that others use
 #: variable by which every process that a run has started is known, also where its parent is gone
 MARK = "BFT_RAY_CHAOS"
@@ -42,9 +43,20 @@ class Cluster:
         self.state.ports = {"gcs": free_port(), "dashboard": free_port()}
 
     def start(self) -> None:
-        """Start it, at the same address each time."""
-        self._given = self.RAYLETS
-        start_ray(self.state, time.monotonic() + _START_S, workers=self.RAYLETS, cpus=1, env=self._env)
+        """Start it, at the same address each time. A raylet that ends because the machine is busy is no finding.
+
+        Raises:
+            Failed: it has not come up in so many tries.
+        """
+        for tries_left in reversed(range(_STARTS)):
+            self._given = self.RAYLETS
+            try:
+                start_ray(self.state, time.monotonic() + _START_S, workers=self.RAYLETS, cpus=1, env=self._env)
+                return
+            except Failed:
+                self.stop()
+                if not tries_left:
+                    raise
 
     def stop(self) -> set[Process]:
         """Stop all of it; returns the processes that are still there."""
