@@ -29,7 +29,7 @@ from bft_ray.study.execute import paused
 from bft_ray.study.execute.measure import measure
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.tracking.outbox import Outbox
-from bft_ray.train.checkpoint import last_complete, verify_manifest, write_manifest
+from bft_ray.train.checkpoint import Damaged, last_complete, set_aside, verify_manifest, write_manifest
 from bft_ray.train.record import is_lost, read_record, write_record
 from bft_ray.train.snapshot import FILE, SCORE, delete_unfit
 from bft_ray.train.worker import with_packing
@@ -157,8 +157,10 @@ def _(here: Here) -> None:
         assert here.told(last)
         return
     assert last_complete(str(here.folder)) == str(last)
-    with pytest.raises(BadInput, match=f"{last}/engine/shard.pt.*Delete {last}: "):
+    with pytest.raises(BadInput, match=f"{last}/engine/shard.pt.*Delete {last}: ") as caught:
         verify_manifest(last, 0, 1)
+    assert set_aside(Damaged(str(last), caught.value.value, caught.value.rule))
+    assert last_complete(str(here.folder)) == str(first)
 
 
 def snapshot(folder: Path) -> Path:

@@ -27,18 +27,25 @@ def summarise(prefix: str, columns: Mapping[str, Sequence[float]]) -> dict[str, 
     return metrics
 
 
-def column_records(
-    ids: Sequence[str], columns: Mapping[str, Sequence[float]], groups: Sequence[str | None] | None = None
-) -> list[dict[str, Any]]:
-    """One record an item: `id`, `group` where it has one, its numbers; what was not measured (NaN) is left out."""
+def column_records(items: Sequence[Mapping[str, str]], columns: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """One record an item: what `of_item` says, and its numbers; what was not measured (NaN) is left out."""
     return [
-        {"id": name}
-        | with_group(groups[i] if groups else None)
-        | {key: float(column[i]) for key, column in columns.items() if not math.isnan(column[i])}
-        for i, name in enumerate(ids)
+        {**item} | {key: float(column[i]) for key, column in columns.items() if not math.isnan(column[i])}
+        for i, item in enumerate(items)
     ]
 
 
-def with_group(group: str | None) -> dict[str, str]:
-    """What related items share, for statistics over groups; nothing where an item has no group."""
-    return {} if group is None else {"group": group}
+def of_item(name: str, key: str, group: str | None = None) -> dict[str, str]:
+    """What a record says of its item, whatever the model: `id`, `content` (`content_of` its key), and `group` (what related
+    items share) where it has one."""
+    return {"id": name, "content": content_of(key)} | ({} if group is None else {"group": group})
+
+
+def content_of(key: str) -> str:
+    """16 bits of a hash of what an item holds. They show that an id became another row, such as the place of a row in a
+    file that was edited; and no text can be told from them, for one in 65,536 has the same.
+
+    Args:
+        key: the hash, in hexadecimal digits (`bft_ray.data.rows.row_key`).
+    """
+    return key[:4]

@@ -17,7 +17,9 @@ from bft_ray.places.kept import read_kept, write_kept
 log = logging.getLogger(__name__)
 
 STEP = "step-"  # how the name of a checkpoint begins
+_MANIFEST = "manifest-{:05d}.json"  # of a rank
 _NEEDS = ("world_size", "files", "num_bytes")  # of a manifest
+_DAMAGED = "damaged"  # why the checkpoint is set aside
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,31 @@ class Flaw:
     is_damage: bool = False
 
 
+class Damaged(BadInput):
+    """A file of the checkpoint that a run was to resume from is not as it was written.
+
+    Args:
+        place: of the checkpoint: a folder or URI.
+        file, rule: the file at fault, and what it must be.
+    """
+
+    def __init__(self, place: str, file: Any, rule: str):
+        self.place = place
+        super().__init__(
+            "checkpoint", file, rule, f"There is no earlier one. Delete {place}: the run then starts again."
+        )
+
+    def __reduce__(self):
+        return type(self), (self.place, self.value, self.rule)
+
+
 def write_manifest(folder: Path, rank: int, world_size: int) -> None:
     """`manifest-<rank>.json`: the SHA-256 of every file that this rank wrote below `folder`."""
     written = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("manifest-")]
     files = {str(path.relative_to(folder)): checksum(path) for path in written}
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in written}
     manifest = {"world_size": world_size, "files": files, "num_bytes": sizes}
-    write_kept(folder / f"manifest-{rank:05d}.json", manifest, indent=1)
+    write_kept(folder / _MANIFEST.format(rank), manifest, indent=1)
 
 
 def verify_manifest(folder: Path, rank: int, world_size: int, remedy: str = "") -> None:
@@ -110,6 +130,20 @@ def passed_over(place: str | Path, flaw: Flaw) -> str:
     return f"the checkpoint {place} is passed over: {flaw.why}"
 
 
+def set_aside(damaged: Damaged) -> bool:
+    """Mark a damaged checkpoint in its manifest, so that a run resumes from the one before it; False, and nothing is done,
+    where none before it is whole. It stays, to be examined, until the run saves the same step again.
+    """
+    folder, _, own = damaged.place.rstrip("/").rpartition("/")
+    earlier = [name for name in storage.folders_in(folder, STEP) if name < own]
+    if all(flaw_of(storage.join(folder, name)) for name in earlier):
+        return False
+    path = storage.join(damaged.place, _MANIFEST.format(0))
+    manifest = read_kept(path, _NEEDS) or dict.fromkeys(_NEEDS)
+    write_kept(path, manifest | {_DAMAGED: f"{Path(str(damaged.value)).name} must be {damaged.rule}"}, indent=1)
+    return True
+
+
 def remove_cut_off(folder: str) -> None:
     """Delete the checkpoints below a folder or URI that were cut off by the end of their writer; no process may write there.
     Damaged ones stay, to be examined.
@@ -128,6 +162,8 @@ def flaw_of(place: str) -> Flaw | None:
     for name in sorted(name for name in sizes if fnmatch(name, "manifest-*.json")):
         if (manifest := read_kept(storage.join(place, name), _NEEDS)) is None:
             return Flaw(f"{name} is damaged", is_damage=True)
+        if why := manifest.get(_DAMAGED):
+            return Flaw(why, is_damage=True)
         manifests.append(manifest)
     if not manifests:
         return Flaw("it has no manifest")

@@ -19,10 +19,11 @@ from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.pack import MicroBatch, collate
 from bft_ray.data.plan import BatchPlan, layout
 from bft_ray.data.prefetch import prefetch
+from bft_ray.errors import BadInput
 from bft_ray.evaluate.engine.likelihood import LikelihoodSums
 from bft_ray.model.start_logps import StartLogps
 from bft_ray.places.scratch import scratch
-from bft_ray.train.checkpoint import LoopState, improves, verify_manifest, write_manifest
+from bft_ray.train.checkpoint import Damaged, LoopState, improves, verify_manifest, write_manifest
 from bft_ray.train.engine import Engine
 from bft_ray.train.host import Host
 from bft_ray.train.profiling import phase, profiled
@@ -207,8 +208,10 @@ def _resume(engine: Engine, host: Host) -> LoopState:
     folder = host.last_checkpoint()
     if folder is None:
         return LoopState()
-    remedy = f"Delete {host.origin(folder)}: the run then resumes from an earlier checkpoint, or from its start."
-    verify_manifest(folder, engine.rank, engine.world_size, remedy)
+    try:
+        verify_manifest(folder, engine.rank, engine.world_size)
+    except BadInput as error:
+        raise Damaged(host.origin(folder), error.value, error.rule) from None
     return LoopState(**engine.load(folder))
 
 

@@ -16,7 +16,7 @@ from bft_ray.config import Config
 from bft_ray.errors import BftError, first_line
 from bft_ray.places import storage
 from bft_ray.places.disk import full_disk
-from bft_ray.train.checkpoint import remove_cut_off
+from bft_ray.train.checkpoint import Damaged, remove_cut_off, set_aside
 from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
 from bft_ray.train.host import drop_superseded
 from bft_ray.train.snapshot import SCORE, delete_unfit
@@ -32,7 +32,8 @@ _COUNT_AGAIN_S = 10.0  # longest wait for a placement of so many workers as ther
 
 def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
     """Run the workers; returns what `train_worker` returned on rank 0. Within `bft_ray.workers.connect.connect` only. Where a node
-    is to be taken away, and there is room elsewhere, they end with a checkpoint and start anew without that node.
+    is to be taken away, and there is room elsewhere, they end with a checkpoint and start anew without that node. Where the
+    checkpoint that they were to resume from is damaged, they start anew from the one before it.
 
     Args:
         payload: of `train_worker`, to which the config is added.
@@ -41,6 +42,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     Raises:
         NonFinite: a loss or gradient was not finite.
         Saved: USR1 has come, and a checkpoint is saved.
+        Damaged: a damaged checkpoint, and none before it.
         BftError: the workers failed more often than `cluster.max_failures`, or with an error that would come again; or one
             of them raised it on purpose.
     """
@@ -48,8 +50,13 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
 
     away: tuple[str, ...] = ()
     with saving.listening():
-        while True:  # at most two starts for each notice
-            outcome = _start(config, payload, storage_path, name, away)
+        while True:  # at most two starts for each notice, and one for each damaged checkpoint
+            try:
+                outcome = _start(config, payload, storage_path, name, away)
+            except Damaged as damaged:
+                if not set_aside(damaged):
+                    raise
+                continue
             if "away" not in outcome:
                 break
             if saving.asked():

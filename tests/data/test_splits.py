@@ -60,7 +60,7 @@ def test_items_of_tasks_by_the_same_key(tmp_path):
         (ChoiceTask, row, swapped),
         (GenerationTask, {"question": QUESTION, "answer": "a"}, {"prompt": other(QUESTION), "completion": "b"}),
         (TextTask, {"text": QUESTION}, {"text": other(QUESTION)}),
-        (PairsTask, {"gene_a": "A1", "gene_b": "B1"}, {"gene_a": "b1", "gene_b": "a1 "}),
+        (PairsTask, {"gene_a": "A1", "gene_b": "B1"}, {"gene_a": "B1", "gene_b": "a1 "}),
     ):
         found = [
             items_of(make(name="t", path=write(tmp_path / f"{i}.jsonl", each))) for i, each in enumerate((one, two))

@@ -214,4 +214,4 @@ def test_what_is_not_of_the_same_items_or_units_is_not_compared():
     )
     changes, [reason] = compare(before, evaluation([4, 4], [1, 1]))  # another row in its place
     assert [change.name for change in changes] == list(names)
-    assert "mmlu is not compared: 1 of 2 items have another right answer under the same id" in reason
+    assert "mmlu is not compared: 1 of 2 items have another text or right answer under the same id" in reason

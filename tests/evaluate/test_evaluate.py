@@ -143,7 +143,7 @@ def test_choice_by_hand():
 
 def test_choice_metrics_by_hand():
     def record(number, predicted, probability, subject=None):
-        return ChoiceRecord(f"i{number}", 0, predicted, probability, 0.9, (0.0, 0.0), subject)
+        return ChoiceRecord(f"i{number}", "0000", 0, predicted, probability, 0.9, (0.0, 0.0), subject)
 
     metrics = choice_metrics([record(0, 0, 0.8), record(1, 1, 0.4), record(2, 0, 0.6), record(3, 0, 0.6)], "mmlu", 1)
     assert metrics["mmlu/accuracy"] == 0.75 and metrics["mmlu/probability"] == pytest.approx(0.6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -273,9 +274,10 @@ def test_metrics_by_hand(context, tmp_path):
     assert (metrics["qa/num_empty"], metrics["qa/num_unparsed"], metrics["qa/num_items"]) == (1, 0, 3)
     assert metrics["qa/answer_tokens"] == 1
     assert all(describe(name) for name in metrics)
+    assert re.fullmatch("[0-9a-f]{4}", measured.records[0]["content"])
     assert measured.records[0] == {
-        "id": "r0", "exact_match": 0, "token_f1": pytest.approx(2 / 3), "rouge_l": pytest.approx(2 / 3),
-        "empty": 0, "unparsed": 0, "answer_tokens": 2,
+        "id": "r0", "content": measured.records[0]["content"], "exact_match": 0, "token_f1": pytest.approx(2 / 3),
+        "rouge_l": pytest.approx(2 / 3), "empty": 0, "unparsed": 0, "answer_tokens": 2,
     }  # fmt: skip
 
 

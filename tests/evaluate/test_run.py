@@ -16,6 +16,7 @@ from bft_ray.config import LoraConfig as BftLora
 from bft_ray.config import ModelConfig, make_config
 from bft_ray.config.metrics import describe
 from bft_ray.errors import BadInput
+from bft_ray.evaluate.compare import compare
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.evaluate.run import evaluate_model
 from bft_ray.model.causal_lm import load_model, load_tokenizer
@@ -76,6 +77,33 @@ def test_one_and_two_workers_and_any_batch_agree(config, tmp_path):
     assert metrics["validation/bits_per_byte"] == pytest.approx(
         total / math.log(2) / sum(r["num_bytes"] for r in validation)
     )
+
+
+def test_rows_that_were_edited_under_their_ids_are_not_compared(make_tree, tmp_path):
+    """The right answers and the numbers of tokens are those of before, so the question alone tells."""
+    files = [tmp_path / name for name in ("choices.jsonl", "answers.jsonl", "texts.jsonl", "pairs.jsonl")]
+    kinds = ("choice", "generation", "text", "pairs")
+    tasks = [{"kind": kind, "name": kind, "path": str(file)} for kind, file in zip(kinds, files, strict=True)]
+
+    def measure(word):
+        rows: list[list[dict[str, Any]]] = [
+            [{"question": f"w1 {w}", "choices": ["w2", "w3"], "answer": "A"} for w in ("w4", word)],
+            [{"prompt": f"w1 {w}", "completion": "w2"} for w in ("w4", word)],
+            [{"text": f"w1 {w} w3"} for w in ("w4", word)],
+            [{"gene_a": "w1", "gene_b": w, "label": int(w == "w4")} for w in ("w4", word)],
+        ]
+        for file, own in zip(files, rows, strict=True):
+            file.write_text("".join(json.dumps(row) + "\n" for row in own))
+        data = {"train": [{"path": str(files[2])}], "validation": [{"path": str(files[2])}], "max_length": 64}
+        return evaluate_model(make_config(make_tree(data=data, evaluation={"tasks": tasks})))
+
+    before = measure("w5")
+    changes, why = compare(before, measure(" W5"))  # case and white space make no other row
+    assert {change.name.split("/")[0] for change in changes} == {*kinds, "validation"} and why == []
+    changes, why = compare(before, measure("w6"))
+    assert changes == []
+    assert [reason.split(" is not")[0] for reason in why] == ["validation", *kinds]
+    assert all("1 of 2 items have another text or right answer under the same id" in reason for reason in why)
 
 
 def test_an_adapter_measures_as_its_merged_model_does(config, tiny_model, tmp_path):

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from bft_ray.cli import main
-from bft_ray.config import load_config
-from bft_ray.data.rows import Row, read_rows
+from bft_ray.config import SourceConfig, load_config
+from bft_ray.data.rows import Row, read_choices, read_rows
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.operate import doctor
 from bft_ray.operate.init.config_text import Device, longest_positions
@@ -413,6 +413,49 @@ def test_choice_rows_become_a_choice_task(tmp_path):
     from bft_ray.evaluate.tasks.choice import read_items
 
     assert len(read_items(task)) == len(parts["validation"])
+
+
+def labelled(folder: Path, name: str, labels: list[str], num: int = 60) -> Path:
+    rows = [{"text": f"finding {n} of {name}", "label": labels[n % len(labels)]} for n in range(num)]
+    return write_jsonl(folder / name, rows)
+
+
+def test_answers_that_are_labels_become_options(tmp_path):
+    """Likelihood a token would mostly be that of the token which ends an answer. Labels of a file beside the data count."""
+    data = labelled(tmp_path, "sites_train.jsonl", ["lung", "skin", "lung"])
+    labelled(tmp_path, "sites_test.jsonl", ["bone", "skin"])
+    said = init(data, tmp_path / "bft.yaml", prompt="{text}\n\nSite:", completion="label")
+    assert "the label after its prompt; the answers are 3 labels" in said
+    space, config = load_study(tmp_path / "search_space.yaml")
+    assert space.objective.metric == "choices/probability" and config.data.validation == []
+    parts = split_of(tmp_path)
+    assert {row["completion"] for row in parts["train"]} == {"lung", "skin"}
+    assert all(row["prompt"].endswith("Site:") and "choices" not in row for row in parts["train"])
+    right = {}
+    for split in ("validation", "confirmation", "test"):
+        rows = parts[split]
+        assert all(row["choices"] == ["skin", "lung", "bone"] for row in rows)  # the most frequent first
+        right[split] = {row["choices"][row["answer"]] for row in rows}
+        items = list(read_choices(SourceConfig(path=str(tmp_path / f"bft_{split}.jsonl"))))
+        assert [item.choices[item.answer] for item in items] == [row["choices"][row["answer"]] for row in rows]
+        assert items[0].question.endswith("Site:")
+    assert right["test"] == {"bone", "skin"} and right["validation"] <= {"lung", "skin"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([f"w{n}" for n in range(7)], ""),  # too few rows for so many
+        (["one"], ""),  # nothing to tell apart
+        (["lung", "w " * 40], ""),  # answers of many words
+        (["lung", "Lung "], "some differ only in case or white space"),
+    ],
+)
+def test_other_answers_are_no_labels(labels, told, tmp_path):
+    data = labelled(tmp_path, "sites.jsonl", labels)
+    said = init(data, tmp_path / "bft.yaml", prompt="text", completion="label")
+    assert "labels after" not in said and told in said
+    assert load_study(tmp_path / "search_space.yaml")[0].objective.metric == "validation/token_accuracy"
 
 
 def test_where_a_column_counts_from_is_an_option(tmp_path):

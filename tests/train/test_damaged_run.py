@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from bft_ray.config import make_config
-from bft_ray.errors import BadConfig, BadInput
+from bft_ray.errors import BadConfig
 from bft_ray.train.launch import train
 from bft_ray.train.snapshot import FILE
 from tests.support.damage import damage
@@ -57,21 +57,17 @@ def test_a_run_with_damaged_files_goes_on_or_says_why_not(ray_of_one, make_tree,
     damage(folder / "run.json", "empty")
     shard = max((folder / "step-00000006" / "engine").iterdir(), key=lambda path: path.stat().st_size)
     damage(shard, "flip")
-    before = started(ray_of_one)
-    with pytest.raises(BadInput) as caught:
-        train(make_config(tree), Recorder())
-    assert str(shard) in str(caught.value) and caught.value.remedy.startswith(f"Delete {shard.parents[1]}: ")
-    assert started(ray_of_one) == before + 1  # what must fail again is not tried again
-    run = client.get_run(first.run_id)
-    assert run.info.status == "FAILED" and str(shard) in run.data.tags["bft.reason"]
-
-    shutil.rmtree(shard.parents[1])  # as the remedy says
-    again = Recorder()
+    before, again = started(ray_of_one), Recorder()
     assert train(make_config(tree), again).after == first.after
+    assert started(ray_of_one) == before + 2  # those that found the damage, and those that went on
     assert dict(again.events)["resume"]["step"] == 4
-    assert (
-        f"{folder / FILE}, Ray's list of checkpoints, is damaged (it names step-00000006, which is gone)" in caplog.text
-    )
+    why = f"{shard.name} must be unchanged since it was written (its checksum differs)"
+    passed = f"the checkpoint {folder}/step-00000006 is passed over: {why}"
+    assert dict(again.events)["passed over"] == {"lines": [passed]}
+    run = client.get_run(first.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["bft.passed_over"] == passed
+    unfit = "is damaged (it names step-00000006, which is not whole)"
+    assert f"{folder / FILE}, Ray's list of checkpoints, {unfit}" in caplog.text
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
     finished, rows = Recorder(), Path(tree["data"]["train"][0]["path"])

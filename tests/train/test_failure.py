@@ -137,10 +137,7 @@ def test_a_damaged_checkpoint_is_told_once_and_not_tried_again(make_tree, tmp_pa
         with pytest.raises(BadInput) as caught:
             run_workers(config, payload, str(tmp_path), "run")
         assert caught.value.rule == "unchanged since it was written (its checksum differs)"
-        assert (
-            caught.value.remedy
-            == f"Delete {folder}: the run then resumes from an earlier checkpoint, or from its start."
-        )
+        assert caught.value.remedy == f"There is no earlier one. Delete {folder}: the run then starts again."
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         assert len(list(session.glob("logs/train/ray-train-app-worker-*.log"))) == 1
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing as mp
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,16 @@ from safetensors.torch import load_file
 from bft_ray.config import ScheduleConfig, make_config
 from bft_ray.errors import BadInput
 from bft_ray.places.kept import read_kept, write_kept
-from bft_ray.train.checkpoint import improves, last_complete, to_delete, verify_manifest, write_manifest
+from bft_ray.train.checkpoint import (
+    Damaged,
+    improves,
+    last_complete,
+    remove_cut_off,
+    set_aside,
+    to_delete,
+    verify_manifest,
+    write_manifest,
+)
 from bft_ray.train.host import SCORE_FILE, drop_superseded, saved_in
 from bft_ray.train.profiling import PHASES
 from bft_ray.train.schedule import learning_rate
@@ -186,6 +196,34 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
     assert last_complete(str(tmp_path)) == str(tmp_path / "step-00000002")
     (tmp_path / "step-00000002" / "shard.pt").unlink()
     assert last_complete(str(tmp_path)) is None
+
+
+def test_a_damaged_checkpoint_is_set_aside_where_an_earlier_one_is_whole(tmp_path):
+    def write(step: int) -> Path:
+        folder = tmp_path / f"step-{step:08d}"
+        folder.mkdir(exist_ok=True)
+        (folder / "shard.pt").write_bytes(b"0123456789")
+        write_manifest(folder, 0, 1)
+        return folder
+
+    def damage(folder: Path) -> Damaged:
+        (folder / "shard.pt").write_bytes(b"0123456780")
+        with pytest.raises(BadInput) as caught:
+            verify_manifest(folder, 0, 1)
+        return pickle.loads(pickle.dumps(Damaged(str(folder), caught.value.value, caught.value.rule)))
+
+    first, last = write(2), write(4)
+    lines: list[str] = []
+    assert set_aside(damage(last)) and last_complete(str(tmp_path), lines.append) == str(first)
+    why = "shard.pt must be unchanged since it was written (its checksum differs)"
+    assert lines == [f"the checkpoint {last} is passed over: {why}"]
+    remove_cut_off(str(tmp_path))
+    assert last.is_dir()  # it stays, to be examined
+    damaged = damage(first)
+    assert not set_aside(damaged) and last_complete(str(tmp_path)) == str(first)  # none before it: the caller raises
+    assert str(damaged).endswith(f"There is no earlier one. Delete {first}: the run then starts again.")
+    write(4)  # the run comes to that step again
+    assert last_complete(str(tmp_path)) == str(last)
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bft_ray.config.tasks import CellsTask
-from bft_ray.data.rows import read_table
+from bft_ray.data.rows import read_table, text_key
 from bft_ray.data.tables import Ids, is_missing, kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import (
@@ -33,7 +33,7 @@ from bft_ray.evaluate.classify import (
 )
 from bft_ray.evaluate.engine.embed import TextPieces, cut_texts
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared
-from bft_ray.evaluate.means import summarise, with_group
+from bft_ray.evaluate.means import of_item, summarise
 from bft_ray.evaluate.tasks.pairs import fill
 from bft_ray.stats.errors import with_error
 
@@ -124,9 +124,9 @@ def measure(task: CellsTask, cells: Sequence[Cell], embeddings: np.ndarray) -> M
         batches = np.unique([str(cell.batch) for cell in cells], return_inverse=True)[1]
         metrics |= {f"{name}/{key}": value for key, value in integration(embeddings, labels, batches).items()}
     records: list[dict[str, Any]] = [
-        {"id": ids[i], "label": int(labels[i]), "predicted": int(predicted[i]), "cluster": int(found[i])}
+        of_item(ids[i], text_key(cells[i].genes), cells[i].group)
+        | {"label": int(labels[i]), "predicted": int(predicted[i]), "cluster": int(found[i])}
         | {"knn_accuracy": float(predicted[i] == labels[i])}
-        | with_group(cells[i].group)
         for i in range(len(cells))
     ]
     return Measured(metrics | {f"{name}/num_items": float(len(cells))}, records)

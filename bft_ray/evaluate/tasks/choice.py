@@ -26,10 +26,10 @@ import numpy as np
 
 from bft_ray.config import DataConfig
 from bft_ray.config.tasks import ChoiceTask
-from bft_ray.data.rows import ChoiceRow, read_choices, source_of
+from bft_ray.data.rows import ChoiceRow, read_choices, row_key, source_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores
-from bft_ray.evaluate.means import summarise
+from bft_ray.evaluate.means import content_of, summarise
 from bft_ray.evaluate.options import EncodedOptions, Question, encode_options
 
 _TIE = 1e-5  # nats a token: scores this near are equal, and the first option wins, whatever the batching
@@ -43,10 +43,12 @@ class ChoiceRecord:
         scores: mean log-probability a token of each option, in nats.
         probability: of the right option.
         confidence: probability of the predicted option.
-        subject, group: of the item, where given.
+        content, group: see `bft_ray.evaluate.means.of_item`.
+        subject: of the item, where given.
     """
 
     id: str
+    content: str
     answer: int
     predicted: int
     probability: float
@@ -110,7 +112,7 @@ def make_records(items: Sequence[ChoiceRow], scores: Scores) -> list[ChoiceRecor
         probability = float(odds[item.answer] / odds.sum())
         confidence = float(odds[predicted] / odds.sum())
         figures = (item.answer, predicted, probability, confidence, tuple(own.tolist()))
-        records.append(ChoiceRecord(item.id, *figures, item.subject, item.group))
+        records.append(ChoiceRecord(item.id, content_of(row_key(item)), *figures, item.subject, item.group))
     return records
 
 

@@ -236,7 +236,7 @@ def _measure(task: EmbeddingPairsTask, pairs: _Pairs, genes: list[str], embeddin
     fit = fit_classifiers(features(train), fitted, features(pairs.test), task.seed)
     scores = {name: np.round(own, _DIGITS) for name, own in fit.items()}
     metrics: dict[str, float] = {}
-    records: list[dict[str, Any]] = [{"id": pair.id, "label": pair.label, "groups": pair.groups} for pair in pairs.test]
+    records: list[dict[str, Any]] = [pair.record() for pair in pairs.test]
     for name, own in scores.items():
         for key, value in ranking_metrics(labels, own, task.seed).items():
             area, _, kind = key.partition("_")

@@ -23,12 +23,12 @@ import numpy as np
 
 from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import GenerationTask
-from bft_ray.data.rows import BadRow, Row, read_rows, source_of
+from bft_ray.data.rows import BadRow, Row, read_rows, row_key, source_of
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.engine.generate import check_engine
 from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared
-from bft_ray.evaluate.means import column_records, summarise
+from bft_ray.evaluate.means import column_records, of_item, summarise
 from bft_ray.evaluate.rouge import normalise, rouge_l, rouge_tokens, token_f1
 
 _NUMBER = re.compile(r"####\s*(-?)\s*[$€£]?\s*(-?)(\d[\d,]*(?:\.\d+)?|\.\d+)(?![\d,/]|\s*/)")
@@ -99,8 +99,8 @@ def _finish(
         f"{task.name}/answer_tokens": float(np.mean(columns["answer_tokens"])),
         f"{task.name}/num_items": float(len(rows)),
     }
-    records = column_records([row.id for row in rows], columns, [row.group for row in rows])
-    return Measured(summarise(task.name, headlines) | counts, records)
+    own = [of_item(row.id, row_key(row), row.group) for row in rows]
+    return Measured(summarise(task.name, headlines) | counts, column_records(own, columns))
 
 
 def _score(text: str, gold: str, answer: str) -> dict[str, float]:

@@ -23,13 +23,13 @@ from functools import partial
 import numpy as np
 
 from bft_ray.config.tasks import NamesTask
-from bft_ray.data.rows import Row, read_table, source_of
+from bft_ray.data.rows import Row, read_table, row_key, source_of, text_key
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.clients.encoder import check_encoder, encode_texts
 from bft_ray.evaluate.engine.generate import check_engine
 from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared, Score, Scores
-from bft_ray.evaluate.means import column_records, summarise
+from bft_ray.evaluate.means import column_records, of_item, summarise
 from bft_ray.evaluate.options import closing_tokens, split
 from bft_ray.evaluate.rouge import rouge_1, rouge_l
 from bft_ray.evaluate.tasks.generation import check_room, decode, read_prompts
@@ -158,9 +158,9 @@ def _finish(task: NamesTask, items: list[_Item], candidates: list[str], tokenize
         if task.encoder is not None:
             columns |= _similarity_columns(task.encoder, names, golds, candidates)
         counts[f"{task.name}/num_empty"] = float(sum(not name for own in names for name in own))
-    rows = [item.row for item in items]
-    records = column_records([row.id for row in rows], columns, [row.group for row in rows])
-    return Measured(summarise(task.name, columns) | counts, records)
+    keys = [text_key([row_key(item.row), item.names[0]]) for item in items]
+    own = [of_item(item.row.id, key, item.row.group) for item, key in zip(items, keys, strict=True)]
+    return Measured(summarise(task.name, columns) | counts, column_records(own, columns))
 
 
 def _choice_columns(items: Sequence[_Item], scores: Scores) -> dict[str, list[float]]:

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from bft_ray.config.tasks import PairsTask
-from bft_ray.data.rows import read_table
+from bft_ray.data.rows import read_table, text_key
 from bft_ray.data.tables import Ids, kind_of, row_id
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import ranking_metrics
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores
+from bft_ray.evaluate.means import of_item
 from bft_ray.evaluate.options import Question, encode_options
 
 #: a label as text, as cells of a CSV file are; tables with an empty cell write 1 as 1.0
@@ -47,6 +48,13 @@ class Pair:
             blake2b(gene.strip().upper().encode(), digest_size=6).hexdigest() for gene in (self.gene_a, self.gene_b)
         ]
 
+    def record(self) -> dict[str, Any]:
+        """What its record says whatever the model; the order of the genes plays no part."""
+        return of_item(self.id, text_key(sorted(map(text_key, (self.gene_a, self.gene_b))))) | {
+            "label": self.label,
+            "groups": self.groups,
+        }
+
 
 def prepare(task: PairsTask, context: Context) -> Prepared:
     """AUROC and AUPRC of the yes/no likelihood.
@@ -68,10 +76,7 @@ def _finish(task: PairsTask, pairs: Sequence[Pair], num_truncated: int, answers:
     nll = answers[0].nll.reshape(-1, 2)  # yes, no
     score = np.round(nll[:, 1] - nll[:, 0], _DIGITS)
     label = np.array([pair.label for pair in pairs])
-    records = [
-        {"id": pair.id, "label": pair.label, "score": float(own), "groups": pair.groups}
-        for pair, own in zip(pairs, score, strict=True)
-    ]
+    records = [pair.record() | {"score": float(own)} for pair, own in zip(pairs, score, strict=True)]
     metrics = {f"{task.name}/{name}": value for name, value in ranking_metrics(label, score, seed=0).items()}
     metrics |= {f"{task.name}/num_items": float(len(pairs)), f"{task.name}/num_truncated": float(num_truncated)}
     return Measured(metrics, records)

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from bft_ray.config.tasks import RubricTask
-from bft_ray.data.rows import Row, read_table
+from bft_ray.data.rows import Row, read_table, row_key, text_key
 from bft_ray.data.tables import Ids, kind_of, row_id
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.clients.judge import Budget, Messages, check_judge, judge_all
 from bft_ray.evaluate.engine.generate import check_engine
 from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared
-from bft_ray.evaluate.means import column_records, summarise
+from bft_ray.evaluate.means import column_records, of_item, summarise
 from bft_ray.evaluate.rubrics import (
     answer_scores,
     bootstrap_deviation,
@@ -238,8 +238,8 @@ def _finish(task: RubricTask, ask: _Ask, items: list[RubricItem], tokenizer: Any
         f"{task.name}/num_empty": float(sum(not text.strip() for own in texts for text in own)),
         f"{task.name}/num_items": float(len(items)),
     }
-    rows = [item.row for item in items]
-    return Measured(metrics, column_records([row.id for row in rows], columns, [row.group for row in rows]))
+    own = [of_item(item.row.id, text_key([row_key(item.row), item.criteria]), item.row.group) for item in items]
+    return Measured(metrics, column_records(own, columns))
 
 
 def _ask(task: RubricTask, questions: list[Messages]) -> list[list[bool | None]]:

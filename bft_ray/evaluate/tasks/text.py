@@ -23,12 +23,12 @@ import numpy as np
 from bft_ray.config import DataConfig
 from bft_ray.config.tasks import TextTask
 from bft_ray.data.dataset import IGNORED, TokenDataset
-from bft_ray.data.rows import BadRow, Row, read_rows, source_of
+from bft_ray.data.rows import BadRow, Row, read_rows, row_key, source_of
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.engine.likelihood import LikelihoodSums
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Score, Scores
-from bft_ray.evaluate.means import with_group
+from bft_ray.evaluate.means import of_item
 from bft_ray.stats.errors import ratio_error, with_error
 from bft_ray.stats.linearise import linear_auroc
 
@@ -37,9 +37,11 @@ _ROWS_A_CALL = 256  # of the tokenizer
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens [T] of one text, which of them are scored [T] (never the first), their bytes, and whether it is a wrong answer."""
+    """Tokens [T] of one text, which of them are scored [T] (never the first), their bytes, and whether it is a wrong answer;
+    `key` is that of its row."""
 
     id: str
+    key: str
     tokens: np.ndarray
     is_scored: np.ndarray
     num_bytes: int
@@ -70,7 +72,12 @@ def prepare_dataset(dataset: TokenDataset, name: str, context: Context) -> Prepa
     """NLL, perplexity, bits per byte and token accuracy of samples that are tokenised already."""
     texts = [
         Text(
-            own, np.array(dataset.tokens(i)), dataset.labels(i) != IGNORED, int(dataset.num_bytes[i]), dataset.groups[i]
+            own,
+            dataset.keys[i],
+            np.array(dataset.tokens(i)),
+            dataset.labels(i) != IGNORED,
+            int(dataset.num_bytes[i]),
+            dataset.groups[i],
         )
         for i, own in enumerate(dataset.ids)
     ]
@@ -117,7 +124,8 @@ def _texts(rows: Iterable[Row], tokenizer: Any, config: DataConfig) -> Iterator[
         for row, encoded in zip(some, encode_batch(some, tokenizer, config), strict=True):
             if any(encoded.supervised):
                 tokens = np.array(encoded.input_ids, dtype=np.int32)
-                yield Text(row.id, tokens, np.array(encoded.supervised), encoded.num_bytes, row.group, row.is_wrong)
+                supervised = np.array(encoded.supervised)
+                yield Text(row.id, row_key(row), tokens, supervised, encoded.num_bytes, row.group, row.is_wrong)
 
 
 def _finish(
@@ -144,8 +152,7 @@ def _finish(
     if wrong.any():
         metrics[f"{name}/wrong_auroc"] = float(linear_auroc(wrong, mean_nll).mean())
     records: list[dict[str, Any]] = [
-        {"id": text.id}
-        | with_group(text.group)
+        of_item(text.id, text.key, text.group)
         | {
             "nll": float(nll[i]),
             "num_tokens": int(num_tokens[i]),

@@ -72,6 +72,7 @@ class Look:
         unused: columns that were left out; none has content that could be trained on.
         rows: usable ones.
         left_out: reason -> how many rows.
+        labels: the options of every row, where the answers are labels (`bft_ray.operate.init.labels`); else none.
     """
 
     path: str
@@ -81,6 +82,7 @@ class Look:
     unused: list[str]
     rows: list[Found]
     left_out: Mapping[str, int]
+    labels: tuple[str, ...] = ()
 
 
 def inspect(source: SourceConfig, field: str = "DATA") -> Look:

@@ -16,6 +16,7 @@ from bft_ray.errors import BadInput
 from bft_ray.model.unreadable import check_place
 from bft_ray.operate.init.config_text import Device, Settings, config_text, max_length_for, quantile, settings_for
 from bft_ray.operate.init.files import check_free, rows_text, write_all
+from bft_ray.operate.init.labels import with_labels
 from bft_ray.operate.init.look import CHARACTERS_PER_TOKEN, Found, Look, beside, inspect
 from bft_ray.operate.init.related import hint_of_groups
 from bft_ray.operate.init.request import Request
@@ -43,6 +44,7 @@ def write_study(request: Request, device: Device | None = None) -> str:
     paths = {name: out.with_name(f"{out.stem}_{name}.jsonl") for name in SPLITS}
     look = inspect(request.source(), request.data)
     others, notes = beside(Path(request.data), look, request)
+    look, others, hints = with_labels(look, others)
     inputs = [Path(request.data), *(Path(other.path) for other in others.values())]
     check_free([out, out.with_name(SPACE), *paths.values()], inputs, request.force)
     parts, left_out = _parts(look, others)
@@ -59,6 +61,7 @@ def write_study(request: Request, device: Device | None = None) -> str:
             *summary(look),
             *notes,
             *left_out,
+            *hints,
             *hint_of_groups(request.source(), look),
             "",
             *(f"{name:<13}{len(parts[name]):>7,} rows  {path}" for name, path in made.items()),

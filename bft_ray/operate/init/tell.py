@@ -30,7 +30,11 @@ def summary(look: Look) -> list[str]:
         largest = max(groups.values())
         if largest > max(_LARGE * len(look.rows), 1):  # such as all rows whose cell says `nan`
             lines.append(f"{'note':<13}one group has {largest:,} of the {len(look.rows):,} rows; is it one?")
-    if look.kind == "choice":
+    if look.labels:
+        what = f"{len(look.labels)} labels"
+        lines.append(f"{'taught':<13}the label after its prompt; the answers are {what}")
+        lines.append(f"{'measured':<13}how likely each of the {what} is after the same prompt: the task `choices`")
+    elif look.kind == "choice":
         lines.append(f"{'taught':<13}the text of the right option, after the question with its options by letter")
         lines.append(f"{'measured':<13}how likely each option is after the same question: the task `choices`")
     if blank := sum(not str(row.record.get("prompt", "?")).strip() for row in look.rows):

@@ -67,4 +67,4 @@ def check_splits(metric: str, splits: Mapping[str, Rows], trained: Rows, line: C
 
 def _key(record: Mapping[str, Any], task: TaskBase, key: ItemKey) -> str:
     values = [record.get(column.format(**vars(task))) for column in key.columns]
-    return text_key(sorted(map(str, values)) if key.is_unordered else values)
+    return text_key(sorted(text_key(str(value)) for value in values) if key.is_unordered else values)
