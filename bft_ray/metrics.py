@@ -32,10 +32,12 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Area:
-    """Area under the ROC curve of a column of scores, for a column of labels 0 and 1."""
+    """Area under a curve of a column of scores, for a column of labels 0 and 1: the ROC curve, or that of precision and recall
+    (as the average precision)."""
 
     score: str
     label: str = "label"
+    curve: Literal["roc", "precision_recall"] = "roc"
 
 
 @dataclass(frozen=True)

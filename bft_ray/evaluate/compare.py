@@ -23,7 +23,7 @@ from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.metrics import Area, Mean, Ratio
 from bft_ray.page.model import as_text
 from bft_ray.stats.errors import as_groups, names_of
-from bft_ray.stats.linearise import Made, column_of, columns_of, linear_auprc, linear_scores
+from bft_ray.stats.linearise import Made, column_of, columns_of, linear_scores
 from bft_ray.stats.paired import holm, paired_difference
 
 _TIE = 1e-5  # items whose value moved by less (times the value where that is above 1) are neither lost nor gained
@@ -224,12 +224,9 @@ def _by_set(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
     return sets
 
 
-_AUPRC = "auprc"  # areas under this curve are of the columns of `auroc`
-
-
 def _made(metric: str, name: str, records: Sequence[dict[str, Any]]) -> Made:
     """How the records make a metric; where they lack the columns for that, it is the mean of the column of its name."""
-    known = describe(metric.replace(_AUPRC, "auroc"))
+    known = describe(metric)
     made = (known.items if known else None) or Mean()
     return made if any(_has(record, columns_of(made, name)) for record in records) else Mean(name)
 
@@ -246,6 +243,4 @@ def _statistic(made: Made, name: str, records: Sequence[dict[str, Any]]) -> tupl
         values = made.factor * values / np.maximum(column_of(records, others[0]), 1)
     if not isinstance(made, Area):
         return linear_scores(made, name, records), values
-    label = column_of(records, others[0])
-    scores = linear_auprc(label, values) if _AUPRC in name else linear_scores(made, name, records)
-    return scores, np.where(label == 1, values, -values)
+    return linear_scores(made, name, records), np.where(column_of(records, others[0]) == 1, values, -values)

@@ -49,8 +49,9 @@ def linear_scores(made: Made, name: str, records: Sequence[Mapping[str, Any]]) -
     match made:
         case Ratio(factor=factor):
             return linear_ratio(factor * values, column_of(records, others[0]))
-        case Area():
-            return linear_auroc(column_of(records, others[0]), values)
+        case Area(curve=curve):
+            linear = linear_auroc if curve == "roc" else linear_auprc
+            return linear(column_of(records, others[0]), values)
         case MeanOfMeans(by=by):
             return linear_macro_mean(values, [str(record[by]) for record in records])
         case Mean():

@@ -165,6 +165,26 @@ def test_groups_never_make_a_figure_surer():
 # ---- linearised ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("linear", "which"), [(linear_auroc, 0), (linear_auprc, 1)])
+def test_intervals_of_differences_of_areas_cover(linear, which):
+    """60 items of which 12 are 1: the interval of the difference of two rankings has the true one in it."""
+    rng = np.random.default_rng(0)
+
+    def draw(num):
+        label = (np.arange(num) < num / 5).astype(int)
+        one, other = label + rng.normal(size=num), 1.4 * label + rng.normal(size=num)
+        return label, one, 0.6 * one + 0.8 * other
+
+    label, one, other = draw(50_000)
+    true = float(areas(label, other)[which][0] - areas(label, one)[which][0])
+    covered = 0
+    for _ in range(400):
+        label, one, other = draw(60)
+        found = paired_difference(linear(label, other), linear(label, one))  # the drop from the first to the second
+        covered += found.low <= true <= found.high
+    assert 0.91 <= covered / 400 <= 0.98  # Monte Carlo error 0.011
+
+
 def test_influence_by_difference():
     draw = np.random.default_rng(0)
     label, score = draw.integers(0, 2, 60), np.round(draw.normal(size=60), 1)

@@ -528,8 +528,9 @@ def test_the_spread_of_the_scores_is_that_of_the_metric():
     label = np.repeat([0, 1], [150, 50])
     score = draw.normal(size=200) + label
     counts = draw.multinomial(200, np.full(200, 1 / 200), 2000)
-    scores = np.array(list(item_scores("pairs/auroc", records_of("pairs", score=score, label=label)).values()))
-    assert scores.std(ddof=1) / math.sqrt(200) == pytest.approx(areas(label, score, counts)[0].std(), rel=0.1)
+    for which, name in enumerate(("auroc", "auprc")):
+        scores = np.array(list(item_scores(f"pairs/{name}", records_of("pairs", score=score, label=label)).values()))
+        assert scores.std(ddof=1) / math.sqrt(200) == pytest.approx(areas(label, score, counts)[which].std(), rel=0.1)
     tokens = draw.integers(1, 100, 200)
     right = draw.binomial(tokens, draw.uniform(0.2, 0.8, 200))
     found = item_scores("validation/token_accuracy", records_of("validation", num_tokens=tokens, num_correct=right))
@@ -541,7 +542,7 @@ def test_the_spread_of_the_scores_is_that_of_the_metric():
     ("metric", "records", "message"),
     [
         ("choices/probability", records_of("pairs", score=[1.0]), "without records"),
-        ("pairs/auprc", records_of("pairs", score=[1.0], label=[1]), "no figure of single items"),
+        ("cells/ari", records_of("cells", label=[1], cluster=[1]), "no figure of single items"),
         ("pairs/auroc", records_of("pairs", score=[1.0, 2.0], label=[1, 1]), "of both kinds"),
         ("choices/probability", records_of("choices", probability=[0.1, math.nan]), "choices/probability of i1"),
         ("choices/probability", records_of("choices", probability=[0.1]) * 2, "must be given once"),

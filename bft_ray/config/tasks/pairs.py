@@ -22,7 +22,13 @@ class PairsTask(TaskBase):
         Metric(
             "auroc", "share", "higher", "area under the ROC curve of the yes/no likelihood over pairs", Area("score")
         ),
-        Metric("auprc", "share", "higher", "average precision of the yes/no likelihood over pairs", items=None),
+        Metric(
+            "auprc",
+            "share",
+            "higher",
+            "average precision of the yes/no likelihood over pairs",
+            Area("score", curve="precision_recall"),
+        ),
         NUM_ITEMS,
         NUM_TRUNCATED,
     )

@@ -93,6 +93,6 @@ def _scores(metric: str, name: str, made: Made | None, records: Sequence[Mapping
     raise BadInput(
         metric,
         "no figure of single items",
-        "a mean over items, a ratio of their sums, or an AUROC, to be confirmed item by item",
+        "a mean over items, a ratio of their sums, or an area under a curve, to be confirmed item by item",
         "Use such a metric as objective.metric, for example the accuracy or probability of the same set.",
     )
