@@ -94,10 +94,12 @@ def config(make_tree, tmp_path: Path, **sections) -> Path:
     return path
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("umask", "file_mode", "folders", "files"),
-    [(0o000, "owner", "d 700", "f 600"), (0o077, "group", "d 770", "f 660")],
+    [
+        pytest.param(0o000, "owner", "d 700", "f 600", marks=pytest.mark.long),
+        pytest.param(0o077, "group", "d 770", "f 660", marks=pytest.mark.release),
+    ],
 )
 def test_a_run_is_its_owner_s_or_the_group_s_and_listens_on_loopback(
     umask, file_mode, folders, files, make_tree, tmp_path
