@@ -25,6 +25,7 @@ PARENT, TRIAL = "mlflow.parentRunId", "bft.trial"
 ENDED = "bft.ended"  # tag of a nested run: all is written, and this is the status to come
 _DELETED = "must be in the 'active' state"  # of a run, as MLflow says where somebody has deleted it
 _LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # what MLflow takes in a call
+_MOST = 1000  # of all kinds
 
 
 @dataclass
@@ -174,10 +175,21 @@ class Delivery:
                 self._try(f"a dataset of run {held.run_id}", self.client.log_inputs, held.run_id, inputs)
         lacking = [Param(name, value) for name, value in params.items() if name not in held.params]
         marks = [RunTag(name, value) for name, value in tags.items() if held.tags.get(name) != value]
-        self._log(held, metrics=metrics)
-        self._log(held, params=lacking)
-        self._log(held, tags=marks)
+        self._log_all(held, {"metrics": metrics, "params": lacking, "tags": marks})
         held.steps, held.params, held.tags = steps, held.params | set(params), held.tags | tags
+
+    def _log_all(self, held: Held, things: dict[str, list[Any]]) -> None:
+        """In one call where MLflow takes as much (it writes the tags last); else, and where something is refused, kind by kind."""
+        num_things = sum(map(len, things.values()))
+        if all(len(things[kind]) <= limit for kind, limit in _LIMITS.items()) and 0 < num_things <= _MOST:
+            try:
+                self.client.log_batch(held.run_id, things["metrics"], things["params"], things["tags"])
+                return
+            except Exception as error:
+                if not is_refusal(error) or _DELETED in str(error):
+                    raise
+        for kind, every in things.items():
+            self._log(held, **{kind: every})
 
     def _log(self, held: Held, **things: Any) -> None:
         """Write things of one kind; by halves where some are refused, for a bad name costs itself alone."""
