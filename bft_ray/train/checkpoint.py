@@ -10,9 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, BftError
 from bft_ray.places import storage
 from bft_ray.places.kept import read_kept, write_kept
+from bft_ray.places.scratch import scratch
 
 log = logging.getLogger(__name__)
 
@@ -133,14 +134,31 @@ def passed_over(place: str | Path, flaw: Flaw) -> str:
 def set_aside(damaged: Damaged) -> bool:
     """Mark a damaged checkpoint in its manifest, so that a run resumes from the one before it; False, and nothing is done,
     where none before it is whole. It stays, to be examined, until the run saves the same step again.
+
+    Raises:
+        BftError: it is whole as this process reads it: the fault is in the worker's node.
     """
     folder, _, own = damaged.place.rstrip("/").rpartition("/")
     earlier = [name for name in storage.folders_in(folder, STEP) if name < own]
     if all(flaw_of(storage.join(folder, name)) for name in earlier):
         return False
+    if _is_whole(damaged.place):
+        what = f"a worker reads {Path(str(damaged.value)).name} of {damaged.place} as damaged, and here it is as it was written"
+        raise BftError(f"{what}: check disk and memory of the workers' nodes; the same command resumes")
     path = storage.join(damaged.place, _MANIFEST.format(0))
     manifest = read_kept(path, _NEEDS) or dict.fromkeys(_NEEDS)
     write_kept(path, manifest | {_DAMAGED: f"{Path(str(damaged.value)).name} must be {damaged.rule}"}, indent=1)
+    return True
+
+
+def _is_whole(place: str) -> bool:
+    """Whether every file is as it was written, as this process reads them."""
+    with scratch("checkpoint") as copy:
+        here = storage.fetch_folder(place, copy / "copy" if storage.is_remote(place) else None)
+        try:
+            verify_manifest(here, 0, 1)
+        except BadInput:
+            return False
     return True
 
 

@@ -9,7 +9,7 @@ import torch
 
 from bft_ray.places import storage
 from bft_ray.places.kept import read_kept
-from bft_ray.train.checkpoint import STEP, to_delete
+from bft_ray.train.checkpoint import STEP, flaw_of, to_delete
 
 SCORE_FILE = "score.json"  # in a checkpoint: its value of the metric, higher is better; null: not measured
 
@@ -54,10 +54,14 @@ class Host(Protocol):
 
 
 def saved_in(folder: str) -> list[tuple[str, float | None]]:
-    """The checkpoints below a folder or URI, oldest first: names and scores."""
+    """The checkpoints below a folder or URI, oldest first, without damaged ones: names and scores."""
     names = sorted(storage.folders_in(folder, STEP))
     found = [(name, read_kept(storage.join(folder, name, SCORE_FILE), ["score"])) for name in names]
-    return [(name, kept["score"]) for name, kept in found if kept is not None]
+    return [
+        (name, kept["score"])
+        for name, kept in found
+        if kept is not None and not ((flaw := flaw_of(storage.join(folder, name))) and flaw.is_damage)
+    ]
 
 
 def drop_superseded(folder: str, keep: int) -> None:

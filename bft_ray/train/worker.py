@@ -21,8 +21,9 @@ from bft_ray.places import storage
 from bft_ray.places.kept import read_kept, write_kept
 from bft_ray.places.modes import keep_for
 from bft_ray.places.scratch import scratch
-from bft_ray.places.storage import fetch_folder, join, put_folder
+from bft_ray.places.storage import fetch_folder, join, put_folder, remove_folder
 from bft_ray.tracking.run import Tracker
+from bft_ray.train import ranks
 from bft_ray.train.checkpoint import LoopState, last_complete, step_name, verify_manifest
 from bft_ray.train.engine import Engine, pin_threads
 from bft_ray.train.failure import Decision, explain, first_cause
@@ -83,6 +84,9 @@ class RayHost:
         """
         if ray.train.get_context().get_world_rank() == 0:
             write_kept(folder / SCORE_FILE, {"score": score})
+            # of workers that died while they saved it, or damaged since: Ray adds files to what lies there
+            remove_folder(join(self.folder, step_name(step)))
+        ranks.barrier()
         ray.train.report(
             {SCORE: score_of(score), "step": step},
             checkpoint=ray.train.Checkpoint.from_directory(str(folder)),

@@ -407,7 +407,11 @@ def test_choice_rows_become_a_choice_task(tmp_path):
         "completion": f"{number}",
     }
     held = parts["confirmation"][0]
-    assert held["answer"] == 0 and held["choices"][2] == "none" and held["question"].endswith("\nC. none")
+    assert (
+        held["answer"] == "option 1"
+        and held["choices"]["option 3"] == "none"
+        and held["question"].endswith("\nC. none")
+    )
     assert held["subject"] == "x"
 
     from bft_ray.evaluate.tasks.choice import read_items
@@ -434,12 +438,24 @@ def test_answers_that_are_labels_become_options(tmp_path):
     right = {}
     for split in ("validation", "confirmation", "test"):
         rows = parts[split]
-        assert all(row["choices"] == ["skin", "lung", "bone"] for row in rows)  # the most frequent first
+        assert all(list(row["choices"].values()) == ["skin", "lung", "bone"] for row in rows)  # the most frequent first
         right[split] = {row["choices"][row["answer"]] for row in rows}
         items = list(read_choices(SourceConfig(path=str(tmp_path / f"bft_{split}.jsonl"))))
         assert [item.choices[item.answer] for item in items] == [row["choices"][row["answer"]] for row in rows]
         assert items[0].question.endswith("Site:")
     assert right["test"] == {"bone", "skin"} and right["validation"] <= {"lung", "skin"}
+    assert f"1 of the labels of {tmp_path / 'sites_test.jsonl'} are in no training row" in said
+
+
+def test_a_split_without_the_most_frequent_label_is_read_as_it_is(tmp_path):
+    """Indices would say that none is 0, as if they counted from 1. No name of an option may be the text of one."""
+    labels = ["Option 1", "option 2", "option 2"]
+    data = labelled(tmp_path, "x_train.jsonl", labels)
+    labelled(tmp_path, "x_test.jsonl", ["Option 1"], 15)
+    init(data, tmp_path / "bft.yaml", prompt="text", completion="label")
+    items = list(read_choices(SourceConfig(path=str(tmp_path / "bft_test.jsonl"))))
+    assert len(items) == 15 and {item.choices[item.answer] for item in items} == {"Option 1"}
+    assert {item.choices for item in items} == {("option 2", "Option 1")}
 
 
 @pytest.mark.parametrize(
@@ -448,7 +464,7 @@ def test_answers_that_are_labels_become_options(tmp_path):
         ([f"w{n}" for n in range(7)], ""),  # too few rows for so many
         (["one"], ""),  # nothing to tell apart
         (["lung", "w " * 40], ""),  # answers of many words
-        (["lung", "Lung "], "some differ only in case or white space"),
+        (["lung", "Lung "], "some are read as the same text"),
     ],
 )
 def test_other_answers_are_no_labels(labels, told, tmp_path):

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bft_ray.config import ScheduleConfig, make_config
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, BftError
 from bft_ray.places.kept import read_kept, write_kept
 from bft_ray.train.checkpoint import (
     Damaged,
+    flaw_of,
     improves,
     last_complete,
     remove_cut_off,
@@ -222,8 +224,38 @@ def test_a_damaged_checkpoint_is_set_aside_where_an_earlier_one_is_whole(tmp_pat
     damaged = damage(first)
     assert not set_aside(damaged) and last_complete(str(tmp_path)) == str(first)  # none before it: the caller raises
     assert str(damaged).endswith(f"There is no earlier one. Delete {first}: the run then starts again.")
+    (tmp_path / "step-00000003").mkdir()
+    for folder, score in ((first, 0.5), (last, 0.9), (write(3), None)):
+        write_kept(folder / SCORE_FILE, {"score": score})
+    assert [name[-1] for name, _ in saved_in(str(tmp_path))] == ["2", "3"]  # a damaged one is neither best nor last
     write(4)  # the run comes to that step again
     assert last_complete(str(tmp_path)) == str(last)
+    with pytest.raises(BftError, match=r"shard.pt of .* as damaged, and here it is as it was written"):
+        set_aside(Damaged(str(last), last / "shard.pt", "unchanged"))  # a worker with a bad disk
+    assert last_complete(str(tmp_path)) == str(last)
+
+
+def test_a_checkpoint_replaces_what_lies_in_its_place(monkeypatch, tmp_path):
+    """Two workers left a part there when they died; Ray adds the files of the one that goes on to it."""
+    from bft_ray.train import worker
+
+    def report(metrics, checkpoint, checkpoint_dir_name):
+        shutil.copytree(checkpoint.path, tmp_path / "run" / checkpoint_dir_name, dirs_exist_ok=True)
+
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setattr(worker.ray.train, "report", report)
+    host = worker.RayHost.__new__(worker.RayHost)
+    host.folder = str(tmp_path / "run")
+    old, new = tmp_path / "run" / "step-00000004", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / f"{folder.name}.pt").write_bytes(b"0123456789")
+    write_manifest(old, 1, 2)
+    write_manifest(new, 0, 1)
+    host.keep(new, 4, None)
+    assert flaw_of(str(old)) is None and sorted(path.name for path in old.iterdir()) == [
+        "manifest-00000.json", "new.pt", "score.json"
+    ]  # fmt: skip
 
 
 def test_a_damaged_checkpoint_is_told(tmp_path):

@@ -31,7 +31,6 @@ from bft_ray.config.tasks import HarnessTask
 from bft_ray.data.tokenise import uses_chat
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.engine.request import Context, Measured
-from bft_ray.evaluate.means import of_item
 from bft_ray.stats.errors import with_error
 
 _RANDOM_SEED, _OTHER_SEED = 0, 1234  # those of the library's command line
@@ -233,12 +232,11 @@ def _records(
 ) -> list[dict[str, Any]]:
     """One record an item, of numbers only."""
     records: dict[str, dict[str, Any]] = {}
-    for name, taken in samples.items():
+    for name, own in samples.items():
         shown_name = next(group for group, inside in shown.items() if name in inside)
-        for sample in taken:
+        for sample in own:
             key = f"{name}/{sample['doc_id']}"
-            own = {"set": f"{prefix}/{_slug(shown_name)}"} | of_item(key, sample["doc_hash"])
-            record = records.setdefault(key, own)
+            record = records.setdefault(key, {"set": f"{prefix}/{_slug(shown_name)}", "id": key})
             for metric in sample["metrics"]:
                 if _is_number(sample[metric]):
                     record[_column(metric, sample["filter"])] = float(sample[metric])

@@ -23,7 +23,7 @@ import numpy as np
 from bft_ray.config import DataConfig
 from bft_ray.config.tasks import TextTask
 from bft_ray.data.dataset import IGNORED, TokenDataset
-from bft_ray.data.rows import BadRow, Row, read_rows, row_key, source_of
+from bft_ray.data.rows import BadRow, Row, question_key, read_rows, row_key, source_of
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.engine.likelihood import LikelihoodSums
@@ -125,7 +125,9 @@ def _texts(rows: Iterable[Row], tokenizer: Any, config: DataConfig) -> Iterator[
             if any(encoded.supervised):
                 tokens = np.array(encoded.input_ids, dtype=np.int32)
                 supervised = np.array(encoded.supervised)
-                yield Text(row.id, row_key(row), tokens, supervised, encoded.num_bytes, row.group, row.is_wrong)
+                # which wrong answer a row is given depends on the others that are read
+                key = question_key(row) if row.is_wrong else row_key(row)
+                yield Text(row.id, key, tokens, supervised, encoded.num_bytes, row.group, row.is_wrong)
 
 
 def _finish(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bft_ray.data.rows import text_key
-from bft_ray.operate.init.look import Found, Look
+from bft_ray.operate.init.look import Found, Look, options_of
 
 MOST = 20  # labels; more would make an evaluation long, for each is scored after each question
 LEAST_ROWS = 10  # rows a label, on average
@@ -29,26 +29,35 @@ def with_labels(look: Look, others: Mapping[str, Look]) -> tuple[Look, dict[str,
     if None in found or not 2 <= len(counts) <= MOST or len(every) < LEAST_ROWS * len(counts):
         return look, dict(others), []
     if len({text_key(label) for label in counts}) < len(counts):
-        why = f"{len(counts)} answers in {len(every):,} rows look like labels, and some differ only in case or white space"
-        return look, dict(others), [f"{'hint':<13}{why}. Write each in one way: they are then measured as labels"]
-    # the most frequent first: a reader of indices refuses a file in which none is 0, as if they counted from 1
+        why = f"{len(counts)} answers in {len(every):,} rows look like labels, and some are read as the same text (case, blanks, forms"
+        return (
+            look,
+            dict(others),
+            [f"{'hint':<13}{why} of letters). Write each in one way: they are then measured as labels"],
+        )
     labels = tuple(label for label, _ in counts.most_common())
+    taught = {row.record["completion"] for row in look.rows}
+    notes = [
+        f"{'note':<13}{len(new)} of the labels of {each.path} are in no training row"
+        for each in others.values()
+        if (new := {row.record["completion"] for row in each.rows} - taught)
+    ]
     made = {split: _with_options(each, labels) for split, each in others.items()}
-    return _with_options(look, labels), made, []
+    return _with_options(look, labels), made, notes
 
 
 def _label(row: Found) -> str | None:
     """The answer of a row where it may be a label."""
-    answer = row.record.get("completion")
-    if not isinstance(row.record.get("prompt"), str) or not isinstance(answer, str) or "tools" in row.record:
+    asked, answer = row.record.get("prompt"), row.record.get("completion")
+    if not isinstance(asked, str) or not isinstance(answer, str) or "tools" in row.record:
         return None
-    return answer if answer.strip() and len(answer) <= MOST_CHARACTERS else None
+    return answer if asked.strip() and answer.strip() and len(answer) <= MOST_CHARACTERS else None
 
 
 def _with_options(look: Look, labels: tuple[str, ...]) -> Look:
     rows = []
     for row in look.rows:
         own = {name: row.record[name] for name in ("id", "group") if name in row.record}
-        item = {"question": row.record["prompt"], "choices": labels, "answer": labels.index(row.record["completion"])}
-        rows.append(replace(row, record=own | item))
+        item = options_of(labels, labels.index(row.record["completion"]))
+        rows.append(replace(row, record=own | {"question": row.record["prompt"]} | item))
     return replace(look, kind="choice", labels=labels, rows=rows)

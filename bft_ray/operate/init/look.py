@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -225,7 +225,7 @@ def _choices(source: SourceConfig, field: str) -> Iterator[Found | BadRow]:
         asked = "\n".join([row.question, *options])
         right = row.choices[row.answer]
         prompt = f"{row.context}\n\n{asked}" if row.context else asked
-        item = {"question": asked, "choices": list(row.choices), "answer": row.answer}
+        item = {"question": asked} | options_of(row.choices, row.answer)
         item |= {name: value for name in ("context", "subject") if (value := getattr(row, name))}
         yield Found(
             where=row.where,
@@ -236,6 +236,16 @@ def _choices(source: SourceConfig, field: str) -> Iterator[Found | BadRow]:
             answer_tokens=_num_tokens(right),
             row_tokens=_num_tokens(prompt + right),
         )
+
+
+def options_of(choices: Sequence[str], answer: int) -> dict[str, Any]:
+    """Options and the right one, under names that are no option's text. Indices would not do: a file of which none is 0 is
+    refused, as if they counted from 1, and a split that keeps groups together may have no item of the first option.
+    """
+    name = "option"
+    while any(choice.casefold().startswith(name) for choice in choices):
+        name = f"_{name}"
+    return {"choices": {f"{name} {n}": choice for n, choice in enumerate(choices, 1)}, "answer": f"{name} {answer + 1}"}
 
 
 def _with_own_ids(source: SourceConfig, read: Callable[[SourceConfig], list[_Rows]]) -> list[_Rows]:
