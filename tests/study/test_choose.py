@@ -99,7 +99,7 @@ def test_a_baseline_that_ties_with_a_candidate_does_not_win():
     choice = chosen({"a": 0.1, "sft": 0.102})
     assert (choice.champion, choice.verdict) == ("a", "candidate")
     assert choice.arms[0].name == "sft"
-    assert "But `sft` had a better mean still" in explain(choice).splitlines()[0]
+    assert "But `sft` had a better mean than it" in explain(choice).splitlines()[0]
 
 
 def test_candidates_within_noise_of_the_default_do_not_shield_it_from_a_baseline():

@@ -67,8 +67,8 @@ def _ahead(choice: Choice) -> str:
         return ""
     what = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     if choice.verdict == "default":
-        return f" But {what} had a better mean still."
-    return f" But {what} had a better mean still, without beating the default and every candidate that beats it beyond noise."
+        return f" But {what} had a better mean than the default, within noise."
+    return f" But {what} had a better mean than it, without beating the default and every candidate that beats it beyond noise."
 
 
 def measured(choice: Choice) -> str:
