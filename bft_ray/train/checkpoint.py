@@ -144,7 +144,7 @@ def set_aside(damaged: Damaged) -> bool:
         return False
     if _is_whole(damaged.place):
         what = f"a worker reads {Path(str(damaged.value)).name} of {damaged.place} as damaged, and here it is as it was written"
-        raise BftError(f"{what}: check disk and memory of the workers' nodes; the same command resumes")
+        raise BftError(f"{what}: check disk and memory of the workers' nodes")
     path = storage.join(damaged.place, _MANIFEST.format(0))
     manifest = read_kept(path, _NEEDS) or dict.fromkeys(_NEEDS)
     write_kept(path, manifest | {_DAMAGED: f"{Path(str(damaged.value)).name} must be {damaged.rule}"}, indent=1)

@@ -29,12 +29,9 @@ def with_labels(look: Look, others: Mapping[str, Look]) -> tuple[Look, dict[str,
     if None in found or not 2 <= len(counts) <= MOST or len(every) < LEAST_ROWS * len(counts):
         return look, dict(others), []
     if len({text_key(label) for label in counts}) < len(counts):
-        why = f"{len(counts)} answers in {len(every):,} rows look like labels, and some are read as the same text (case, blanks, forms"
-        return (
-            look,
-            dict(others),
-            [f"{'hint':<13}{why} of letters). Write each in one way: they are then measured as labels"],
-        )
+        why = f"{len(counts)} answers in {len(every):,} rows look like labels, and some are read as the same text"
+        remedy = "Write each with the same case, blanks and forms of letters: they are then measured as labels"
+        return look, dict(others), [f"{'hint':<13}{why}. {remedy}"]
     labels = tuple(label for label, _ in counts.most_common())
     taught = {row.record["completion"] for row in look.rows}
     notes = [
