@@ -168,6 +168,8 @@ def _parse(lines: list[bytes], path: Path) -> list[Record]:
     records = [record for line in lines if (record := _record(line)) is not None]
     if len(records) < len(lines):
         _log.warning("%d of %d lines of %s are damaged: they are left out", len(lines) - len(records), len(lines), path)
+    elif lines and not lines[-1].endswith(b"\n"):
+        _log.warning("%s is cut off at its end: records after its %d lines may be lost", path, len(lines))
     return records
 
 

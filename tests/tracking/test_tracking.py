@@ -281,6 +281,21 @@ os.kill(os.getpid(), 9)
     assert not list((tmp_path / "later").iterdir())
 
 
+def test_an_outbox_without_its_last_line_end_is_told(tmp_path, caplog):
+    """Its last record is whole, and those after it may be gone."""
+    dead = Outbox(tmp_path, "r", Post(), "%s %s")
+    dead.queue({"n": 1}, {"n": 2}, {"n": 3})
+    dead.end()
+    [left] = tmp_path.glob("*.jsonl")
+    left.write_bytes(b"".join(left.read_bytes().splitlines(keepends=True)[:2])[:-1])
+    post = Post()
+    post.is_open.set()
+    heir = Outbox(tmp_path, "r", post, "%s %s")
+    assert heir.wait(20) and [record["n"] for record in post.records] == [1, 2]
+    assert f"{left} is cut off at its end: records after its 2 lines may be lost" in caplog.text
+    heir.end()
+
+
 def test_an_outbox_that_was_adopted_before_its_lock_has_another_file(tmp_path, monkeypatch):
     """For a moment a new file looks like that of a dead process. Another outbox takes it over right then, for real."""
     sent: list[dict] = []
