@@ -22,11 +22,13 @@ from bft_ray.train.host import drop_superseded
 from bft_ray.train.snapshot import SCORE, delete_unfit
 from bft_ray.workers.asking import asking
 from bft_ray.workers.connect import told_when_lost
+from bft_ray.workers.ray_private import end_train_controllers
 from bft_ray.workers.room import num_gpus_per_worker
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5  # between two looks whether USR1 has come
+_END_S = 10.0  # longest wait for the end of Ray Train's call, where this process is to end
 _COUNT_AGAIN_S = 10.0  # longest wait for a placement of so many workers as there seemed to be room for
 
 
@@ -152,13 +154,28 @@ def _interruptibly(function: Callable[[], Any], ask: Callable[[], None]) -> Any:
             future.set_exception(error)
 
     threading.Thread(target=call, name="bft-ray-fit", daemon=True).start()
-    while not wait([future], _LOOK_S).done:
-        if saving.asked():
-            ask()
-        if saving.is_overdue():
-            log.warning("the workers have saved nothing %g s after USR1: the run ends without it", saving.PATIENCE_S)
-            raise KeyboardInterrupt
+    try:
+        while not wait([future], _LOOK_S).done:
+            if saving.asked():
+                ask()
+            if saving.is_overdue():
+                log.warning(
+                    "the workers have saved nothing %g s after USR1: the run ends without it", saving.PATIENCE_S
+                )
+                raise KeyboardInterrupt
+    except BaseException:
+        _end(future)
+        raise
     return future.result()
+
+
+def _end(call: Future[Any]) -> None:
+    """End a call of Ray Train. Where this process takes leave of Ray while the call still waits, Ray may crash it."""
+    for _ in range(math.ceil(_END_S / _LOOK_S)):
+        with contextlib.suppress(Exception):  # of a Ray that is not well; what ends this process is told
+            end_train_controllers()  # again each time: the call may not have had one yet
+        if wait([call], _LOOK_S).done:
+            return
 
 
 def _cause(error: Exception, places: Mapping[str, str], name: str) -> BftError:
