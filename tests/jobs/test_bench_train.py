@@ -29,7 +29,7 @@ def test_the_official_formula_is_the_bft_loss():
     assert official_loss(8)(Outputs, labels) == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_peers_train_on_the_same_tokens(tmp_path, capsys):
     arguments = ["--random", "tiny", "--rounds", "1", "--steps", "1", "--batch", "4", "--max-length", "128"]
     assert main([*arguments, "--threads", "1", "--out", str(tmp_path / "out")]) == 0

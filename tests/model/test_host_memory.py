@@ -41,7 +41,7 @@ def grown(how: str) -> tuple[float, str]:
     return float(megabytes), bound
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_shapes_that_are_gone_take_no_memory():
     """Without a bound: 200 MB here, on a processor whose products oneDNN makes."""
     megabytes, bound = grown("bound")

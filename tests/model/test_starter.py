@@ -87,7 +87,7 @@ def remade(tmp_path_factory) -> tuple[Path, Path]:
 # --- data ----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @needs_shared
 def test_data_is_what_the_script_makes(remade) -> None:
     names = [f"{domain}/{path.name}" for domain in DOMAINS for path in sorted((DATA / domain).glob("*.jsonl"))]
@@ -96,6 +96,7 @@ def test_data_is_what_the_script_makes(remade) -> None:
     assert not different and not missing and len(same) == len(names)
 
 
+@pytest.mark.release
 @needs_shared
 def test_pretraining_share_repeats_no_starter_row_and_no_term(remade) -> None:
     pretrain = [row for path in remade[1].glob("*.jsonl") for row in rows_of(path)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -454,8 +453,8 @@ def test_survival_counts_trials_at_rungs():
     assert survival(trials()) == {4: (18, 14), 12: (13, 13)}
 
 
-@pytest.mark.slow
-def test_a_study_of_500_trials_is_a_page_in_5_seconds(tmp_path):
+@pytest.mark.release
+def test_a_study_of_500_trials_is_one_page(tmp_path):
     random = np.random.default_rng(0)
     search = []
     for n, like in enumerate(trials() * 25):
@@ -478,7 +477,5 @@ def test_a_study_of_500_trials_is_a_page_in_5_seconds(tmp_path):
         make_study(tmp_path, **SPACE | {"budget": {"trials": 500, "steps": 24}}),
     )
     write_study(url, study, {SEARCH: search, BASELINES: baselines()})
-    began = time.process_time()
     html = to_html(page_of(read(url)))
-    assert time.process_time() - began < 30
     assert len(html) < 6e6 and len(Parsed(html).rows("trials")) == 506
