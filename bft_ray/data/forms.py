@@ -26,7 +26,7 @@ from bft_ray.data import canonical, choices
 from bft_ray.data.canonical import Fault
 from bft_ray.data.content import bare, looks_like_content
 from bft_ray.data.form_table import FIELDS, FORMS, KINDS, LABELS, MISSING_WORDS, Form
-from bft_ray.data.tables import is_missing
+from bft_ray.data.tables import as_name, is_missing
 from bft_ray.data.template import check_braces, column_of, fill, names_in
 from bft_ray.errors import BadInput
 
@@ -242,13 +242,13 @@ def _marks(use: Use, record: Mapping[str, Any], names: tuple[str, ...], where: s
         chosen = use.columns.get(name)
         column = column_of(chosen or name, names, bare)
         if column is None and chosen is not None and names_in(chosen):
-            marks[name] = fill(chosen, record, names, bare, where)
+            marks[name] = as_name(fill(chosen, record, names, bare, where), f"{where} {name}")
             if marks[name] in ("", *MISSING_WORDS):
                 raise BadInput(f"{where} {chosen}", "missing", "given in every row", _FILL)
         elif column is not None and not is_missing(record[column]) and str(record[column]).strip():
             value = record[column]
             is_whole = isinstance(value, float) and value.is_integer()  # a table's reader makes 1.0 of 1
-            marks[name] = str(int(value) if name == "group" and is_whole else value)
+            marks[name] = as_name(int(value) if name == "group" and is_whole else value, f"{where} {column}")
             if name == "group":
                 marks[name] = " ".join(marks[name].split())
         elif name == "group" and chosen is not None:

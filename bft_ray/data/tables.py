@@ -10,10 +10,14 @@ import itertools
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from bft_ray.config import SourceConfig
 from bft_ray.data.hub import looks_like_hub_id, open_dataset
@@ -122,7 +126,19 @@ def _parsed(text: str, where: str) -> Any:
             )
         return made
 
-    return json.loads(text, object_pairs_hook=unique)
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except (json.JSONDecodeError, BadInput):
+        raise
+    except ValueError:  # of Python's `int`
+        what, remedy = f"a number of more than {sys.get_int_max_str_digits():,} digits", "Write it as text, in quotes."
+        raise BadInput(where, what, "numbers that a program can read", remedy) from None
+    except RecursionError:
+        what, remedy = (
+            "lists or objects within each other, hundreds deep",
+            "Remove the brackets that do not belong there.",
+        )
+        raise BadInput(where, what, "a row of fields", remedy) from None
 
 
 def _jsonl(file: Path, label: str) -> Iterator[tuple[str, dict]]:
@@ -317,10 +333,26 @@ def kind_of(value: Any) -> str:
     return "missing" if is_missing(value) else _KINDS.get(type(value), type(value).__name__)
 
 
+def as_name(value: Any, where: str) -> str:
+    """An id or group as text: a blank stands for tabs and line ends. It is printed, and goes into records and files of results.
+
+    Raises:
+        BadInput: a list or object, which may hold what must not be printed; characters that steer a terminal.
+    """
+    if not isinstance(value, str | int | float | Decimal | date | UUID):
+        remedy = "Take a column of short texts or numbers, or leave it out."
+        raise BadInput(where, kind_of(value), "text or a number", remedy)
+    text = re.sub(r"[\t\n\r\v\f]+", " ", str(value))
+    if control := re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", text):
+        what, remedy = f"text with the control character U+{ord(control[0]):04X}", "Remove it."
+        raise BadInput(where, what, "text of characters that can be printed", remedy)
+    return text
+
+
 def row_id(given: Any, where: str) -> str:
     """The id of a row: its own, or else its place without folders. All ids of samples and items come from here."""
     if given not in (None, ""):
-        return str(given)
+        return as_name(given, f"{where} id")
     return where if where.startswith(STARTER) else where.rsplit("/", 1)[-1]
 
 

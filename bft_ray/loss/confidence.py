@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+#: the least value in a prefix sum. A window of log-probabilities that holds it has confidence 0 up to 10,000 tokens, and one
+#: below 1e-43 up to 100,000; it takes 1e-9 from the accuracy of later sums
+_LEAST = -1e7
+
 
 def spans(sample: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
     """The place of each sample in the flat list.
@@ -33,8 +37,11 @@ def prefix_sums(values: Tensor) -> Tensor:
 
     In float64, because a difference of long float32 sums has lost the digits of a short window; here the
     absolute error of a difference is of the order of 1e-16 times the sum of all N values.
+
+    What is below -1e7 counts as that, and NaN as 0: else a token of one sample (a probability of 0, say) would be in the sums of all
+    samples behind it.
     """
-    return F.pad(values.double().cumsum(0), (1, 0))
+    return F.pad(values.double().nan_to_num(nan=0.0).clamp(min=_LEAST).cumsum(0), (1, 0))
 
 
 def span_means(prefix: Tensor, first: Tensor, stop: Tensor) -> Tensor:
@@ -64,7 +71,7 @@ def window_confidence(
         mean: which mean of a window.
 
     Returns:
-        [S] float64 in 0..1, without gradient; NaN for samples without a supervised token.
+        [S] float64 in 0..1, without gradient; NaN for samples without a supervised token, or with one whose log-probability is NaN.
     """
     values = logp.detach().double()
     if mean == "arithmetic":
@@ -77,4 +84,5 @@ def window_confidence(
     least = torch.full((num_samples,), torch.inf, dtype=values.dtype, device=values.device)
     least = least.scatter_reduce(0, sample, means.masked_fill(~inside, torch.inf), "amin")
     confidence = least.exp() if mean == "geometric" else least
-    return confidence.masked_fill(length == 0, torch.nan)
+    unknown = torch.zeros_like(least).scatter_reduce(0, sample, values.isnan().double(), "amax")
+    return confidence.masked_fill((length == 0) | (unknown > 0), torch.nan)

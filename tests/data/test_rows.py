@@ -451,3 +451,36 @@ def test_an_object_with_a_name_twice_is_refused(tmp_path, name, text, where):
     (tmp_path / name).write_text(text)
     with pytest.raises(BadInput, match=rf"{where}` is 'an object with `(answer|data)` twice'"):
         list(read_rows(SourceConfig(path=str(tmp_path / name))))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("9" * 5000, "a number of more than 4,300 digits"), ("[" * 100_000 + "]" * 100_000, "hundreds deep")],
+)
+def test_what_python_cannot_read_is_named(tmp_path, name, value, told):
+    """Also in a column that nothing uses: it ended in Python's own error."""
+    row = f'{{"prompt": "a", "completion": "b", "number": {value}}}'
+    (tmp_path / name).write_text(f"{row}\n" if name.endswith("l") else f"[{row}]")
+    assert told in error_of(tmp_path / name) and name in error_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["id", "group"])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"patient": "name"}, "an object', but must be text or a number"),
+        (["name", 1950], "a list', but must be text or a number"),
+        ("a\x1b[2Jb", "the control character U+001B"),
+        ("a\u202eb", "the control character U+202E"),
+    ],
+)
+def test_what_is_printed_of_a_row_is_text_that_can_be_printed(tmp_path, name, value, told):
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b", name: value}]
+    text = error_of(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert told in text and f"rows.jsonl:2 {name}" in text and "1950" not in text
+
+
+def test_an_id_of_two_lines_is_one_line(tmp_path):
+    (row,) = rows_of(write_jsonl(tmp_path / "rows.jsonl", [{"id": "a\nb\tc", "prompt": "a", "completion": "b"}]))
+    assert row.id == "a b c"

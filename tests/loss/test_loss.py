@@ -299,6 +299,23 @@ def test_group_weights_look_neither_ahead_nor_at_neighbours():
 # ---- gradients -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("spoilt", [-math.inf, math.nan, -1e20])
+def test_what_a_sample_holds_is_in_no_other_sample(spoilt):
+    """One sum over all samples gives each window: a probability of 0 in the first sample made the others' confidence NaN."""
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.tensor([0] * 6 + [1] * 6 + [2] * 6)
+    logp = -torch.rand(18, generator=generator, dtype=torch.float64)
+    hurt = torch.cat([logp[:3], torch.tensor([spoilt], dtype=torch.float64), logp[4:]])
+    for mean in ("geometric", "arithmetic"):
+        calm, after = (window_confidence(values, sample, 3, 2, mean) for values in (logp, hurt))
+        assert torch.allclose(calm[1:], after[1:], rtol=1e-8)
+        assert torch.isnan(after[0]) if math.isnan(spoilt) else after[0] < calm[0]
+    for alignment in ("trailing", "centered"):
+        config = LossConfig(method="bft_group", window=4, window_alignment=alignment)
+        calm, after = (group_weights(values, sample, 3, config) for values in (logp, hurt))
+        assert torch.allclose(calm[6:], after[6:], rtol=1e-8)
+
+
 def test_gradcheck_where_nothing_is_weighted():
     logits, labels = batch(1, 3, 7, vocabulary=5)
     config = LossConfig(method="sft")
