@@ -446,16 +446,20 @@ def _(here: Here) -> None:
 
 def evaluation(here: Here, name: str) -> None:
     records = [{"set": "a", "id": f"x{number}", "nll": number / 8} for number in range(9)]
-    EvaluationResult({"a/nll": 1.5}, records).write(here.folder)
+    EvaluationResult({"a/nll": 1.5}, records, {"a": {"data.max_length": 64}}).write(here.folder)
     assert EvaluationResult.read(here.folder).records == records
     here.damage(here.folder / name)
 
 
-@case("`metrics.json`, `records.jsonl`")
+@case("`metrics.json`, `records.jsonl`, `settings.json`")
 def _(here: Here) -> None:
-    for name in ("metrics.json", "records.jsonl"):
+    for name in ("metrics.json", "records.jsonl", "settings.json"):
         evaluation(here, name)
-        rule = f"{name}: .*evaluate CONFIG" if here.kind == "gone" else f"{here.folder}/{name}.*unchanged"
+        rule = (
+            f"{name}: .*evaluate CONFIG"
+            if here.kind == "gone" and name != "settings.json"
+            else f"{here.folder}/{name}.*unchanged"
+        )
         with pytest.raises(BadInput, match=rule):
             EvaluationResult.read(here.folder)
         if here.kind == "half":  # an earlier version wrote no checksums

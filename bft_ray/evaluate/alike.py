@@ -1,13 +1,61 @@
-"""Whether two evaluations measured the same items in the same units: what of them must not be compared, and why."""
+"""Whether two evaluations measured the same items, in the same way and units: what of them must not be compared, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from bft_ray.config.tasks.base import RowsTask, TaskBase
 
 #: what belongs to an item, whatever the model; evaluations of earlier versions have no `content`
 _OWN = ("content", "answer", "label")
 _PER_TOKEN = ("nll", "perplexity", "token_accuracy")
+#: fields of a task that change nothing of what an item gets: where its rows come from (`content` tells them apart), and by what way
+_WAYS = {*RowsTask.model_fields, "cache", "consent", "max_requests"}
+_WAYS_WITHIN = {"engine", "url", "api_key_env", "concurrency", "retries", "timeout_s"}
+_LENGTH = "data.max_length"  # matters where prompts are cut
+
+
+def settings_of(task: TaskBase | None, max_length: int) -> dict[str, Any]:
+    """How a set is measured, by the dotted field: what has to be the same where two models are compared.
+
+    Args:
+        task: None: the validation rows.
+        max_length: longest sample, in tokens.
+    """
+    fields = task.model_dump(mode="json", exclude=_WAYS) if task is not None else {}
+    return {_LENGTH: max_length} | dict(_leaves(fields))
+
+
+def _leaves(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(index): each for index, each in enumerate(value)}
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{before}{name}.")
+        elif name not in _WAYS_WITHIN:
+            yield f"{before}{name}", value
+
+
+def measured_otherwise(name: str, before: Mapping[str, Any], after: Mapping[str, Any], is_cut: bool) -> dict[str, str]:
+    """As `unlike`, by the settings of a set; nothing is said of one whose settings are not known.
+
+    Args:
+        is_cut: whether prompts were cut in one of the two.
+    """
+    if not before or not after:
+        return {}
+    fields = [each for each in dict.fromkeys([*before, *after]) if before.get(each) != after.get(each)]
+    if not (fields := [each for each in fields if each != _LENGTH or is_cut]):
+        return {}
+    first = f"{fields[0]} was {_short(before.get(fields[0]))} and is {_short(after.get(fields[0]))}"
+    more = f" (also: {', '.join(fields[1:])})" if fields[1:] else ""
+    return {"*": f"{name} is not compared: {first}{more}. Measure both models with the same settings"}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def unlike(name: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import numpy as np
 from bft_ray.config.measured import is_among
 from bft_ray.config.metrics import describe, format_value, higher_is_better, is_judged
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.alike import unlike
+from bft_ray.evaluate.alike import measured_otherwise, unlike
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.metrics import Area, Mean, Ratio
 from bft_ray.page.model import as_text
@@ -134,7 +134,9 @@ def check_question(question: str, measured: Sequence[str], before: EvaluationRes
 def compare(before: EvaluationResult, after: EvaluationResult) -> tuple[list[Change], list[str]]:
     """Every judged metric that both evaluations have, in the order of the second; and why some of them are left out."""
     old, new = (_by_set(each.records) for each in (before, after))
-    unlike_of = {name: unlike(name, old[name], new[name]) for name in new if name in old}
+    unlike_of = {
+        name: unlike(name, old[name], new[name]) | _otherwise(name, before, after) for name in new if name in old
+    }
     changes, why = [], []
     for name, value in after.metrics.items():
         if name in before.metrics and is_judged(name):
@@ -146,6 +148,13 @@ def compare(before: EvaluationResult, after: EvaluationResult) -> tuple[list[Cha
             both = paired(old[own], new[own], name) if own in old and own in new else None
             changes.append(Change(name, before.metrics[name], value, both))
     return changes, list(dict.fromkeys(why))
+
+
+def _otherwise(name: str, before: EvaluationResult, after: EvaluationResult) -> dict[str, str]:
+    """Why the set was measured otherwise; sets of the harness have the settings of their task."""
+    ways = [each.settings.get(name) or each.settings.get(name.partition("/")[0]) or {} for each in (before, after)]
+    is_cut = any(each.metrics.get(f"{name}/num_truncated", 0) > 0 for each in (before, after))
+    return measured_otherwise(name, ways[0], ways[1], is_cut)
 
 
 def render(changes: Sequence[Change], question: str | None = None) -> str:

@@ -7,6 +7,7 @@ the workers; only tokens travel there, and each worker loads the model once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bft_ray.data.dataset import prepare
 from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError
+from bft_ray.evaluate.alike import settings_of
 from bft_ray.evaluate.collect import Job, collect
 from bft_ray.evaluate.engine.request import Context, Prepared
 from bft_ray.evaluate.engine.worker import answer, load
@@ -45,7 +47,7 @@ def evaluate_model(
     Results do not depend on the number of workers (fp32: 1e-5).
 
     Args:
-        out: folder for `metrics.json` and `records.jsonl`.
+        out: folder for `metrics.json`, `records.jsonl` and `settings.json`.
         names: measure these tasks alone (`validation` is one).
 
     Raises:
@@ -71,6 +73,9 @@ def evaluate_model(
         result, errors = collect(
             prepared, config.cluster.num_workers * _SHARDS_A_WORKER, config.evaluation.batch_tokens, run
         )
+        tasks = {task.name: task for task in config.evaluation.tasks}
+        ways = {name: settings_of(tasks.get(name), config.data.max_length) for name in prepared if name not in errors}
+        result = replace(result, settings=ways)
         if out is not None:
             result.write(out)
         if errors:  # such as a judge that gave up: the results of the other tasks are kept

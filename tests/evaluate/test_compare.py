@@ -9,7 +9,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from bft_ray.config import make_config
 from bft_ray.errors import BadInput
+from bft_ray.evaluate.alike import settings_of
 from bft_ray.evaluate.compare import Change, Paired, compare, paired, render
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.stats.errors import mean_metrics, ratio_error
@@ -215,3 +217,54 @@ def test_what_is_not_of_the_same_items_or_units_is_not_compared():
     changes, [reason] = compare(before, evaluation([4, 4], [1, 1]))  # another row in its place
     assert [change.name for change in changes] == list(names)
     assert "mmlu is not compared: 1 of 2 items have another text or right answer under the same id" in reason
+
+
+GENES = {"kind": "pairs", "path": "pairs.jsonl"}
+ANSWERS = {"kind": "generation", "name": "said", "path": "said.jsonl", "decoding": {"max_new_tokens": 8}}
+JUDGED = {
+    "kind": "rubric",
+    "name": "judged",
+    "path": "judged.jsonl",
+    "judges": [{"url": "http://127.0.0.1:1", "model": "m"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "told"),
+    [
+        (GENES, {"yes": "no", "no": "yes"}, "yes was 'yes' and is 'no' (also: no)"),
+        (GENES, {"question": "{gene_b}, {gene_a}?"}, "question was 'Do the genes"),
+        (GENES, {"path": "copy.jsonl", "limit": 3}, ""),
+        (ANSWERS, {"decoding": {"max_new_tokens": 9}}, "decoding.max_new_tokens was 8 and is 9"),
+        (ANSWERS, {"answer": "final"}, "answer was 'text' and is 'final'"),
+        (ANSWERS, {"decoding": {"max_new_tokens": 8, "engine": "vllm"}, "columns": {"prompt": "q"}}, ""),
+        (JUDGED, {"judges": [{"url": "http://127.0.0.1:1", "model": "n"}]}, "judges.0.model was 'm' and is 'n'"),
+        (JUDGED, {"judges": [{"url": "http://127.0.0.1:2", "model": "m", "timeout_s": 3}], "max_requests": 9}, ""),
+    ],
+)
+def test_a_set_that_was_measured_otherwise_is_not_compared(make_tree, task, change, told):
+    """Another question, answer, judge or length: its values are of something else, though the rows are the same."""
+    one, two = (
+        settings_of(make_config(make_tree(evaluation={"tasks": [tree]})).evaluation.tasks[0], 64)
+        for tree in (task, task | change)
+    )
+    records = [{"set": "x", "id": str(n), "exact_match": n % 2} for n in range(4)]
+    before, after = (EvaluationResult({"x/exact_match": 0.5}, records, {"x": own}) for own in (one, two))
+    changes, why = compare(before, after)
+    assert (len(changes), len(why)) == ((0, 1) if told else (1, 0))
+    assert not told or (why[0].startswith("x is not compared: ") and told in why[0])
+    earlier = EvaluationResult(before.metrics, records)  # of a version that did not write them
+    assert len(compare(earlier, after)[0]) == 1
+
+
+@pytest.mark.parametrize("num_cut", [0, 2])
+def test_another_length_matters_where_prompts_were_cut(num_cut):
+    records = [{"set": "x", "id": str(n), "accuracy": n % 2} for n in range(4)]
+    metrics = {"x/accuracy": 0.5, "x/num_truncated": num_cut}
+    before, after = (EvaluationResult(metrics, records, {"x": settings_of(None, length)}) for length in (12, 256))
+    changes, why = compare(before, after)
+    assert bool(changes) == (num_cut == 0)
+    assert why == ([] if changes else ["x is not compared: data.max_length was 12 and is 256. " + SAME])
+
+
+SAME = "Measure both models with the same settings"

@@ -218,8 +218,30 @@ def test_bad_tasks_are_told(make_tree, tmp_path):
 
 
 def test_an_evaluation_is_read_as_it_was_written(tmp_path):
-    result = EvaluationResult({"a/nll": 1.5}, [{"set": "a", "id": "x", "nll": 1.5}])
+    result = EvaluationResult({"a/nll": 1.5}, [{"set": "a", "id": "x", "nll": 1.5}], {"a": {"question": "?"}})
     result.write(tmp_path / "out")
     assert EvaluationResult.read(tmp_path / "out") == result
     with pytest.raises(BadInput, match=r"metrics\.json and records\.jsonl"):
+        EvaluationResult.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("metrics.json", "[]", "metrics.json"),
+        ("metrics.json", '{"a/nll": "low"}', "metrics.json"),
+        ("records.jsonl", "{}", "records.jsonl:1"),
+        ("records.jsonl", '{"set": "a", "id": "x"}\n1', "records.jsonl:2"),
+        ("records.jsonl", '{"set": "a", "nll": 1.5}', "records.jsonl:1"),
+        ("records.jsonl", '{"set": "a", "id": "x", "nll": "low"}', "records.jsonl:1"),
+        ("records.jsonl", "[" * 100_000, "records.jsonl:1"),
+        ("settings.json", "3", "settings.json"),
+    ],
+)
+def test_what_is_no_evaluation_is_refused_before_anything_is_measured(tmp_path, name, text, place):
+    """Without checksums, as somebody's script may write it; it was read, and failed after hours of measuring."""
+    EvaluationResult({"a/nll": 1.5}, [{"set": "a", "id": "x", "nll": 1.5}]).write(tmp_path)
+    (tmp_path / "sha256.json").unlink()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=rf"{place}` is .*no JSON of that form|{place}', but must be an evaluation"):
         EvaluationResult.read(tmp_path)

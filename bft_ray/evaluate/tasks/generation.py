@@ -2,7 +2,8 @@
 
 What exact match compares is the task's `answer`:
 
-- `final`: the first number after `####` (GSM8K), as a number: 1,200 = 1200.0 = $1200;
+- `final`: the first number after `####` (GSM8K), as a number: 1,200 = 1200.0 = $1200 = 1.2e3; none where it is part of a
+  term, a time, a fraction or digits in groups of another kind (2 x 10^5, 12:30, 1/2, 1 000, 1,2), which could be read in two ways;
 - `yes_no_maybe`: the first of these words;
 - `text`: the whole text by SQuAD's rule (lowercase, no punctuation, no articles).
 
@@ -31,7 +32,16 @@ from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepare
 from bft_ray.evaluate.means import column_records, of_item, summarise
 from bft_ray.evaluate.rouge import normalise, rouge_l, rouge_tokens, token_f1
 
-_NUMBER = re.compile(r"####\s*(-?)\s*[$€£]?\s*(-?)(\d[\d,]*(?:\.\d+)?|\.\d+)(?![\d,/]|\s*/)")
+_NUMBER = re.compile(
+    r"""\#\#\#\#\s*\(?\s*
+        (?P<sign>[-+−]?)\s*[$€£]?\s*(?P<inner>[-+−]?)
+        (?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)
+        (?P<exponent>[eE][-+−]?\d{1,3})?
+        (?![\d,/:^] | \.\d | [eE][-+−]?\d)         # the number goes on, or is none: 1.5.2, 1,2, 12:30
+        (?![ \u00a0\u202f]*[/×*x^]\s*\d | [ \u00a0\u202f]+\d)  # a term, or digits in groups: 2 x 10^5, 1 000
+    """,
+    re.VERBOSE,
+)
 ANSWERS: tuple[str, ...] = get_args(GenerationTask.model_fields["answer"].annotation)
 _YES_NO_MAYBE = re.compile(r"\b(yes|no|maybe)\b", re.IGNORECASE)
 
@@ -72,8 +82,14 @@ def parse_answer(text: str, answer: str) -> str | None:
         found = _NUMBER.search(text)
         if not found:
             return None
-        value = Decimal(found[3].replace(",", ""))
-        return format((-value if found[1] or found[2] else value).normalize() + 0, "f")
+        digits = f"{found['digits'].replace(',', '')}{found['exponent'] or ''}".replace("−", "-")
+        whole, _, part = format(Decimal(digits), "f").partition(".")  # exact: arithmetic would round to 28 digits
+        value = (
+            f"{whole.lstrip('0') or '0'}.{part}".rstrip("0").rstrip(".")
+            if part.strip("0")
+            else whole.lstrip("0") or "0"
+        )
+        return value if value == "0" or not {found["sign"], found["inner"]} & {"-", "−"} else f"-{value}"
     if answer == "yes_no_maybe":
         word = _YES_NO_MAYBE.search(text)
         return word[1].lower() if word else None
