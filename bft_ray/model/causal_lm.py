@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bft_ray.config import LoraConfig, ModelConfig
 from bft_ray.errors import BadInput
+from bft_ray.model.fitting import check_layers
 from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora, to_dtype
@@ -165,6 +166,7 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
         kind, more = type(model).__name__, f" and {len(missing) - 1} more" * (len(missing) > 1)
         rule = f"a model with all weights of a causal language model: {missing[0]}{more} of {kind} would be random"
         raise BadInput("model.path", config.path, rule, "Use a model that was saved with its language-model head.")
+    check_layers(sorted(loaded["unexpected_keys"]), model, "model.path", config.path)
     name = _names_of(config)[0]
     if is_remote(name):
         model.name_or_path = name  # peft writes it into adapters, and a copy's path means nothing elsewhere
@@ -193,7 +195,9 @@ def _attach_adapter(model: Any, adapter: str) -> Any:
     try:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
             model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
-    except READING as error:
+    except (*READING, RuntimeError) as error:  # weights of another shape
+        if "memory" in str(error):
+            raise
         raise unreadable("model.adapter", adapter, adapter, "adapter", error) from None
     to_dtype(model, dtype)
     join_adapters(model)

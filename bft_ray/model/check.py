@@ -14,6 +14,7 @@ from bft_ray.config.tree import ANCHORED_ADAPTER
 from bft_ray.errors import BadInput, first_line
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.export import require_same_base, require_unchanged
+from bft_ray.model.fitting import check_adapter_weights, check_layers, stored_names
 from bft_ray.model.lora import check_targets
 from bft_ray.model.quantized import require_bitsandbytes, require_plain
 from bft_ray.model.safe import check_adapter, indexed_files
@@ -29,9 +30,10 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         Sentences about what is allowed and may surprise.
 
     Raises:
-        BadInput: a model that cannot be read, saved quantized, no bitsandbytes where it is needed, weights
-            that are missing, cut off or not finite, an anchor where an adapter is trained
-            on, more tokens than rows of the embedding, rows longer than the model's positions, a LoRA target that names no linear module.
+        BadInput: a model that cannot be read, saved quantized, no bitsandbytes where it is needed; weights that are missing, cut off,
+            not finite, or of layers that the model lacks; an adapter whose settings make other weights, an anchor where an
+            adapter is trained on; more tokens than rows of the embedding, rows longer than the model's positions, a LoRA
+            target that names no linear module.
     """
     base, adapter = adapter_of(config.model)
     described = describe(config)
@@ -48,9 +50,14 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         require_bitsandbytes(config.model)
     model = skeleton(config, described)
     _check_tokens(config, tokenizer, model)
+    if os.path.isdir(base):
+        check_layers(stored_names(Path(base)), model, "model.path", config.model.path)
     if config.lora:
         check_targets(model, config.lora)
-    return _check_length(config, described, model)
+    surprises = _check_length(config, described, model)
+    if adapter:
+        check_adapter_weights(model, Path(adapter), field)
+    return surprises
 
 
 def check_anchor(config: Config) -> None:

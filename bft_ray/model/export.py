@@ -11,6 +11,8 @@ from bft_ray.errors import BadInput
 from bft_ray.model.base_weights import base_fingerprint
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.ends import generation_settings
+from bft_ray.model.fitting import settings_hash
+from bft_ray.model.safe import CONFIG
 from bft_ray.places.cache import sha256_of
 from bft_ray.places.kept import read_kept, write_kept
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 CHECKSUMS = "sha256.json"  # of the weights, in their folder
 _BASE = "base model"  # key of its fingerprint, beside the files of an adapter
+_SETTINGS = "adapter settings"  # key of their hash (`settings_hash`)
 
 
 def export_model(
@@ -54,9 +57,11 @@ def export_model(
 
 
 def write_checksums(folder: Path, base: str = "") -> None:
-    """Write the checksums of the weights in a folder beside them, and the fingerprint of the base model of an adapter."""
+    """Write the checksums of the weights in a folder beside them; of an adapter also that of its settings, and the fingerprint of
+    its base model."""
     sums = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
-    write_kept(folder / CHECKSUMS, sums | ({_BASE: base} if base else {}), indent=1)
+    settings = {_SETTINGS: settings_hash(folder)} if exported_kind(folder) == "adapter" else {}
+    write_kept(folder / CHECKSUMS, sums | settings | ({_BASE: base} if base else {}), indent=1)
 
 
 def require_same_base(config: ModelConfig, adapter: Path, field: str) -> None:
@@ -83,7 +88,11 @@ def require_unchanged(folder: Path, field: str) -> None:
     for name, expected in (read_kept(folder / CHECKSUMS) or {}).items():
         if name == _BASE:
             continue
-        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+        if name == _SETTINGS:
+            name, is_same = CONFIG, settings_hash(folder) == expected
+        else:
+            is_same = (folder / name).is_file() and sha256_of(folder / name) == expected
+        if not is_same:
             rule = f"unchanged since it was written (its checksum in {CHECKSUMS} differs)"
             remedy = f"Take a whole copy, or train again; if it was changed on purpose, delete {folder / CHECKSUMS}."
             raise BadInput(field, folder / name, rule, remedy)
