@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import itertools
 import json
 import os
 import re
@@ -45,6 +47,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue  # `<<: *other`, whose keys one's own may replace
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict, set)):
                 raise yaml.constructor.ConstructorError(
@@ -58,6 +62,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+_MOST_VALUES = 1_000_000  # of a file, each alias counted: a few of them within each other could fill the memory
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _OTHER_BASE = re.compile(r"[-+]?0[\d_]+|[^:]*:.*")
 _Loader.add_implicit_resolver(
@@ -157,11 +163,21 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def _construct(text: str) -> Any:
-    """The value of YAML text; YAMLError for invalid text."""
+    """The value of YAML text, in which an alias is a copy: to set a field there changes no other. YAMLError for invalid text."""
+    left = itertools.repeat(None, _MOST_VALUES)
+
+    def copied(value: Any) -> Any:
+        next(left)
+        if isinstance(value, dict):
+            return {key: copied(each) for key, each in value.items()}
+        return [copied(each) for each in value] if isinstance(value, list) else value
+
     try:
-        return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+        return copied(yaml.load(text, Loader=_Loader))  # _Loader is a SafeLoader
     except RecursionError:
         raise yaml.error.MarkedYAMLError(problem="nested too deep") from None
+    except StopIteration:
+        raise yaml.error.MarkedYAMLError(problem=f"of more than {_MOST_VALUES:,} values") from None
 
 
 def scalar(text: str) -> str:
@@ -174,7 +190,8 @@ def scalar(text: str) -> str:
 
 
 def set_field(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Set one dotted field of the tree in place, to a value as it is; BadInput where there can be no such field."""
+    """Set one dotted field of the tree in place, to a copy of a value; BadInput where there can be no such field."""
+    value = copy.deepcopy(value)  # or a later field within it would be set for whoever gave it
     *parents, last = _keys(name)
     place: Any = tree
     for key in parents:
@@ -210,7 +227,7 @@ def _section(place: Any, name: str) -> dict[str, Any]:
 
 
 def _index(place: list[Any], key: str, name: str) -> int:
-    if not key.isdigit() or int(key) >= len(place):
+    if not (key.isascii() and key.isdecimal()) or int(key[:9]) >= len(place):
         if not place:
             rule = "given with the whole list, because the list is empty"
             whole = name.split(f".{key}")[0]

@@ -51,7 +51,7 @@ def baseline_config(
         BadConfig: settings that the config refuses.
     """
     bare = base.model_copy(update={"loss": type(base.loss)()})
-    outside = {name: value for name, value in space.fixed.items() if not name.startswith("loss.")}
+    outside = {name: value for name, value in space.fixed.items() if name.partition(".")[0] != "loss"}
     values = {**outside, **assignment, "loss.method": DEFAULT_METHOD, **baseline.overrides}
     return _lay(bare, space, values, seed, f"baseline {baseline.name}")
 

@@ -108,8 +108,22 @@ class SearchSpace(Section):
 
     def _fields_are_free(self) -> None:
         for name in self.fixed:
-            if name in self.parameters:
-                raise rule(f"fixed.{name}", self.fixed[name], "left out, because `parameters` varies it", "Remove one.")
+            for varied in self.parameters:
+                if f"{varied}.".startswith(f"{name}.") or f"{name}.".startswith(f"{varied}."):
+                    what = "left out, because `parameters` varies " + ("it" if varied == name else varied)
+                    raise rule(f"fixed.{name}", self.fixed[name], what, "Remove one.")
+            if isinstance(self.fixed[name], dict) and isinstance(
+                getattr(Config.model_fields.get(name), "annotation", None), type
+            ):
+                # a mapping would replace the whole section, with defaults for all that it leaves out
+                inner = next(iter(self.fixed[name]), "field")
+                raise rule(
+                    f"fixed.{name}", "a mapping", "dotted fields", f"For example fixed: {{{name}.{inner}: VALUE}}."
+                )
+        for name in self.parameters:
+            if name.startswith(("data.validation", "evaluation")):
+                why = "a field of how a run trains: trials that are measured in different ways cannot be compared"
+                raise rule(f"parameters.{name}", "given", why, "Set it in the config or in `fixed`, for all runs.")
 
     def _conditions_hold(self) -> None:
         for name, parameter in self.parameters.items():

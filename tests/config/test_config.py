@@ -142,6 +142,7 @@ def test_overrides(tmp_path):
     for override, message in [
         ("loss.window", "of the form section.field=value"),
         ("data.train.7.limit=5", "an index from 0 to 0"),
+        ("data.train.².limit=5", "an index from 0 to 0"),
         ("domain.x=1", "its parent is a value"),
         ("data.date=2026-02-30", "`data.date` is '2026-02-30', but must be a YAML value.*no timestamp"),
         ("seed=!!int x", "`seed` .* no int"),
@@ -151,10 +152,27 @@ def test_overrides(tmp_path):
             load_config(path, [override])
 
 
+def test_an_alias_is_a_copy_and_a_merge_key_may_be_replaced(tmp_path):
+    """An override of the validation rows changed the training rows too, where both named one anchor."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "domain: test\ndata:\n  train: [&rows {path: a.jsonl, limit: 3}]\n  validation: [*rows, {<<: *rows, limit: 4}]\n"
+    )
+    train, (one, two) = (load_config(path, ["data.validation.0.path=b.jsonl"]).data.model_dump()[x] for x in PARTS)
+    assert (train[0]["path"], one["path"], two["path"]) == ("a.jsonl", "b.jsonl", "a.jsonl")
+    assert (train[0]["limit"], one["limit"], two["limit"]) == (3, 3, 4)
+
+
+PARTS = ("train", "validation")
+BOMB = "".join(f"{new}: &{new} [{', '.join(10 * [f'*{old}'])}]\n" for old, new in zip("abcdef", "bcdefg", strict=True))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: [1", r"config.yaml:\d+"),
+        ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + BOMB, "more than 1,000,000 values"),
+        ("a: &a [*a]", "nested too deep|recursive"),
         ("seed: 1\nseed: 2", "the key 'seed' is given twice"),
         ("- a", "a YAML mapping"),
         ("a: 1\ndata: {date: 2026-02-30}", "config.yaml:2` is '2026-02-30, which is no timestamp that there is'"),

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bft_ray.config import Config, LossConfig, load_config, loss, make_config
-from bft_ray.config.load import validate
+from bft_ray.config.load import set_field, validate
 from bft_ray.config.measured import is_measured, measured_names, source_of
 from bft_ray.config.metrics import is_judged
 from bft_ray.config.steps import num_steps, steps_if_known
@@ -232,6 +232,43 @@ def test_a_field_that_the_study_owns_is_told_whatever_is_given_for_it(place):
     known = {"loss.window": {"kind": "int", "values": [16, 64]}} if place == "parameters" else {}
     with pytest.raises(BadConfig, match=rf"`{place}.seed` is 'given', but must be left out. Use `seeds` and"):
         make_space(**{place: {**known, "seed": 3}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"fixed": {"loss": {"gamma": 2}}},
+            "`fixed.loss` is {'gamma': 2}, but must be left out, because `parameters` varies",
+        ),
+        (
+            {"fixed": {"schedule": {"warmup_ratio": 0}}},
+            "must be dotted fields. For example fixed: {schedule.warmup_ratio: VALUE}.",
+        ),
+        (
+            with_parameters(model__path={"kind": "categorical", "values": ["a", "b"]})
+            | {"fixed": {"model": {"path": "c"}}},
+            "varies model.path",
+        ),
+        (
+            with_parameters(data__validation__0__path={"kind": "categorical", "values": ["a", "b"]}),
+            "measured in different ways",
+        ),
+        (with_parameters(evaluation__every_steps={"kind": "int", "low": 1, "high": 4}), "measured in different ways"),
+    ],
+)
+def test_a_field_within_another_or_of_how_trials_are_measured(fields, message):
+    with pytest.raises(BadConfig) as caught:
+        make_space(**fields)
+    assert message in str(caught.value)
+
+
+def test_a_field_is_set_in_a_copy():
+    """A field within a fixed mapping was set in the space itself: for each later trial, and for the baselines."""
+    tree, given = {}, {"rank": 8}
+    set_field(tree, "lora", given)
+    set_field(tree, "lora.alpha", 4.0)
+    assert tree == {"lora": {"rank": 8, "alpha": 4.0}} and given == {"rank": 8}
 
 
 def test_no_scheduler_and_none_are_the_same():
