@@ -35,6 +35,9 @@ def run(options: argparse.Namespace) -> int:
         raise BadInput(
             "--prompts", None, "a file of rows that no model was trained on", "For example --prompts test.jsonl."
         )
+    for name, value in (("--limit", options.limit), ("--max-new-tokens", options.max_new_tokens)):
+        if value < 1:
+            raise BadInput(name, value, "at least 1")
     from bft_ray.operate.compare import compare_models
 
     path = compare_models(

@@ -305,6 +305,8 @@ def _find(record: Mapping[str, Any], where: str, name: str, more: Sequence[Mappi
             raise BadInput(f"{field}.form", name, f"auto or one of {', '.join(known)}", _near(name, known))
     rows = [record, *more]
     fitting = [form for form in FORMS if name in ("auto", form.name) and _fits(form, rows, name != "auto")]
+    if not fitting:  # texts that are not all texts: the reader names the row
+        fitting = [form for form in FORMS if name == "auto" and form.kind == "text" and _fits(form, rows[:1], False)]
     if not fitting:
         rule = f"a row of the form {name}" if name != "auto" else "a row of a known form"
         if any(looks_like_content("", str(column)) or str(column).strip()[-1:] in ("?", ".") for column in record):

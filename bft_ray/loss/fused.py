@@ -17,9 +17,10 @@ from torch import Tensor
 from torch._C._autograd import _get_current_graph_task_keep_graph as graph_is_kept
 
 from bft_ray.config import LossConfig
+from bft_ray.errors import BadInput
 from bft_ray.loss.head import Head
 from bft_ray.loss.passes import Job, accumulation_dtype, frozen_pass, trainable_pass, weigh_rows
-from bft_ray.loss.reference import LossSums, Supervised, check_start, gather_sums, supervised_positions
+from bft_ray.loss.reference import IGNORE, LossSums, Supervised, check_start, gather_sums, supervised_positions
 from bft_ray.loss.start import Start
 
 
@@ -63,11 +64,21 @@ def fused_loss_sums(
         num_words: words of the tokenizer where the head is padded beyond it; the others have probability 0.
         start: hidden states and head under the starting weights; `anchor` reads them.
         start_logp: as for `loss_sums`.
+
+    Raises:
+        BadInput: a label that is no word of the head.
     """
+    supervised = supervised_positions(labels, sample_index, start_logp)
+    words = num_words or len(head_weight)
+    if (wrong := (supervised.target < 0) | (supervised.target >= words)).any():
+        rule = f"{IGNORE} or a token of the vocabulary, 0..{words - 1}"
+        raise BadInput(
+            "labels", int(supervised.target[wrong][0]), rule, "Check that tokenizer and model belong together."
+        )
     return fused_row_sums(
         hidden.flatten(0, 1),
         head_weight,
-        supervised_positions(labels, sample_index, start_logp),
+        supervised,
         num_samples,
         config,
         bias=bias,

@@ -78,9 +78,12 @@ def require_same_base(config: ModelConfig, adapter: Path, field: str) -> None:
         raise BadInput(field, str(adapter), rule, remedy)
 
 
-def require_unchanged(folder: Path, field: str) -> None:
+def require_unchanged(folder: Path, field: str, remedy: str = "Take a whole copy, or train again") -> None:
     """Check that exported weights are unchanged, where there are checksums beside them; a flipped bit would load
     without a word.
+
+    Args:
+        field, remedy: for the error.
 
     Raises:
         BadInput: a file was changed, or is gone.
@@ -94,8 +97,8 @@ def require_unchanged(folder: Path, field: str) -> None:
             is_same = (folder / name).is_file() and sha256_of(folder / name) == expected
         if not is_same:
             rule = f"unchanged since it was written (its checksum in {CHECKSUMS} differs)"
-            remedy = f"Take a whole copy, or train again; if it was changed on purpose, delete {folder / CHECKSUMS}."
-            raise BadInput(field, folder / name, rule, remedy)
+            on_purpose = f"; if it was changed on purpose, delete {folder / CHECKSUMS}."
+            raise BadInput(field, folder / name, rule, f"{remedy}{on_purpose}")
 
 
 def merge_in_place(folder: Path, config: ModelConfig, settings: Any) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bft_ray.config import Config, LossConfig, SourceConfig, flatten, to_yaml
@@ -17,11 +18,12 @@ from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
-from bft_ray.model.export import describe_weights
+from bft_ray.model.export import describe_weights, require_unchanged
 from bft_ray.page.html import to_html
 from bft_ray.places import storage
 from bft_ray.places.addresses import redact
 from bft_ray.places.modes import kept_for, settle
+from bft_ray.places.remote import is_remote
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.recall import Recalled, folder_tag, recall
 from bft_ray.tracking.run import Tracker
@@ -158,6 +160,9 @@ def _finished(config: Config, folder: str, record: dict[str, Any], display: Disp
         display.line(f"note: whether rows and weights are still those of the run is not known: {first_line(error)}")
     display.line(f"the run {config.name} is finished; choose another name to train again")
     exported = storage.join(folder, "export")
+    if not is_remote(exported):
+        remedy = f"Remove {exported} and give the same command: it is made again from the last checkpoint"
+        require_unchanged(Path(exported), "export", remedy)
     return TrainResult(
         str(config.name), record["run_id"], folder, exported, record["step"], record["before"], record["after"]
     )

@@ -94,6 +94,10 @@ def problems(**sections) -> str:
             "`evaluation.tasks.0.question` is 'really?', but must be a template with {gene_a} and {gene_b}.",
         ),
         (
+            {"evaluation": {"tasks": [{"kind": "pairs", "path": "a", "yes": "no"}]}},
+            "`evaluation.tasks.0.no` is 'no', but must be another answer than `yes`",
+        ),
+        (
             {"evaluation": {"tasks": [{"kind": "rubric", "name": "r", "path": "a", "judges": [{"url": "u"}]}]}},
             "`evaluation.tasks.0.judges.0.model` is missing: model name",
         ),

@@ -163,6 +163,13 @@ def test_empty_rows_come_back_with_the_reason(tmp_path):
     assert text == BadRow(f"{tmp_path}/t.jsonl:1", "empty text")
 
 
+@pytest.mark.parametrize(("value", "told"), [(None, "missing"), (3, "a number"), (["a"], "a list")])
+def test_the_one_row_without_a_text_is_named(tmp_path, value, told):
+    """Not the first one, as a row of no known form."""
+    rows = [{"id": "a", "text": "one"}, {"id": "b", "text": "two"}, {"id": "c", "text": value}]
+    assert f"t.jsonl:3 text` is '{told}', but must be" in error_of(write_jsonl(tmp_path / "t.jsonl", rows))
+
+
 GOOD = '{"prompt": "q", "completion": "a"}\n'
 
 

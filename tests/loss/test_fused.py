@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from bft_ray.config import METHODS
+from bft_ray.errors import BadInput
 from bft_ray.loss import LossConfig, loss_sums
 from bft_ray.loss.fused import fused_loss_sums, fused_row_sums
 from bft_ray.loss.reference import LossSums, Supervised
@@ -367,3 +368,15 @@ def test_nothing_waits_for_the_device(name, learn):
         sums = fused_row_sums(hidden, weight, supervised, len(lengths), config, bias=bias, chunk_tokens=6, start=start)
         sums.loss_sum.backward()
         assert (hidden if "hidden" in LEARN[learn] else weight).grad.shape
+
+
+@pytest.mark.parametrize(("label", "num_words"), [(9, None), (-1, None), (7, 7)])
+def test_a_label_that_is_no_word_is_refused(label, num_words):
+    """It gave NaN, or the probability of a padded row of the head."""
+    hidden, head, labels = torch.randn(1, 3, 4), torch.randn(9, 4), torch.tensor([[0, 1, label]])
+    config = LossConfig(method="bft", window=2)
+    with pytest.raises(
+        BadInput,
+        match=rf"`labels` is {label}, but must be -100 or a token of the vocabulary, 0\.\.{(num_words or 9) - 1}\.",
+    ):
+        fused_loss_sums(hidden, head, labels, torch.zeros(1, 3, dtype=torch.long), 1, config, num_words=num_words)

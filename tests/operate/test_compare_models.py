@@ -120,6 +120,11 @@ def test_questions_with_options_are_asked_as_they_are_measured(models, tmp_path)
     [
         (["--prompts", "test.jsonl"], "one model at least, or --champion DOMAIN"),
         (["starter", "--prompts", "none.jsonl"], "none.jsonl"),
+        (["starter", "--prompts", "test.jsonl", "--limit", "0"], "`--limit` is 0, but must be at least 1"),
+        (
+            ["starter", "--prompts", "test.jsonl", "--max-new-tokens", "-1"],
+            "`--max-new-tokens` is -1, but must be at least 1",
+        ),
         (["--champion", "other", "--prompts", "test.jsonl"], "a domain with a champion"),
     ],
 )

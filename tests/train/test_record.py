@@ -16,6 +16,7 @@ import pytest
 from bft_ray.config import flatten, make_config
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.model.export import write_checksums
 from bft_ray.places.kept import write_kept
 from bft_ray.tracking.server import connect
 from bft_ray.train.launch import load_datasets, train
@@ -105,6 +106,26 @@ ANEW = (
     "note: the run run exists with other settings or data, and has trained nothing: it begins anew; the MLflow run "
     + "0" * 32
 )
+
+
+def test_a_finished_run_whose_export_is_damaged(begun, tmp_path):
+    """It was said to be finished, as if all was well."""
+    config = pin(make_config(begun))
+    folder = Path(config.cluster.storage_path) / "run"
+    identity = identity_of(config, load_datasets(config, load_tokenizer(config.model), Lines()))
+    write_record(str(folder), config, "0" * 32, identity, step=2, before={}, after={})
+    (folder / "export").mkdir()
+    shutil.copy(tmp_path / "model" / "model.safetensors", folder / "export")
+    write_checksums(folder / "export")
+    assert train(make_config(begun), Lines()).step == 2
+    with (folder / "export" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    with pytest.raises(
+        BadInput,
+        match=r"model\.safetensors.*unchanged since.*Remove .*/export and give the same command: it is made again",
+    ):
+        train(make_config(begun), Lines())
 
 
 def test_the_name_of_a_run_that_has_trained_nothing_is_free(untrained, tmp_path):

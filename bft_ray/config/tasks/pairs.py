@@ -47,4 +47,6 @@ class PairsTask(TaskBase):
     def _both_genes(self) -> PairsTask:
         if "{gene_a}" not in self.question or "{gene_b}" not in self.question:
             raise rule("question", self.question, "a template with {gene_a} and {gene_b}")
+        if self.yes.strip() == self.no.strip():
+            raise rule("no", self.no, "another answer than `yes`: the same one says nothing of a pair")
         return self
