@@ -17,6 +17,7 @@ implementation of it (medicalsphere/HealthBench).
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -60,8 +61,11 @@ def tag_scores(
 
 
 def slug(tag: str) -> str:
-    """`theme:emergency_referrals` as part of a metric's name: `theme_emergency_referrals`."""
-    return re.sub(r"[^a-z0-9]+", "_", tag.lower()).strip("_")
+    """`theme:emergency_referrals` as part of a metric's name: `theme_emergency_referrals`. Letters and digits of all scripts stay, as
+    MLflow takes them; "" where a tag has none.
+    """
+    composed = unicodedata.normalize("NFC", tag.lower())  # MLflow takes no accent that stands apart from its letter
+    return re.sub(r"[\W_]+", "_", composed).strip("_")
 
 
 def length_adjusted(scores: np.ndarray, num_characters: np.ndarray) -> np.ndarray:

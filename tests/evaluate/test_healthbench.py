@@ -135,3 +135,64 @@ def test_a_score_of_a_tag_is_a_metric():
     assert metric is not None and metric.unit == "share" and not metric.is_judged
     assert describe("health/tag_") is None and describe("health/rubric_score_deviation") is not None
     assert slug("theme:emergency_referrals") == "theme_emergency_referrals"
+
+
+def read_tags(folder, *rows: tuple[list, list]) -> list[RubricItem]:
+    """Items with these tags, of the item and of its one criterion."""
+    written = [
+        {"prompt": "?", "tags": tags, "rubric": [{"criterion": "x", "points": 1, "tags": own}]} for tags, own in rows
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in written))
+    return read_rubrics(task(folder), "f")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [(["A-b", "a b"], [])],
+            r"rows\.jsonl:1 tags\.1` is 'a b'.*tag_a_b.*'A-b', the tag of an item at .*:1 tags\.0",
+        ),
+        ([(["C"], []), (["C++"], [])], r"rows\.jsonl:2 tags\.0` is 'C\+\+'.*tag_c, .*'C'.*:1 tags\.0\. Rename one"),
+        ([([], ["C", "C#"])], r"rubric\.0\.tags\.1` is 'C#'.*'C', the tag of a criterion at .*:1 rubric\.0\.tags\.0"),
+        ([(["x"], ["x"])], r"rubric\.0\.tags\.0` is 'x', but as the tag of a criterion .*tag_x.*the tag of an item at"),
+        ([([], ["x"]), (["x"], [])], r"rows\.jsonl:2 tags\.0` is 'x', but as the tag of an item"),
+        ([(["caf\u00e9", "cafe\u0301"], [])], r"tag_caf\u00e9"),
+    ],
+)
+def test_two_tags_of_one_metric_are_refused(tmp_path, rows, message):
+    with pytest.raises(BadInput, match=message):
+        read_tags(tmp_path, *rows)
+
+
+def test_a_tag_may_come_again(tmp_path):
+    first, second = read_tags(tmp_path, (["x", "x"], ["y"]), (["x"], ["y"]))
+    assert first.tags == second.tags == ("x",) and first.criterion_tags == (("y",),)
+
+
+@pytest.mark.slow
+def test_tags_of_all_scripts_are_metrics(tmp_path):
+    from mlflow.utils.validation import validate_param_and_metric_name
+
+    written = ["癌症", "Hôpital: Élevé", "cafe\u0301", "कैंसर", "İ", "θεραπεία", "лечение_2"]
+    [item] = read_tags(tmp_path, (written, []))
+    names = [slug(tag) for tag in item.tags]
+    assert names[:3] == ["癌症", "hôpital_élevé", "café"] and len(set(names)) == len(written)
+    assert all(validate_param_and_metric_name(f"health/tag_{name}") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (
+            ["a", "***"],
+            r"rows\.jsonl:1 tags\.1` is '\*\*\*', but must be a text with a letter or a digit.*Rename the tag",
+        ),
+        (["_"], r"with a letter or a digit"),
+        (["a", 3], r"tags\.1` is 'a number', but must be a text\."),
+        ("a", r"tags` is 'text', but must be a list of texts"),
+    ],
+)
+def test_a_tag_without_a_name_is_refused(tmp_path, tags, message):
+    with pytest.raises(BadInput, match=message):
+        read_tags(tmp_path, (tags, []))

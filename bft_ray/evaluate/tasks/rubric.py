@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -104,10 +104,10 @@ def read_rubrics(task: RubricTask, field: str) -> list[RubricItem]:
     (`rubrics`, `prompt_id`, `example_tags`) are understood.
 
     Raises:
-        BadInput: no such file, no rows, or a malformed row, named by file and line.
+        BadInput: no such file, no rows, a malformed row, or two tags that would be one metric, named by file and line.
     """
     items: list[RubricItem] = []
-    ids = Ids()
+    ids, known = Ids(), _Tags()
     for where, record in read_table(task.path, limit=task.limit, field=field):
         name = row_id(record.get("id", record.get("prompt_id")), where)
         ids.add(name, where)
@@ -118,8 +118,12 @@ def read_rubrics(task: RubricTask, field: str) -> list[RubricItem]:
         rubric = record.get("rubric", record.get("rubrics"))
         criteria = _criteria(where, rubric)
         assert rubric is not None
-        tags = _tags(f"{where} tags", record.get("tags", record.get("example_tags")))
-        own = tuple(_tags(f"{where} rubric.{index}.tags", one.get("tags")) for index, one in enumerate(rubric))
+        column = "tags" if "tags" in record else "example_tags"
+        tags = known.read(f"{where} {column}", record.get(column), "an item")
+        own = tuple(
+            known.read(f"{where} rubric.{index}.tags", one.get("tags"), "a criterion")
+            for index, one in enumerate(rubric)
+        )
         items.append(RubricItem(row, criteria, tags, own))
     if not items:
         raise BadInput(f"{field}.path", task.path, "a file with rows; this one is empty")
@@ -137,12 +141,38 @@ def _prompt(where: str, prompt: Any) -> str | list[dict]:
     return prompt
 
 
-def _tags(where: str, tags: Any) -> tuple[str, ...]:
-    if tags is None:
-        return ()
-    if not isinstance(tags, list) or not all(isinstance(tag, str) and slug(tag) for tag in tags):
-        raise BadInput(where, kind_of(tags), "a list of texts")
-    return tuple(dict.fromkeys(tags))
+class _Tags:
+    """The tags of a file, by the names of their metrics: of two tags with one name, the score of one would be lost."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, str, str]] = {}  # name -> of what, tag, where it is first
+
+    def read(self, where: str, tags: Any, of: Literal["an item", "a criterion"]) -> tuple[str, ...]:
+        """Those of an item or a criterion, each once.
+
+        Raises:
+            BadInput: no list of texts, or a tag that cannot be told from another one by the name of its metric.
+        """
+        if tags is None:
+            return ()
+        if not isinstance(tags, list):
+            raise BadInput(where, kind_of(tags), "a list of texts")
+        for index, tag in enumerate(tags):
+            self._note(f"{where}.{index}", tag, of)
+        return tuple(dict.fromkeys(tags))
+
+    def _note(self, where: str, tag: Any, of: str) -> None:
+        if not isinstance(tag, str):
+            raise BadInput(where, kind_of(tag), "a text")
+        name = slug(tag)
+        if not name:
+            remedy = "Its score is a metric, which is named by these. Rename the tag, or remove it."
+            raise BadInput(where, tag, "a text with a letter or a digit", remedy)
+        other_of, other, place = self._known.setdefault(name, (of, tag, where))
+        if (other_of, other) != (of, tag):
+            both = f"but as the tag of {of} it makes the metric tag_{name[:40]}"
+            clash = f"{both}, and so does {other[:40]!r}, the tag of {other_of} at {place}"
+            raise BadInput(where, tag, clash, "Rename one of the two, so that they differ in letters or digits.")
 
 
 def _criteria(where: str, rubric: Any) -> tuple[tuple[str, float], ...]:
