@@ -449,6 +449,36 @@ def test_bad_rows_are_named(context, tmp_path, row, message):
         read_rubrics(task, "field")
 
 
+@pytest.mark.parametrize(
+    ("points", "shown"),
+    [
+        ("1" + "0" * 400, r"10000.*0000"),
+        ("1e308", r"1e\+308"),
+        ("-1000001", "-1000001"),
+        ("1e-320", "1e-320"),
+        ("Infinity", "inf"),
+    ],
+)
+def test_points_that_would_overflow_are_refused(tmp_path, points, shown):
+    task = write_task(tmp_path, [JudgeConfig(url="http://127.0.0.1/", model="m")])
+    criterion = '{"criterion": "x", "points": %s}'
+    Path(task.path).write_text(f'{{"prompt": "?", "rubric": [{criterion % "5"}, {criterion % points}]}}')
+    rule = "but must be a number from 1e-06 to 1,000,000, or the negative of one"
+    with pytest.raises(
+        BadInput, match=rf"rows\.jsonl:1 rubric\.1\.points` is {shown}, {rule}\. .*scale all points"
+    ) as caught:
+        read_rubrics(task, "field")
+    assert len(str(caught.value)) < 400
+
+
+def test_the_largest_and_smallest_points_have_a_score(tmp_path):
+    task = write_task(tmp_path, [JudgeConfig(url="http://127.0.0.1/", model="m")])
+    criteria = [{"criterion": "x", "points": points} for points in (1e-6, -1_000_000)]
+    Path(task.path).write_text(json.dumps({"prompt": "?", "rubric": criteria}))
+    columns, _ = item_columns(read_rubrics(task, "field"), [[False, True]], [["x"]])
+    assert columns["rubric_score"] == pytest.approx([-1e12])
+
+
 def test_nothing_is_sent_without_consent(context, tmp_path):
     task = write_task(tmp_path, [JudgeConfig(url="http://10.1.2.3/v1", model="m")])
     with pytest.raises(BadInput, match=r"evaluation.tasks.health.judges.0.url` is '10.1.2.3'.*consent: true"):

@@ -27,7 +27,7 @@ import numpy as np
 
 from bft_ray.config.tasks import RubricTask
 from bft_ray.data.rows import Row, read_table, row_key, text_key
-from bft_ray.data.tables import Ids, kind_of, row_id
+from bft_ray.data.tables import Ids, is_missing, kind_of, row_id
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.clients.judge import Budget, Messages, check_judge, judge_all
 from bft_ray.evaluate.engine.generate import check_engine
@@ -54,6 +54,7 @@ does that. If a criterion has several parts, all of them must be met; of example
 is needed by itself.
 Reply with one JSON object and nothing else: {"criteria_met": true or false, "explanation": "one sentence"}"""
 
+_SMALLEST, _LARGEST = 1e-6, 1e6  # points, but for the sign: no sum or quotient of them overflows
 _CONVERSATION, _RUBRIC_ITEM = "<<conversation>>", "<<rubric_item>>"  # places of a template
 
 
@@ -183,13 +184,22 @@ def _criteria(where: str, rubric: Any) -> tuple[tuple[str, float], ...]:
         place = f"{where} rubric.{index}"
         if not isinstance(one, dict) or not isinstance(one.get("criterion"), str) or not one["criterion"].strip():
             raise BadInput(place, kind_of(one), "an object of criterion (text) and points")
-        points = one.get("points")
-        if isinstance(points, bool) or not isinstance(points, int | float) or not math.isfinite(points) or not points:
-            raise BadInput(f"{place}.points", points if points == 0 else kind_of(points), "a number other than 0")
-        criteria.append((one["criterion"], float(points)))
+        criteria.append((one["criterion"], _points(f"{place}.points", one.get("points"))))
     if not any(points > 0 for _, points in criteria):
         raise BadInput(f"{where} rubric", "criteria without positive points", "a rubric that can be met")
     return tuple(criteria)
+
+
+def _points(where: str, points: Any) -> float:
+    rule = f"a number from {_SMALLEST:g} to {_LARGEST:,.0f}, or the negative of one"
+    if isinstance(points, bool) or not isinstance(points, int | float) or is_missing(points):
+        raise BadInput(where, kind_of(points), rule)
+    if not _SMALLEST <= abs(points) <= _LARGEST:
+        remedy = (
+            "A score is a quotient of points: scale all points of the rubric, and leave out a criterion without points."
+        )
+        raise BadInput(where, points, rule, remedy)
+    return float(points)
 
 
 # --- judging ------------------------------------------------------------------------------------------------
