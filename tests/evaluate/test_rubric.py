@@ -303,6 +303,54 @@ def test_judges_are_checked(monkeypatch):
         assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://[::1", r"an http or https URL: Invalid IPv6 URL\. For example"),
+        (
+            "http://127.0.0.1:99999/v1",
+            r"is 'http://127.0.0.1:99999/v1', but must be an http or https URL: Port out of range",
+        ),
+        ("http://127.0.0.1:port/v1", r"an http or https URL: Port could not be cast"),
+        ("http://127.0.0.1:0/v1", r"a host and a port that exist"),
+        ("http://127.0.0.1/v1\n", r"one word of ASCII. Remove spaces and line ends"),
+        ("http://127.0.0.1/\x01v1", r"one word of ASCII"),
+        ("http://127.0.0.1/v 1", r"one word of ASCII"),
+        (" http://127.0.0.1/v1", r"one word of ASCII"),
+        ("http://127.0.0.1/癌", r"one word of ASCII"),
+        ("http://a..b/v1", r"an http or https URL: "),
+        ("http://a%0Ab/v1", r"a host and a port that exist"),
+        ("http://me:s3cret@[::1", r"is 'an address with @ or \?', but must be an http or https URL"),
+        ("http://me:s3cret@127.0.0.1/\n", r"is 'an address with @ or \?'"),
+        ("ftp://me:s3cret@127.0.0.1/", r"a URL with a password"),
+        ("http://127.0.0.1:99999/v1?key=s3cret", r"is 'an address with @ or \?'"),
+        ("http://me@127.0.0.1:s3cret/v1", r"it cannot be read as one"),
+    ],
+)
+def test_a_url_that_no_request_can_be_sent_to(url, message):
+    with pytest.raises(BadInput, match=rf"judge\.url` .*{message}") as caught:
+        check_judge(JudgeConfig(url=url, model="m"), True, "judge")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["s3cret\n", "s3c ret", "s3cret\x7f", "s3crét"])
+def test_a_key_that_no_header_can_hold(monkeypatch, key):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    config = JudgeConfig(url="http://127.0.0.1/v1", model="m", api_key_env="JUDGE_KEY")
+    with pytest.raises(
+        BadInput, match=r"judge.api_key_env` is 'JUDGE_KEY', .*one word of ASCII.*Set it anew"
+    ) as caught:
+        check_judge(config, True, "judge")
+    assert "s3c" not in str(caught.value)
+
+
+def test_a_key_in_place_of_its_name_is_not_shown():
+    config = JudgeConfig(url="http://127.0.0.1/v1", model="m", api_key_env="sk-s3cret")
+    with pytest.raises(BadInput, match=r"judge.api_key_env` is '\*\*\*', .*never the key") as caught:
+        check_judge(config, True, "judge")
+    assert "s3cret" not in str(caught.value)
+
+
 # --- scores -------------------------------------------------------------------------------------------------
 
 

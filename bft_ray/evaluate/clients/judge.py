@@ -14,6 +14,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 import threading
 import time
 import urllib.error
@@ -33,6 +34,7 @@ from bft_ray.places.kept import read_kept, sealed
 _LONGEST_ANSWER = 2**20  # bytes of a response that are read
 _LONGEST_WAIT_S = 60.0  # between two tries
 _FAILURES_IN_A_ROW = 16  # questions in vain, all their tries, after which a judge is given up
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _RETRIED = {408, 409, 425, 429}  # and all of 500 and more
 
 Messages = list[dict[str, str]]
@@ -70,23 +72,58 @@ def check_judge(config: JudgeConfig, consent: bool, field: str) -> None:
     """Check the settings of a judge, before anything is sent and before a model is loaded.
 
     Raises:
-        BadInput: not an http(s) URL, a URL with a password, an endpoint that is not on this machine without `consent`,
-            or a key that the environment lacks.
+        BadInput: not an http(s) URL that a request can be sent to, a URL with a password, an endpoint that is not on
+            this machine without `consent`, or a key that the environment lacks or that no header can hold.
     """
-    parts = urllib.parse.urlsplit(config.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadInput(f"{field}.url", config.url, "an http or https URL", "For example http://127.0.0.1:8000/v1.")
-    if parts.username or parts.password:
-        raise BadInput(f"{field}.url", "a URL with a password", "one without", f"Use {field}.api_key_env.")
+    host = _host(config.url, f"{field}.url")
     if not is_loopback(config.url) and not consent:
         raise BadInput(
             f"{field}.url",
-            parts.hostname,
+            host,
             "on this machine (127.0.0.1, localhost), or consent must be true",
             "Answers may concern patients: set consent: true only if they may be sent there.",
         )
-    if config.api_key_env is not None and not os.environ.get(config.api_key_env):
-        raise BadInput(f"{field}.api_key_env", config.api_key_env, "a variable of the environment that holds the key")
+    if config.api_key_env is not None:
+        _check_key(config.api_key_env, f"{field}.api_key_env")
+
+
+def _host(url: str, field: str) -> str:
+    """The host of a URL that a request can be sent to; BadInput where there is none. No error shows a password."""
+    shown = "an address with @ or ?" if "@" in url or "?" in url else url  # what stands there may be secret
+    if not _is_one_word(url):
+        remedy = "Remove spaces and line ends, and write other letters as %XX."
+        raise BadInput(field, shown, "one word of ASCII", remedy)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # as a connection does
+    except ValueError as error:
+        remedy = "For example http://127.0.0.1:8000/v1, or http://[::1]:8000/v1."
+        reason = "it cannot be read as one" if shown != url else str(error)
+        raise BadInput(field, shown, f"an http or https URL: {reason}", remedy) from None
+    if parts.username or parts.password:
+        raise BadInput(field, "a URL with a password", "one without", f"Use {field.removesuffix('url')}api_key_env.")
+    if parts.scheme not in ("http", "https") or not host:
+        raise BadInput(field, shown, "an http or https URL", "For example http://127.0.0.1:8000/v1.")
+    if port == 0 or not _is_one_word(urllib.parse.unquote(host)):
+        raise BadInput(field, shown, "the URL of a host and a port that exist", "For example http://127.0.0.1:8000/v1.")
+    return host
+
+
+def _check_key(variable: str, field: str) -> None:
+    """BadInput where the environment has no key of this name, or one that no header can hold. The key is never shown."""
+    shown = variable if _VARIABLE.fullmatch(variable) else "***"  # it may be the key itself, by mistake
+    key = os.environ.get(variable)
+    if not key:
+        remedy = "Export the key under a name, and give that name here, never the key."
+        raise BadInput(field, shown, "a variable of the environment that holds the key", remedy)
+    if not _is_one_word(key):
+        remedy = "Set it anew: a file that was read into it may end in a new line."
+        raise BadInput(field, shown, "a variable that holds one word of ASCII, without spaces or line ends", remedy)
+
+
+def _is_one_word(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def is_loopback(url: str) -> bool:
