@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import stat
 import threading
 import time
@@ -222,6 +224,25 @@ def test_the_cache_keeps_truth_values_alone(serve, tmp_path):
     for path in files:
         path.write_text('{"criteria_met"')  # cut off: asked again
     assert ask(judge(endpoint), ["a", "b"], cache=cache)[::2][0] == [True, False]
+
+
+@pytest.mark.parametrize("is_full", [True, False], ids=["full", "a file in the way"])
+def test_a_verdict_counts_that_cannot_be_kept(serve, tmp_path, caplog, monkeypatch, is_full):
+    def no_room(part, place):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if is_full:
+        monkeypatch.setattr(os, "replace", no_room)
+        cache = tmp_path / "verdicts"
+    else:
+        (tmp_path / "file").touch()
+        cache = tmp_path / "file" / "verdicts"
+    endpoint = serve(lambda criterion, _: YES if criterion == "c0" else NO)
+    verdicts, reasons, budget = ask(judge(endpoint, retries=3), ["c0", "c1", "c2", "c3"], cache=cache)
+    assert (verdicts, dict(reasons), budget.used) == ([True, False, False, False], {}, 4)
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert str(cache) in warning and os.strerror(errno.ENOSPC if is_full else errno.ENOTDIR) in warning
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_the_budget_is_never_passed(serve, tmp_path):
@@ -469,6 +490,17 @@ def test_a_budget_that_stops(serve, context, tmp_path):
         prepared.finish(said)
     assert prepared.finish(said).metrics["health/num_unjudged"] == 0
     assert len(endpoint.requests) == 5
+
+
+@pytest.mark.parametrize("cache", ["file", "file/below/it", "s3://bucket/verdicts", "~no_such_user/v", "n" * 300])
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_generated(context, tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    task = write_task(tmp_path, [JudgeConfig(url="http://127.0.0.1/", model="m")], cache=cache)
+    with pytest.raises(BadInput, match=r"evaluation\.tasks\.health\.cache` .* must be a folder .*Name a"):
+        prepare(task, context)
+    prepare(task.model_copy(update={"cache": str(tmp_path / "new" / "verdicts")}), context)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ requests to this machine pass by any proxy, and the cache keeps hashes and truth
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import json
+import logging
 import os
 import re
 import threading
@@ -29,7 +31,10 @@ from typing import Any
 
 from bft_ray.config.tasks import JudgeConfig
 from bft_ray.errors import BadInput
+from bft_ray.places.cache import require_local, try_folder
 from bft_ray.places.kept import read_kept, sealed
+
+log = logging.getLogger(__name__)
 
 _LONGEST_ANSWER = 2**20  # bytes of a response that are read
 _LONGEST_WAIT_S = 60.0  # between two tries
@@ -168,6 +173,8 @@ class _Judge:
         self.opener = urllib.request.build_opener(*handlers)
         self.num_failed = 0
         self.stop = threading.Event()
+        self._is_told = False  # that the cache cannot be written
+        self._lock = threading.Lock()
 
     def ask(self, messages: Messages) -> Reply:
         """One verdict, from the cache or the endpoint."""
@@ -182,13 +189,28 @@ class _Judge:
             reply = self._request(messages)
             if reply.verdict is not None:
                 self.num_failed = 0
-                write_verdict(self.cache, key, reply.verdict)
+                self._keep(key, reply.verdict)
                 return reply
             if reply.is_final or attempt == self.config.retries:
                 break
             self.stop.wait(min(max(self.backoff_s * 2**attempt, reply.wait_s), _LONGEST_WAIT_S))
         self.num_failed += 1
         return reply
+
+    def _keep(self, key: str, verdict: bool) -> None:
+        """Write to the cache. Where that fails, such as on a full disk, the verdict still counts: it is paid for."""
+        try:
+            write_verdict(self.cache, key, verdict)
+        except OSError as error:
+            with self._lock:
+                is_first, self._is_told = not self._is_told, True
+            if is_first:
+                log.warning(
+                    "a verdict could not be kept in %s (%s). It counts, and the judge is asked on; a later run asks again "
+                    "for what is not kept. Make room, or correct the rights of the folder.",
+                    self.cache,
+                    error.strerror or type(error).__name__,
+                )
 
     def _key(self, messages: Messages) -> str:
         content = json.dumps([self.config.url, self.config.model, messages], sort_keys=True)
@@ -267,6 +289,21 @@ def parse_reply(content: bytes) -> bool | None:
 # --- the cache: a file a verdict, named by a hash -----------------------------------------------------------
 
 
+def check_cache(cache: str, field: str) -> None:
+    """Check the folder of the cache, before anything is generated; leaves nothing.
+
+    Raises:
+        BadInput: one that could not be written once there are verdicts, or a URI.
+    """
+    require_local(field, cache)
+    try:
+        try_folder(Path(cache).expanduser())
+    except (OSError, RuntimeError) as error:  # the latter of `~` without a home
+        reason = getattr(error, "strerror", None) or str(error)
+        rule = f"a folder that can be written, or that can be made: {reason}"
+        raise BadInput(field, cache, rule, "Name another one, or null for none.") from None
+
+
 def read_verdict(cache: Path | None, key: str) -> bool | None:
     """A verdict that is known; None where it is not, or its file is broken."""
     if cache is None:
@@ -279,16 +316,21 @@ def read_verdict(cache: Path | None, key: str) -> bool | None:
 
 
 def write_verdict(cache: Path | None, key: str, verdict: bool) -> None:
-    """Written whole or not at all, readable only by its owner."""
+    """Written whole or not at all, readable only by its owner. OSError where it cannot be."""
     if cache is None:
         return
     place = _place(cache, key)
     for folder in (cache, place.parent):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = place.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(sealed(json.dumps({"criteria_met": verdict})))
-    os.replace(part, place)
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(sealed(json.dumps({"criteria_met": verdict})))
+        os.replace(part, place)
+    except OSError:
+        with contextlib.suppress(OSError):  # there may be no such file
+            part.unlink()
+        raise
 
 
 def _place(cache: Path, key: str) -> Path:

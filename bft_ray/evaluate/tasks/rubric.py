@@ -29,7 +29,7 @@ from bft_ray.config.tasks import RubricTask
 from bft_ray.data.rows import Row, read_table, row_key, text_key
 from bft_ray.data.tables import Ids, is_missing, kind_of, row_id
 from bft_ray.errors import BadInput, BftError
-from bft_ray.evaluate.clients.judge import Budget, Messages, check_judge, judge_all
+from bft_ray.evaluate.clients.judge import Budget, Messages, check_cache, check_judge, judge_all
 from bft_ray.evaluate.engine.generate import check_engine
 from bft_ray.evaluate.engine.request import Context, Generate, Measured, Prepared
 from bft_ray.evaluate.means import column_records, of_item, summarise
@@ -78,13 +78,15 @@ def prepare(task: RubricTask, context: Context) -> Prepared:
     `judge_agreement` and `judge_kappa` of two judges, `criteria_met`, `num_unjudged`, `num_empty`, `num_items`.
 
     Raises:
-        BadInput: a bad file (named by line), a judge that may not be asked (see `check_judge`), a budget that cannot
-            suffice, a prompt without room for an answer, or vLLM asked for and not installed.
+        BadInput: a bad file (named by line), a judge that may not be asked (see `check_judge`), a cache that cannot
+            be written, a budget that cannot suffice, a prompt without room for an answer, or vLLM asked for and not installed.
     """
     field = f"evaluation.tasks.{task.name}"
     for index, judge in enumerate(task.judges):
         check_judge(judge, task.consent, f"{field}.judges.{index}")
     check_engine(task.decoding, f"{field}.decoding.engine")
+    if task.cache is not None:
+        check_cache(task.cache, f"{field}.cache")
     ask = _asks(task, field)
     items = read_rubrics(task, field)
     num_questions = sum(len(item.criteria) for item in items) * task.decoding.num_samples * len(task.judges)
@@ -295,7 +297,9 @@ def _ask(task: RubricTask, questions: list[Messages]) -> list[list[bool | None]]
     known = sum(verdict is not None for own in verdicts for verdict in own)
     if budget.is_exhausted:
         kept = (
-            f"They are kept in {task.cache}: run again to continue." if cache else "No `cache` was set to keep them in."
+            f"Those that could be written are kept in {task.cache}: run again to continue."
+            if cache
+            else "No `cache` was set to keep them in."
         )
         raise BftError(
             f"{task.name}: the budget of {task.max_requests} requests is used up with {known} of "
