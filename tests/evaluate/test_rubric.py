@@ -275,6 +275,30 @@ def test_what_counts_as_a_verdict(text, verdict):
     assert parse_reply(json.dumps({"choices": [{"message": {"content": text}}]}).encode()) is verdict
 
 
+@pytest.mark.parametrize("text", ["{" * 2**20, '{"' * 2**19, '{ "a": ' * 2**17], ids=["braces", "names", "nested"])
+def test_a_reply_of_braces_is_tried_a_hundred_times_at_most(monkeypatch, text):
+    raw_decode, starts = json.JSONDecoder.raw_decode, []
+
+    def counted(decoder, content, idx=0):
+        starts.append(idx)
+        assert len(starts) <= 1 + 100  # the reply itself, and what is in its text
+        return raw_decode(decoder, content, idx)
+
+    reply = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counted)
+    assert parse_reply(reply) is None and starts
+
+
+@pytest.mark.parametrize("much", ["\\frac{a}{b} ", '{"step": 1} '])
+def test_a_verdict_is_found_at_either_end(much):
+    for text in (
+        f"{YES} {much * 5000}",
+        f"{much * 5000} {YES}",
+        f'{much * 5000} {{\n "x": {{}}, "criteria_met": true}}',
+    ):
+        assert parse_reply(json.dumps({"choices": [{"message": {"content": text}}]}).encode()) is True
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\xff", b"[]", b'{"choices": []}', b'{"choices": [{}]}', b"3", b"[" * 100_000]
 )

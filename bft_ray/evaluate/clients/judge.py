@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 _LONGEST_ANSWER = 2**20  # bytes of a response that are read
 _LONGEST_WAIT_S = 60.0  # between two tries
 _FAILURES_IN_A_ROW = 16  # questions in vain, all their tries, after which a judge is given up
+_OBJECT = re.compile(r'\{\s*"')  # begins so, if it has a name: braces of formulas and of code are passed over
+_TRIED = 50  # of these, from either end of a reply
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _RETRIED = {408, 409, 425, 429}  # and all of 500 and more
 
@@ -266,7 +268,10 @@ def _retry_after(error: urllib.error.HTTPError) -> float:
 
 
 def parse_reply(content: bytes) -> bool | None:
-    """The verdict in a chat completion: the first JSON object in its text whose `criteria_met` is true or false."""
+    """The verdict in a chat completion: the first JSON object in its text whose `criteria_met` is true or false.
+
+    Looked for among the first 50 places where an object with a name begins, and the last 50.
+    """
     try:
         text = json.loads(content)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
@@ -274,16 +279,19 @@ def parse_reply(content: bytes) -> bool | None:
     if not isinstance(text, str):
         return None
     decoder = json.JSONDecoder()
-    start = text.find("{")
-    while start >= 0:
+    for start in _both_ends([match.start() for match in _OBJECT.finditer(text)]):
         try:
             found, _ = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            found = None
+            continue
         if isinstance(found, dict) and isinstance(found.get("criteria_met"), bool):
             return found["criteria_met"]
-        start = text.find("{", start + 1)
     return None
+
+
+def _both_ends(places: list[int]) -> list[int]:
+    """The first and the last of many, in order: each costs a reading of the text, of up to 1 MiB."""
+    return places if len(places) <= 2 * _TRIED else places[:_TRIED] + places[-_TRIED:]
 
 
 # --- the cache: a file a verdict, named by a hash -----------------------------------------------------------
