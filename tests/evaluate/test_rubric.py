@@ -497,7 +497,7 @@ def test_the_mean_is_clipped_not_the_item(serve, context, tmp_path):
 def test_too_little_judged_is_no_score(serve, context, tmp_path, caplog):
     endpoint = serve(lambda *_: NONSENSE)
     prepared = prepare(write_task(tmp_path, [judge(endpoint)]), context)
-    with pytest.raises(BftError, match=r"health: 3 of 3 items could not be judged whole"):
+    with pytest.raises(BftError, match=r"^3 of 3 items could not be judged whole, so evaluation.tasks.health has no"):
         prepared.finish(answers(context, "it binds", "cells", "protein"))
     assert "no verdict in its answer" in caplog.text
     assert "binds" not in caplog.text and "gene?" not in caplog.text
@@ -510,7 +510,10 @@ def test_a_budget_that_stops(serve, context, tmp_path):
         prepare(task, context)
     prepared = prepare(task.model_copy(update={"cache": str(tmp_path / "cache")}), context)
     said = answers(context, "it binds", "cells", "protein")
-    with pytest.raises(BftError, match=r"budget of 3 requests is used up with 3 of 5 verdicts.*run again"):
+    with pytest.raises(
+        BftError,
+        match=r"^the budget of 3 requests \(evaluation.tasks.health.max_requests\) is used up with 3 of 5 verdicts.*run again",
+    ):
         prepared.finish(said)
     assert prepared.finish(said).metrics["health/num_unjudged"] == 0
     assert len(endpoint.requests) == 5

@@ -264,8 +264,8 @@ def _finish(task: RubricTask, ask: _Ask, items: list[RubricItem], tokenizer: Any
     num_out = int(np.isnan(columns["rubric_score"]).sum())
     if 2 * num_out > len(items):
         raise BftError(
-            f"{task.name}: {num_out} of {len(items)} items could not be judged whole, so there is no score; see the log "
-            "for the reasons. Verdicts are kept where `cache` is set: repair the judge and run again."
+            f"{num_out} of {len(items)} items could not be judged whole, so evaluation.tasks.{task.name} has no score; "
+            "see the log for the reasons. Verdicts are kept where `cache` is set: repair the judge and run again."
         )
     scores = ("rubric_score", "length_adjusted_score")
     metrics = summarise(task.name, {name: columns[name] for name in scores})
@@ -302,7 +302,7 @@ def _ask(task: RubricTask, questions: list[Messages]) -> list[list[bool | None]]
             else "No `cache` was set to keep them in."
         )
         raise BftError(
-            f"{task.name}: the budget of {task.max_requests} requests is used up with {known} of "
+            f"the budget of {task.max_requests} requests (evaluation.tasks.{task.name}.max_requests) is used up with {known} of "
             f"{len(questions) * len(task.judges)} verdicts. {kept}"
         )
     if reasons:
