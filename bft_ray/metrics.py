@@ -54,7 +54,7 @@ class Metric:
 
     Args:
         name: full name, or a pattern in which `<set>` is the name of an evaluation set and `<tag>` one of its tags
-            ([a-z0-9_]+). A kind of task declares it without its own set's name.
+            ([a-z0-9_]+; a tag has letters of all scripts). A kind of task declares it without its own set's name.
         unit: of the value; "" for a pure number, "share" for a number in [0, 1].
         direction: which way is better; "none" where neither is.
         help: one line.

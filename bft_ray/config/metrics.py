@@ -74,7 +74,7 @@ def describe(name: str) -> Metric | None:
         if of is not None and of.is_judged:
             return Metric(name, of.unit, "none", help)
     for metric in METRICS:
-        if re.fullmatch(re.escape(metric.name).replace("<set>", _WORD).replace("<tag>", _WORD), bare):
+        if re.fullmatch(re.escape(metric.name).replace("<set>", _WORD).replace("<tag>", r"\w+"), bare):
             return replace(metric, name=name)
     return None
 

@@ -11,6 +11,8 @@ from bft_ray.config import LossConfig
 from bft_ray.errors import BadInput
 from bft_ray.loss.reference import IGNORE, combine, loss_sums, normalisation
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
+
 
 @dataclass(frozen=True)
 class BftLoss:
@@ -63,8 +65,10 @@ def bft_loss(
             label outside 0..V-1 that is not -100.
     """
     check_batch(logits, labels)
+    if not isinstance(config, LossConfig):
+        raise BadInput("config", _describe(config), "a LossConfig", 'For example LossConfig(method="bft").')
     for name, given, shape in (("start_logits", start_logits, logits.shape), ("start_logp", start_logp, labels.shape)):
-        if given is not None and (given.shape != shape or not given.is_floating_point()):
+        if given is not None and not (isinstance(given, Tensor) and given.shape == shape and given.is_floating_point()):
             raise BadInput(name, _describe(given), f"a floating-point tensor {list(shape)}")
     sums = loss_sums(
         logits,
@@ -93,9 +97,9 @@ def row_index(labels: Tensor) -> Tensor:
 
 def check_batch(logits: Tensor, labels: Tensor) -> None:
     """Raise BadInput unless logits are [B, T, V] floats and labels [B, T] integers, -100 or in 0..V-1."""
-    if not isinstance(logits, Tensor) or logits.dim() != 3 or not logits.is_floating_point():
+    if not isinstance(logits, Tensor) or logits.dim() != 3 or not logits.is_floating_point() or not logits.shape[-1]:
         raise BadInput("logits", _describe(logits), "a floating-point tensor [batch, positions, vocabulary]")
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+    if not isinstance(labels, Tensor) or labels.dtype not in _INTEGERS:
         raise BadInput("labels", _describe(labels), "an integer tensor", "Use int64; -100 is not supervised.")
     if labels.shape != logits.shape[:2] or labels.shape[1] == 0:
         raise BadInput(

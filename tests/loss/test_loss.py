@@ -466,9 +466,20 @@ def test_prob_is_rounded_by_the_dtype_of_the_logits_and_exp_nll_is_not():
         (torch.zeros(2, 4, 5), torch.zeros(8, dtype=torch.int64), "labels", "not flattened"),
         (torch.zeros(2, 4, 5), torch.full((2, 4), 5), "labels", r"is 5, but must be -100 or .* 0\.\.4"),
         (torch.zeros(2, 4, 5), torch.full((2, 4), -1), "labels", "is -1"),
+        (torch.zeros(2, 4, 0), torch.zeros(2, 4).long(), "logits", r"float32\[2, 4, 0\]"),
+        (torch.zeros(2, 4, 5), torch.zeros(2, 4, dtype=torch.uint16), "labels", "uint16"),
+        (torch.zeros(2, 4, 5), torch.zeros(2, 4, dtype=torch.complex64), "labels", "complex64"),
     ],
 )
 def test_bad_input_is_named(logits, labels, field, says):
     with pytest.raises(BadInput, match=says) as error:
         whole_loss(logits, labels, LossConfig())
     assert error.value.field == field
+
+
+def test_bad_settings_and_start_are_named():
+    logits, labels = torch.zeros(2, 4, 5), torch.zeros(2, 4).long()
+    with pytest.raises(BadInput, match="`config` is 'dict', but must be a LossConfig"):
+        whole_loss(logits, labels, {"method": "bft"})
+    with pytest.raises(BadInput, match=r"`start_logits` is 'list', but must be a floating-point tensor \[2, 4, 5\]"):
+        whole_loss(logits, labels, LossConfig(anchor=1.0), start_logits=[])

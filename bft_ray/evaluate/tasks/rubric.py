@@ -27,7 +27,7 @@ import numpy as np
 
 from bft_ray.config.tasks import RubricTask
 from bft_ray.data.rows import Row, read_table, row_key, text_key
-from bft_ray.data.tables import Ids, is_missing, kind_of, row_id
+from bft_ray.data.tables import Ids, as_name, is_missing, kind_of, row_id
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.clients.judge import Budget, Messages, check_cache, check_judge, judge_all
 from bft_ray.evaluate.engine.generate import check_engine
@@ -115,9 +115,8 @@ def read_rubrics(task: RubricTask, field: str) -> list[RubricItem]:
         name = row_id(record.get("id", record.get("prompt_id")), where)
         ids.add(name, where)
         prompt, group = _prompt(where, record.get("prompt")), record.get("group")
-        row = Row(
-            name, where, prompt=prompt, completion="!", group=None if group is None else str(group)
-        )  # ! for its place
+        group = None if group is None else as_name(group, f"{where} group")
+        row = Row(name, where, prompt=prompt, completion="!", group=group)  # ! for its place
         rubric = record.get("rubric", record.get("rubrics"))
         criteria = _criteria(where, rubric)
         assert rubric is not None
