@@ -26,6 +26,12 @@ def with_labels(look: Look, others: Mapping[str, Look]) -> tuple[Look, dict[str,
     every = [row for each in (look, *others.values()) for row in each.rows]
     found = [_label(row) for row in every]
     counts = Counter(label for label in found if label is not None)
+    if None not in found and len(counts) == 1 and len(every) >= LEAST_ROWS:
+        return (
+            look,
+            dict(others),
+            [f"{'hint':<13}all {len(every):,} answers are the same one: there is nothing to tell apart"],
+        )
     if None in found or not 2 <= len(counts) <= MOST or len(every) < LEAST_ROWS * len(counts):
         return look, dict(others), []
     if len({text_key(label) for label in counts}) < len(counts):

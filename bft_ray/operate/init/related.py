@@ -29,7 +29,11 @@ def hint_of_groups(source: SourceConfig, look: Look) -> list[str]:
         _count(seen, record)
     repeated = {name: counts for name, counts in seen.items() if 1 < len(counts) < sum(counts.values())}
     if not repeated:
-        return []
+        of_one = [name for name, counts in seen.items() if len(counts) == 1 < sum(counts.values())]
+        text = (
+            f"all rows are of one {' and one '.join(of_one)}: what is measured on some of them says nothing of others"
+        )
+        return [f"{'hint':<13}{text}"] if of_one else []
     column, counts = min(repeated.items(), key=lambda item: len(item[1]))
     text = (
         f"{len(counts):,} values of {column} are in {sum(counts.values()):,} rows, and rows of one may be on both "
