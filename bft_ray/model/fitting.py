@@ -1,5 +1,7 @@
-"""Whether stored weights fit the model that their settings make. What a model has no place for, transformers and peft leave out, with
-a warning at most: the model that is trained or measured is then another one.
+"""Whether stored weights fit the model that the settings beside them make.
+
+What a model has no place for, transformers and peft leave out, with a warning at most: the model that is trained or measured
+is then another one.
 """
 
 from __future__ import annotations

@@ -110,8 +110,10 @@ class SearchSpace(Section):
         for name in self.fixed:
             for varied in self.parameters:
                 if f"{varied}.".startswith(f"{name}.") or f"{name}.".startswith(f"{varied}."):
-                    what = "left out, because `parameters` varies " + ("it" if varied == name else varied)
-                    raise rule(f"fixed.{name}", self.fixed[name], what, "Remove one.")
+                    it = "it" if varied == name else varied
+                    raise rule(
+                        f"fixed.{name}", self.fixed[name], f"left out, because `parameters` varies {it}", "Remove one."
+                    )
             if isinstance(self.fixed[name], dict) and isinstance(
                 getattr(Config.model_fields.get(name), "annotation", None), type
             ):
