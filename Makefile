@@ -53,7 +53,7 @@ test-fast: $(READY)
 	$(PYTEST) $(BY_FILE) -m "not real and not long and not slow and not release"
 
 test-long: $(READY)
-	$(PYTEST) $(BY_FILE) -m long
+	$(PYTEST) $(BY_FILE) -m "long and not release"
 
 real: $(READY) $(SMOLLM2)
 	$(PYTEST) -m real

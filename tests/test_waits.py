@@ -102,7 +102,7 @@ def test_what_another_thread_waits_for_is_told():
         assert describe().startswith("still training, for ")
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_run_whose_workers_hang_and_die_is_never_silent(make_tree, tmp_path):
     """One worker is stopped, and then killed; the other has to start anew with a third. Every pause is measured."""
     tree = make_tree(

@@ -8,6 +8,8 @@ from typing import Any
 from bft_ray.commands.shared import command, config_arguments, price_argument
 from bft_ray.errors import BadInput
 
+_MOST = 1_000_000  # seconds of a step, GPUs, or a price: what is more is a slip
+
 
 def add(commands: Any) -> None:
     """Add the command and its options."""
@@ -41,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
         ("--price-per-gpu-hour", options.price_per_gpu_hour),
     ]
     for name, value in checked:
-        if value is not None and not value > 0:
-            raise BadInput(name, value, "above 0")
+        if value is not None and not 0 < value <= _MOST:
+            raise BadInput(name, value, f"above 0, and at most {_MOST:,}")
     if (options.space or options.price_per_gpu_hour) and options.step_s is None:
         given = "--space" if options.space else "--price-per-gpu-hour"
         raise BadInput("--step-s", None, f"given with {given}: hours come from a measured speed alone")

@@ -18,7 +18,7 @@ from bft_ray.model.fitting import check_adapter_weights, check_layers, stored_na
 from bft_ray.model.lora import check_targets
 from bft_ray.model.quantized import require_bitsandbytes, require_plain
 from bft_ray.model.safe import check_adapter, indexed_files
-from bft_ray.model.unreadable import READING, no_safetensors, unreadable_model
+from bft_ray.model.unreadable import READING, no_safetensors, unbuildable, unreadable_model
 
 _POSITIONS = re.compile(r"pos(?!t)|wpe")  # names of tables of positions: wpe, embed_positions, position_embeddings ...
 
@@ -54,7 +54,7 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         check_layers(stored_names(Path(base)), model, "model.path", config.model.path)
     if config.lora:
         check_targets(model, config.lora)
-    surprises = _check_length(config, described, model)
+    surprises = check_length(config, described, model)
     if adapter:
         check_adapter_weights(model, Path(adapter), field)
     return surprises
@@ -72,11 +72,29 @@ def describe(config: Config) -> Any:
 
     base, _ = adapter_of(config.model)
     try:
-        return AutoConfig.from_pretrained(
+        described = AutoConfig.from_pretrained(
             base, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
         )
     except READING as error:
         raise unreadable_model(config.model, base, error) from None
+    _check_numbers(described, config.model.path)
+    return described
+
+
+def _check_numbers(described: Any, path: str) -> None:
+    """What transformers takes, and what ends in a failed product of tensors, or in no layer at all."""
+    text = described.get_text_config()
+    layers, heads, groups = (
+        getattr(text, name, None) for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    )
+    rule = remedy = ""
+    if isinstance(layers, int) and layers < 1:
+        rule, remedy = f"a model with layers: its config.json has num_hidden_layers {layers}", "Restore that number."
+    elif isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
+        rule = f"a model whose num_attention_heads ({heads}) is a multiple of its num_key_value_heads ({groups})"
+        remedy = "Restore these numbers in its config.json."
+    if rule:
+        raise BadInput("model.path", path, rule, remedy)
 
 
 def skeleton(config: Config, described: Any) -> Any:
@@ -99,8 +117,7 @@ def skeleton(config: Config, described: Any) -> Any:
         if "Unrecognized configuration class" in str(error):
             rule = f"a causal language model: {described.model_type} is none"
             raise BadInput("model.path", config.model.path, rule, "Give a decoder (Llama, Qwen, Gemma ...).") from None
-        base, _ = adapter_of(config.model)
-        raise unreadable_model(config.model, base, error) from None
+        raise unbuildable(config.model, adapter_of(config.model)[0], error) from None
 
 
 def _is_local(config: Config) -> bool:
@@ -143,7 +160,8 @@ def _check_tokens(config: Config, tokenizer: Any, model: Any) -> None:
     raise BadInput("model.path", config.model.path, rule, remedy)
 
 
-def _check_length(config: Config, described: Any, model: Any) -> list[str]:
+def check_length(config: Config, described: Any, model: Any) -> list[str]:
+    """Sentences on `data.max_length` beyond the model's positions; BadInput where the model has no more of them."""
     made_for, fails = position_limit(described, model)
     if made_for is None or config.data.max_length <= made_for:
         return []

@@ -22,6 +22,9 @@ READING = (
     OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
 
+_CONFIG, _LONGEST = "config.json", 160  # characters of a message
+_RESTORE = f"Restore {_CONFIG} from where the model comes from."
+
 #: part of the message of transformers on an attention that it does not have
 _OF_ATTENTION = re.compile(r"(?i)flash[ _]?attention|attention implementation|scaled_dot_product_attention")
 
@@ -70,6 +73,17 @@ def unreadable_model(config: ModelConfig, source: str, error: BaseException) -> 
     return BadInput("model.attention", config.attention, rule, f"Set model.attention={other}{install}.")
 
 
+def unbuildable(config: ModelConfig, source: str, error: BaseException) -> BadInput:
+    """As `unreadable_model`, of a model that could not be built from its settings: weights play no part."""
+    is_other = _OF_ATTENTION.search(str(error)) or _missing_package(source, "model", str(error), error)
+    if is_other or not (Path(source) / _CONFIG).is_file():
+        return unreadable_model(config, source, error)
+    logging.getLogger(__name__).debug("building the model failed", exc_info=error)
+    unknown = f"it knows no {error}" if isinstance(error, KeyError) else first_line(error)
+    rule = f"a model that transformers can build from its {_CONFIG}: {unknown}"
+    return BadInput("model.path", config.path, rule, _RESTORE)
+
+
 def check_place(path: str, field: str) -> None:
     """BadInput where a folder or GGUF file that names a model is not there, or holds none; a hub id is not looked up."""
     if is_remote(path) or path in NAMES or (Path(path) / "adapter_config.json").is_file():
@@ -87,7 +101,8 @@ def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
     text = " ".join(str(link) for link in _chain(error))
     kinds = {type(link).__name__ for link in _chain(error)}
     return (
-        _bad_folder(source, what)
+        _bad_config(source, what)
+        or _bad_folder(source, what)
         or _missing_package(source, what, text, error)
         or _own_code(what, text)
         or _other_shapes(what, text)
@@ -97,6 +112,24 @@ def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
             f"transformers does not read this {what}: check its files, or make them again with save_pretrained.",
         )
     )
+
+
+def _bad_config(source: str, what: str) -> tuple[str, str] | None:
+    """The rule and remedy for a folder whose config.json cannot be read: also reading its tokenizer fails then."""
+    if what == "adapter" or not (Path(source) / _CONFIG).is_file():
+        return None
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(source, trust_remote_code=False)  # None would ask, and wait
+    except READING as error:
+        text = " ".join(str(link) for link in _chain(error))
+        if _own_code(what, text) or _missing_package(source, "model", text, error):
+            return None
+        said = " ".join(str(error).split())  # of a field that does not hold, the reason is in the second line
+        said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
+        return f"a {what} with a {_CONFIG} that transformers can read: {said}", _RESTORE
+    return None
 
 
 def _missing_package(source: str, what: str, text: str, error: BaseException) -> tuple[str, str] | None:

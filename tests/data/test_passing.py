@@ -63,8 +63,14 @@ def test_processes_of_a_machine_share_them_and_others_make_their_own(make_tree, 
     assert not list(temporary.iterdir())
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("command", ["train", "profile", "search"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("train", marks=pytest.mark.release),
+        pytest.param("profile", marks=pytest.mark.release),
+        pytest.param("search", marks=pytest.mark.long),
+    ],
+)
 def test_a_command_leaves_nothing_of_the_rows(command, make_tree, tmp_path):
     """Neither in the home nor among temporary files; results have the ids of rows, and no tokens."""
     tree = make_tree(

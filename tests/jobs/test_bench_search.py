@@ -9,7 +9,7 @@ import pytest
 from jobs.bench.search import main
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_warm_trials_are_the_fresh_ones(tmp_path, capsys):
     arguments = ["--part", "warm", "--trials", "3", "--fresh", "1", "--steps", "2", "--items", "2"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0

@@ -31,6 +31,7 @@ def submit(cluster: Cluster, *entry: str, **env: str) -> subprocess.CompletedPro
     return subprocess.run(command, env=cluster.env | env, capture_output=True, text=True, timeout=LIMIT_S, cwd="/")
 
 
+@pytest.mark.release
 def test_train_and_evaluate_as_jobs(cluster, make_tree, tmp_path):
     tree = make_tree(
         cluster={"num_workers": 2, "gpus_per_worker": 0, "storage_path": str(tmp_path / "results")},

@@ -26,6 +26,7 @@ from bft_ray.model.export import export_model
 from bft_ray.model.halves import check_halves
 from bft_ray.model.unreadable import unreadable
 from bft_ray.operate import doctor
+from bft_ray.operate.plan.setups import Planner
 from tests.support.alone import run_alone
 from tests.support.loopback_hub import loopback_hub
 from tests.support.paths import ROOT
@@ -430,10 +431,10 @@ def test_a_mistyped_folder_is_told_where_the_hub_is_away(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"attention_bias": 0.5}, r"a readable model \(safetensors\): .*attention_bias.*expected bool"),
+        ({"attention_bias": 0.5}, r"config\.json that transformers can read: .*attention_bias.*expected bool"),
         (
             {"num_attention_heads": 3},
-            r"a readable model \(safetensors\): .*not a multiple of the number of attention heads",
+            r"config\.json that transformers can read: .*not a multiple of the number of attention",
         ),
         ({"intermediate_size": 48}, "whose weights have the shapes that its config.json tells"),
     ],
@@ -444,3 +445,47 @@ def test_a_config_that_is_not_that_of_its_weights(make_model, changed, message):
     (folder / "config.json").write_text(json.dumps(tree | changed))
     with pytest.raises(BadInput, match=message):
         load_model(ModelConfig(path=str(folder), dtype="fp32"))
+
+
+BAD_SETTINGS = [
+    ({"hidden_size": "64"}, r"config\.json that transformers can read: .*hidden_size"),
+    ({"hidden_size": 33}, r"config\.json that transformers can read: .*hidden size \(33\)"),
+    ({"vocab_size": None}, r"config\.json that transformers can read: .*vocab_size"),
+    ({"model_type": "none_of_these"}, r"config\.json that transformers can read: .*none_of_these"),
+    ({"hidden_act": "nope"}, r"build from its config\.json: it knows no 'nope'"),
+    ({"num_hidden_layers": 0}, "a model with layers: its config.json has num_hidden_layers 0"),
+    ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) is a multiple of its num_key_value_heads \(3\)"),
+]
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+@pytest.mark.parametrize(("changed", "told"), BAD_SETTINGS)
+def test_what_is_wrong_with_a_config_json_is_told(make_tree, tiny_model, tmp_path, changed, told, with_weights):
+    """Not its weights, which a plan does not need, and not its tokenizer."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    if not with_weights:
+        (folder / "model.safetensors").unlink()
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | changed))
+    config = make_config(make_tree() | {"model": {"path": str(folder)}})
+    with pytest.raises(BadInput, match=told):
+        Planner(config, is_gpu=False)
+    for _ in range(with_weights):
+        with pytest.raises(BadInput, match=told):
+            check_model(config, load_tokenizer(config.model))
+
+
+def test_a_plan_of_what_no_training_takes(make_tree, tiny_model, tmp_path):
+    """`train` refuses a model that was saved quantized, and positions that are not there; so does the plan."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    described = json.loads((folder / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "gptq", "bits": 4}
+    }
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(BadInput, match=r"saved quantized \(gptq\)"):
+        Planner(make_config(make_tree() | {"model": {"path": str(folder)}}), is_gpu=False)
+    tree = make_tree(data={"max_length": 600, "micro_batch_tokens": 1024})
+    (note,) = Planner(make_config(tree), is_gpu=False).notes
+    assert "data.max_length is 600, and the model was made for 512 positions" in note

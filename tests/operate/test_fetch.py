@@ -188,7 +188,7 @@ def typed(home: Path, *words: str, **environment: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_all_of_it_comes_once_and_opens_without_the_hub(hub, home):
     address, asked, more = hub
     code, out, err = typed(home, "fetch", "bft.yaml", HF_ENDPOINT=address)

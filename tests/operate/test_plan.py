@@ -309,8 +309,11 @@ def test_hours_and_price_come_from_a_measured_speed_alone(planned, tmp_path, cap
     assert main(["plan", config_file(tree, tmp_path), "--step-s", "2"]) == 0
     assert "8 s for the run: 4 steps of 2 s" in capsys.readouterr().out
     assert main(["plan", path, "--price-per-gpu-hour", "3"]) == 2
-    assert main(["plan", path, "--step-s", "0"]) == 2
-    assert main(["plan", path, "--gpu-gib", "much"]) == 2
+    for value in ("0", "inf", "nan", "1e300"):
+        assert main(["plan", path, "--step-s", value]) == 2
+    for value in ("much", "24,nan", "inf", "0"):
+        assert main(["plan", path, "--gpu-gib", value]) == 2
+    assert "numbers above 0 and at most 10,000" in capsys.readouterr().err
 
 
 @pytest.mark.slow

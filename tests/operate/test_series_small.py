@@ -12,8 +12,6 @@ from bft_ray.operate.series import EXPERIMENT, read_series, run_series
 from bft_ray.space.series import all_series, load_series
 from bft_ray.study.report.recorder import PAGE
 
-#: one that asks for a peak; the others are made of the same parts
-OFTEN = ("window",)
 SMALL = [
     "budget.steps=null",
     "schedule.epochs=0.25",
@@ -25,13 +23,8 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.long if name in OFTEN else pytest.mark.release)
-        for name in sorted(all_series())
-    ],
-)
+@pytest.mark.release
+@pytest.mark.parametrize("name", sorted(all_series()))
 def test_a_series_at_its_smallest_size(name, tmp_path):
     tree = yaml.safe_load(all_series()[name].read_text())
     tree["conditions"] = dict(list(tree["conditions"].items())[:2])

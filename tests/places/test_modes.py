@@ -97,7 +97,7 @@ def config(make_tree, tmp_path: Path, **sections) -> Path:
 @pytest.mark.parametrize(
     ("umask", "file_mode", "folders", "files"),
     [
-        pytest.param(0o000, "owner", "d 700", "f 600", marks=pytest.mark.long),
+        pytest.param(0o000, "owner", "d 700", "f 600", marks=pytest.mark.release),
         pytest.param(0o077, "group", "d 770", "f 660", marks=pytest.mark.release),
     ],
 )

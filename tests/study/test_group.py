@@ -53,7 +53,7 @@ def losses(train: list[dict[str, float]]) -> list[tuple[float, float]]:
     return [(step["train/loss"], step["train/grad_norm"]) for step in train]
 
 
-@pytest.mark.long
+@pytest.mark.release
 def test_a_group_trains_as_fresh_workers_do(ray_of_two_cpus, places, make_tree, tmp_path):
     """ZeRO 0, 2 and 3 in turn, after one that fails: bit for bit what Ray Train's workers come to."""
     from ray.util.placement_group import remove_placement_group

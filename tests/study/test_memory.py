@@ -96,6 +96,7 @@ def check(done: subprocess.CompletedProcess, records: dict, why: str) -> None:
     assert f"data.global_batch_size {best} has the best mean validation/nll" in " ".join(done.stdout.split())
 
 
+@pytest.mark.release
 def test_a_trial_that_its_system_refuses_memory_fails_alone(make_tree, tmp_path):
     """By a limit on the private memory of each process: torch's allocator raises."""
     done, records = search(make_tree, tmp_path, ["prlimit", f"--data={LIMIT_BYTES}"])

@@ -170,7 +170,7 @@ def test_an_interrupted_command_goes_on(make_tree, tmp_path):
     """A true status whatever ended the driver, nothing left running, and the same command finishes the run."""
     tree = make_tree(
         cluster={"num_workers": 1, "gpus_per_worker": 0, "storage_path": str(tmp_path / "results")},
-        schedule={"steps": 300},
+        schedule={"steps": 160},
         evaluation={"every_steps": 20},
     )
     config = tmp_path / "config.yaml"
@@ -194,7 +194,7 @@ def test_an_interrupted_command_goes_on(make_tree, tmp_path):
     assert "resumes after step" in again.stderr
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert [step for step, _ in history(client, run.info.run_id, "train/nll")] == list(range(1, 301))
+    assert [step for step, _ in history(client, run.info.run_id, "train/nll")] == list(range(1, 161))
     end = time.monotonic() + 120  # Ray's agents look for their raylet once a minute
     while left := [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
         assert time.monotonic() < end, f"processes are left behind: {left}"

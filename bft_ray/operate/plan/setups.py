@@ -10,7 +10,8 @@ from typing import Any
 
 from bft_ray.config import Config, LoraConfig
 from bft_ray.model.causal_lm import adapter_of
-from bft_ray.model.check import describe
+from bft_ray.model.check import check_length, describe
+from bft_ray.model.quantized import require_plain
 from bft_ray.model.safe import read_adapter_config
 from bft_ray.operate.plan.states import Sizes, States, sizes_of, states
 from bft_ray.operate.plan.trace import Shape, built, traced_bytes
@@ -83,16 +84,20 @@ class Planner:
 
     Args:
         is_gpu: whether it trains on GPUs: samples are packed there, and blocks of the head are larger.
+        notes: sentences on what may surprise; made here.
     """
 
     config: Config
     is_gpu: bool
+    notes: list[str] = field(default_factory=list)
     _described: Any = None
     _sizes: dict[bool, Sizes] = field(default_factory=dict)
     _traced: dict[tuple[bool, bool, Shape], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._described = describe(self.config)
+        require_plain(self._described, self.config.model)
+        self.notes = check_length(self.config, self._described, built(self.config, self._described, None))
 
     @property
     def described(self) -> Any:

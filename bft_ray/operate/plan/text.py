@@ -12,6 +12,7 @@ from bft_ray.operate.plan.setups import GIB, Need, Planner, Setup
 from bft_ray.operate.plan.states import Sizes
 
 CARDS_GIB = (16, 24, 40, 48, 80, 140)
+_MOST_GIB = 10_000
 _STAGES = (
     ("zero0", "none"), ("zero1", "none"), ("zero2", "none"), ("zero3", "none"), ("zero2", "optimizer"), ("zero3", "all"),
 )  # fmt: skip
@@ -31,8 +32,9 @@ def cards(given: str | None) -> Sequence[float]:
             found = [float(word) for word in given.split(",")]
         except ValueError:
             found = []
-        if not found or min(found) <= 0:
-            raise BadInput("--gpu-gib", given, "numbers above 0, with commas between them", "Example: --gpu-gib 24,80.")
+        if not found or not all(0 < gib <= _MOST_GIB for gib in found):
+            rule = f"numbers above 0 and at most {_MOST_GIB:,}, with commas between them"
+            raise BadInput("--gpu-gib", given, rule, "Example: --gpu-gib 24,80.")
         return found
     here = {torch.cuda.get_device_properties(one).total_memory / GIB for one in range(torch.cuda.device_count())}
     return sorted(here) or CARDS_GIB
@@ -47,7 +49,11 @@ def plan_text(config: Config, is_gpu: bool, cards_gib: Sequence[float], most_wor
     """
     planner = Planner(config, is_gpu)
     own = planner.need(Setup.of(config))
-    lines = [*_model(planner, config), *_own(own, Fit(own, is_gpu, available_bytes(config, is_gpu)))]
+    lines = [
+        *_model(planner, config),
+        *(f"note    {each}" for each in planner.notes),
+        *_own(own, Fit(own, is_gpu, available_bytes(config, is_gpu))),
+    ]
     lines += ["", *_table(planner, config, own.setup)]
     if is_gpu:
         for gib in cards_gib:
