@@ -55,7 +55,7 @@ def test_a_worker_that_dies_changes_nothing(ray_of_two, make_tree, tmp_path):
     """SIGKILL at a random step: the same parameters bit for bit as of two ranks without Ray, one MLflow run, every step once."""
     sections = {
         "loss": {"method": "bft_inverse", "window": 8},
-        "schedule": {"steps": 120, "shape": "cosine"},  # seconds: news of a step may come half a second late
+        "schedule": {"steps": 300, "shape": "cosine"},  # news of a step may come seconds late, on a machine that is busy
         "evaluation": {"every_steps": 40},
         "checkpoint": {"export": "last"},
         "deepspeed": {"preset": "zero2"},
@@ -88,7 +88,7 @@ def test_a_worker_that_dies_changes_nothing(ray_of_two, make_tree, tmp_path):
     for name in ("train/nll", "train/loss", "validation/nll"):
         told = [(values["step"], values[name]) for _, values in calm["events"] if name in values]
         assert history(client, killed.run_id, name) == told, name
-    assert [step for step, _ in history(client, killed.run_id, "train/nll")] == list(range(1, 121))
+    assert [step for step, _ in history(client, killed.run_id, "train/nll")] == list(range(1, 301))
 
 
 def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
