@@ -17,7 +17,7 @@ from bft_ray.cli import main
 def bft_ray(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "bft_ray.cli", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+        [sys.executable, "-m", "bft_ray.cli", *arguments], capture_output=True, text=True, cwd=cwd, timeout=360
     )
 
 
@@ -64,7 +64,7 @@ def test_nobody_who_reads_is_no_error():
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_a_closed_stream_is_no_error(closed, tmp_path):
     command = f"{sys.executable} -c 'from bft_ray.cli import entry; entry()' config --schema {closed}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=180, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""
 
 

@@ -53,7 +53,7 @@ def test_figures_and_pages_show_themselves(study, tmp_path):
 
 def test_importing_the_package_loads_nothing():
     code = "import sys, bft_ray; print([name for name in ('numpy', 'optuna', 'torch', 'pandas', 'pydantic') if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True)
     assert found.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         bft_ray.nothing  # noqa: B018

@@ -61,7 +61,7 @@ def end_of_family(process: subprocess.Popen) -> None:
     for one in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-    _, left = psutil.wait_procs(family, timeout=60)
+    _, left = psutil.wait_procs(family, timeout=180)
     assert not left
 
 

@@ -171,7 +171,7 @@ def test_a_file_becomes_a_champion_with_the_search_as_a_job_of_a_cluster(tmp_pat
         ]
         job += [f"STUDY_DATABASE=sqlite:///{tmp_path}/studies.db", "python", "-m", "jobs.search"]
         job += [f"{tmp_path}/search_space.yaml", *least, *small, *places]
-        done = subprocess.run(job, env=cluster.env, cwd="/", capture_output=True, text=True, timeout=420)
+        done = subprocess.run(job, env=cluster.env, cwd="/", capture_output=True, text=True, timeout=1260)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     uri = f"--uri sqlite:///{tmp_path}/mlflow.db"
     assert "champion" in typed(f"bft-ray best genes {uri}", tmp_path)

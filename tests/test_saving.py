@@ -21,7 +21,7 @@ from bft_ray.study.records.segment import Run
 from bft_ray.study.records.store import Store
 from tests.support.small_study import write_space
 
-LIMIT_S = 600
+LIMIT_S = 1800
 RUNG = 10
 STEPS = 600  # far more than are done until USR1
 

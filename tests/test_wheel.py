@@ -39,7 +39,7 @@ def test_the_wheel_has_each_tracked_file_of_the_package_and_no_other(wheel):
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=180,
     ).stdout.split()
     tracked = {
         name.replace("search_spaces/", "bft_ray/search_spaces/", 1) if name[0] == "s" else name for name in listed

@@ -165,7 +165,7 @@ def test_the_roles_of_postgres_are_made_by_its_script(tmp_path):
         environment = {"PATH": "/usr/bin:/bin", "BFT_PASSWORD": 'it\'s "made up"', "PGHOST": "127.0.0.1"}
         environment |= {"PGPORT": uri.rpartition(":")[2].partition("/")[0], "PGUSER": "bft", "PGDATABASE": "postgres"}
         script = script.replace("bft", "ours")  # `bft` is this server's first role
-        subprocess.run(["sh", "-ec", script], env=environment, check=True, capture_output=True, timeout=60)
+        subprocess.run(["sh", "-ec", script], env=environment, check=True, capture_output=True, timeout=180)
         with psycopg.connect(uri) as connection:
             roles = connection.execute("SELECT rolsuper, rolcreatedb, rolcanlogin FROM pg_roles WHERE rolname = 'ours'")
             assert roles.fetchone() == (False, False, True)

@@ -138,7 +138,7 @@ def test_a_search_as_a_job(folder, env, make_tree, tiny_data, tmp_path, monkeypa
     artifacts = folder / "artifacts" / run.info.artifact_uri.removeprefix("mlflow-artifacts:/")
     assert any(path.is_file() for path in artifacts.rglob("*"))
     assert (tmp_path / "shared").is_dir() and not (tmp_path / "mlflow.db").exists()
-    listed = subprocess.run(["ray", "job", "list"], env=env, capture_output=True, text=True, timeout=60)
+    listed = subprocess.run(["ray", "job", "list"], env=env, capture_output=True, text=True, timeout=180)
     assert "jobs.search" in listed.stdout
     assert all((folder / name).read_text() not in listed.stdout + done.stdout for name in SECRETS)
 
@@ -147,7 +147,7 @@ def test_down_leaves_no_process_and_up_goes_on_with_the_data(folder, env):
     with psycopg.connect(env["STUDY_DATABASE"]) as connection:
         connection.execute("CREATE TABLE kept (of_the_first_start int)")
     job = ["ray", "job", "submit", "--no-wait", "--", "sh", "-c", "setsid sleep 301 & exec sleep 302"]
-    subprocess.run(job, env=env, check=True, capture_output=True, timeout=60)
+    subprocess.run(job, env=env, check=True, capture_output=True, timeout=180)
     end = time.monotonic() + 60
     while num_sleeping(before := living(folder)) < 2 and time.monotonic() < end:
         time.sleep(0.5)

@@ -203,7 +203,7 @@ def test_two_processes_at_once(tmp_path):
     processes = [context.Process(target=_prepare_and_report, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in processes]
+    found = [results.get(timeout=180) for _ in processes]
     for process in processes:
         process.join(60)
     assert found[0] == found[1] and entries(tmp_path) == [found[0][0]]

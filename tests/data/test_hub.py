@@ -44,7 +44,7 @@ def ask(address: str, cache, cases: dict, **environment: str) -> dict:
     own = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", READ, json.dumps(list(cases.values()))]
     done = subprocess.run(
-        command, env={**kept, **own, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=180
+        command, env={**kept, **own, **environment}, cwd=ROOT, capture_output=True, text=True, timeout=540
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(cases, json.loads(done.stdout), strict=True))

@@ -93,7 +93,7 @@ def test_a_command_leaves_nothing_of_the_rows(command, make_tree, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     left = [path for place in ("home", "tmp") for path in (tmp_path / place).rglob("*") if path.is_file()]

@@ -169,7 +169,7 @@ def test_two_processes_convert_once(home, tmp_path):
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
         for _ in range(2)
     ]
-    said = [run.communicate(timeout=240) for run in runs]
+    said = [run.communicate(timeout=720) for run in runs]
     [folder] = home.iterdir()
     assert [out.splitlines()[-1] for out, _ in said] == [str(folder)] * 2
     assert sum("Converting tiny.gguf to safetensors" in err for _, err in said) == 1

@@ -36,7 +36,7 @@ def grown(how: str) -> tuple[float, str]:
     """MB that a process grew by over 70 new shapes, and the bound that it saw."""
     environment = {name: value for name, value in os.environ.items() if "CACHE_CAPACITY" not in name}
     command = [sys.executable, "-c", _PROGRAM, how]
-    out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=360, check=True).stdout
     megabytes, bound = out.split()
     return float(megabytes), bound
 

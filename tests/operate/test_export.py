@@ -74,7 +74,7 @@ def test_the_merged_model_is_the_adapter_on_its_base(champion, tmp_path, capsys)
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=540,
         check=True,
         env=os.environ | {"TQDM_DISABLE": "1"},
     )
@@ -152,7 +152,7 @@ def test_it_is_pushed_to_a_private_repository(champion, tmp_path, monkeypatch, c
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
         }
-        found = subprocess.run(run, capture_output=True, text=True, timeout=300, env=env)
+        found = subprocess.run(run, capture_output=True, text=True, timeout=900, env=env)
         assert found.returncode == 0, found.stderr[-2000:]
         assert hub.repositories == {"lab/model": True} and hub.tokens == {"Bearer hf_loopback"}
         assert {name: len(content) for name, content in hub.files.items() if name != ".gitattributes"} == {
@@ -160,6 +160,6 @@ def test_it_is_pushed_to_a_private_repository(champion, tmp_path, monkeypatch, c
         }
         assert f"pushed    {hub.address}/lab/model" in found.stdout
         hub.refuses = 403
-        refused = subprocess.run([*run[:-1], "other"], capture_output=True, text=True, timeout=300, env=env)
+        refused = subprocess.run([*run[:-1], "other"], capture_output=True, text=True, timeout=900, env=env)
     assert refused.returncode == 2 and "`--push` is 'lab/model'" in refused.stderr
     assert AutoTokenizer.from_pretrained(tmp_path / "other")  # what was made stays

@@ -183,7 +183,7 @@ def typed(home: Path, *words: str, **environment: str) -> tuple[int, str, str]:
     own = {"HF_HOME": str(home / "hub"), "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-m", "bft_ray.cli", *words]
     done = subprocess.run(
-        command, env={**kept, **own, **environment}, cwd=home, capture_output=True, text=True, timeout=240
+        command, env={**kept, **own, **environment}, cwd=home, capture_output=True, text=True, timeout=720
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -97,5 +97,5 @@ def test_it_needs_neither_torch_nor_ray_nor_mlflow(database):
         f"status = main(['report', 'done', '--database', {database!r}]); "
         "print(status, *[name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=360, check=True)
     assert found.stdout.split() == ["done-test.html", "0"]

@@ -22,7 +22,7 @@ from bft_ray.errors import BadInput
 from bft_ray.operate.submit.upload import LARGE_BYTES, pack, require_files
 from tests.support.local_cluster import Cluster, local_cluster
 
-LIMIT_S = 300
+LIMIT_S = 900
 
 
 def write(path: Path, count: int) -> None:

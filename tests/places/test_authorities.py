@@ -46,7 +46,7 @@ def test_the_authority_of_an_s3_endpoint(tmp_path, name, answer):
         env["AWS_ENDPOINT_URL"] = site.uri
         if name:
             env[name] = str(site.authority)
-        done = subprocess.run([sys.executable, "-c", ASK], env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", ASK], env=env, capture_output=True, text=True, timeout=180)
     assert answer in done.stdout, done.stdout + done.stderr
 
 
@@ -58,5 +58,5 @@ def test_the_authority_of_a_hub(tmp_path, name, answer):
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SSL_CERT", "REQUESTS_"))}
     with tls_site(tmp_path, "token", None) as site:
         env |= {"HF_ENDPOINT": site.uri, "HF_HOME": str(tmp_path / "hub"), name: str(site.authority)}
-        done = subprocess.run([sys.executable, "-c", ASK_HUB], env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", ASK_HUB], env=env, capture_output=True, text=True, timeout=360)
     assert done.stdout.strip() == answer, done.stdout + done.stderr

@@ -22,7 +22,7 @@ from tests.support.ports import UNKNOWN, answer_of, listening, rows_of
 from tests.support.small_study import write_space
 from tests.support.unprivileged import only_root
 
-LIMIT_S = 280
+LIMIT_S = 900
 #: with a log of Ray's own, and what is not of this product
 WRITTEN = ("results", "cache", "mlflow.db", "mlartifacts", "home/.cache/bft_ray", "studies.db", "before")
 

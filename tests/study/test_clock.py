@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(LIBRARY is None, reason="Debian's libfaketime, which makes a clock jump, is not installed"),
 ]
-LIMIT_S = 300
+LIMIT_S = 900
 NUM_TRIALS = 18
 
 #: `bft-ray search` with pretended trials of half a second

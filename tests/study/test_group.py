@@ -228,7 +228,7 @@ def join_by_tcp(rank: int, meeting: Any) -> None:
 
     if rank == 0:
         meeting.put(ranks.open_meeting("127.0.0.1"))
-    address = meeting.get(timeout=60)
+    address = meeting.get(timeout=180)
     meeting.put(address)
     ranks.join(address, rank, 2, 60.0)
     assert ranks.agree(lambda: rank) == 0 and ranks.gather(rank) == ([0, 1] if rank == 0 else [])

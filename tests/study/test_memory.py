@@ -80,7 +80,7 @@ def search(make_tree, folder: Path, prefix: list[str]) -> tuple[subprocess.Compl
     url = f"sqlite:///{folder}/studies.db"
     words = ["search", "space.yaml", "--database", url, "--no-profile", "--no-measure"]
     done = subprocess.run(
-        [*prefix, sys.executable, "-m", "bft_ray.cli", *words], cwd=folder, capture_output=True, text=True, timeout=280
+        [*prefix, sys.executable, "-m", "bft_ray.cli", *words], cwd=folder, capture_output=True, text=True, timeout=840
     )
     with Database(url, make=False) as database:
         records = Store.find(database, "small/test").records()

@@ -179,7 +179,7 @@ def test_the_same_in_every_process():
         for seed in ("1", "2")
     ]
     here = [record.assignment for record in sequence(SPACES["tpe"], 24)]
-    assert [json.loads(other.communicate(timeout=120)[0]) for other in others] == [here, here]
+    assert [json.loads(other.communicate(timeout=360)[0]) for other in others] == [here, here]
 
 
 # ---- deterministic: true ---------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def env() -> Iterator[dict[str, str]]:
 def test_nodes_that_see_another_folder(env, tmp_path):
     own = env | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=360, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["nodes"] == 3 and found["shared"] is None and not list(tmp_path.iterdir())

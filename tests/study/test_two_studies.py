@@ -122,7 +122,7 @@ def answer_of(study: Files) -> str:
 
 def actors(cluster: Cluster) -> str:
     command = [sys.executable, "-c", ACTORS]
-    return subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=180, check=True).stdout
 
 
 def running(studies: dict[str, Files]) -> dict[str, int]:

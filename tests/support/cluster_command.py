@@ -14,7 +14,7 @@ from cluster.local.processes import Process, family
 from cluster.local.state import State
 from tests.support.paths import ROOT
 
-LIMIT_S = 300
+LIMIT_S = 900
 
 
 def call(folder: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:

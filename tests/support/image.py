@@ -106,5 +106,5 @@ class Builder:
         return done.stdout
 
     def close(self) -> None:
-        subprocess.run(["buildah", "rm", "--all"], env=self._env, capture_output=True, timeout=300)
+        subprocess.run(["buildah", "rm", "--all"], env=self._env, capture_output=True, timeout=900)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -91,5 +91,5 @@ def drain(state: State, deadline_s: int) -> None:
     words += ["--deadline-remaining-seconds", str(deadline_s)]
     env = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | state.ray_client()
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 240
+LIMIT_S = 900
 _PLACE = tempfile.gettempdir()  # of these tests, wherever one of them sends its own files
 _waiting: dict[int, _Ranks] = {}  # world size -> ranks without work
 

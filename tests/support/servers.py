@@ -93,4 +93,4 @@ def page_text(url: str, folder: Path) -> str:
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=30000", "--window-size=1400,1600"]
-    return subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=360).stdout

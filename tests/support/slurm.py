@@ -28,7 +28,7 @@ class Slurm:
 
     def call(self, *command: str) -> str:
         """The output of one of its commands; fails where that fails."""
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, cwd=self.folder)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=180, cwd=self.folder)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
@@ -65,7 +65,9 @@ def slurm(num_cpus: int = 4) -> Iterator[Slurm]:
             time.sleep(1)
         found = Slurm(folder, env)
         end = time.monotonic() + START_S
-        while "idle" not in subprocess.run(["sinfo", "-h"], env=env, capture_output=True, text=True, timeout=60).stdout:
+        while (
+            "idle" not in subprocess.run(["sinfo", "-h"], env=env, capture_output=True, text=True, timeout=180).stdout
+        ):
             logs = "\n".join(path.read_text()[-1500:] for path in folder.glob("*.out"))
             assert time.monotonic() < end and all(process.poll() is None for process in running), logs
             time.sleep(0.5)

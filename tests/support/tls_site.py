@@ -95,7 +95,7 @@ def tls_site(folder: Path, token: str, backend_port: int | None) -> Iterator[Sit
             if backend_port is None:
                 self.answer(200, "application/json", b"{}")
                 return
-            behind = http.client.HTTPConnection(HOST, backend_port, timeout=60)
+            behind = http.client.HTTPConnection(HOST, backend_port, timeout=180)
             own = ("host", "authorization", "content-length", "transfer-encoding", "accept-encoding")
             headers = {key: value for key, value in self.headers.items() if key.lower() not in own}
             behind.request(self.command, self.path, body, headers)

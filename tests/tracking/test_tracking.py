@@ -193,7 +193,7 @@ def test_two_processes_create_the_database_at_once(tmp_path):
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    answers = [process.communicate(timeout=180) for process in both]
+    answers = [process.communicate(timeout=540) for process in both]
     assert [out.strip() for out, _ in answers] == [b"1", b"1"], answers
     assert all(b"alembic" not in err and b"INFO" not in err for _, err in answers), answers
 
@@ -259,7 +259,7 @@ own.queue({{"n": 1}}, {{"n": 2}})
 os.write(own._handle, b'0badcafe {{"n": 3')  # killed in the middle of a line
 os.kill(os.getpid(), 9)
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=180)
     [left] = tmp_path.iterdir()
     posts = [Post(), Post(), Post()]
     living, other = (
@@ -471,7 +471,7 @@ os.kill(os.getpid(), 9)
 """
     for begin, end in ((1, 6), (4, 9)):
         arguments = [store.uri, driver.run_id, str(spool), str(begin), str(end)]
-        subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, timeout=60)
+        subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, timeout=180)
     assert history(store, driver.run_id, "train/loss") == []
     with Tracker.attach(driver.tracking, driver.run_id, spool) as last:
         for step in range(7, 11):
@@ -593,7 +593,7 @@ def test_a_killed_driver_leaves_a_killed_run(store, spool, sent, reason):
     assert b"bft_ray.tracking.last_word" in arguments and not any(b"sqlite" in word for word in arguments)
     assert os.getsid(int(keeper)) == int(keeper)
     os.kill(driver.pid, sent)
-    driver.wait(timeout=60)
+    driver.wait(timeout=180)
     client = connect(store.uri)
     begun = time.monotonic()
     assert wait_for(lambda: client.get_run(run_id).info.status == "KILLED", 60)

@@ -240,7 +240,7 @@ def test_a_folder_that_another_command_removes_is_held_by_one_at_a_time(tmp_path
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(work) for _ in range(4)]:
-            done.result(timeout=60)
+            done.result(timeout=180)
     assert most[0] == 1 and held[0] > 20, (most, held, refused)
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"the name of a folder: .* is a file"), only_one(str(tmp_path / "file"), "run"):

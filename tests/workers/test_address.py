@@ -118,6 +118,6 @@ def test_commands_refuse_it_before_they_read_anything(words, closed, tmp_path):
     if words == ["submit"]:
         more = ["--address", f"ray://127.0.0.1:{closed}", "--", "doctor"]
     command = [sys.executable, "-m", "bft_ray.cli", *words, *more]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=360)
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("still ")]
     assert done.returncode == 2 and f"nothing listens at 127.0.0.1:{closed} (connection refused)" in line

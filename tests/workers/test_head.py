@@ -66,7 +66,7 @@ def test_a_driver_of_a_head_that_was_replaced_ends_with_one_line(tmp_path):
                 assert driver.stdout.readline() == "connected\n"
                 assert cluster.kill("gcs", random.Random(0))
                 cluster.mend()
-                lines = driver.communicate(timeout=60)[0].splitlines()
+                lines = driver.communicate(timeout=180)[0].splitlines()
                 *_, waited, error = [line for line in lines if not line.startswith("[20")]  # those are Ray's own log
                 assert waited == "waited" and error.startswith("error: the head of the Ray cluster has started anew")
                 assert driver.returncode == 0

@@ -153,7 +153,7 @@ with connect(cluster):
 print(ray.is_initialized())
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, timeout=360)
     lines = done.stdout.splitlines()
     assert (lines[0], lines[-1]) == ("True token 64", "False"), done.stderr
     assert "`cluster.num_workers` is 1000, but must be at most" in lines[1]
