@@ -548,12 +548,13 @@ def test_a_split_of_a_saved_folder(tmp_path, monkeypatch):
         init(tmp_path / "saved", tmp_path / "b.yaml")
 
 
-def test_ids_that_repeat_and_empty_answers_do_not_stop_it(tmp_path):
+def test_ids_that_repeat_and_empty_answers_do_not_stop_it(tmp_path, caplog):
     records = [{"id": n % 3, "question": f"q{n}", "answer": f"a{n}"} for n in range(20)]
     records.append({"id": 9, "question": "q", "answer": "  "})
     said = init(write_jsonl(tmp_path / "d.jsonl", records), tmp_path / "bft.yaml")
     every = [row for rows in split_of(tmp_path).values() for row in rows]
     assert len(every) == 20 == len({row["id"] for row in every})
+    assert "d.jsonl:4 id is there twice, or no text or number: the places of the rows are their ids" in caplog.text
     assert "left out     1 rows: empty completion" in said
     assert "4 values of id are in 21 rows" in said and "add --group id" in said
     assert "# Left out: 1 rows, empty completion." in (tmp_path / "bft.yaml").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -25,6 +26,7 @@ from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.split import CONFIRMATION, TEST, VALIDATION
 
 CHARACTERS_PER_TOKEN = 3.5  # of English text, roughly
+log = logging.getLogger(__name__)
 #: split -> names of its file beside train.csv
 _BESIDE = {
     VALIDATION: ("validation", "valid", "val", "dev", "eval"),
@@ -249,12 +251,13 @@ def options_of(choices: Sequence[str], answer: int) -> dict[str, Any]:
 
 
 def _with_own_ids(source: SourceConfig, read: Callable[[SourceConfig], list[_Rows]]) -> list[_Rows]:
-    """All rows; where ids repeat, the places of the rows become their ids."""
+    """All rows; where ids repeat or cannot be taken, the places of the rows become their ids, and a line says so."""
     try:
         return read(source)
     except BadInput as error:
         if not error.field.endswith(" id"):
             raise
+        log.warning("%s is there twice, or no text or number: the places of the rows are their ids", error.field)
         return read(source.model_copy(update={"columns": source.columns | {"id": _NO_ID}}))
 
 
