@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import logging
+import signal
 import threading
 
 import pytest
@@ -17,7 +18,7 @@ class TrainController:
     """As Ray Train's: an actor that waits, whose handle only its call has."""
 
     async def run(self) -> None:
-        await asyncio.sleep(600)
+        await asyncio.sleep(60)
 
 
 class Other(TrainController):
@@ -31,6 +32,14 @@ def ray_of_one_cpu():
     ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR)
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def own_handler():
+    """Python's own: a test before may have had Ray Train in the main thread, which leaves its own there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
