@@ -11,7 +11,7 @@ from bft_ray.errors import BadInput, first_line
 from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
 from bft_ray.places.cache import try_folder
 from bft_ray.places.scratch import scratch
-from bft_ray.tracking.server import FIELD, artifact_root, connect
+from bft_ray.tracking.server import FIELD, artifact_root, connect, load_client
 from bft_ray.waits import bounded, waiting
 
 _PROBE = "bft_ray_writable"
@@ -26,6 +26,7 @@ def check_artifacts(tracking: TrackingConfig, experiment: str) -> str:
         BadInput: it cannot be stored, or not within `tracking.timeout_s`.
     """
     place = redact(tracking.uri)
+    load_client(absolute_uri(tracking.uri))
     try:
         with waiting("waiting for the store of artifacts"):
             place = bounded(tracking.timeout_s, location_of, tracking, experiment)

@@ -67,13 +67,25 @@ def artifact_root(uri: str) -> str | None:
     return None if uri.startswith("http") else os.path.abspath("mlartifacts")
 
 
+def load_client(uri: str) -> None:
+    """Import what a client of this address needs: two thousand modules, ten seconds and more on a busy machine. Before a bounded
+    wait for an answer, which would count them as the server's silence.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
+    import mlflow.store.artifact.artifact_repository_registry
+
+    if not uri.startswith("http"):
+        import mlflow.store.model_registry.sqlalchemy_store
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 def connect(uri: str) -> MlflowClient:
     """A client of the tracking server or database; creates the tables of a new database, one process at a time.
 
     Raises:
         BadInput: the database belongs to another version of MLflow.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine unasked
+    load_client(uri)
     import mlflow.environment_variables as settings
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +49,29 @@ def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
     assert check_artifacts(tracking, EXPERIMENT) == f"{tmp_path}/new/mlartifacts/bft/test"
     assert location_of(tracking, "other") == f"{tmp_path}/new/mlartifacts/other"
     assert list((tmp_path / "new").iterdir()) == []
+
+
+SLOW_DISK = """
+import importlib.abc, sys, time
+
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "mlflow.store.tracking.sqlalchemy_store":
+            time.sleep(8)
+
+sys.meta_path.insert(0, Slow())
+from bft_ray.config import TrackingConfig
+from bft_ray.tracking.artifacts import check_artifacts
+print(check_artifacts(TrackingConfig(uri=sys.argv[1], timeout_s=6.0), "bft/test"))
+"""
+
+
+@pytest.mark.slow
+def test_what_takes_long_to_import_is_not_taken_for_a_store_that_is_silent(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    connect(uri)
+    found = subprocess.run([sys.executable, "-c", SLOW_DISK, uri], capture_output=True, text=True, timeout=600)
+    assert found.returncode == 0 and found.stdout == f"{tmp_path}/mlartifacts/bft/test\n", found.stderr
 
 
 def test_tags_metrics_and_status_do_not_wait_for_artifacts(closed, tmp_path, caplog):

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from bft_ray.config import make_config
 from bft_ray.errors import BadConfig, BadInput, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.train.checkpoint import step_name
 from bft_ray.train.launch import train
 from bft_ray.train.progress import Board, Watcher
 from bft_ray.waits import Wait
@@ -55,31 +57,23 @@ def test_a_worker_that_dies_changes_nothing(ray_of_two, make_tree, tmp_path):
     """SIGKILL at a random step: the same parameters bit for bit as of two ranks without Ray, one MLflow run, every step once."""
     sections = {
         "loss": {"method": "bft_inverse", "window": 8},
-        "schedule": {
-            "steps": 300,
-            "shape": "cosine",
-        },  # news of a step may come seconds late, on a machine that is busy
-        "evaluation": {"every_steps": 40},
-        "checkpoint": {"export": "last"},
+        "schedule": {"steps": 100, "shape": "cosine"},
+        "evaluation": {"every_steps": 50},
+        "checkpoint": {"export": "last", "every_steps": 10},
         "deepspeed": {"preset": "zero2"},
     }
     tree = two_workers(make_tree, tmp_path, name="killed", **sections)
     calm, _ = run_ranks(run_alone, 2, tree, str(tmp_path / "calm"))
 
-    victims: list[int] = []
-    moment = random.SystemRandom().randint(30, 75)
-
-    def kill_once(step: int) -> None:
-        if step >= moment and not victims:
-            victims.append(random.choice(train_workers()).pid)
-            os.kill(victims[0], signal.SIGKILL)
-
-    recorder = Recorder(kill_once)
+    recorder, victims = Recorder(), []
+    moment = 10 * random.SystemRandom().randint(2, 4)
+    killer = threading.Thread(target=lambda: victims.append(kill_at(tmp_path / "results/killed" / step_name(moment))))
+    killer.start()
     killed = train(make_config(tree), recorder)
-    assert victims, f"no worker was killed at step {moment}"
+    killer.join(10)
 
     events = [event for event, _ in recorder.events]
-    assert "resume" in events, f"killed {victims} after step {moment}, and nothing resumed"
+    assert victims and "resume" in events, f"killed {victims} after step {moment}, and nothing resumed"
     ours, theirs = load_file(Path(killed.export) / "model.safetensors"), calm["weights"]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], torch.from_numpy(theirs[name])) for name in theirs)
@@ -91,7 +85,19 @@ def test_a_worker_that_dies_changes_nothing(ray_of_two, make_tree, tmp_path):
     for name in ("train/nll", "train/loss", "validation/nll"):
         told = [(values["step"], values[name]) for _, values in calm["events"] if name in values]
         assert history(client, killed.run_id, name) == told, name
-    assert [step for step, _ in history(client, killed.run_id, "train/nll")] == list(range(1, 301))
+    assert [step for step, _ in history(client, killed.run_id, "train/nll")] == list(range(1, 101))
+
+
+def kill_at(checkpoint: Path) -> int:
+    """SIGKILL to a worker when this folder is there: the news of a step may come to the driver seconds late."""
+    end = time.monotonic() + 600
+    while not checkpoint.exists():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.1)
+    victim = random.choice(train_workers()).pid
+    os.kill(victim, signal.SIGKILL)
+    return victim
 
 
 def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
