@@ -65,8 +65,7 @@ def bft_loss(
             label outside 0..V-1 that is not -100.
     """
     check_batch(logits, labels)
-    if not isinstance(config, LossConfig):
-        raise BadInput("config", _describe(config), "a LossConfig", 'For example LossConfig(method="bft").')
+    check_config(config)
     for name, given, shape in (("start_logits", start_logits, logits.shape), ("start_logp", start_logp, labels.shape)):
         if given is not None and not (isinstance(given, Tensor) and given.shape == shape and given.is_floating_point()):
             raise BadInput(name, _describe(given), f"a floating-point tensor {list(shape)}")
@@ -93,6 +92,12 @@ def bft_loss(
 def row_index(labels: Tensor) -> Tensor:
     """[B, T] sample of each position where each row is one sample."""
     return torch.arange(len(labels), device=labels.device)[:, None].expand(labels.shape)
+
+
+def check_config(config: object) -> None:
+    """Raise BadInput for what is no LossConfig."""
+    if not isinstance(config, LossConfig):
+        raise BadInput("config", _describe(config), "a LossConfig", 'For example LossConfig(method="bft").')
 
 
 def check_batch(logits: Tensor, labels: Tensor) -> None:

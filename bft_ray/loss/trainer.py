@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bft_ray.config import LossConfig
 from bft_ray.errors import BadInput
-from bft_ray.loss.batch import check_batch, row_index
+from bft_ray.loss.batch import check_batch, check_config, row_index
 from bft_ray.loss.reference import IGNORE, LossSums, combine, loss_sums, normalisation
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
+#: beginnings of the types of outputs whose logits are of the token in their own place
+_OF_THIS_TOKEN = ("Seq2Seq", "Masked", "TokenClassifier")
+#: what collators give of packed batches, beside `position_ids`
+_OF_PACKED = ("cu_seq_lens_q", "seq_idx")
 _MIX_IN = "Mix `CountSamplesMixin` into the trainer: class BftTrainer(CountSamplesMixin, Trainer)."
 
 
@@ -37,6 +41,7 @@ def compute_loss_func(config: LossConfig) -> TrainerLoss:
     Raises:
         BadInput: settings that read the weights that training starts from: a Trainer does not give them to the loss.
     """
+    check_config(config)
     for field, value in _of_start(config).items():
         raise BadInput(
             f"loss.{field}",
@@ -133,8 +138,9 @@ class CountSamplesMixin(_Trainer):
     step; during evaluation it is that of each batch by itself.
 
     Raises:
-        BadInput: when made with another loss function, `DataParallel`, context or sequence parallelism, or
-            `normalise` with DeepSpeed and accumulation; in training, on batches without labels.
+        BadInput: when made with another loss function, label smoothing, an encoder-decoder model, `DataParallel`, context or
+            sequence parallelism, or `normalise` with DeepSpeed and accumulation; in training, on batches without labels, and
+            on packed ones without `position_ids`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -201,6 +207,8 @@ class CountSamplesMixin(_Trainer):
 
 
 def _sums(outputs: Any, labels: Tensor, sample_index: Tensor, num_samples: int, config: LossConfig) -> LossSums:
+    if type(outputs).__name__.startswith(_OF_THIS_TOKEN):
+        raise _not_causal(type(outputs).__name__)
     logits = outputs[0] if isinstance(outputs, tuple) else outputs["logits"]
     check_batch(logits, labels)
     return loss_sums(logits, labels, sample_index, num_samples, config)
@@ -213,6 +221,9 @@ def _samples(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
         raise BadInput("labels", None, "part of every batch", "Use a data collator that gives `labels`.")
     position_ids = inputs.get("position_ids")
     if position_ids is None or position_ids.shape != labels.shape:
+        if packed := [name for name in _OF_PACKED if inputs.get(name) is not None]:
+            rule = f"given with {packed[0]}, for each token of a packed batch: samples are told apart by it"
+            raise BadInput("position_ids", None, rule, "Use DataCollatorWithFlattening(return_position_ids=True).")
         return labels, row_index(labels), len(labels)
     begins = torch.ones_like(labels, dtype=torch.bool)
     begins[:, 1:] = position_ids.diff(dim=1) != 1  # padding too: samples without a supervised token
@@ -237,6 +248,11 @@ def _check_trainer(trainer: Any) -> None:
             "that of bft-ray where `CountSamplesMixin` is used",
             "Pass compute_loss_func=bft_ray.loss.compute_loss_func(LossConfig(...)) to the trainer.",
         )
+    if getattr(getattr(trainer.model, "config", None), "is_encoder_decoder", False):
+        raise _not_causal(type(trainer.model).__name__)
+    if smoothing := trainer.args.label_smoothing_factor:
+        rule = "0: the loss of bft-ray has none, and a Trainer would leave it out without a word"
+        raise BadInput("label_smoothing_factor", smoothing, rule, "Leave it out of the TrainingArguments.")
     if trainer.args.n_gpu > 1:
         raise _data_parallel(trainer.args.n_gpu)
     if trainer.get_cp_size() * trainer.get_sp_size() > 1:
@@ -254,6 +270,11 @@ def _check_trainer(trainer: Any) -> None:
             "false in a Trainer with DeepSpeed under accumulation, whose gradients it cannot scale",
             "Use gradient_accumulation_steps=1, FSDP or DDP, or `bft-ray train`, which can.",
         )
+
+
+def _not_causal(name: str) -> BadInput:
+    rule = "of a causal language model, whose logits are of the next token: labels are shifted here"
+    return BadInput("model", name, rule, "Use a decoder (Llama, Qwen, Gemma ...).")
 
 
 def _data_parallel(num_gpus: int) -> BadInput:

@@ -269,6 +269,66 @@ def test_the_mixin_refuses_batches_without_labels(tmp_path):
         make_trainer(tmp_path, CONFIGS["bft"], 2, 4, rows=rows).train()
 
 
+def test_the_mixin_refuses_label_smoothing_that_a_trainer_would_leave_out(tmp_path):
+    with pytest.raises(BadInput, match=r"label_smoothing_factor` is 0\.1"):
+        make_trainer(tmp_path, CONFIGS["bft"], 8, 1, label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize("given", [{"return_flash_attn_kwargs": True}, {"return_seq_idx": True}])
+def test_packed_rows_without_positions_are_refused(tmp_path, given):
+    rows = [{name: value.tolist() for name, value in row.items()} for row in make_rows()]
+    trainer = make_trainer(tmp_path, CONFIGS["bft"], 4, 2, rows=rows)
+    trainer.data_collator = transformers.DataCollatorWithFlattening(return_position_ids=False, **given)
+    with pytest.raises(BadInput, match="`position_ids` is None"):
+        trainer.train()
+
+
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+def _t5() -> torch.nn.Module:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=64, decoder_start_token_id=0, **sizes)
+    )
+
+
+def test_the_mixin_refuses_an_encoder_with_a_decoder(tmp_path):
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(BadInput, match="`model` is 'T5ForConditionalGeneration', but must be of a causal"):
+        BftTrainer(model=_t5(), args=arguments, compute_loss_func=compute_loss_func(CONFIGS["bft"]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _t5,
+        lambda: transformers.BertForMaskedLM(transformers.BertConfig(**_SMALL)),
+        lambda: transformers.LlamaForTokenClassification(transformers.LlamaConfig(**_SMALL, num_labels=64)),
+    ],
+    ids=["encoder-decoder", "masked", "tokens"],
+)
+def test_logits_that_are_not_of_the_next_token_are_refused(make):
+    """Their labels would be shifted, without a word."""
+    ids = torch.stack([row["input_ids"] for row in make_rows()])
+    model = make()
+    given = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    outputs = model(input_ids=ids, **given)
+    with pytest.raises(BadInput, match="of a causal language model, whose logits are of the next token"):
+        compute_loss_func(CONFIGS["sft"])(outputs, ids)
+
+
+def test_what_is_no_config_is_refused():
+    with pytest.raises(BadInput, match="`config` is 'dict', but must be a LossConfig"):
+        compute_loss_func({"method": "bft"})
+
+
 # ---- several ranks -------------------------------------------------------------------------------------
 
 
