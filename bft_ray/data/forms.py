@@ -378,7 +378,7 @@ def _fault_remedy(fault: Fault, use: Use) -> str:
         return fault.remedy
     if fault.received == "a number":
         return "Write it as text." if fault.inner else _numbers_as_text(use)
-    if fault.received in ("a truth value", "date", "datetime", "Decimal", "time"):
+    if fault.received in ("a truth value", "bytes", "date", "datetime", "Decimal", "time"):
         return "Write it as the text that the model is to read or to give, such as yes and no, or 2024-11-05."
     if fault.received == "text" and fault.part == "choices":
         return 'Write it as a JSON list, ["a", "b"], or give each option a column of its own: option_a, option_b ...'

@@ -29,6 +29,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _WRAPPERS = ("data", "rows", "examples", "items", "records", "samples", "train")  # of the list in an object
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # JSON's way to write half of a character beyond 65,535
 _SAVE_AS = {suffix: "Save the sheet as CSV (UTF-8), one file for each sheet." for suffix in (".xlsx", ".xls", ".ods")}
+_TWICE = "Rename all but one of them, or remove them."
 log = logging.getLogger(__name__)
 _KINDS = {
     str: "text",
@@ -60,7 +61,7 @@ def read_table(
         reader = _READERS.get(file.suffix.lower())
         if reader is None:
             is_packed = file.suffix.lower() in (".gz", ".zip", ".bz2", ".xz", ".zst")
-            remedy = "Unpack it." if is_packed else _SAVE_AS.get(file.suffix.lower(), "")
+            remedy = "Unpack it." if is_packed else _SAVE_AS.get(file.suffix.lower(), "Rename it by what is in it.")
             raise BadInput(f"{field}.path", path, f"a file that ends in {', '.join(SUFFIXES)}", remedy)
         records = reader(file, path)
     else:
@@ -150,18 +151,24 @@ def _jsonl(file: Path, label: str) -> Iterator[tuple[str, dict]]:
             try:
                 record = _parsed(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip(), where)
             except json.JSONDecodeError as error:
-                cut = "" if line.endswith(b"\n") else " The last line has no line end: the file may be cut off."
+                remedy = f"{error.msg}.{_hint_of_line(line, number)}"
                 raise BadInput(
-                    where,
-                    f"broken at column {error.colno}",
-                    "one whole JSON object on a line",
-                    f"{error.msg}.{cut}",
+                    where, f"broken at column {error.colno}", "one whole JSON object on a line", remedy
                 ) from None
             except UnicodeDecodeError:
                 raise _not_utf8(where) from None
             if _HALF.search(line):
                 _check_characters(where, record)
             yield where, _object(where, record)
+
+
+def _hint_of_line(line: bytes, number: int) -> str:
+    """What to do about a line that is no JSON."""
+    if line.rstrip().endswith(b","):
+        return " Remove the comma at the end of each line."
+    if number == 1 and line.startswith(b"["):
+        return " It seems to be one list: name the file .json."
+    return "" if line.endswith(b"\n") else " The last line has no line end: the file may be cut off."
 
 
 def _json(file: Path, label: str) -> Iterator[tuple[str, dict]]:
@@ -195,10 +202,10 @@ def _unwrapped(label: str, records: Any) -> tuple[str, list]:
     if len(lists) == 1 and of_rows and of_rows[0] in _WRAPPERS:
         _tell(f"{label}: its rows are those of `{of_rows[0]}`")
         return f".{of_rows[0]}", lists[of_rows[0]]
-    remedy = ""
+    remedy = "Write it row by row, as in [{...}, {...}]."
     if of_rows:
         remedy = f"Extract the list, for example by `jq '.{of_rows[0]}' FILE.json > ROWS.json`."
-    elif lists:
+    elif lists or (_is_dict(records) and records and all(map(_is_dict, records.values()))):
         remedy = 'It seems to hold columns: write it row by row, as pandas does by `to_json(FILE, orient="records")`.'
     raise BadInput(label, kind_of(records), "a list of objects, or one object a line", remedy)
 
@@ -221,20 +228,22 @@ def _csv(file: Path, label: str) -> Iterator[tuple[str, dict]]:
             reader = csv.reader(stream, strict=True, delimiter=delimiter)
             header = [name.strip() for name in next(reader, [])]
             for name in {name for name in header if name and header.count(name) > 1}:
-                remedy = "Rename all but one of them in the first line, or remove them."
-                raise BadInput(f"{label}:1 {name}", f"the name of {header.count(name)} columns", "that of one", remedy)
+                raise BadInput(f"{label}:1 {name}", f"the name of {header.count(name)} columns", "that of one", _TWICE)
             start = reader.line_num + 1
             for cells in reader:
                 where, start = f"{label}:{start}", reader.line_num + 1
                 if not cells:
                     continue
                 if len(cells) != len(header):
-                    remedy = "" if len(cells) < len(header) else "Put cells that hold the separator between quotes."
+                    remedy = "Put cells that hold the separator between quotes."
+                    if len(cells) < len(header):
+                        remedy = "Add the cells that are missing, or remove the row: the file may be cut off."
                     rule = f"one of {len(header)}, as the header"
                     raise BadInput(where, f"a row of {len(cells)} cells ({_DELIMITERS[delimiter]})", rule, remedy)
                 yield where, _named_cells(where, header, cells)
     except csv.Error as error:
-        raise BadInput(f"{label}:{start}", "broken", "valid CSV", f"{str(error).capitalize()}.") from None
+        remedy = f"{str(error).capitalize()}. Put such a cell between quotes, with each quote in it twice."
+        raise BadInput(f"{label}:{start}", "broken", "valid CSV", remedy) from None
     except UnicodeDecodeError:  # raised for a block of lines
         raise _not_utf8(f"{label}:{_first_not_utf8(file)}") from None
 
@@ -283,7 +292,11 @@ def _parquet(file: Path, label: str) -> Iterator[tuple[str, dict]]:
 
     index = -1
     try:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024)
+        opened = pyarrow.parquet.ParquetFile(file)
+        names = opened.schema_arrow.names
+        for name in {name for name in names if names.count(name) > 1}:  # of a record the last one would stay
+            raise BadInput(f"{label} {name}", f"the name of {names.count(name)} columns", "that of one", _TWICE)
+        batches = opened.iter_batches(batch_size=1024)
         records = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         for index, record in enumerate(records):
             yield f"{label}[{index}]", record
@@ -298,7 +311,8 @@ _READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parq
 
 def _object(where: str, record: Any) -> dict:
     if not isinstance(record, dict):
-        raise BadInput(where, kind_of(record), "a JSON object")
+        remedy = "Write each row as an object of names and values, as in {...}; a list of rows is a .json file."
+        raise BadInput(where, kind_of(record), "a JSON object", remedy)
     return record
 
 

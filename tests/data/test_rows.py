@@ -258,6 +258,14 @@ def test_duplicate_id(tmp_path):
         ("r.csv", "prompt,completion\nq,a\nq\n", "r.csv:3` is 'a row of 1 cells (commas)', but must be one of 2"),
         ("r.csv", 'prompt,completion\nq,"a\nb\n', "r.csv:2` is 'broken', but must be valid CSV"),
         ("r.csv", "text,text\na,b\n", "r.csv:1 text` is 'the name of 2 columns', but must be that of one. Rename"),
+        ("r.csv", "prompt,completion\nq,a\nq\n", "Add the cells that are missing, or remove the row"),
+        ("r.csv", 'prompt,completion\nq,"a" b\n', "Put such a cell between quotes, with each quote in it twice"),
+        ("r.jsonl", '{"text": "a"},\n{"text": "b"},\n', "Remove the comma at the end of each line"),
+        ("r.jsonl", '[\n{"text": "a"}\n]\n', "It seems to be one list: name the file .json"),
+        ("r.jsonl", '[{"text": "a"}]\n', "a list of rows is a .json file"),
+        ("r.json", '{"text": {"0": "a"}, "id": {"0": "b"}}', """as pandas does by `to_json(FILE, orient="records")`"""),
+        ("r.json", '{"text": "a"}', "Write it row by row"),
+        ("rows", "text", "Rename it by what is in it"),
         ("r.parquet", "no parquet", "is 'broken', but must be a whole Parquet file"),
         ("r.txt", "text", "but must be a file that ends in .jsonl, .json, .csv, .tsv, .parquet"),
     ],
@@ -265,6 +273,19 @@ def test_duplicate_id(tmp_path):
 def test_malformed_file(tmp_path, name, content, expected):
     (tmp_path / name).write_text(content)
     assert expected in error_of(tmp_path / name)
+
+
+def test_a_name_of_two_parquet_columns_is_refused(tmp_path):
+    """Of a record the last one would stay, without a word."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [pyarrow.array(["q"]), pyarrow.array(["right"]), pyarrow.array(["wrong"])]
+    table = pyarrow.Table.from_arrays(columns, names=["prompt", "completion", "completion"])
+    pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
+    assert "r.parquet completion` is 'the name of 2 columns', but must be that of one. Rename all but one" in error_of(
+        tmp_path / "r.parquet"
+    )
 
 
 def test_parquet_null_and_nan(tmp_path):
