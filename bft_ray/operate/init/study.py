@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from bft_ray.config import config_from_yaml
+from bft_ray.config import config_from_yaml, load_config
 from bft_ray.config.steps import num_steps
 from bft_ray.config.words import without_accents
 from bft_ray.domains import domain as domain_named
@@ -52,10 +52,19 @@ def write_study(request: Request, device: Device | None = None) -> str:
     domain = request.domain or domain_of(request.data)
     plan = _Plan(request, look, parts, made, domain, device or Device.here())
     rows = {path.name: rows_text(_records(look.kind, name, parts[name])) for name, path in made.items()}
-    texts = rows | {SPACE: plan.space(), out.name: plan.config(_about(look, request.data, left_out))}
-    stale = [path.name for name, path in paths.items() if name not in made]
-    # both must load and fit each other, as `bft-ray search` requires
-    write_all(out.parent, texts, lambda folder: load_study(folder / SPACE, folder / out.name), stale)
+    # a space that no search takes would make `doctor` refuse a config that can train
+    spaces = {SPACE: plan.space()} if can_search(parts) else {}
+    texts = rows | spaces | {out.name: plan.config(_about(look, request.data, left_out))}
+    stale = [path.name for name, path in paths.items() if name not in made] + ([] if spaces else [SPACE])
+
+    def check(folder: Path) -> None:
+        """Both must load and fit each other, as `bft-ray search` requires."""
+        if spaces:
+            load_study(folder / SPACE, folder / out.name)
+        else:
+            load_config(folder / out.name)
+
+    write_all(out.parent, texts, check, stale)
     return "\n".join(
         [
             *summary(look),
@@ -66,7 +75,7 @@ def write_study(request: Request, device: Device | None = None) -> str:
             "",
             *(f"{name:<13}{len(parts[name]):>7,} rows  {path}" for name, path in made.items()),
             f"{'config':<25}  {out}",
-            f"{'search space':<25}  {out.with_name(SPACE)}",
+            f"{'search space':<25}  {out.with_name(SPACE) if spaces else 'none, for too few rows'}",
             "",
             *can_show(parts, plan.metric),
             "",
