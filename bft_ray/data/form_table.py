@@ -25,8 +25,10 @@ KINDS = {
 }
 #: what `columns` may name
 FIELDS = ("id", *dict.fromkeys(name for names in KINDS.values() for name in names), "group")
-#: what a table library writes for a value that is missing; as a whole cell it is never taught
+#: what a table library writes for a value that is missing, and nobody as an answer; as a whole cell it is never taught
 MISSING_WORDS = frozenset({"nan", "-nan", "NaN", "NAN", "NaT", "<NA>", "NULL", "null", "#N/A", "\\N"})
+#: what both write: taught, because a class of rows may be called so, and told by `init`
+DOUBTFUL_WORDS = frozenset({"NA", "N/A", "n/a", "None"})
 
 
 @dataclass(frozen=True)

@@ -481,6 +481,16 @@ def test_other_answers_are_no_labels(labels, told, tmp_path):
     assert load_study(tmp_path / "search_space.yaml")[0].objective.metric == "validation/token_accuracy"
 
 
+def test_words_for_a_missing_answer_are_left_out_or_told(tmp_path):
+    """One rule: what nobody writes as an answer is left out, what people write too is taught; init counts both."""
+    words = ["NA", "None", "null", "nan", "yes"]
+    data = labelled(tmp_path, "x.jsonl", words, 100)
+    said = init(data, tmp_path / "bft.yaml", prompt="text", completion="label")
+    assert "the answers are 3 labels" in said
+    assert re.findall(r"note +20 answers are (\w+), and taught as such", said) == ["NA", "None"]
+    assert re.findall(r"left out +20 rows: missing label \(the word (\w+)\)", said) == ["null", "nan"]
+
+
 def test_where_a_column_counts_from_is_an_option(tmp_path):
     """Rows whose right option is 1, 2 or 3 may count from 0 or from 1: the error says which option decides, and it does."""
     rows = [

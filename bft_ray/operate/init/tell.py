@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bft_ray.data.form_table import DOUBTFUL_WORDS
 from bft_ray.data.rows import text_key
 from bft_ray.operate.init.look import Found, Look
 from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, VALIDATION, num_units
@@ -41,6 +42,12 @@ def summary(look: Look) -> list[str]:
         lines.append(
             f"{'note':<13}{blank:,} row{'s have an' if blank > 1 else ' has an'} empty question: the answer is learned without one. "
             f"If that is not meant, remove {'them' if blank > 1 else 'it'}, and init again with --force"
+        )
+    words = Counter(str(row.taught.get("completion", "")).strip() for row in look.rows)
+    for word in sorted(DOUBTFUL_WORDS & set(words)):
+        lines.append(
+            f"{'note':<13}{words[word]:,} answer{'s are' if words[word] > 1 else ' is'} {word}, and taught as such. "
+            f"If it stands for a missing value, empty the cell, and init again with --force"
         )
     lines += [f"{'left out':<13}{count:,} rows: {reason}" for reason, count in look.left_out.items()]
     return lines
