@@ -10,6 +10,7 @@ import unicodedata
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from bft_ray.config.renamed import renamed
 
@@ -52,7 +53,22 @@ def explain(problem: Any, model: type[BaseModel]) -> str:
         context = problem["ctx"]
         field_name = context["field"] if context["field"].startswith(name + ".") else ".".join([*loc, context["field"]])
         return f"`{field_name}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
-    return f"`{name}` is {_shorten(problem['input'])}, but must be {_rule_of(problem)}"
+    text = f"`{name}` is {_shorten(problem['input'])}, but must be {_rule_of(problem)}"
+    if section is None or problem["type"] in (
+        "literal_error",
+        "string_pattern_mismatch",
+    ):  # the rule shows what to write
+        return text
+    return f"{text} {_remedy_of(section.model_fields.get(loc[-1]))}".rstrip()
+
+
+def _remedy_of(field: FieldInfo | None) -> str:
+    """The number that a field has where it is left out, or what it means; the defaults of other kinds hang on more."""
+    if field is None:
+        return ""
+    if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+        return f"Leave it out for its default, {field.default}."
+    return f"That is: {field.description}." if field.description else ""
 
 
 def _place(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:

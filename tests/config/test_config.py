@@ -38,7 +38,12 @@ def problems(**sections) -> str:
             "`data.train.0.pth` is not a known key. Did you mean `data.train.0.path`?",
         ),
         ({"loss": {"window": "64"}}, "`loss.window` is '64', but must be a valid integer."),
-        ({"loss": {"window": 0}}, "`loss.window` is 0, but must be greater than or equal to 1."),
+        (
+            {"loss": {"window": 0}},
+            "`loss.window` is 0, but must be greater than or equal to 1. Leave it out for its default, 256.",
+        ),
+        ({"seed": -1}, "`seed` is -1, but must be greater than or equal to 0. Leave it out for its default, 0."),
+        ({"schedule": {"steps": 0}}, "`schedule.steps` is 0, but must be greater than or equal to 1. That is: "),
         ({"loss": {"gamma": float("inf")}}, "`loss.gamma` is inf, but must be a finite number."),
         ({"loss": {"method": "bff"}}, "`loss.method` is 'bff', but must be 'sft', 'dft'"),
         (

@@ -315,11 +315,11 @@ def test_a_shipped_space_is_suggested():
         ),
         (
             with_parameters(loss__window={"kind": "int", "low": 0, "high": 4}),
-            "`loss.window` is 0, but must be greater than or equal to 1. (Under loss.window=0.)",
+            "`loss.window` is 0, but must be greater than or equal to 1. Leave it out for its default, 256. (Under loss.window=0.)",
         ),
         (
             with_parameters(loss__window={"kind": "categorical", "values": [64, "all"]}),
-            "`loss.window` is 'all', but must be a valid integer. (Under loss.window=all.)",
+            "`loss.window` is 'all', but must be a valid integer. Leave it out for its default, 256. (Under loss.window=all.)",
         ),
         (
             with_parameters(data__train__7__limit={"kind": "int", "low": 1, "high": 4}),
