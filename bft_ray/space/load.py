@@ -225,6 +225,8 @@ def _override(tree: dict[str, Any], name: str, value: Any) -> None:
                 return
             section[name] = value
             return
+    if name == "scheduler.kind" and value == "none":
+        tree["scheduler"] = {}  # the fields of the one that the file has
     set_field(tree, name, value)
 
 

@@ -31,7 +31,7 @@ from bft_ray.space.definition import LEARNING_RATE, SearchSpace
 from bft_ray.space.duplicates import run_key
 from bft_ray.space.grid import baseline_assignments, grid, num_combinations, representatives
 from bft_ray.space.load import check_space, load_base, load_space, load_study, spaces
-from bft_ray.space.parts import Asha
+from bft_ray.space.parts import Asha, NoScheduler
 from bft_ray.space.series import all_series
 from tests.support.paths import ROOT
 
@@ -766,6 +766,14 @@ def test_overrides_on_the_command_line(tmp_path):
     assert source_of(config, "pairs/auroc") == '["pairs.jsonl", null, null, null]'
     with pytest.raises(BadConfig, match=r"`fixed.loss.window` is 3, but must be left out"):
         load_space("gene_interaction", ["loss.window=3"])
+
+
+def test_no_scheduler_on_the_command_line():
+    """The fields of the scheduler in the file go with it; those that are given after it are an error."""
+    assert isinstance(load_space("gene_interaction").scheduler, Asha)
+    assert load_space("gene_interaction", ["scheduler.kind=none"]).scheduler == NoScheduler()
+    with pytest.raises(BadConfig, match=r"`scheduler\.grace_steps` is not a known key"):
+        load_space("gene_interaction", ["scheduler.kind=none", "scheduler.grace_steps=4"])
 
 
 def test_a_field_of_a_parameter_on_the_command_line():
