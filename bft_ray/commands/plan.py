@@ -58,9 +58,12 @@ def run(options: argparse.Namespace) -> int:
         config = config_of(base, space, representatives(space, 1)[0])
     else:
         config = base = load_config(options.config, options.overrides)
+    from bft_ray.model.check import describe
     from bft_ray.operate.plan.hours import UNKNOWN, hours
     from bft_ray.operate.plan.text import cards, plan_text
+    from bft_ray.operate.tried import require_tried
 
+    require_tried(config, describe(config))
     is_gpu = bool(options.gpu_gib) or config.cluster.gpus_per_worker != 0
     print(plan_text(config, is_gpu, cards(options.gpu_gib), options.max_gpus))
     price = options.price_per_gpu_hour

@@ -113,6 +113,7 @@ def _guarded(name: str, check: Callable[[], Iterable[Finding]], timeout_s: float
 
 def check_disk(config: Config) -> Iterable[Finding]:
     """Free space where checkpoints go, against a rough size of what the run keeps."""
+    from bft_ray.operate.tried import weights_bytes
     from bft_ray.places.storage import absolute, is_remote
 
     path = config.cluster.storage_path
@@ -123,17 +124,11 @@ def check_disk(config: Config) -> Iterable[Finding]:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     # kept checkpoints, the newest and the export; full fine-tuning keeps fp32 weights and moments (12 bytes a weight)
-    each = _weights_bytes(config) * (1 if config.lora or config.model.adapter else 6)
+    each = weights_bytes(config) * (1 if config.lora or config.model.adapter else 6)
     need = GIB + each * (config.checkpoint.keep + 2)
     remedy = "Choose another cluster.storage_path, free some space, or lower checkpoint.keep."
     detail = f"{free / GIB:.1f} GiB free for cluster.storage_path, about {need / GIB:.1f} GiB needed"
     yield Finding("disk", "ok" if free >= need else "warn", detail, remedy)
-
-
-def _weights_bytes(config: Config) -> int:
-    from bft_ray.model.causal_lm import adapter_of
-
-    return sum(path.stat().st_size for path in Path(adapter_of(config.model)[0]).glob("*.safetensors"))
 
 
 def check_settings(config: Config) -> Iterable[Finding]:
@@ -164,16 +159,14 @@ def check_settings(config: Config) -> Iterable[Finding]:
 
 def check_model(config: Config) -> Iterable[Finding]:
     """Tokenizer, configuration, headers of the weights, length and LoRA targets: as a run checks them."""
-    from bft_ray.evaluate.engine.worker import load
     from bft_ray.model import check
     from bft_ray.model.causal_lm import adapter_of, load_tokenizer
+    from bft_ray.operate.tried import require_tried
 
     tokenizer = load_tokenizer(config.model)
     notes, described = check.check_model(config, tokenizer), check.describe(config)
     detail = f"{config.model.path}: {described.model_type}, {len(tokenizer)} tokens"
-    # BERT and its like are causal LMs to transformers, and look ahead: a run refuses them when it has the weights
-    if getattr(described.get_text_config(), "is_decoder", None) is False and 0 < _weights_bytes(config) <= 2 * GIB:
-        load(config.model, config.data, config.evaluation.batch_tokens, config.seed)
+    require_tried(config, described)
     if not os.path.isdir(adapter_of(config.model)[0]):
         detail += "; the weights come from the hub when a run starts"
     yield Finding("model", "ok", detail)

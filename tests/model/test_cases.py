@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from bft_ray.config import Config, DataConfig, ModelConfig, SourceConfig, make_config
+from bft_ray.cli import main
+from bft_ray.config import Config, DataConfig, ModelConfig, SourceConfig, make_config, to_yaml
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.check import check_model, position_limit
@@ -183,12 +185,28 @@ def test_a_head_that_was_not_saved_is_refused(tiny_model, tmp_path):
         load_model(config_of(tmp_path).model)
 
 
-def test_the_doctor_refuses_a_model_that_looks_ahead(make_model):
-    config = config_of(make_model("bert", **SMALL))
-    with pytest.raises(
-        BadInput, match=r"`model.path` is 'BertLMHeadModel', but must be an architecture with logits that"
-    ):
+@pytest.mark.parametrize(
+    ("kind", "packing", "told"),
+    [
+        ("bert", None, "`model.path` is 'BertLMHeadModel', but must be an architecture with logits that"),
+        (
+            "bert-generation",
+            None,
+            "'BertGenerationDecoder', but must be a causal architecture: of this one a token sees",
+        ),
+        ("biogpt", True, "`data.packing` is True, but must be false or null: BioGptForCausalLM is not exact with it"),
+    ],
+)
+def test_doctor_and_plan_refuse_what_a_run_refuses_when_it_has_the_weights(
+    make_model, tmp_path, capsys, kind, packing, told
+):
+    config = config_of(make_model(kind, **SMALL))
+    config = config.model_copy(update={"data": config.data.model_copy(update={"packing": packing})})
+    with pytest.raises(BadInput, match=re.escape(told)):
         list(doctor.check_model(config))
+    (tmp_path / "bft.yaml").write_text(to_yaml(config))
+    assert main(["plan", str(tmp_path / "bft.yaml")]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_is_told_with_its_cause(tiny_model, tmp_path, monkeypatch):
