@@ -56,6 +56,7 @@ def diagnose(
     if config is not None:
         checks += [
             ("disk", lambda: check_disk(config)),
+            ("name", lambda: check_name(config)),
             ("settings", lambda: check_settings(config)),
             ("model", lambda: check_model(config)),
             ("data", lambda: check_data(config)),
@@ -69,6 +70,8 @@ def diagnose(
     findings = [finding for name, check in checks for finding in _guarded(name, check, timeout_s)]
     if config is not None and config.data.train and not exit_code(findings):
         findings += _guarded("plan", lambda: check_fit(config), timeout_s)
+        if space is None:  # `check_space` reads its splits in the same way
+            findings += _guarded("tokens", lambda: check_samples(config), timeout_s)
     if space is not None:
         findings += _guarded("database", check_database, timeout_s)
     if space is not None and not exit_code(findings):  # it would report the same faults again
@@ -129,6 +132,22 @@ def check_disk(config: Config) -> Iterable[Finding]:
     remedy = "Choose another cluster.storage_path, free some space, or lower checkpoint.keep."
     detail = f"{free / GIB:.1f} GiB free for cluster.storage_path, about {need / GIB:.1f} GiB needed"
     yield Finding("disk", "ok" if free >= need else "warn", detail, remedy)
+
+
+def check_name(config: Config) -> Iterable[Finding]:
+    """An earlier run of this name in `cluster.storage_path`, which a training would resume; BadConfig for other settings."""
+    from bft_ray.places import storage
+    from bft_ray.train.pins import pin
+    from bft_ray.train.record import STEP, read_record, refuse_other_run, with_first_choices
+
+    if not config.name:
+        return
+    config = pin(config)
+    folder = storage.join(config.cluster.storage_path, str(config.name))
+    record = read_record(folder)
+    if "step" in record or (record and storage.folders_in(folder, STEP)):  # else its name is free
+        refuse_other_run(record, with_first_choices(config, record))
+        yield Finding("name", "ok", f"the run {config.name} is there, with these settings: a training goes on with it")
 
 
 def check_settings(config: Config) -> Iterable[Finding]:
@@ -211,6 +230,34 @@ def _read_source(source: SourceConfig, field: str) -> str:
         raise BadInput(field, source.path, f"data with usable rows: {reason}", "Look at its first lines.")
     left_out = f", {len(bad)} of them left out ({bad[0].where}: {bad[0].reason})" if bad else ""
     return f"{field}: {len(rows)} first rows read from {source.path}{left_out}"
+
+
+def check_samples(config: Config) -> Iterable[Finding]:
+    """All rows as a run reads and tokenises them, where they are files of no great size.
+
+    Raises:
+        BadInput: see `prepare`: rows that are too long, a source of which none is left, a cache that cannot be written.
+    """
+    from bft_ray.data.dataset import prepare
+    from bft_ray.data.passing import tokens_pass
+    from bft_ray.data.tables import resolve_path
+    from bft_ray.data.tokenise import with_date
+    from bft_ray.model.causal_lm import load_tokenizer
+    from bft_ray.places.modes import kept_for
+    from bft_ray.train.pins import pin_paths
+
+    files = [Path(resolve_path(one.path)).expanduser() for one in (*config.data.train, *config.data.validation)]
+    if not all(file.is_file() for file in files) or sum(file.stat().st_size for file in files) > _READ_WHOLE:
+        return
+    tokenizer = load_tokenizer(config.model)
+    with tokens_pass(), kept_for(config.cluster.file_mode):
+        data = with_date(pin_paths(config).data, tokenizer)
+        for use in ("train", "validation"):
+            if sources := getattr(data, use):
+                num = len(prepare(sources, tokenizer, data, f"data.{use}").num_supervised)
+                yield Finding(
+                    "tokens", "ok", f"data.{use}: {num:,} sample{'s' if num != 1 else ''} to learn or measure"
+                )
 
 
 def _shared_rows(config: Config) -> Iterable[Finding]:

@@ -16,6 +16,8 @@ from bft_ray.config import make_config
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.operate import doctor, machine, nodes
 from bft_ray.operate.doctor import Finding, diagnose, exit_code, render
+from bft_ray.train.pins import pin
+from bft_ray.train.record import write_record
 from tests.support.paths import ROOT
 
 
@@ -209,6 +211,38 @@ def test_validation_rows_that_are_trained_on_are_told(tree, tmp_path):
     assert told.detail == "2 of the 4 first rows of data.validation are training rows too"
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
     assert all(found.status == "ok" for found in doctor.check_data(make_config(tree)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"max_length": 8, "too_long": "drop"}, "but must be a source with a supervised token"),
+        ({"max_length": 8, "too_long": "error"}, "but must be at most data.max_length (8) tokens"),
+    ],
+)
+def test_rows_that_no_training_takes_are_found_without_a_space(tree, tmp_path, fields, told):
+    tree["data"] |= {"cache_dir": str(tmp_path / "cache"), "micro_batch_tokens": 256} | fields
+    assert told in failed(diagnose(make_config(tree)), "tokens").detail
+
+
+def test_tokens_of_a_doctor_pass_where_none_are_kept(tree, tmp_path):
+    tree["data"] |= {"cache_dir": str(tmp_path / "cache"), "keep_tokens": False}
+    assert "2 ok" in render(list(doctor.check_samples(make_config(tree))))
+    assert not any(file.is_file() for file in (tmp_path / "cache").rglob("*"))
+
+
+def test_a_name_that_is_taken_with_other_settings_is_found(tree, tmp_path):
+    """A training refuses it; one without a checkpoint begins anew."""
+    config = pin(make_config(tree | {"name": "one"}))
+    folder = tmp_path / "results" / "one"
+    folder.mkdir(parents=True)
+    write_record(str(folder), config, "run", {})
+    other = make_config(tree | {"name": "one", "seed": 3})
+    assert list(doctor.check_name(other)) == []
+    (folder / "step-00000001").mkdir()
+    assert [finding.status for finding in doctor.check_name(config)] == ["ok"]
+    with pytest.raises(BadConfig, match="the run `one` exists with other settings"):
+        list(doctor.check_name(other))
 
 
 def test_surprising_settings_are_told(tree):
