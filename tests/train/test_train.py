@@ -90,14 +90,18 @@ def test_a_worker_that_dies_changes_nothing(ray_of_two, make_tree, tmp_path):
 
 def kill_at(checkpoint: Path) -> int:
     """SIGKILL to a worker when this folder is there: the news of a step may come to the driver seconds late."""
-    end = time.monotonic() + 600
-    while not checkpoint.exists():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    wait_for(checkpoint)
     time.sleep(random.random() * 0.1)
     victim = random.choice(train_workers()).pid
     os.kill(victim, signal.SIGKILL)
     return victim
+
+
+def wait_for(checkpoint: Path) -> None:
+    end = time.monotonic() + 600
+    while not checkpoint.exists():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
@@ -179,8 +183,8 @@ def test_an_interrupted_command_goes_on(make_tree, tmp_path):
     """A true status whatever ended the driver, nothing left running, and the same command finishes the run."""
     tree = make_tree(
         cluster={"num_workers": 1, "gpus_per_worker": 0, "storage_path": str(tmp_path / "results")},
-        schedule={"steps": 160},
-        evaluation={"every_steps": 20},
+        schedule={"steps": 80},
+        evaluation={"every_steps": 10},
     )
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tree))
@@ -188,7 +192,7 @@ def test_an_interrupted_command_goes_on(make_tree, tmp_path):
     client = MlflowClient(tree["tracking"]["uri"])
     started: list[psutil.Process] = []
     for number, signum in enumerate([signal.SIGINT, signal.SIGKILL]):
-        said, family = interrupt(command, signum)
+        said, family = interrupt(command, signum, tmp_path / f"results/run/{step_name(20 + 20 * number)}")
         started += family
         assert ("resumes after step" in said) == (number > 0)
         (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
@@ -203,26 +207,20 @@ def test_an_interrupted_command_goes_on(make_tree, tmp_path):
     assert "resumes after step" in again.stderr
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert [step for step, _ in history(client, run.info.run_id, "train/nll")] == list(range(1, 161))
+    assert [step for step, _ in history(client, run.info.run_id, "train/nll")] == list(range(1, 81))
     end = time.monotonic() + 120  # Ray's agents look for their raylet once a minute
     while left := [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
         assert time.monotonic() < end, f"processes are left behind: {left}"
         time.sleep(0.5)
 
 
-def interrupt(command: list[str], signum: int) -> tuple[str, list[psutil.Process]]:
-    """Start a command, end it so when it has saved its first checkpoint; what it said, and its processes."""
-    said = ""
+def interrupt(command: list[str], signum: int, checkpoint: Path) -> tuple[str, list[psutil.Process]]:
+    """Start a command, end it so when this checkpoint is on the disk; what it said, and its processes."""
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as driver:
-        assert driver.stderr is not None
-        for line in driver.stderr:
-            said += line
-            if line.startswith("checkpoint of step"):
-                family = psutil.Process(driver.pid).children(recursive=True)
-                driver.send_signal(signum)
-                break
-        said += driver.stderr.read()
-        driver.wait(timeout=180)
+        wait_for(checkpoint)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signum)
+        _, said = driver.communicate(timeout=180)
     assert driver.returncode == (-signum if signum == signal.SIGKILL else 130), said
     return said, family
 
