@@ -72,7 +72,12 @@ def profile_data(
         check_model(config, tokenizer)
         dataset = prepare(config.data.train, tokenizer, config.data, "data.train")
         if earlier is not None and earlier.ids != dataset.ids:
-            raise BadInput("against", str(against), "a profile of the same data", "The samples differ.")
+            raise BadInput(
+                "against",
+                str(against),
+                "a profile of the same data",
+                "The samples differ: profile the earlier model again, with this config.",
+            )
         began = time.perf_counter()
         with waiting("profiling: the forward pass"):
             tokens, cached = files.token_logps(config, dataset, progress)
@@ -117,7 +122,12 @@ def write(profile: Profile, out: Path) -> None:
 def _earlier(folder: Path) -> TokenLogps:
     found = files.read(folder / TOKENS_FILE)
     if found is None:
-        raise BadInput("against", str(folder), f"the folder of a profile, with a whole {TOKENS_FILE}")
+        raise BadInput(
+            "against",
+            str(folder),
+            f"the folder of a profile, with a whole {TOKENS_FILE}",
+            "Give what `bft-ray profile CONFIG --out FOLDER` wrote.",
+        )
     return found
 
 

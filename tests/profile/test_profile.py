@@ -386,7 +386,7 @@ def test_how_far_the_weights_have_moved(config, tmp_path):
     with pytest.raises(BadInput, match=r"`out` is .*another folder than that of `against`.*Give --out"):
         profile_data(config, tmp_path / "still" / ".." / "before", against=tmp_path / "before", track=False)
     assert (tmp_path / "before" / "tokens.parquet").read_bytes() == kept
-    with pytest.raises(BadInput, match=r"the folder of a profile, with a whole tokens.parquet"):
+    with pytest.raises(BadInput, match=r"the folder of a profile, with a whole tokens.parquet\. Give what"):
         profile_data(config, tmp_path / "out", against=tmp_path / "nowhere", track=False)
 
 
