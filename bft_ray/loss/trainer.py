@@ -138,9 +138,9 @@ class CountSamplesMixin(_Trainer):
     step; during evaluation it is that of each batch by itself.
 
     Raises:
-        BadInput: when made with another loss function, label smoothing, an encoder-decoder model, `DataParallel`, context or
-            sequence parallelism, or `normalise` with DeepSpeed and accumulation; in training, on batches without labels, and
-            on packed ones without `position_ids`.
+        BadInput: when made with another loss function, label smoothing, wrapped packing (TRL), an encoder-decoder model,
+            `DataParallel`, context or sequence parallelism, or `normalise` with DeepSpeed and accumulation; in training, on
+            batches without labels, and on packed ones without `position_ids`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -253,6 +253,11 @@ def _check_trainer(trainer: Any) -> None:
     if smoothing := trainer.args.label_smoothing_factor:
         rule = "0: the loss of bft-ray has none, and a Trainer would leave it out without a word"
         raise BadInput("label_smoothing_factor", smoothing, rule, "Leave it out of the TrainingArguments.")
+    config, strategy = trainer.compute_loss_func.config, getattr(trainer.args, "packing_strategy", None)
+    by_sample = config.aggregate == "sample" or config.sample_weight != "none" or config.token_weight == "group"
+    if by_sample and strategy == "wrapped" and trainer.args.packing:
+        rule = "bfd or bfd_split: wrapped rows do not show where a sample begins, and cut samples"
+        raise BadInput("packing_strategy", strategy, rule, "Use another strategy, or the loss `sft` or `dft`.")
     if trainer.args.n_gpu > 1:
         raise _data_parallel(trainer.args.n_gpu)
     if trainer.get_cp_size() * trainer.get_sp_size() > 1:
@@ -263,7 +268,7 @@ def _check_trainer(trainer: Any) -> None:
             "Leave cp_size and sp_size at 1.",
         )
     accumulates = trainer.args.gradient_accumulation_steps > 1
-    if trainer.compute_loss_func.config.normalise and trainer.is_deepspeed_enabled and accumulates:
+    if config.normalise and trainer.is_deepspeed_enabled and accumulates:
         raise BadInput(
             "loss.normalise",
             True,

@@ -283,6 +283,22 @@ def test_packed_rows_without_positions_are_refused(tmp_path, given):
         trainer.train()
 
 
+@pytest.mark.parametrize("method, is_refused", [("bft", True), ("bft_group", True), ("sft", False), ("dft", False)])
+def test_rows_that_trl_wraps_are_refused_where_the_loss_is_by_sample(tmp_path, method, is_refused):
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    arguments.packing, arguments.packing_strategy = True, "wrapped"  # as TRL's SFTConfig has them
+    given = {
+        "model": make_model(),
+        "args": arguments,
+        "compute_loss_func": compute_loss_func(LossConfig(method=method)),
+    }
+    if not is_refused:
+        assert BftTrainer(**given)
+        return
+    with pytest.raises(BadInput, match="`packing_strategy` is 'wrapped', but must be bfd"):
+        BftTrainer(**given)
+
+
 _SMALL = {
     "vocab_size": 64,
     "hidden_size": 32,
