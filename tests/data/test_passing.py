@@ -67,8 +67,8 @@ def test_processes_of_a_machine_share_them_and_others_make_their_own(make_tree, 
     "command",
     [
         pytest.param("train", marks=pytest.mark.release),
-        pytest.param("profile", marks=pytest.mark.release),
-        pytest.param("search", marks=pytest.mark.long),
+        pytest.param("profile", marks=pytest.mark.long),
+        pytest.param("search", marks=pytest.mark.release),
     ],
 )
 def test_a_command_leaves_nothing_of_the_rows(command, make_tree, tmp_path):
