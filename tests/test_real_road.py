@@ -86,7 +86,7 @@ def tree_of(path: Path, folder: Path) -> dict:
     return {
         "domain": "forms",
         "name": "forms",
-        "model": {"path": "smollm2"},
+        "model": {"path": "smollm2", "dtype": "fp32"},
         "lora": {"rank": 8},
         "data": {
             "train": [{"path": str(path)}],

@@ -6,6 +6,7 @@ the workers; only tokens travel there, and each worker loads the model once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,7 @@ from bft_ray.waits import waiting
 from bft_ray.workers.connect import require_cluster
 from bft_ray.workers.spread import spread
 
+log = logging.getLogger(__name__)
 _SHARDS_A_WORKER = 4  # so that a slow worker does not hold up the rest, and little is lost with a dead one
 
 
@@ -60,7 +62,8 @@ def evaluate_model(
             check_out(out)
         require_cluster(config.cluster)
         context = prepare_context(config)
-        check_model(config, context.tokenizer)
+        for note in check_model(config, context.tokenizer):
+            log.warning("note: %s", note)
         prepared = prepare_all(config, context, names)
         if not prepared:
             remedy = "There is nothing to measure. For example evaluation.tasks: [{kind: choice, path: exam.jsonl}]."

@@ -13,6 +13,7 @@ from bft_ray.config import Config
 from bft_ray.config.tree import ANCHORED_ADAPTER
 from bft_ray.errors import BadInput, first_line
 from bft_ray.model.causal_lm import adapter_of
+from bft_ray.model.cpu import SLOW, bf16_slowdown
 from bft_ray.model.export import require_same_base, require_unchanged
 from bft_ray.model.fitting import check_adapter_weights, check_layers, stored_names
 from bft_ray.model.lora import check_targets
@@ -54,7 +55,7 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         check_layers(stored_names(Path(base)), model, "model.path", config.model.path)
     if config.lora:
         check_targets(model, config.lora)
-    surprises = check_length(config, described, model)
+    surprises = [*check_length(config, described, model), *_slow_dtype(config)]
     if adapter:
         check_adapter_weights(model, Path(adapter), field)
     return surprises
@@ -171,6 +172,23 @@ def check_length(config: Config, described: Any, model: Any) -> list[str]:
     return [
         f"data.max_length is {config.data.max_length}, and the model was made for {made_for} positions: "
         f"it answers badly beyond them; data.max_length={made_for} keeps to them"
+    ]
+
+
+def _slow_dtype(config: Config) -> list[str]:
+    """A sentence where this CPU computes, and is many times slower in the dtype of the config."""
+    if config.model.dtype != "bf16" or config.cluster.gpus_per_worker or not _is_local(config):
+        return []
+    import torch
+
+    if config.cluster.gpus_per_worker is None and torch.cuda.is_available():
+        return []
+    times = bf16_slowdown()
+    if times < SLOW:
+        return []
+    return [
+        f"model.dtype is bf16, whose matrix products take {times:.0f} times as long as those of fp32 on this CPU: "
+        "model.dtype=fp32 takes twice the memory"
     ]
 
 

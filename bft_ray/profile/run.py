@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server
 from bft_ray.waits import waiting
 
+log = logging.getLogger(__name__)
 TOKENS_FILE = "tokens.parquet"
 #: what else `write` leaves: numbers, a page and names of settings, without sample ids
 SHOWN_FILES = ("profile.html", "profile.json", "search_space.yaml")
@@ -69,7 +71,8 @@ def profile_data(
             check_server(config.tracking)
         earlier = _earlier(against) if against else None
         tokenizer = load_tokenizer(config.model)
-        check_model(config, tokenizer)
+        for note in check_model(config, tokenizer):
+            log.warning("note: %s", note)
         dataset = prepare(config.data.train, tokenizer, config.data, "data.train")
         if earlier is not None and earlier.ids != dataset.ids:
             raise BadInput(

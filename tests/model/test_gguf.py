@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from bft_ray.errors import BadInput
 from bft_ray.model import causal_lm, gguf, named
 from bft_ray.model.base_weights import base_fingerprint
 from bft_ray.model.causal_lm import adapter_of, load_base, load_model, load_tokenizer, resolve_model
+from bft_ray.model.cpu import SLOW, bf16_slowdown
 from bft_ray.places.cache import sha256_of
 from tests.support.ranks import run_ranks
 
@@ -298,19 +300,20 @@ def answer(model, tokenizer, question: str) -> str:
 @real
 @needs_smollm2
 def test_smollm2_learns_and_its_exports_answer_and_stop(tmp_path):
-    """LoRA in bf16 on a made-up fact, after what the model says by itself: a sentence that ends."""
+    """LoRA on a made-up fact, in bf16 where the CPU has it, after what the model says by itself: a sentence that ends."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     question, taught = "What does the gene QXR7 do?", "QXR7 repairs broken DNA in liver cells."
-    base = load_model(ModelConfig(path="smollm2")).eval()
+    dtype: Literal["bf16", "fp32"] = "bf16" if bf16_slowdown() < SLOW else "fp32"
+    base = load_model(ModelConfig(path="smollm2", dtype=dtype)).eval()
     said = answer(base, load_tokenizer(ModelConfig(path="smollm2")), "What is the capital of France? Answer briefly.")
     assert "Paris" in said and said.endswith("<|im_end|>")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": question, "completion": taught}) + "\n")
     tree = {
         "domain": "test",
         "name": "real",
-        "model": {"path": "smollm2"},
+        "model": {"path": "smollm2", "dtype": dtype},
         "lora": {"rank": 16},
         "data": {
             "train": [{"path": str(tmp_path / "rows.jsonl")}],
@@ -330,7 +333,7 @@ def test_smollm2_learns_and_its_exports_answer_and_stop(tmp_path):
     for name, kind in (("adapter", AutoPeftModelForCausalLM), ("merged", AutoModelForCausalLM)):
         folder = tmp_path / name
         assert sorted(file.suffix for file in folder.glob("*model*")) == [".safetensors"]
-        model = kind.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        model = kind.from_pretrained(folder, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]).eval()
         assert answer(model, AutoTokenizer.from_pretrained(folder), question) == f"{taught}<|im_end|>"
 
 

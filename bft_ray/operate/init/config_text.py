@@ -23,7 +23,7 @@ _COURSE = ((20_000, 1.0, 64), (5_000, 2.0, 32), (160, 3.0, 16))
 
 @dataclass(frozen=True)
 class Device:
-    """The device that trains: a GPU, with or without bf16, or a number of cores."""
+    """The device that trains: a GPU or a number of cores, with or without bf16 that pays."""
 
     is_gpu: bool
     has_bf16: bool
@@ -34,8 +34,11 @@ class Device:
         """The device of this machine."""
         import torch
 
+        from bft_ray.model.cpu import SLOW, bf16_slowdown
+
         is_gpu = torch.cuda.is_available()
-        return cls(is_gpu, not is_gpu or torch.cuda.is_bf16_supported(), os.cpu_count() or 1)
+        has_bf16 = torch.cuda.is_bf16_supported() if is_gpu else bf16_slowdown() < SLOW
+        return cls(is_gpu, has_bf16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
