@@ -25,7 +25,7 @@ from bft_ray.model.ends import end_tokens
 from bft_ray.page.html import to_html
 from bft_ray.page.model import Columns, Page, Part, Section, shown_time
 from bft_ray.places import storage
-from bft_ray.places.cache import check_out
+from bft_ray.places.cache import check_out_file
 from bft_ray.tracking.registry import DEFAULT_SOURCE, Champion, find_champion
 from bft_ray.waits import waiting
 
@@ -86,7 +86,7 @@ def compare_models(
         found = [replace(one, name=f"{place + 1}. {one.name}") for place, one in enumerate(found)]
     if not found:
         raise BadInput("MODEL", None, "one model at least, or --champion DOMAIN")
-    check_out(out.parent)
+    check_out_file(out, (prompts,))
     rows = _rows(SourceConfig(path=str(prompts), limit=limit))
     if known := _trained_on(rows, config):
         line(

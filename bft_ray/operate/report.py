@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bft_ray.errors import BadInput
 from bft_ray.page.html import to_html
 from bft_ray.page.model import Page
-from bft_ray.places.cache import check_out
+from bft_ray.places.addresses import sqlite_path
+from bft_ray.places.cache import check_out_file
 from bft_ray.places.modes import settle
 from bft_ray.space.load import study_name
 from bft_ray.study.kept import known
@@ -31,7 +31,9 @@ def study_report(source: str, config: str | None, overrides: Sequence[str], data
     with Database(database, make=False) as opened:
         name = _study_of(source, config, overrides, studies(opened))
         found = known(Store.find(opened, name))
-    return write_page(page_of(found), out or Path(f"{name.replace('/', '-')}.html"))
+    return write_page(
+        page_of(found), out or Path(f"{name.replace('/', '-')}.html"), (sqlite_path(database), source, config)
+    )
 
 
 def domains_report(database: str, out: Path | None) -> Path:
@@ -43,7 +45,7 @@ def domains_report(database: str, out: Path | None) -> Path:
     with Database(database, make=False) as opened:
         stores = [Store.find(opened, name) for name in studies(opened)]
         page = domains_page(stores, opened.shown)
-    return write_page(page, out or Path("domains.html"))
+    return write_page(page, out or Path("domains.html"), (sqlite_path(database),))
 
 
 def _study_of(source: str, config: str | None, overrides: Sequence[str], names: Sequence[str]) -> str:
@@ -55,15 +57,16 @@ def _study_of(source: str, config: str | None, overrides: Sequence[str], names: 
     return study_name(source, config, overrides)
 
 
-def write_page(page: Page, out: Path) -> Path:
+def write_page(page: Page, out: Path, reads: Sequence[str | Path | None] = ()) -> Path:
     """Write a page to a file; returns its path.
 
+    Args:
+        reads: files that it is made from, which it must not overwrite.
+
     Raises:
-        BadInput: a file that cannot be written.
+        BadInput: a file that cannot be written, or one of `reads`.
     """
-    if out.is_dir():
-        raise BadInput("--out", str(out), "a file", "Name the HTML file.")
-    check_out(out.parent)
+    check_out_file(out, reads)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(to_html(page), encoding="utf-8")
     settle(out)

@@ -9,6 +9,7 @@ from bft_ray.operate.report import write_page
 from bft_ray.operate.studies import dry_run, run_study, status_of
 from bft_ray.page.html import to_html
 from bft_ray.page.model import shown_time
+from bft_ray.places.addresses import sqlite_path
 from bft_ray.space.load import load_study
 from bft_ray.space.series import Series, check_questions, load_series
 from bft_ray.study.kept import Known, known
@@ -94,7 +95,9 @@ def series_report(path: Path, config: str | None, overrides: Sequence[str], data
     """Write the common page, also while studies run; returns its path."""
     series = load_series(path)
     found = read_series(series, config, overrides, database)
-    return write_page(series_page(found, shown_time()), out or Path(f"{series.name}.html"))
+    return write_page(
+        series_page(found, shown_time()), out or Path(f"{series.name}.html"), (sqlite_path(database), config)
+    )
 
 
 def read_series(series: Series, config: str | None, overrides: Sequence[str], database: str) -> Told:

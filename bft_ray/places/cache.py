@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from bft_ray.errors import BadInput
@@ -75,6 +76,17 @@ def check_out(out: Path) -> None:
     except OSError as error:
         rule = f"a folder that can be written, or that can be made: {error.strerror}"
         raise BadInput("--out", str(out), rule, "Name another one.") from None
+
+
+def check_out_file(out: Path, reads: Sequence[str | Path | None]) -> None:
+    """BadInput where --out could not be written as a file at the end of what takes a while, or is one of the files that are read."""
+    if out.is_dir():
+        raise BadInput("--out", str(out), "a file", "Name the HTML file.")
+    check_out(out.parent)
+    if out.exists() and any(path and Path(path).exists() and out.samefile(path) for path in reads):
+        raise BadInput(
+            "--out", str(out), "another file than those that are read: it would be overwritten", "Name a new one."
+        )
 
 
 def require_local(field: str, path: str) -> None:

@@ -81,12 +81,15 @@ def test_all_domains_side_by_side(database, tmp_path):
         (["report", "early", "--domains"], "one study, or --domains for all"),
         (["report", "none/such"], "It holds done/test, early/test."),
         (["report", "early", "--out", "."], "Name the HTML file."),
+        (["report", "early", "--out", "studies.db"], "another file than those that are read"),
+        (["report", "--domains", "--out", "studies.db"], "another file than those that are read"),
     ],
 )
 def test_what_cannot_be_shown(database, capsys, words, says):
     assert main([*words, "--database", database]) == 2
     assert says in capsys.readouterr().err
     assert not list(Path().glob("*.html"))
+    assert Path("studies.db").read_bytes().startswith(b"SQLite format 3")
 
 
 @pytest.mark.slow
