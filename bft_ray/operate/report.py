@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bft_ray.errors import BadInput
 from bft_ray.page.html import to_html
 from bft_ray.page.model import Page
 from bft_ray.places.addresses import sqlite_path
 from bft_ray.places.cache import check_out_file
 from bft_ray.places.modes import settle
-from bft_ray.space.load import study_name
+from bft_ray.space.load import find_space, study_name
 from bft_ray.study.kept import known
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store, studies
@@ -29,7 +30,7 @@ def study_report(source: str, config: str | None, overrides: Sequence[str], data
         BadInput: no such database or study, or a file that cannot be written.
     """
     with Database(database, make=False) as opened:
-        name = _study_of(source, config, overrides, studies(opened))
+        name = _study_of(source, config, overrides, studies(opened), opened.shown)
         found = known(Store.find(opened, name))
     return write_page(
         page_of(found), out or Path(f"{name.replace('/', '-')}.html"), (sqlite_path(database), source, config)
@@ -48,12 +49,20 @@ def domains_report(database: str, out: Path | None) -> Path:
     return write_page(page, out or Path("domains.html"), (sqlite_path(database),))
 
 
-def _study_of(source: str, config: str | None, overrides: Sequence[str], names: Sequence[str]) -> str:
+def _study_of(source: str, config: str | None, overrides: Sequence[str], names: Sequence[str], database: str) -> str:
     if source in names:
         return source
     of_name = [name for name in names if name.partition("/")[0] == source]
     if len(of_name) == 1 and not overrides:
         return of_name[0]
+    try:
+        find_space(source)
+    except BadInput:
+        if "/" in source:  # NAME/DOMAIN, or a path
+            return source
+        has = f"It holds {', '.join(names)}." if names else "It holds no study."
+        rule = f"one study of {database}, or a search space"
+        raise BadInput("study", source, rule, f"{has} Another database: --database URL.") from None
     return study_name(source, config, overrides)
 
 

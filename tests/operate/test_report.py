@@ -80,6 +80,8 @@ def test_all_domains_side_by_side(database, tmp_path):
         (["report"], "one study, or --domains for all"),
         (["report", "early", "--domains"], "one study, or --domains for all"),
         (["report", "none/such"], "It holds done/test, early/test."),
+        (["report", "noise1"], "`study` is 'noise1'"),
+        (["report", "noise1"], "It holds done/test, early/test."),
         (["report", "early", "--out", "."], "Name the HTML file."),
         (["report", "early", "--out", "studies.db"], "another file than those that are read"),
         (["report", "--domains", "--out", "studies.db"], "another file than those that are read"),
@@ -90,6 +92,12 @@ def test_what_cannot_be_shown(database, capsys, words, says):
     assert says in capsys.readouterr().err
     assert not list(Path().glob("*.html"))
     assert Path("studies.db").read_bytes().startswith(b"SQLite format 3")
+
+
+def test_a_name_in_two_domains_is_asked_for_with_its_domain(database, tmp_path, capsys):
+    write_study(database, make_study(tmp_path, name="early", domain="other"), {SEARCH: [trial(0, 0.37)]})
+    assert main(["report", "early", "--database", database]) == 2
+    assert "It holds done/test, early/other, early/test." in capsys.readouterr().err
 
 
 @pytest.mark.slow
