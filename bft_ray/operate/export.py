@@ -5,6 +5,7 @@ the evidence.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from bft_ray.config import Config, TrackingConfig, config_from_yaml
 from bft_ray.errors import BadInput, BftError, first_line
 from bft_ray.model.card import release_card
 from bft_ray.model.release import Checks, check_release, release
+from bft_ray.model.safe import CONFIG
 from bft_ray.places import storage
 from bft_ray.places.addresses import redact
 from bft_ray.places.cache import check_out
@@ -111,9 +113,13 @@ def _export(
 ) -> Exported:
     source = _weights(champion)
     line(f"{champion.name}/{champion.version}: merging {champion.source}")
-    release(source, config.model, folder)
-    line("checking it with transformers")
-    checks = check_release(folder, source, config)
+    try:
+        release(source, config.model, folder)
+        line("checking it with transformers")
+        checks = check_release(folder, source, config)
+    except BaseException:  # also Ctrl-C: what is not checked would look like an export, and --out would not be empty
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     name = f"{champion.name}/{champion.version}"
     card = release_card(
         config, name=name, evidence=_evidence(champion), checks=_told(checks), settings=_settings(config)
@@ -132,7 +138,11 @@ def _weights(champion: Champion) -> Path:
     if not storage.exists(where):
         remedy = "Run this on the machine that has it; or train it again: `bft-ray train --champion DOMAIN`."
         raise BadInput("source", where, f"a folder with the weights of {champion.name}/{champion.version}", remedy)
-    return storage.fetch_folder(where)
+    folder = storage.fetch_folder(where)
+    if not any((folder / file).is_file() for file in ("config.json", CONFIG)):
+        rule = f"a folder with config.json or {CONFIG}: a whole model or adapter"
+        raise BadInput("source", where, rule, "Take a whole copy, or train again: `bft-ray train --champion DOMAIN`.")
+    return folder
 
 
 def _evidence(champion: Champion) -> dict[str, str]:
