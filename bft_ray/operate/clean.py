@@ -157,9 +157,12 @@ def _studies(database: str, wanted: set[str]) -> Iterator[Place]:
         if not _values(notes["settings"]) & wanted:
             continue
         folder = notes.get("study", {}).get("folder")
+        moved = ""
         if folder and storage.exists(folder):
             yield _folder("study", folder)
-        yield Place("records", f"{name} in {redact(database)}", 0, partial(_forget, database, name))
+        elif folder:  # once the records are gone, nothing knows of it
+            moved = f"; its folder {redact(folder)} is not there: if it was moved, remove it yourself"
+        yield Place("records", f"{name} in {redact(database)}{moved}", 0, partial(_forget, database, name))
 
 
 def _values(settings: dict[str, Any]) -> set[str]:

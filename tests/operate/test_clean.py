@@ -179,6 +179,16 @@ def test_rows_that_are_gone_are_told_and_what_was_made_of_them_is_found(config, 
     assert [place.kind for place in places] == ["tokens", "profile", "run", "study", "records"]
 
 
+def test_a_study_whose_folder_was_moved_says_so(config, tmp_path, capsys):
+    places = found_places(load_config(str(config)), f"sqlite:///{tmp_path}/studies.db")
+    folder = next(place.name for place in places if place.kind == "study")
+    assert main(words(config)) == 0
+    assert "if it was moved" not in capsys.readouterr().out
+    Path(folder).rename(tmp_path / "away")
+    assert main(words(config)) == 0
+    assert f"its folder {folder} is not there: if it was moved, remove it yourself" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", [None, "{"])
 def test_a_run_that_does_not_say_whose_data_it_is_of_is_named_and_stays(config, tmp_path, capsys, text):
     record = tmp_path / "results" / "mine" / "run.json"
