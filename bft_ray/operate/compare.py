@@ -22,6 +22,7 @@ from bft_ray.evaluate.tasks.choice import prompt_of
 from bft_ray.evaluate.tasks.generation import decode, encode_prompts, read_prompts
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.ends import end_tokens
+from bft_ray.model.export import require_unchanged
 from bft_ray.page.html import to_html
 from bft_ray.page.model import Columns, Page, Part, Section, shown_time
 from bft_ray.places import storage
@@ -87,6 +88,9 @@ def compare_models(
     if not found:
         raise BadInput("MODEL", None, "one model at least, or --champion DOMAIN")
     check_out_file(out, (prompts,))
+    for one in found:  # before the first answers, which may take long
+        if Path(one.path).is_dir():
+            require_unchanged(Path(one.path), "MODEL")
     rows = _rows(SourceConfig(path=str(prompts), limit=limit))
     if known := _trained_on(rows, config):
         line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bft_ray.cli import main
+from bft_ray.model.export import write_checksums
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,16 @@ def test_a_page_that_cannot_be_written(tmp_path, monkeypatch, capsys, out, says)
     assert main(["compare", str(tmp_path / "none"), "--prompts", str(prompts), "--out", out]) == 2
     assert says in capsys.readouterr().err
     assert prompts.read_text().startswith('{"prompt"')
+
+
+def test_changed_weights_are_named_before_any_model_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model.safetensors").write_bytes(b"whole")
+    write_checksums(weights)
+    (weights / "model.safetensors").write_bytes(b"other")
+    assert main(["compare", "starter", "weights", "--prompts", "test.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert "unchanged since it was written" in said and "asking" not in said
