@@ -26,10 +26,14 @@ def run(options: argparse.Namespace) -> int:
     """List what was made, and remove it when asked; 1 where something is still there."""
     from bft_ray.config import load_config
     from bft_ray.operate.clean import found_places, listed
+    from bft_ray.places.addresses import sqlite_path
     from bft_ray.study.records.database import database_url
 
     config = load_config(options.config, options.overrides, for_training=False)
     places = found_places(config, database_url(options.database))
+    path = sqlite_path(database_url(options.database))
+    if path is not None and not path.is_file():  # else "nothing was found" would speak of studies too
+        print(f"note: there is no database of studies at {path}: no study was looked for; --database URL names another")
     print(listed(places, config))
     if not places:
         return 0

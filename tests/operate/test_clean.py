@@ -189,6 +189,11 @@ def test_a_study_whose_folder_was_moved_says_so(config, tmp_path, capsys):
     assert f"its folder {folder} is not there: if it was moved, remove it yourself" in capsys.readouterr().out
 
 
+def test_a_database_that_is_not_there_is_told(config, tmp_path, capsys):
+    assert main(["clean", str(config), "--database", f"sqlite:///{tmp_path}/none.db"]) == 0
+    assert f"there is no database of studies at {tmp_path}/none.db" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", [None, "{"])
 def test_a_run_that_does_not_say_whose_data_it_is_of_is_named_and_stays(config, tmp_path, capsys, text):
     record = tmp_path / "results" / "mine" / "run.json"
