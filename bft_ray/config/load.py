@@ -82,10 +82,14 @@ def load_config(
         for_training: else training data and the rule on the exported checkpoint are not asked for.
 
     Raises:
-        BadInput: no such file or recipe, or text that is no YAML mapping.
+        BadInput: no such file or recipe, text that is no YAML mapping, or a search space.
         BadConfig: every unknown key, wrong type and broken rule, at once.
     """
-    return _with_overrides(read_yaml(find_config(source)), str(source), overrides, for_training)
+    tree = read_yaml(find_config(source))
+    if "parameters" in tree and not tree.keys() & {"model", "data", "loss"}:
+        remedy = "Give the config that it names, or the space to `bft-ray search`."
+        raise BadInput("config", str(source), "the config of a run, and this is a search space", remedy)
+    return _with_overrides(tree, str(source), overrides, for_training)
 
 
 def config_from_yaml(text: str, source: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:

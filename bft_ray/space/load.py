@@ -39,11 +39,16 @@ def load_space(source: str | Path, overrides: Sequence[str] = ()) -> SearchSpace
             `loss.gamma=2` or `data.train.0.path=my.jsonl`, is a field of the config that all runs set (`fixed`).
 
     Raises:
-        BadInput: no such file or space, or text that is no YAML mapping.
+        BadInput: no such file or space, text that is no YAML mapping, or the config of a run.
         BadConfig: every unknown key, wrong type and broken rule, at once.
     """
     path = find_space(source)
     tree = read_yaml(path)
+    if "parameters" not in tree and tree.keys() & {"model", "data", "loss"}:
+        remedy = (
+            "Give the search space, which names its config: `bft-ray init` writes both, bft.yaml and search_space.yaml."
+        )
+        raise BadInput("space", str(source), "a search space, and this is the config of a run", remedy)
     for override in overrides:
         _override(tree, *parse_override(override))
     space = validate(SearchSpace, tree, str(source))

@@ -298,6 +298,17 @@ def test_text_that_is_no_space(tmp_path, text, message):
         load_space(path)
 
 
+def test_a_config_in_place_of_a_space_and_the_other_way_round(tmp_path):
+    """One sentence, where each key would be unknown."""
+    files = {"bft.yaml": "domain: a\nmodel: {path: starter}\n", "space.yaml": "name: a\nparameters: {}\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match=r"a search space, and this is the config of a run\. Give the search space"):
+        load_space(tmp_path / "bft.yaml")
+    with pytest.raises(BadInput, match=r"the config of a run, and this is a search space\. Give the config"):
+        load_config(tmp_path / "space.yaml")
+
+
 def test_a_shipped_space_is_suggested():
     with pytest.raises(BadInput, match=r"Did you mean `window`\?"):
         load_space("windw")
