@@ -56,9 +56,9 @@ test-long: $(READY)
 	$(PYTEST) $(BY_FILE) -m "long and not release"
 
 real: $(READY) $(SMOLLM2)
-	$(PYTEST) -m real
+	$(PYTEST) -m "real and not release"
 
-release-test: $(READY)
+release-test: $(READY) $(SMOLLM2)
 	$(PYTEST) -m release
 
 chaos: $(READY)

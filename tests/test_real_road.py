@@ -141,6 +141,7 @@ def learn(paths: list[str], folder: str) -> list[tuple[list[float], float]]:
     return found
 
 
+@pytest.mark.release  # a quarter of an hour where CPUs are slow; `tests/test_road.py` goes the same way with the bundled model
 def test_a_file_becomes_a_champion_with_the_search_as_a_job_of_a_cluster(tmp_path):
     write_questions(tmp_path / "genes.csv", 80)
     small = ["schedule.steps=2", "data.global_batch_size=2", "data.max_length=128", "evaluation.every_steps=2"]
