@@ -106,7 +106,10 @@ def test_pickles_beside_a_model_are_not_read(model, make_tree, marker):
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt", "tokenizer.pkl"):
         as_torch(model / name, marker)
     config = ModelConfig(path=str(model), dtype="fp32")
-    assert check_model(make_config(make_tree() | {"model": {"path": str(model)}}), load_tokenizer(config)) == []
+    assert (
+        check_model(make_config(make_tree() | {"model": {"path": str(model), "dtype": "fp32"}}), load_tokenizer(config))
+        == []
+    )
     assert load_model(config).num_parameters() > 0
 
 
