@@ -54,10 +54,8 @@ def explain(problem: Any, model: type[BaseModel]) -> str:
         field_name = context["field"] if context["field"].startswith(name + ".") else ".".join([*loc, context["field"]])
         return f"`{field_name}` is {context['value']}, but must be {context['must_be']}. {context['remedy']}".rstrip()
     text = f"`{name}` is {_shorten(problem['input'])}, but must be {_rule_of(problem)}"
-    if section is None or problem["type"] in (
-        "literal_error",
-        "string_pattern_mismatch",
-    ):  # the rule shows what to write
+    shows_what_to_write = problem["type"] in ("literal_error", "string_pattern_mismatch")
+    if section is None or shows_what_to_write:
         return text
     return f"{text} {_remedy_of(section.model_fields.get(loc[-1]))}".rstrip()
 

@@ -9,7 +9,7 @@ import torch
 
 SLOW = 2.0  # times as long as in fp32: from here on, half the memory is no bargain
 _LEAST_S = 0.05  # of measuring, in which other processes have their turns too
-_SHAPE = (128, 512, 512)  # 2 ms in fp32 on one core; emulated they were 45 times as long on a CPU with AVX2 alone
+_SHAPE = (128, 512, 512)  # 2 ms in fp32 on one core; emulated 40 to 55 times as long, on a CPU with AVX2 alone
 
 
 @cache

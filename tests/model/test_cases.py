@@ -27,7 +27,7 @@ from bft_ray.model.ends import end_tokens, generation_settings
 from bft_ray.model.export import export_model
 from bft_ray.model.halves import check_halves
 from bft_ray.model.unreadable import unreadable
-from bft_ray.operate import doctor
+from bft_ray.operate import configured
 from bft_ray.operate.plan.setups import Planner
 from tests.support.alone import run_alone
 from tests.support.loopback_hub import loopback_hub
@@ -163,7 +163,7 @@ def test_the_limit_is_where_the_model_breaks(kind, fields, fails):
 
 def test_every_command_checks_the_model_before_it_starts(make_model, make_tree, tmp_path):
     from bft_ray.evaluate.run import evaluate_model
-    from bft_ray.operate.doctor import check_model as doctor
+    from bft_ray.operate.configured import check_model as doctor
     from bft_ray.profile.run import profile_data
     from bft_ray.train.launch import train
 
@@ -203,7 +203,7 @@ def test_doctor_and_plan_refuse_what_a_run_refuses_when_it_has_the_weights(
     config = config_of(make_model(kind, **SMALL))
     config = config.model_copy(update={"data": config.data.model_copy(update={"packing": packing})})
     with pytest.raises(BadInput, match=re.escape(told)):
-        list(doctor.check_model(config))
+        list(configured.check_model(config))
     (tmp_path / "bft.yaml").write_text(to_yaml(config))
     assert main(["plan", str(tmp_path / "bft.yaml")]) == 2
     assert told in capsys.readouterr().err

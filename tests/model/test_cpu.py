@@ -10,8 +10,6 @@ from bft_ray.model import check, cpu
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.operate.init.config_text import Device
 
-no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the sentence is on machines without a GPU")
-
 
 def notes(monkeypatch, make_tree, dtype: str, times: float, **cluster) -> list[str]:
     monkeypatch.setattr(check, "bf16_slowdown", lambda: times)
@@ -21,9 +19,16 @@ def notes(monkeypatch, make_tree, dtype: str, times: float, **cluster) -> list[s
     return check.check_model(config, load_tokenizer(config.model))
 
 
-def test_it_is_measured_once():
-    times = cpu.bf16_slowdown()
-    assert 0.05 < times < 1000 and cpu.bf16_slowdown() == times
+def test_it_is_measured_on_one_core_and_leaves_the_threads_as_they_were(monkeypatch):
+    used, product = set(), cpu._seconds
+    monkeypatch.setattr(cpu, "_seconds", lambda dtype: used.add(torch.get_num_threads()) or product(dtype))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        times = cpu.bf16_slowdown.__wrapped__()
+        assert 0.05 < times < 1000 and used == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_dtype_that_this_cpu_emulates_is_told(monkeypatch, make_tree):
@@ -48,8 +53,8 @@ def test_else_there_is_no_note(monkeypatch, make_tree, dtype, times, cluster):
     assert notes(monkeypatch, make_tree, dtype, times, **cluster) == []
 
 
-@no_gpu
 @pytest.mark.parametrize(("times", "has_bf16"), [(45.2, False), (0.6, True)])
 def test_init_asks_the_cpu(monkeypatch, times, has_bf16):
     monkeypatch.setattr(cpu, "bf16_slowdown", lambda: times)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Device.here().has_bf16 == has_bf16

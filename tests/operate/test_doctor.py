@@ -14,7 +14,8 @@ import yaml
 
 from bft_ray.config import make_config
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.operate import doctor, machine, nodes
+from bft_ray.model import check
+from bft_ray.operate import configured, doctor, machine, nodes
 from bft_ray.operate.doctor import Finding, diagnose, exit_code, render
 from bft_ray.train.pins import pin
 from bft_ray.train.record import write_record
@@ -130,28 +131,28 @@ def test_the_model_is_looked_at_closely(tree, model, tmp_path):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(BadInput, match="a whole safetensors file"):
-        list(doctor.check_model(make_config(tree)))
+        list(configured.check_model(make_config(tree)))
     shutil.copy(model / "model.safetensors", weights)
     tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
     broken = sorted(tensors)[2]
     tensors[broken].fill_(float("nan"))
     save_file(tensors, weights)
     with pytest.raises(BadInput, match=f"a file of finite numbers; {broken} begins with NaN"):
-        list(doctor.check_model(make_config(tree)))
+        list(configured.check_model(make_config(tree)))
     odd = {"scalar": torch.tensor(1.0), "none": torch.zeros(0, 3), "whole": torch.ones(3, dtype=torch.int64)}
     save_file(tensors | odd | {broken: torch.ones_like(tensors[broken])}, weights)
-    list(doctor.check_model(make_config(tree)))
+    list(configured.check_model(make_config(tree)))
     weights.unlink()
     with pytest.raises(BadInput, match=r"\*\.safetensors weights"):
-        list(doctor.check_model(make_config(tree)))
+        list(configured.check_model(make_config(tree)))
     tree["model"]["path"] = str(model)
     tree["data"] |= {"max_length": 1024}
-    [fine, note] = doctor.check_model(make_config(tree))
+    [fine, note] = configured.check_model(make_config(tree))
     assert (fine.status, note.status) == ("ok", "warn") and "made for 512 positions" in note.detail
     tree["data"] |= {"max_length": 256}
     tree["lora"] = {"targets": ["no_such_module"]}
     with pytest.raises(BadInput, match="q_proj"):
-        list(doctor.check_model(make_config(tree)))
+        list(configured.check_model(make_config(tree)))
 
 
 def test_an_attention_that_cannot_be_had_is_found_before_a_run(tree):
@@ -169,7 +170,7 @@ def test_an_attention_that_cannot_be_had_is_found_before_a_run(tree):
     assert told.status == "warn" and "each node needs it" in told.detail  # the nodes may have it
 
 
-def test_the_space_beside_a_config(tree, tmp_path):
+def test_the_space_beside_a_config(tree, tmp_path, monkeypatch):
     """Its splits are read too; where the config has a fault, that one is told alone."""
     path = tmp_path / "search_space.yaml"
     for name in ("validation", "confirmation"):
@@ -187,14 +188,23 @@ def test_the_space_beside_a_config(tree, tmp_path):
         "confirmation": {"overrides": {"data.validation": [{"path": str(tmp_path / "confirmation.jsonl")}]}},
     }
     path.write_text(yaml.safe_dump(space))
-    (ok,) = doctor.check_space(path)
+    (ok,) = configured.check_space(path)
     assert ok.detail == "search_space.yaml fits the config; its splits (search, confirmation) are read, and differ"
     same = f"data.validation.0.path={tmp_path / 'confirmation.jsonl'}"  # as `bft-ray search` would take it
     with pytest.raises(BadConfig, match=r"measured on other data than in the search"):
-        list(doctor.check_space(path, [same]))
+        list(configured.check_space(path, [same]))
     (tmp_path / "confirmation.jsonl").write_text((tmp_path / "validation.jsonl").read_text())
     with pytest.raises(BadInput, match="5 of the 5 rows of the confirmation data are rows of the search data too"):
-        list(doctor.check_space(path))
+        list(configured.check_space(path))
+    path.write_text(yaml.safe_dump(space | {"confirmation": None}))
+    tree |= {"deepspeed": {"preset": "zero1"}, "model": tree["model"] | {"dtype": "bf16"}}
+    (tmp_path / "bft.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr(check, "bf16_slowdown", lambda: 45.0)
+    found = diagnose(make_config(tree), space=path)
+    assert [one.check for one in found if "take 45 times as long" in one.detail] == [
+        "model"
+    ]  # a study's checks tell it too
+    assert [one.status for one in found if one.check == "space"] == ["ok"]
     path.write_text(yaml.safe_dump(space | {"budjet": 1}))
     [finding] = [found for found in diagnose(make_config(tree), space=path) if found.check == "space"]
     assert finding.status == "fail" and "budjet" in finding.detail
@@ -207,10 +217,10 @@ def test_validation_rows_that_are_trained_on_are_told(tree, tmp_path):
     for name, own in (("train", rows[:6]), ("validation", rows[4:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
         tree["data"][name] = [{"path": str(tmp_path / f"{name}.jsonl")}]
-    [told] = [found for found in doctor.check_data(make_config(tree)) if found.status == "warn"]
+    [told] = [found for found in configured.check_data(make_config(tree)) if found.status == "warn"]
     assert told.detail == "2 of the 4 first rows of data.validation are training rows too"
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
-    assert all(found.status == "ok" for found in doctor.check_data(make_config(tree)))
+    assert all(found.status == "ok" for found in configured.check_data(make_config(tree)))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +237,7 @@ def test_rows_that_no_training_takes_are_found_without_a_space(tree, tmp_path, f
 
 def test_tokens_of_a_doctor_pass_where_none_are_kept(tree, tmp_path):
     tree["data"] |= {"cache_dir": str(tmp_path / "cache"), "keep_tokens": False}
-    assert "2 ok" in render(list(doctor.check_samples(make_config(tree))))
+    assert "2 ok" in render(list(configured.check_samples(make_config(tree))))
     assert not any(file.is_file() for file in (tmp_path / "cache").rglob("*"))
 
 
@@ -238,18 +248,18 @@ def test_a_name_that_is_taken_with_other_settings_is_found(tree, tmp_path):
     folder.mkdir(parents=True)
     write_record(str(folder), config, "run", {})
     other = make_config(tree | {"name": "one", "seed": 3})
-    assert list(doctor.check_name(other)) == []
+    assert list(configured.check_name(other)) == []
     (folder / "step-00000001").mkdir()
-    assert [finding.status for finding in doctor.check_name(config)] == ["ok"]
+    assert [finding.status for finding in configured.check_name(config)] == ["ok"]
     with pytest.raises(BadConfig, match="the run `one` exists with other settings"):
-        list(doctor.check_name(other))
+        list(configured.check_name(other))
 
 
 def test_surprising_settings_are_told(tree):
-    assert list(doctor.check_settings(make_config(tree))) == []
+    assert list(configured.check_settings(make_config(tree))) == []
     tree["lora"] = {"dropout": 0.1}
     tree["loss"] = {"method": "sft", "window": 64}
-    dropout, unused = doctor.check_settings(make_config(tree))
+    dropout, unused = configured.check_settings(make_config(tree))
     assert dropout.status == unused.status == "warn"
     assert "lora.dropout is 0.1" in dropout.detail and "loss.window" in unused.detail
 
@@ -257,13 +267,13 @@ def test_surprising_settings_are_told(tree):
 def test_a_training_of_one_step_is_told(tree):
     tree["data"]["global_batch_size"] = 2
     tree["schedule"] = {"epochs": 0.4}  # of 5 rows: 2, which is one step
-    [single] = doctor.check_schedule(make_config(tree))
+    [single] = configured.check_schedule(make_config(tree))
     assert single.status == "warn" and single.remedy
     assert single.detail == "schedule.epochs is 0.4: a single step, with 5 rows and data.global_batch_size 2"
     tree["schedule"] = {"epochs": 0.41}
-    assert list(doctor.check_schedule(make_config(tree))) == []
+    assert list(configured.check_schedule(make_config(tree))) == []
     tree["schedule"] = {"epochs": 1e-9, "steps": 1}
-    assert list(doctor.check_schedule(make_config(tree))) == []
+    assert list(configured.check_schedule(make_config(tree))) == []
 
 
 def test_versions_against_the_stated_ranges(monkeypatch):

@@ -14,7 +14,7 @@ from bft_ray.cli import main
 from bft_ray.config import SourceConfig, load_config
 from bft_ray.data.rows import Row, read_choices, read_rows
 from bft_ray.errors import BadConfig, BadInput
-from bft_ray.operate import doctor
+from bft_ray.operate import configured
 from bft_ray.operate.init.config_text import Device, longest_positions
 from bft_ray.operate.init.look import _TRAIN
 from bft_ray.operate.init.request import Request
@@ -313,6 +313,14 @@ def test_rows_that_may_be_related_are_told_with_the_option_that_keeps_them_toget
         assert "hint" not in init(tmp_path / "x.csv", tmp_path / "bft.yaml", group=column, force=True, **named)
 
 
+def test_a_search_refuses_a_validation_of_one_row(tmp_path):
+    init(write_csv(tmp_path / "x.csv", ["question", "answer"], questions(8)), tmp_path / "bft.yaml")
+    validation = tmp_path / "bft_validation.jsonl"
+    validation.write_text(validation.read_text().splitlines()[0] + "\n")
+    with pytest.raises(BadInput, match=r"`items of the search data` is 1, but must be at least 2"):
+        list(configured.check_space(tmp_path / SPACE))
+
+
 @pytest.mark.parametrize("num", [2, 7, 8])
 def test_rows_that_are_too_few_for_a_search_are_sent_elsewhere(tmp_path, num):
     """A space that a search refuses is not written: `doctor` would fail with a config that can train."""
@@ -321,7 +329,7 @@ def test_rows_that_are_too_few_for_a_search_are_sent_elsewhere(tmp_path, num):
     said = init(data, tmp_path / "bft.yaml", force=True)
     assert (num < 8) == ("bft-ray search" not in said) == ("bft-ray train" in said) == (not (tmp_path / SPACE).exists())
     if num == 8:
-        assert [finding.status for finding in doctor.check_space(tmp_path / SPACE)] == ["ok"]
+        assert [finding.status for finding in configured.check_space(tmp_path / SPACE)] == ["ok"]
     assert (" 1 independent item, " in said) == (num < 8) and " 1 independent items" not in said
 
 

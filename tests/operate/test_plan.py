@@ -13,7 +13,7 @@ from bft_ray.cli import main
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_base
-from bft_ray.operate.doctor import check_fit
+from bft_ray.operate.configured import check_fit
 from bft_ray.operate.plan import fit as fit_module
 from bft_ray.operate.plan.live import LiveBytes
 from bft_ray.operate.plan.setups import USABLE, Planner, Setup

@@ -12,7 +12,7 @@ import pytest
 
 from bft_ray.config import TrackingConfig
 from bft_ray.errors import BadInput
-from bft_ray.operate.doctor import check_database, check_tracking
+from bft_ray.operate.configured import check_database, check_tracking
 from bft_ray.places import mounts
 from bft_ray.places.mounts import is_own_disk, mount_of, require_lockable
 from bft_ray.study.records.database import Database

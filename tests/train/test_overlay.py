@@ -6,7 +6,7 @@ import pytest
 
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
-from bft_ray.operate.doctor import check_settings
+from bft_ray.operate.configured import check_settings
 from bft_ray.train.overlay import check_overlay
 
 

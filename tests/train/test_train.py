@@ -67,7 +67,8 @@ def test_a_worker_that_dies_changes_nothing(ray_of_two, make_tree, tmp_path):
 
     recorder, victims = Recorder(), []
     moment = 10 * random.SystemRandom().randint(2, 4)
-    killer = threading.Thread(target=lambda: victims.append(kill_at(tmp_path / "results/killed" / step_name(moment))))
+    checkpoint = tmp_path / "results/killed" / step_name(moment)
+    killer = threading.Thread(target=lambda: victims.append(kill_at(checkpoint)), daemon=True)
     killer.start()
     killed = train(make_config(tree), recorder)
     killer.join(10)
