@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ def first_line(error: BaseException, limit: int = 160) -> str:
         return type(error).__name__
     traced = any("Traceback (most recent call last)" in line for line in lines)
     return lines[-1 if traced else 0][:limit].rstrip(".: ")
+
+
+def listed(names: Iterable[str], most: int = 30) -> str:
+    """Names as a list in a sentence: of a table of genes there may be thousands."""
+    given = list(names)
+    more = f" and {len(given) - most:,} more" if len(given) > most else ""
+    return ", ".join(given[:most]) + more
 
 
 def _short(value: Any, limit: int = 80) -> str:

@@ -15,6 +15,7 @@ from bft_ray.page.html import to_html
 from bft_ray.page.live import to_tree
 from bft_ray.page.model import Figure, Page, Plot
 from bft_ray.page.svg import to_svg
+from bft_ray.places.kept import write_text
 from bft_ray.places.scratch import scratch
 from bft_ray.study.kept import Known, known
 from bft_ray.study.records.database import Database, database_url
@@ -50,7 +51,7 @@ class ShownPage:
 
     def save(self, path: str | Path) -> Path:
         """Write it as one HTML file."""
-        Path(path).write_text(to_html(self.page), encoding="utf-8")
+        write_text(path, to_html(self.page))
         return Path(path)
 
 

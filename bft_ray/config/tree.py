@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -239,8 +239,12 @@ class Config(Section):
         Args:
             path: folder of the export, or its URI.
         """
-        plain = {"quantization": None} if self.checkpoint.merge_lora else {}
-        return self.model.model_copy(update={"path": path, "adapter": None} | plain)
+        changed: dict[str, Any] = {"path": path, "adapter": None}
+        if self.checkpoint.merge_lora:
+            changed["quantization"] = None
+        if self.checkpoint.merge_lora or not (self.lora or self.model.adapter):
+            changed["revision"] = None  # the hub's; the base of an adapter still has it
+        return self.model.model_copy(update=changed)
 
 
 class ConfigToMeasure(Config):

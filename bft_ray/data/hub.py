@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, listed
 
 
 def looks_like_hub_id(path: str) -> bool:
@@ -40,7 +40,13 @@ def open_dataset(path: str, split: str | None, name: str | None, revision: str |
             rule = "a folder that `Dataset.save_to_disk` wrote"
             raise BadInput(f"{field}.path", path, rule, _files_in(path) or _said(error)) from error
         raise _named(error, path, split, name, field) from error
+    if is_saved and (name or revision):
+        asked, value = ("config_name", name) if name else ("revision", revision)
+        raise BadInput(f"{field}.{asked}", value, f"null where the path is a folder, such as {path}", "Take it out.")
     if not isinstance(data, datasets.DatasetDict):
+        if is_saved and split is not None and split != str(data.split):
+            rule = f"null or the split that the folder holds{f', {data.split}' if data.split else '; it names none'}"
+            raise BadInput(f"{field}.split", split, rule, "Take it out, or save the DatasetDict with all its splits.")
         return data
     chosen = split or (next(iter(data)) if len(data) == 1 else None)
     if chosen not in data:
@@ -96,7 +102,7 @@ def _named(error: Exception, path: str, split: str | None, name: str | None, fie
 
 
 def _no_such(field: str, given: str | None, known: list[str], remedy: str) -> BadInput:
-    return BadInput(field, given, f"one of {', '.join(known)}", remedy)
+    return BadInput(field, given, f"one of {listed(known)}", remedy)
 
 
 def _names_in(text: str) -> list[str]:

@@ -52,7 +52,8 @@ def read_table(
     """Records of a file, a saved `datasets` folder or a hub dataset, each with its place; at most `limit`.
 
     Raises:
-        BadInput: no such file, or text that cannot be parsed; names the file and the line.
+        BadInput: no such file, or text that cannot be parsed; names the file and the line. A split, configuration or
+            revision of a file, which is read whole.
     """
     file = Path(resolve_path(path, f"{field}.path")).expanduser()
     if not file.exists() and not names_a_hub_dataset(path):
@@ -63,6 +64,10 @@ def read_table(
             is_packed = file.suffix.lower() in (".gz", ".zip", ".bz2", ".xz", ".zst")
             remedy = "Unpack it." if is_packed else _SAVE_AS.get(file.suffix.lower(), "Rename it by what is in it.")
             raise BadInput(f"{field}.path", path, f"a file that ends in {', '.join(SUFFIXES)}", remedy)
+        for asked, value in (("split", split), ("config_name", name), ("revision", revision)):
+            if value is not None:
+                remedy = "Take it out, and give the file of each split its own source."
+                raise BadInput(f"{field}.{asked}", value, f"null where the path is a file, such as {path}", remedy)
         records = reader(file, path)
     else:
         records = ((f"{path}[{i}]", row) for i, row in enumerate(open_dataset(path, split, name, revision, field)))

@@ -9,17 +9,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bft_ray.config import Config
+from bft_ray.config import Config, ModelConfig
 from bft_ray.config.tree import ANCHORED_ADAPTER
-from bft_ray.errors import BadInput, first_line
+from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.cpu import SLOW, bf16_slowdown
 from bft_ray.model.export import require_same_base, require_unchanged
 from bft_ray.model.fitting import check_adapter_weights, check_layers, stored_names
 from bft_ray.model.lora import check_targets
 from bft_ray.model.quantized import require_bitsandbytes, require_plain
-from bft_ray.model.safe import check_adapter, indexed_files
-from bft_ray.model.unreadable import READING, no_safetensors, unbuildable, unreadable_model
+from bft_ray.model.safe import check_adapter, damaged, whole_files
+from bft_ray.model.unreadable import READING, unbuildable, unreadable_model
 
 _POSITIONS = re.compile(r"pos(?!t)|wpe")  # names of tables of positions: wpe, embed_positions, position_embeddings ...
 
@@ -55,10 +55,16 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         check_layers(stored_names(Path(base)), model, "model.path", config.model.path)
     if config.lora:
         check_targets(model, config.lora)
-    surprises = [*check_length(config, described, model), *_slow_dtype(config)]
+    surprises = [*_unused_revision(config.model, base), *check_length(config, described, model), *_slow_dtype(config)]
     if adapter:
         check_adapter_weights(model, Path(adapter), field)
     return surprises
+
+
+def _unused_revision(model: ModelConfig, base: str) -> list[str]:
+    if model.revision is None or not os.path.isdir(base):
+        return []
+    return [f"model.revision is {model.revision}, which has no effect: {base} is a folder, which has no revisions"]
 
 
 def check_anchor(config: Config) -> None:
@@ -193,21 +199,15 @@ def _slow_dtype(config: Config) -> list[str]:
 
 
 def check_headers(folder: Path, field: str) -> None:
-    """Every file of the weights is there, has a whole header, and is as it was written."""
+    """Every file of the weights is there and whole, begins with numbers, and is as it was written."""
     from safetensors import SafetensorError, safe_open
 
-    files = set(folder.glob("*.safetensors"))
-    files |= indexed_files(folder, field)
-    if not files:
-        raise BadInput(field, str(folder), *no_safetensors(folder))
-    for file in sorted(files):
+    for file in whole_files(folder, field):
         try:
             with safe_open(file, "pt") as opened:
                 bad = [name for name in opened.keys() if not _begins_finite(opened, name)]  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            rule = f"a whole safetensors file: {first_line(error)}"
-            remedy = "It is missing, cut off or damaged: copy or download it again."
-            raise BadInput(field, str(file), rule, remedy) from None
+        except (SafetensorError, OSError) as error:  # such as a type of numbers that torch has not
+            raise damaged(file, field, error) from None
         if bad:
             rule = f"a file of finite numbers; {bad[0]} {f'and {len(bad) - 1} others begin' if bad[1:] else 'begins'} with NaN or infinity"
             remedy = "The training that made it has diverged, or the copy is damaged: take an earlier checkpoint."

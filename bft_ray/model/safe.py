@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bft_ray.errors import BadInput
-from bft_ray.model.unreadable import adapter_without_safetensors
+from bft_ray.errors import BadInput, first_line
+from bft_ray.model.unreadable import adapter_without_safetensors, no_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -33,6 +33,32 @@ def indexed_files(folder: Path, field: str) -> set[Path]:
             raise BadInput(field, index, f"{rule}; it lists {other[0]}", "Take the model from whom you trust.")
         found |= {folder / name for name in names}
     return found
+
+
+def whole_files(folder: Path, field: str) -> list[Path]:
+    """The files of weights in a folder, each as long as its header says; no tensor is read.
+
+    Raises:
+        BadInput: there is none, or one is missing, cut off or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted({*folder.glob("*.safetensors"), *indexed_files(folder, field)})
+    if not files:
+        raise BadInput(field, str(folder), *no_safetensors(folder))
+    for file in files:
+        try:
+            with safe_open(file, "np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise damaged(file, field, error) from None
+    return files
+
+
+def damaged(file: Path, field: str, error: Exception) -> BadInput:
+    """What safetensors says of a file, as bad input."""
+    rule = f"a whole safetensors file: {first_line(error)}"
+    return BadInput(field, str(file), rule, "It is missing, cut off or damaged: copy or download it again.")
 
 
 def read_adapter_config(folder: Path, field: str) -> dict[str, Any]:

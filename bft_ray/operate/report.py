@@ -10,7 +10,7 @@ from bft_ray.page.html import to_html
 from bft_ray.page.model import Page
 from bft_ray.places.addresses import sqlite_path
 from bft_ray.places.cache import check_out_file
-from bft_ray.places.modes import settle
+from bft_ray.places.kept import write_text
 from bft_ray.space.load import find_space, study_name
 from bft_ray.study.kept import known
 from bft_ray.study.records.database import Database
@@ -76,7 +76,5 @@ def write_page(page: Page, out: Path, reads: Sequence[str | Path | None] = ()) -
         BadInput: a file that cannot be written, or one of `reads`.
     """
     check_out_file(out, reads)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(to_html(page), encoding="utf-8")
-    settle(out)
+    write_text(out, to_html(page))
     return out

@@ -96,6 +96,27 @@ def test_saved_folder_with_splits(tmp_path):
     assert error_of(tmp_path / "saved", split="dev").startswith("`data.train.0.split` is 'dev', but must be one of")
 
 
+@pytest.mark.parametrize("asked", ["split", "config_name", "revision"])
+def test_what_names_a_part_of_a_hub_dataset_is_refused_for_a_file(tmp_path, asked):
+    """A file is read whole: with `split: test` its training rows would be tested on."""
+    message = error_of(as_jsonl(tmp_path), **{asked: "test"})
+    assert message.startswith(f"`data.train.0.{asked}` is 'test', but must be null where the path is a file")
+
+
+def test_a_saved_folder_without_splits(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "plain")
+    datasets.Dataset.from_list(ROWS, split="train").save_to_disk(tmp_path / "train")
+    assert len(rows_of(tmp_path / "plain")) == len(rows_of(tmp_path / "train", split="train")) == len(ROWS)
+    for name, split, says in (("plain", "train", "it names none"), ("train", "test", "the folder holds, train")):
+        message = error_of(tmp_path / name, split=split)
+        assert (
+            message.startswith(f"`data.train.0.split` is '{split}', but must be null or the split") and says in message
+        )
+    assert "config_name` is 'en', but must be null" in error_of(tmp_path / "plain", config_name="en")
+
+
 def test_folder_that_is_no_dataset(tmp_path):
     message = error_of(tmp_path)
     assert message.startswith("`data.train.0.path` is ") and "a folder that `Dataset.save_to_disk` wrote" in message

@@ -155,6 +155,15 @@ def test_the_model_is_looked_at_closely(tree, model, tmp_path):
         list(configured.check_model(make_config(tree)))
 
 
+def test_a_revision_of_a_folder_is_told(tree):
+    tree["model"]["revision"] = "abc"
+    notes = [one for one in configured.check_model(make_config(tree)) if "model.revision is abc" in one.detail]
+    assert [one.status for one in notes] == ["warn"]
+    assert make_config(tree).exported("/export").revision is None  # a whole model needs no base
+    tree["lora"] = {"rank": 2}
+    assert make_config(tree).exported("/export").revision == "abc"
+
+
 def test_an_attention_that_cannot_be_had_is_found_before_a_run(tree):
     tree["model"]["attention"] = "flash_attention_2"
     finding = failed(diagnose(make_config(tree)), "model")

@@ -41,6 +41,14 @@ def init(data: Path, out: Path, device: Device = CPU, **options) -> str:
     return write_study(Request(data=str(data), out=out, **options), device)
 
 
+def test_a_table_of_thousands_of_columns_is_told_in_a_line(tmp_path):
+    """Such as counts of genes beside the question and the answer of each cell."""
+    genes = {f"gene{n}": n % 7 for n in range(3000)}
+    write_jsonl(tmp_path / "cells.jsonl", [{"question": f"q {n}", "answer": f"a {n}"} | genes for n in range(12)])
+    [line] = [line for line in init(tmp_path / "cells.jsonl", tmp_path / "bft.yaml").splitlines() if "gene29" in line]
+    assert line.startswith("not used     gene0, gene1,") and line.endswith(" and 2,970 more")
+
+
 ROW = {"question": "What is it about?", "answer": "An answer."}
 TURN = {"role": "assistant", "content": "a", "weight": 0}
 OPTIONS = {"question": "Which one?", "options": ["a x", "b y", "c z"]}

@@ -61,6 +61,15 @@ def test_a_page_by_name_for_its_user_alone(database, tmp_path, capsys):
     assert "<strong>The default <code>bft</code> stays</strong>" in (tmp_path / "x" / "a.html").read_text()
 
 
+def test_a_page_is_replaced_as_a_whole(database, tmp_path):
+    """Who reads it, or copies it, while it is written anew has the old one to its end."""
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    with page.open() as reader:
+        assert main(["report", "early", "--database", database, "--out", str(page)]) == 0
+        assert reader.read() == "old" and page.read_text().startswith("<!doctype html>")
+
+
 def test_all_domains_side_by_side(database, tmp_path):
     assert main(["report", "--domains", "--database", database]) == 0
     text = (tmp_path / "domains.html").read_text()

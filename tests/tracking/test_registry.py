@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from pathlib import Path
 
@@ -218,6 +219,7 @@ def test_best_says_what_won_and_how_to_use_it(store, champion, config, capsys):
 def test_a_champion_without_evidence_is_described_all_the_same(config):
     bare = Champion("math", "1", "bft-math", {"value": "None", "gain": "?"}, to_yaml(config), "r", "/weights", 0.0)
     text = describe_champion(bare, TrackingConfig().uri)
+    assert "weights   not on this machine; copy them there, or train them again" in text
     assert "metric    None" in text and "bft-ray train --champion math\n" in text and "--uri" not in text
 
 
@@ -314,3 +316,20 @@ def test_errors_of_a_yaml_text_name_its_source():
         config_from_yaml("a: 1\nb: [", "the text")
     with pytest.raises(BadInput, match="a YAML mapping"):
         config_from_yaml("", "the text")
+
+
+def test_weights_that_cannot_be_used_are_told(config, tmp_path, tiny_model):
+    """The version says where they are, and someone may have moved or cut them since."""
+
+    def told() -> list[str]:
+        champion = Champion("d", "1", "bft-d", {}, to_yaml(config), "r", str(tmp_path / "export"), 0.0)
+        return [
+            line for line in describe_champion(champion, "sqlite:///x.db").splitlines() if line.startswith("weights")
+        ]
+
+    shutil.copytree(tiny_model, tmp_path / "export")
+    assert told() == []
+    weights = tmp_path / "export" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    [line] = told()
+    assert f"unusable: {weights} must be a whole safetensors file" in line

@@ -6,15 +6,21 @@ import contextlib
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 from bft_ray.config import Config, LossConfig, config_from_yaml
 from bft_ray.config.metrics import format_value
+from bft_ray.errors import BadInput
+from bft_ray.model.safe import whole_files
 from bft_ray.page.model import shown_time
+from bft_ray.places.storage import is_remote
 from bft_ray.tracking.registry import ALIAS, Champion
 from bft_ray.tracking.server import where
 
 #: numbers of the loss that are always shown, even where they are the defaults of the method
 _SHOWN = ("window", "gamma", "epsilon", "weight_cap", "token_cap", "token_power", "token_threshold", "entropy_top_k")
+
+_AGAIN = "copy them there, or train them again (`train` below)"
 
 
 def describe_champion(champion: Champion, uri: str) -> str:
@@ -38,6 +44,7 @@ def describe_champion(champion: Champion, uri: str) -> str:
         "data": tags.get("data_fingerprint", ""),
         "run": f"{champion.run_id} (MLflow)",
         "model": f"{champion.source}, models:/{champion.name}/{champion.version}",
+        "weights": _damage(champion.source),
         "config": f"bft-ray best {champion.domain}{option} --yaml > {champion.domain}.yaml{note}",
         "before": f"bft-ray evaluate {champion.domain}.yaml --out before",
         "train": f"bft-ray train --champion {champion.domain}{option}",
@@ -60,6 +67,20 @@ def champion_config(champion: Champion, uri: str, overrides: list[str]) -> Confi
 
 def _title(champion: Champion) -> str:
     return f"the config of {champion.name}/{champion.version}"
+
+
+def _damage(source: str) -> str:
+    """Why the weights cannot be used, where they are on a disk of this machine or should be; "" where nothing is wrong."""
+    folder = Path(source)
+    if is_remote(source) or not folder.is_absolute():
+        return ""
+    if not folder.is_dir():
+        return f"not on this machine; {_AGAIN}"
+    try:
+        whole_files(folder, "model")
+    except BadInput as error:
+        return f"unusable: {error.value} must be {error.rule}; {_AGAIN}"
+    return ""
 
 
 def _settings(config: Config) -> str:
