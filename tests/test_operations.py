@@ -82,7 +82,7 @@ def test_the_page_lists_each_once():
 OTHERWISE = {
     "data/dataset.py": "covered by its sha256.json",
     "places/remote.py": "checksums of a copy: no circle of imports",
-    "data/tables.py": "the user's rows",
+    "data/files.py": "the user's rows",
     "evaluate/result.py": "compared with its sha256.json",
     "model/safe.py": "the user's model",
     "model/export.py": "written a moment before",

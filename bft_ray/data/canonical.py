@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bft_ray.data.tables import is_missing, kind_of
+from bft_ray.data.values import is_missing, kind_of
 
 _ROLES = {
     "human": "user",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bft_ray.data.canonical import Fault, body_of, from_json, text_of
-from bft_ray.data.tables import is_missing, kind_of
+from bft_ray.data.values import is_missing, kind_of
 
 BY_INDEX = "by_index"  # mark of a record whose answer was given as an index, and could count from 1
 # `str.isdigit` takes what `int` does not, such as a superscript; tables with an empty cell write 1 as 1.0

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bft_ray.data.form_table import CONTENT, METADATA, MISSING_WORDS
-from bft_ray.data.tables import is_missing
+from bft_ray.data.values import is_missing
 
 _NUM_WORDS, _NUM_CHARACTERS = 6, 60  # of a text: more is content
 _NUM_WORDS_OF_METADATA = 20  # of one whose column has a name of metadata

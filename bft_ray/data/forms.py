@@ -26,8 +26,8 @@ from bft_ray.data import canonical, choices
 from bft_ray.data.canonical import Fault
 from bft_ray.data.content import bare, looks_like_content
 from bft_ray.data.form_table import FIELDS, FORMS, KINDS, LABELS, MISSING_WORDS, Form
-from bft_ray.data.tables import as_name, is_missing
 from bft_ray.data.template import check_braces, column_of, fill, names_in
+from bft_ray.data.values import as_name, is_missing
 from bft_ray.errors import BadInput, listed
 
 

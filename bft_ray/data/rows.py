@@ -26,7 +26,8 @@ from bft_ray.data.form_table import FIELDS
 from bft_ray.data.forms import MissingCell, Use, apply, recognise
 from bft_ray.data.nested import dotted_in, with_nested
 from bft_ray.data.record import BadRow, ChoiceRow, Row
-from bft_ray.data.tables import Ids, read_table, resolve_path, row_id
+from bft_ray.data.tables import read_table, resolve_path
+from bft_ray.data.values import Ids, row_id
 from bft_ray.data.wrong import with_wrong
 from bft_ray.errors import BadInput
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bft_ray.data.canonical import as_text
 from bft_ray.data.form_table import MISSING_WORDS
-from bft_ray.data.tables import is_missing, kind_of
+from bft_ray.data.values import is_missing, kind_of
 from bft_ray.errors import BadInput, listed
 
 

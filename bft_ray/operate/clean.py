@@ -17,7 +17,8 @@ from typing import Any
 from bft_ray.config import Config
 from bft_ray.config.base import inputs_of
 from bft_ray.data.read_as import paths_of
-from bft_ray.data.tables import STARTER, names_a_hub_dataset
+from bft_ray.data.tables import names_a_hub_dataset
+from bft_ray.data.values import STARTER
 from bft_ray.model.start_logps import dataset_of
 from bft_ray.places import storage
 from bft_ray.places.addresses import redact, sqlite_path

@@ -50,7 +50,7 @@ def config_with(ratios: list[float], batch: int, epochs: float, **data: Any) -> 
     return make_config(tree)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_as_many_as_the_plan_has(data):
     sizes = data.draw(st.lists(st.integers(1, 2000), min_size=1, max_size=3))
@@ -65,7 +65,7 @@ def test_as_many_as_the_plan_has(data):
     assert num_steps(given_steps, sizes) == steps_if_known(given_steps, None) == 5
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.tuples(st.integers(1, 30), st.sampled_from([0.3, 1.0, 2.5]), st.integers(0, 4)), min_size=1, max_size=3

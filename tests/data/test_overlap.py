@@ -32,7 +32,7 @@ def test_a_question_within_a_row_is_found_however_it_is_spelt():
     assert words_of("The ﬁrst, IL-2's (p < 0.05)") == ["the", "first", "il", "2", "s", "p", "0", "05"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(NUM_WORDS, 50), st.integers(0, 60))
 def test_most_of_the_words_must_be_in_one_row(inside, outside):
     """By the definition: the words within a run of 13, of all words."""

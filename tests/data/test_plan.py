@@ -14,7 +14,7 @@ from bft_ray.errors import BadInput
 from tests.support.paths import SHARED
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
-TINY = settings(max_examples=150, deadline=None)
+TINY = settings(max_examples=150)
 
 
 def stream(plan: BatchPlan, num_batches: int) -> list[int]:

@@ -133,7 +133,7 @@ def assert_same(ours, theirs, tolerance: float) -> None:
 LEARN = {"frozen": ("hidden",), "trainable": NAMES, "head alone": ("weight",), "bias alone": ("hidden", "bias")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**16),
     rows=st.integers(1, 4),

@@ -154,7 +154,7 @@ def batch(seed: int, num_samples: int, num_positions: int, vocabulary: int = 13,
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     num_samples=st.integers(1, 5),

@@ -34,7 +34,7 @@ def expected_splits(units: int) -> set[str]:
     return {"train", "validation", "confirmation"} | ({"test"} if units >= 40 else set())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows(), st.integers(0, 2**32))
 def test_a_split_is_whole_apart_and_the_same_every_time(made, seed):
     keys, groups = made
@@ -57,7 +57,7 @@ def test_a_split_is_whole_apart_and_the_same_every_time(made, seed):
     assert again == [held[place] for place in order]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows(), st.data())
 def test_rows_of_given_splits_stay_there_or_are_left_out(made, data):
     keys, groups = made

@@ -171,7 +171,7 @@ def test_what_is_called_equal_has_the_same_weights():
     assert merged > 1000
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 2**32 - 1),
     longest=st.integers(1, 40),

@@ -575,7 +575,7 @@ def test_large_grids_are_counted_without_going_through_them():
         list(grid(endless))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_representatives_are_valid_assignments_and_hold_every_end(data):
     sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))

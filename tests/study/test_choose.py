@@ -467,7 +467,7 @@ def test_a_second_value_that_is_missing_makes_an_arm_ineligible():
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(order=st.randoms(use_true_random=False), seed=st.integers(0, 5), shift=st.sampled_from([0.0, 0.02, 0.2]))
 def test_order_changes_nothing(order: random.Random, seed: int, shift: float):
     records = study({"a": shift, "sft": 0.02}, seed=seed)

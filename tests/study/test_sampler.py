@@ -255,7 +255,7 @@ def disturbed(space: SearchSpace, draw: random.Random, slots: int, forget: float
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.randoms(use_true_random=False), st.integers(1, 9))
 def test_a_deterministic_study_is_the_same_in_any_order(draw, slots):
     space = make_space(deterministic=True, budget={"trials": 24, "steps": 24})

@@ -131,7 +131,7 @@ def test_several_seeds_are_compared_as_a_confirmation_does():
     assert "60 items and 3 seeds" in in_words(standing, METRIC)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(0.1, 0.9), st.floats(0.1, 0.9), st.floats(0.001, 0.3))
 def test_a_name_is_named_as_better_only_where_its_interval_says_so(top, sft, spread):
     records = study(top, sft)

@@ -21,7 +21,7 @@ import numpy as np
 
 from bft_ray.config.tasks import CellsTask
 from bft_ray.data.rows import read_table, text_key
-from bft_ray.data.tables import Ids, is_missing, kind_of
+from bft_ray.data.values import Ids, is_missing, kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import (
     batch_silhouette,

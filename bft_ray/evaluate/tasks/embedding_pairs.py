@@ -24,7 +24,7 @@ import numpy as np
 
 from bft_ray.config.tasks import EmbeddingPairsTask
 from bft_ray.data.rows import Row, read_table
-from bft_ray.data.tables import Ids, kind_of
+from bft_ray.data.values import Ids, kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import fit_classifiers, keyed_order, pair_features, ranking_metrics
 from bft_ray.evaluate.engine.embed import TextPieces, cut_texts

@@ -19,7 +19,7 @@ import numpy as np
 
 from bft_ray.config.tasks import PairsTask
 from bft_ray.data.rows import read_table, text_key
-from bft_ray.data.tables import Ids, kind_of, row_id
+from bft_ray.data.values import Ids, kind_of, row_id
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import ranking_metrics
 from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores

@@ -27,7 +27,7 @@ import numpy as np
 
 from bft_ray.config.tasks import RubricTask
 from bft_ray.data.rows import Row, read_table, row_key, text_key
-from bft_ray.data.tables import Ids, as_name, is_missing, kind_of, row_id
+from bft_ray.data.values import Ids, as_name, is_missing, kind_of, row_id
 from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.clients.judge import Budget, Messages, check_cache, check_judge, judge_all
 from bft_ray.evaluate.engine.generate import check_engine

@@ -10,7 +10,8 @@ from typing import Any
 from bft_ray.config.tasks import ChoiceTask, HarnessTask, ItemKey, NamesTask, RowsTask, Task, TaskBase
 from bft_ray.data.dataset import TokenDataset
 from bft_ray.data.rows import BadRow, question_key, read_choices, read_rows, row_key, source_of, text_key
-from bft_ray.data.tables import read_table, row_id
+from bft_ray.data.tables import read_table
+from bft_ray.data.values import row_id
 from bft_ray.errors import BadInput
 
 #: key of a row -> its id
