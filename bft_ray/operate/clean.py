@@ -8,6 +8,7 @@ so that rows that were changed since are found too. What MLflow holds is named, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store, studies
 from bft_ray.train.checkpoint import STEP
 
+_DEPTH = 3  # of the folder of a study below the storage: studies/DOMAIN/NAME
 _NO_RUNS = ("studies", "profiles", "after_rl")  # folders beside those of runs
 
 
@@ -62,7 +64,7 @@ def found_places(config: Config, database: str) -> list[Place]:
         *_tokens(config, wanted),
         *_profiles(config),
         *_runs(config.cluster.storage_path, wanted),
-        *_studies(database, wanted),
+        *_studies(database, config.cluster.storage_path, wanted),
     ]
 
 
@@ -147,7 +149,10 @@ def nameless_runs(storage_path: str) -> list[str]:
     ]
 
 
-def _studies(database: str, wanted: set[str]) -> Iterator[Place]:
+def _studies(database: str, storage_path: str, wanted: set[str]) -> Iterator[Place]:
+    """Studies and their records. Where a working folder was moved or copied with its database, the records name the folder of
+    before: the one at the same place below `storage_path` is theirs, and the other one its own database's.
+    """
     path = sqlite_path(database)
     if path is not None and not path.is_file():
         return
@@ -158,12 +163,23 @@ def _studies(database: str, wanted: set[str]) -> Iterator[Place]:
         if not _values(notes["settings"]) & wanted:
             continue
         folder = notes.get("study", {}).get("folder")
-        moved = ""
-        if folder and storage.exists(folder):
-            yield _folder("study", folder)
-        elif folder:  # once the records are gone, nothing knows of it
-            moved = f"; its folder {redact(folder)} is not there: if it was moved, remove it yourself"
-        yield Place("records", f"{name} in {redact(database)}{moved}", 0, partial(_forget, database, name))
+        told = ""
+        if folder:
+            own = storage.join(storage.absolute(storage_path), *Path(folder).parts[-_DEPTH:])
+            if own != folder and storage.exists(own):
+                yield _folder("study", own)
+                if storage.exists(folder) and not _is_same(own, folder):
+                    told = f"; {redact(folder)}, of which this is a copy, stays: clean it where it was made"
+            elif storage.exists(folder):
+                yield _folder("study", folder)
+            else:  # once the records are gone, nothing knows of it
+                told = f"; its folder {redact(folder)} is not there: if it was moved, remove it yourself"
+        yield Place("records", f"{name} in {redact(database)}{told}", 0, partial(_forget, database, name))
+
+
+def _is_same(a: str, b: str) -> bool:
+    """Whether two names are of one folder, as through a link."""
+    return not (storage.is_remote(a) or storage.is_remote(b)) and os.path.samefile(a, b)
 
 
 def _values(settings: dict[str, Any]) -> set[str]:

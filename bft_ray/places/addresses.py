@@ -35,8 +35,10 @@ def absolute_uri(uri: str) -> str:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The address of an SQLite file. In one, ? begins options, and % a character by its number (SQLAlchemy 2.1)."""
-    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
+    """The address of an SQLite file. In one, ? begins options, and % with two digits is a character (SQLAlchemy 2.1); any other
+    % stays as it is, because MLflow makes a folder of the name that the address has.
+    """
+    return "sqlite:///" + re.sub(r"%(?=[0-9a-fA-F]{2})", "%25", str(path)).replace("?", "%3F")
 
 
 def sqlite_path(uri: str) -> Path | None:

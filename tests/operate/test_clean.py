@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +189,27 @@ def test_a_study_whose_folder_was_moved_says_so(config, tmp_path, capsys):
     Path(folder).rename(tmp_path / "away")
     assert main(words(config)) == 0
     assert f"its folder {folder} is not there: if it was moved, remove it yourself" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_a_working_folder_that_was_copied_or_moved_is_cleaned_itself(config, tmp_path, capsys, monkeypatch, is_copied):
+    """Its records name the folder of before, which is the original's, or is not there."""
+    before = tmp_path / "before"
+    study = make_study(tmp_path, {"data": {"train": [{"path": str(tmp_path / "mine.jsonl")}]}}, name="own")
+    study = replace(study, folder=str(before / "results" / "studies" / "test" / "own-1234"))
+    Path(study.folder).mkdir(parents=True)
+    (Path(study.folder) / "tokens").write_text("t")
+    write_study(f"sqlite:///{before}/studies.db", study, {SEARCH: [trial(0, 0.3)]})
+    now = tmp_path / "now"
+    shutil.copytree(before, now) if is_copied else before.rename(now)
+    monkeypatch.chdir(now)
+    words = ["clean", str(config), "--database", "sqlite:///studies.db", "--yes"]
+    assert main([*words, "cluster.storage_path=results"]) == 0
+    said = capsys.readouterr().out
+    assert not (now / "results" / "studies" / "test" / "own-1234").exists()
+    assert (Path(study.folder) / "tokens").exists() == is_copied == ("of which this is a copy, stays" in said)
+    with Database(f"sqlite:///{now}/studies.db") as database:
+        assert studies(database) == []
 
 
 def test_a_database_that_is_not_there_is_told(config, tmp_path, capsys):

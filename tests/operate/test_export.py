@@ -20,6 +20,7 @@ from bft_ray.errors import BftError
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.export import export_model
 from bft_ray.model.release import check_release, release
+from bft_ray.operate import export
 from bft_ray.tracking.registry import register_champion
 from bft_ray.tracking.run import Tracker
 from tests.support.upload_hub import upload_hub
@@ -162,4 +163,21 @@ def test_it_is_pushed_to_a_private_repository(champion, tmp_path, monkeypatch, c
         hub.refuses = 403
         refused = subprocess.run([*run[:-1], "other"], capture_output=True, text=True, timeout=900, env=env)
     assert refused.returncode == 2 and "`--push` is 'lab/model'" in refused.stderr
-    assert AutoTokenizer.from_pretrained(tmp_path / "other")  # what was made stays
+    away = subprocess.run([*run[:-1], "other"], capture_output=True, text=True, timeout=900, env=env)
+    assert away.returncode == 1 and "the hub does not answer" in away.stderr and "nothing was merged" in away.stderr
+    assert not (tmp_path / "other").exists()  # so the same command can be given again
+
+
+def test_a_push_that_breaks_off_says_how_to_go_on(champion, tmp_path, monkeypatch):
+    """The merged model stays, and is not merged again."""
+    monkeypatch.setattr(export, "_require_repository", lambda repository: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_TOKEN", "hf_loopback")
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", refuse_connection)
+    with pytest.raises(BftError, match="`hf upload lab/model 'my out'`"):
+        export.export_champion("test", champion.tracking.uri, None, "my out", "lab/model", print)
+    assert AutoTokenizer.from_pretrained(tmp_path / "my out")
+
+
+def refuse_connection(*args, **options):
+    raise ConnectionError("refused")

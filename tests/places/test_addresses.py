@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from bft_ray.places.addresses import absolute_uri, sqlite_path, sqlite_uri
+from bft_ray.tracking.server import connect
 
 
 @pytest.mark.parametrize("name", ["plain", "a b", "50% of #h", "why?a&b", "a%20b", "a%3Fb", "é;+=@:'"])
@@ -22,6 +23,15 @@ def test_the_file_is_in_the_folder(name, tmp_path, monkeypatch):
         connection.execute(text("create table x (y int)"))
     engine.dispose()
     assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()] == [Path(name, "own.db")]
+
+
+@pytest.mark.parametrize("name", ["c 20% #2", "100%", "7%x"])
+def test_mlflow_makes_no_folder_of_another_name(name, tmp_path, monkeypatch):
+    """It makes the parent folder of what the address says, where SQLAlchemy would read a character."""
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    assert connect(absolute_uri("sqlite:///mlflow.db")).search_experiments()
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name / "mlflow.db").is_file()
 
 
 def test_options_stay():
