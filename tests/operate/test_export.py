@@ -163,9 +163,10 @@ def test_it_is_pushed_to_a_private_repository(champion, tmp_path, monkeypatch, c
         hub.refuses = 403
         refused = subprocess.run([*run[:-1], "other"], capture_output=True, text=True, timeout=900, env=env)
     assert refused.returncode == 2 and "`--push` is 'lab/model'" in refused.stderr
-    away = subprocess.run([*run[:-1], "other"], capture_output=True, text=True, timeout=900, env=env)
+    assert AutoTokenizer.from_pretrained(tmp_path / "other")  # what was made stays
+    away = subprocess.run([*run[:-1], "third"], capture_output=True, text=True, timeout=900, env=env)
     assert away.returncode == 1 and "the hub does not answer" in away.stderr and "nothing was merged" in away.stderr
-    assert not (tmp_path / "other").exists()  # so the same command can be given again
+    assert not (tmp_path / "third").exists()  # so the same command can be given again
 
 
 def test_a_push_that_breaks_off_says_how_to_go_on(champion, tmp_path, monkeypatch):
