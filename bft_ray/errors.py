@@ -89,7 +89,7 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     return lines[-1 if traced else 0][:limit].rstrip(".: ")
 
 
-def listed(names: Iterable[str], most: int = 30) -> str:
+def enumerate_names(names: Iterable[str], most: int = 30) -> str:
     """Names as a list in a sentence: of a table of genes there may be thousands."""
     given = list(names)
     more = f" and {len(given) - most:,} more" if len(given) > most else ""

@@ -28,7 +28,7 @@ from bft_ray.data.content import bare, looks_like_content
 from bft_ray.data.form_table import FIELDS, FORMS, KINDS, LABELS, MISSING_WORDS, Form
 from bft_ray.data.template import check_braces, column_of, fill, names_in
 from bft_ray.data.values import as_name, is_missing
-from bft_ray.errors import BadInput, listed
+from bft_ray.errors import BadInput, enumerate_names
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def _columns(record: Mapping[str, Any]) -> str:
     names = [str(column) for column in record]
     if any(map(_is_like_a_cell, names)):
         return f"{len(names)} columns whose names look like cells"
-    return listed(names) or "nothing"
+    return enumerate_names(names) or "nothing"
 
 
 def _is_like_a_cell(name: str) -> bool:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bft_ray.errors import BadInput, listed
+from bft_ray.errors import BadInput, enumerate_names
 
 
 def looks_like_hub_id(path: str) -> bool:
@@ -102,7 +102,7 @@ def _named(error: Exception, path: str, split: str | None, name: str | None, fie
 
 
 def _no_such(field: str, given: str | None, known: list[str], remedy: str) -> BadInput:
-    return BadInput(field, given, f"one of {listed(known)}", remedy)
+    return BadInput(field, given, f"one of {enumerate_names(known)}", remedy)
 
 
 def _names_in(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from bft_ray.data.canonical import as_text
 from bft_ray.data.form_table import MISSING_WORDS
 from bft_ray.data.values import is_missing, kind_of
-from bft_ray.errors import BadInput, listed
+from bft_ray.errors import BadInput, enumerate_names
 
 
 @functools.lru_cache(maxsize=256)
@@ -68,7 +68,7 @@ def fill(
             continue
         column = column_of(name, names, bare)
         if column is None or is_missing(record[column]):
-            remedy = "Fill it or remove the row." if column else f"The row has {listed(names)}."
+            remedy = "Fill it or remove the row." if column else f"The row has {enumerate_names(names)}."
             raise BadInput(f"{where} {name}", "missing", "given in every row", remedy)
         value = as_text(record[column])
         if value is None:

@@ -224,8 +224,8 @@ def listed(places: Sequence[Place], config: Config) -> str:
         f"Not here: runs, models and artifacts in MLflow ({redact(config.tracking.uri)}, experiment "
         f"{config.experiment}); delete them there, then "
         "`mlflow gc`. What was written to a place of your choice is not known either: `--out` of evaluate, profile, export and "
-        "report, and the page of compare, which holds answers. Nor are backups, copies on other machines and models that were "
-        "pushed elsewhere."
+        "report, and the page of compare, which holds answers. Nor are backups, copies of the working folder, other machines and "
+        "models that were pushed elsewhere."
     )
     files = [path for path in dict.fromkeys(_paths(config)) if _is_here(path) and not names_a_hub_dataset(path)]
     gone = [path for path in files if not Path(path).expanduser().exists()]

@@ -88,8 +88,7 @@ def export_champion(
     config = config_from_yaml(champion.config_yaml, f"the config of {champion.name}/{champion.version}")
     place = out or f"{champion.name}-{champion.version}"
     _require_empty(place)
-    if push:  # before what takes minutes for a large model
-        _require_repository(push)
+    push = push and _require_repository(push)  # before what takes minutes for a large model
     if not storage.is_remote(place):
         return _export(champion, config, Path(place), push, line)
     with scratch("export") as temporary:
@@ -186,12 +185,12 @@ def _told(checks: Checks) -> dict[str, str]:
 
 
 @waiting("asking the hub")
-def _require_repository(repository: str) -> None:
-    """Make the private repository that a model goes to, if it is not there yet."""
+def _require_repository(repository: str) -> str:
+    """The whole name of the repository that a model goes to; it is made, private, if it is not there yet."""
     from huggingface_hub import HfApi
 
-    with _hub_errors(repository, "nothing was merged yet"):
-        HfApi().create_repo(repository, private=True, exist_ok=True)
+    with _hub_errors(repository, "Nothing was merged yet."):
+        return HfApi().create_repo(repository, private=True, exist_ok=True).repo_id
 
 
 @waiting("pushing the model")
@@ -199,18 +198,25 @@ def _push(folder: Path, repository: str, name: str) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with _hub_errors(repository, f"the model lies in {folder}: `hf upload {repository} {shlex.quote(str(folder))}`"):
+    again = shlex.join(["hf", "upload", repository, str(folder)])
+    with _hub_errors(repository, f"The model lies in {folder}; to push it again: `{again}`."):
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{name}, exported by bft-ray")
     return f"{api.endpoint}/{repository}"
 
 
 @contextlib.contextmanager
 def _hub_errors(repository: str, state: str) -> Iterator[None]:
-    """What the hub's client raises, as errors for a user, with what is there already."""
+    """What the hub's client raises, as errors for a user.
+
+    Args:
+        state: a sentence on what was made, and how to go on with it.
+    """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import LocalTokenNotFoundError
 
-    remedy = "Give NAME/REPOSITORY, and a token that may write there in HF_TOKEN; HF_ENDPOINT names another hub."
+    remedy = (
+        f"Give NAME/REPOSITORY, and a token that may write there in HF_TOKEN; HF_ENDPOINT names another hub. {state}"
+    )
     try:
         yield
     except (HFValidationError, LocalTokenNotFoundError) as error:
@@ -218,6 +224,6 @@ def _hub_errors(repository: str, state: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise BadInput("--push", repository, f"a repository that takes this: {first_line(error)}", remedy) from None
-        raise BftError(f"the hub did not take the model ({redact(first_line(error))}); {state}") from error
+        raise BftError(f"the hub did not take the model ({redact(first_line(error))}). {state}") from error
     except Exception as error:  # of the network: each version of the client has types of its own
-        raise BftError(f"the hub does not answer ({redact(first_line(error))}); {state}") from error
+        raise BftError(f"the hub does not answer ({redact(first_line(error))}). {state}") from error

@@ -163,15 +163,16 @@ def test_it_is_pushed_to_a_private_repository(champion, tmp_path, monkeypatch, c
         hub.refuses = 403
         refused = subprocess.run([*run[:-1], "other"], capture_output=True, text=True, timeout=900, env=env)
     assert refused.returncode == 2 and "`--push` is 'lab/model'" in refused.stderr
+    assert "to push it again: `hf upload lab/model other`" in refused.stderr
     assert AutoTokenizer.from_pretrained(tmp_path / "other")  # what was made stays
     away = subprocess.run([*run[:-1], "third"], capture_output=True, text=True, timeout=900, env=env)
-    assert away.returncode == 1 and "the hub does not answer" in away.stderr and "nothing was merged" in away.stderr
+    assert away.returncode == 1 and "the hub does not answer" in away.stderr and "Nothing was merged" in away.stderr
     assert not (tmp_path / "third").exists()  # so the same command can be given again
 
 
 def test_a_push_that_breaks_off_says_how_to_go_on(champion, tmp_path, monkeypatch):
     """The merged model stays, and is not merged again."""
-    monkeypatch.setattr(export, "_require_repository", lambda repository: None)
+    monkeypatch.setattr(export, "_require_repository", lambda repository: repository)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_TOKEN", "hf_loopback")
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", refuse_connection)

@@ -21,7 +21,7 @@ from bft_ray.data.nested import dotted_in, with_nested
 from bft_ray.data.rows import NOT_TAUGHT, BadRow, Row, choice_rows, look, question_key, read_rows
 from bft_ray.data.tables import read_table
 from bft_ray.data.template import check_braces, column_of, names_in
-from bft_ray.errors import BadInput, listed
+from bft_ray.errors import BadInput, enumerate_names
 from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.split import CONFIRMATION, TEST, VALIDATION
 
@@ -130,7 +130,7 @@ def _check_columns(source: SourceConfig, field: str) -> None:
         if there and column_of(name, there, bare) is None:
             check_braces(name, f"--{option}")
             near = difflib.get_close_matches(name, there, 1)
-            hint = f"Did you mean `{near[0]}`?" if near else f"There are: {listed(there)}."
+            hint = f"Did you mean `{near[0]}`?" if near else f"There are: {enumerate_names(there)}."
             raise BadInput(f"--{option}", name, f"a column of {Path(source.path).name}", hint)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bft_ray.data.form_table import DOUBTFUL_WORDS
 from bft_ray.data.rows import text_key
-from bft_ray.errors import listed
+from bft_ray.errors import enumerate_names
 from bft_ray.operate.init.look import Found, Look
 from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, VALIDATION, num_units
 from bft_ray.stats.power import DISCORDANT, smallest_share
@@ -25,7 +25,7 @@ def summary(look: Look) -> list[str]:
         for field, column in look.used.items()
     )
     lines = [f"{'read':<13}{len(look.rows):,} rows, form {look.form}", f"{'used':<13}{used}"]
-    lines.append(f"{'not used':<13}{listed(look.unused) or 'no column'}")
+    lines.append(f"{'not used':<13}{enumerate_names(look.unused) or 'no column'}")
     if groups := Counter(text_key(row.group) for row in look.rows if row.group is not None):
         of = json.dumps(look.used.get("group", "group"), ensure_ascii=False)
         lines.append(f"{'grouped':<13}by {of}: {len(groups):,} groups, whose rows stay on one side of the splits")

@@ -28,7 +28,8 @@ def describe_champion(champion: Champion, uri: str) -> str:
 
     Args:
         champion: from the registry. Read are its tags `metric`, `value`, `gain`, `interval`, `detectable`, those of the
-            best candidate, `verdict`, `study` and `data_fingerprint`; each may be missing.
+            best candidate, `verdict`, `study` and `data_fingerprint`; each may be missing. Where its weights should be on a disk of
+            this machine, the headers of their files are read too.
         uri: of its tracking server.
     """
     tags = champion.tags
