@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -87,6 +88,12 @@ def first_line(error: BaseException, limit: int = 160) -> str:
         return type(error).__name__
     traced = any("Traceback (most recent call last)" in line for line in lines)
     return lines[-1 if traced else 0][:limit].rstrip(".: ")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with the nearest of the known names; "" where none is near."""
+    near = difflib.get_close_matches(name, [each for each in known if each != name], 1)
+    return f"Did you mean `{near[0]}`?" if near else ""
 
 
 def enumerate_names(names: Iterable[str], most: int = 30) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 import json
 import os
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from bft_ray.config.tree import Config, ConfigToMeasure
 from bft_ray.config.words import explain
-from bft_ray.errors import BadConfig, BadInput
+from bft_ray.errors import BadConfig, BadInput, did_you_mean
 
 _Model = typing.TypeVar("_Model", bound=BaseModel)
 #: fields that map names of any form to values
@@ -112,8 +111,7 @@ def find_config(source: str | Path) -> Path:
         return path
     recipe = recipes().get(str(source).removesuffix(".yaml"))
     if recipe is None:
-        near = difflib.get_close_matches(str(source), list(recipes()), 1)
-        hint = f"Did you mean `{near[0]}`?" if near else f"Recipes: {', '.join(sorted(recipes()))}."
+        hint = did_you_mean(str(source), recipes()) or f"Recipes: {', '.join(sorted(recipes()))}."
         raise BadInput("config", str(source), "a YAML file or the name of a recipe", hint)
     return recipe
 

@@ -23,10 +23,11 @@ from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import NamesTask, RowsTask
 from bft_ray.data.choices import BY_INDEX
 from bft_ray.data.form_table import FIELDS
-from bft_ray.data.forms import MissingCell, Use, apply, recognise
+from bft_ray.data.forms import MissingCell, apply, recognise
 from bft_ray.data.nested import dotted_in, with_nested
 from bft_ray.data.record import BadRow, ChoiceRow, Row
 from bft_ray.data.tables import read_table, resolve_path
+from bft_ray.data.use import Use
 from bft_ray.data.values import Ids, row_id
 from bft_ray.data.wrong import with_wrong
 from bft_ray.errors import BadInput

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from bft_ray.config import SourceConfig
 from bft_ray.data.files import READERS
 from bft_ray.data.hub import looks_like_hub_id, open_dataset
 from bft_ray.data.values import STARTER
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, did_you_mean
 
 _SAVE_AS = {suffix: "Save the sheet as CSV (UTF-8), one file for each sheet." for suffix in (".xlsx", ".xls", ".ods")}
 
@@ -59,8 +58,7 @@ def resolve_path(path: str, field: str = "path") -> str:
     file = folder / f"{path.removeprefix(STARTER)}.jsonl"
     if not file.is_file():
         known = [f"{STARTER}{f.parent.name}/{f.stem}" for f in sorted(folder.glob("*/*.jsonl"))]
-        near = difflib.get_close_matches(path, known, 1)
-        hint = f"Did you mean `{near[0]}`?" if near else f"There are: {', '.join(known)}."
+        hint = did_you_mean(path, known) or f"There are: {', '.join(known)}."
         raise BadInput(field, path, "the name of bundled starter data", hint)
     return str(file)
 
@@ -91,6 +89,5 @@ def names_a_hub_dataset(path: str) -> bool:
 def _no_such_file(path: str, field: str) -> BadInput:
     file = Path(path).expanduser()
     beside = [f.name for f in file.parent.glob("*")] if file.parent.is_dir() else []
-    near = difflib.get_close_matches(file.name, beside, 1)
-    hint = f"Did you mean `{near[0]}`?" if near else f"Paths are relative to {Path.cwd()}."
+    hint = did_you_mean(file.name, beside) or f"Paths are relative to {Path.cwd()}."
     return BadInput(f"{field}.path", path, "a file or folder that exists, a hub id, or starter:DOMAIN/SPLIT", hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from bft_ray.config.load import find_config, load_config, parse_override, read_yaml, recipes, set_field, validate
 from bft_ray.config.measured import has_item_scores, is_measured, measured_names, source_of
 from bft_ray.config.tree import Config
-from bft_ray.errors import BadConfig, BadInput
+from bft_ray.errors import BadConfig, BadInput, did_you_mean
 from bft_ray.space.assign import baseline_config, config_of, shown, with_overrides
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.grid import baseline_assignments, representatives
@@ -67,8 +66,7 @@ def find_space(source: str | Path) -> Path:
     if (found := known.get(str(source).removesuffix(".yaml"))) is not None:
         return found
     names = sorted({*known, *all_series()})
-    near = difflib.get_close_matches(str(source), names, 1)
-    hint = f"Did you mean `{near[0]}`?" if near else f"Search spaces and series: {', '.join(names)}."
+    hint = did_you_mean(str(source), names) or f"Search spaces and series: {', '.join(names)}."
     raise BadInput("space", str(source), "a YAML file or the name of a search space", hint)
 
 

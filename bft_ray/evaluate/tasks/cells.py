@@ -22,7 +22,7 @@ import numpy as np
 from bft_ray.config.tasks import CellsTask
 from bft_ray.data.rows import read_table, text_key
 from bft_ray.data.values import Ids, is_missing, kind_of
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, enumerate_names
 from bft_ray.evaluate.classify import (
     batch_silhouette,
     bootstrap_error,
@@ -183,6 +183,6 @@ def _text(where: str, record: dict, column: str) -> str:
 def _value(where: str, record: dict, column: str) -> Any:
     if column not in record or is_missing(record[column]):
         near = difflib.get_close_matches(column, map(str, record), 1)
-        hint = f"Did you mean the column `{near[0]}`?" if near else f"The row has {', '.join(map(str, record))}."
+        hint = f"Did you mean the column `{near[0]}`?" if near else f"The row has {enumerate_names(map(str, record))}."
         raise BadInput(f"{where} {column}", "missing", "given in every row", "" if column in record else hint)
     return record[column]

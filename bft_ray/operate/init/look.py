@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import math
@@ -16,12 +15,12 @@ from typing import Any, TypeVar
 from bft_ray.config import SourceConfig
 from bft_ray.data.choices import marks_of
 from bft_ray.data.content import bare
-from bft_ray.data.forms import Use
 from bft_ray.data.nested import dotted_in, with_nested
 from bft_ray.data.rows import NOT_TAUGHT, BadRow, Row, choice_rows, look, question_key, read_rows
 from bft_ray.data.tables import read_table
 from bft_ray.data.template import check_braces, column_of, names_in
-from bft_ray.errors import BadInput, enumerate_names
+from bft_ray.data.use import Use
+from bft_ray.errors import BadInput, did_you_mean, enumerate_names
 from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.split import CONFIRMATION, TEST, VALIDATION
 
@@ -129,8 +128,7 @@ def _check_columns(source: SourceConfig, field: str) -> None:
     for option, name in wanted:
         if there and column_of(name, there, bare) is None:
             check_braces(name, f"--{option}")
-            near = difflib.get_close_matches(name, there, 1)
-            hint = f"Did you mean `{near[0]}`?" if near else f"There are: {enumerate_names(there)}."
+            hint = did_you_mean(name, there) or f"There are: {enumerate_names(there)}."
             raise BadInput(f"--{option}", name, f"a column of {Path(source.path).name}", hint)
 
 
