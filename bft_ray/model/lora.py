@@ -36,7 +36,9 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
     )
     with torch.random.fork_rng(enabled=True):
         torch.manual_seed(seed)
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's, of an old name in transformers
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set")  # by peft itself, as GPT-2's layers need it
             adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
     to_dtype(adapted, dtype)
     join_adapters(adapted)

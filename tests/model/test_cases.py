@@ -350,6 +350,7 @@ def test_a_tokenizer_that_needs_a_package(kind, package, files, tmp_path, make_m
 # --- Conv1D, tied weights -------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error:fan_in_fan_out")  # peft sets it itself, and a user cannot
 @pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "c_proj", "c_fc"], "all-linear"])
 def test_lora_on_the_linear_layers_of_gpt2(make_model, tmp_path, targets):
     """They keep their weight transposed. Adapter and merged model agree, and the loss sees the halves of the model."""

@@ -128,7 +128,7 @@ def _default_doubt(choice: Choice) -> list[str]:
         first,
         missed,
         *(_skew(gain) for other, gain in gains.items() if f"`{other}`" in skewed[:1]),
-        _cause(choice, most),
+        _cause(choice, name, most),
     ]
 
 
@@ -148,7 +148,7 @@ def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:
             else f"; a gain of {size(gain.detectable)} shows in {gain.shows_in} such studies."
         )
     )
-    return [span, _rivals(choice, arm), _cause(choice, gain)]
+    return [span, _rivals(choice, arm), _cause(choice, arm.name, gain)]
 
 
 def _skew(gain: Comparison) -> str:
@@ -199,11 +199,11 @@ def _rivals(choice: Choice, champion: Arm) -> str:
     return f"That it is better than {', '.join(near)} is not shown: their intervals overlap with its own."
 
 
-def _cause(choice: Choice, gain: Comparison) -> str:
+def _cause(choice: Choice, name: str, gain: Comparison) -> str:
     """A sentence on how much narrower the interval would be with more seeds or more items."""
     seeds, items = len(choice.plan.seeds), choice.num_items
     return (
-        f"Its interval reaches {size((gain.high - gain.low) / 2)} to each side; with {2 * seeds} seeds it would be about "
+        f"The interval of `{name}` reaches {size((gain.high - gain.low) / 2)} to each side; with {2 * seeds} seeds it would be about "
         f"{size(gain.half_seeds)}, with {2 * items:,} items {size(gain.half_items)}."
     )
 
