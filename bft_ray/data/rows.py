@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
+import regex
+
 from bft_ray.config import SourceConfig
 from bft_ray.config.tasks import NamesTask, RowsTask
 from bft_ray.data.choices import BY_INDEX
@@ -39,6 +41,9 @@ __all__ = [
 
 NOT_TAUGHT = "only assistant turns of weight 0"
 _BEFORE_MARKS = re.compile(r" ([?!.,:;])")
+#: what Unicode says is drawn as nothing, format characters, and control characters but white space
+_UNSEEN = regex.compile(r"[\p{Cf}\p{Default_Ignorable_Code_Point}]|(?!\s)\p{Cc}")
+_BLANK = "\u2800"  # the cell of Braille without a dot
 _RARE = 1e-3  # chance that no index of a file is 0, below which they seem to count from 1: 25 rows of four options
 NUM_LOOKED_AT = 200  # first rows, which decide the form
 
@@ -188,7 +193,7 @@ def text_key(asked: Any) -> str:
 def _normal(value: Any) -> Any:
     if isinstance(value, str):
         folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFD", value).casefold()).casefold()
-        shown = "".join(c for c in unicodedata.normalize("NFKD", folded) if unicodedata.category(c) != "Cf")
+        shown = _UNSEEN.sub("", unicodedata.normalize("NFKD", folded)).replace(_BLANK, " ")
         return _BEFORE_MARKS.sub(r"\1", " ".join(shown.split()))  # French puts a space before them
     if isinstance(value, dict):
         return {name: _normal(each) for name, each in value.items()}

@@ -495,7 +495,18 @@ def test_a_choice_that_is_there_twice_counts_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", ["Was macht Gen 1 ?", "Was macht\u202fGen 1\u202f?", "Was\u200b macht Gen 1?", "was  macht gen 1?\ufeff"]
+    "other",
+    [
+        "Was macht Gen 1 ?",
+        "Was macht\u202fGen 1\u202f?",
+        "Was\u200b macht Gen 1?",
+        "was  macht gen 1?\ufeff",
+        "Was macht\u2800Gen 1?",
+        *(
+            f"Was macht{unseen} Gen 1?"
+            for unseen in "\ufe0f\u034f\u115f\u3164\uffa0\u17b4\u180b\u00ad\u2060\x7f\U000e0041\U000e0100"
+        ),
+    ],
 )
 def test_questions_that_read_the_same_are_the_same(other):
     def key(text):
