@@ -21,7 +21,7 @@ class SourceConfig(Section):
     config_name: str | None = Field(None, description="configuration name of a hub dataset")
     revision: str | None = Field(None, description="hub revision of the dataset")
     ratio: float = Field(
-        1.0, gt=0, description="times that this source is seen in one epoch of the mixture (0.5: half of it)"
+        1.0, gt=0, le=1e6, description="times that this source is seen in one epoch of the mixture (0.5: half of it)"
     )
     form: str = Field(
         "auto", description="form of the rows, such as alpaca or sharegpt; auto: recognised by the columns"

@@ -77,7 +77,9 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """How long, and the course of the learning rate."""
 
-    epochs: float = Field(3.0, gt=0, description="passes over the training data; not used when `steps` is given")
+    epochs: float = Field(
+        3.0, gt=0, le=1e6, description="passes over the training data; not used when `steps` is given"
+    )
     steps: int | None = Field(None, ge=1, description="optimizer steps")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     shape: Literal["cosine", "linear", "constant"] = Field("cosine", description="course after the warm-up")

@@ -38,6 +38,7 @@ def problems(**sections) -> str:
             "`data.train.0.pth` is not a known key. Did you mean `data.train.0.path`?",
         ),
         ({"loss": {"window": "64"}}, "`loss.window` is '64', but must be a valid integer."),
+        ({"schedule": {"epochs": 1e308}}, "`schedule.epochs` is 1e+308, but must be less than or equal to 1000000."),
         (
             {"loss": {"window": 0}},
             "`loss.window` is 0, but must be greater than or equal to 1. Leave it out for its default, 256.",
