@@ -36,10 +36,9 @@ def explain(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         if new_name := renamed(name):
             return f"`{name}` was renamed: it is `{new_name}` now."
-        known = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(loc[-1], known, 1, cutoff=0.5)
-        hint = f"Did you mean `{'.'.join([*loc[:-1], near[0]])}`?" if near else f"Known: {', '.join(known)}."
-        return f"`{name}` is not a known key. {hint}"
+        known = {key: ".".join([*loc[:-1], key]) for key in (section.model_fields if section else ())}
+        hint = _did_you_mean(loc[-1], known) or _did_you_mean(loc[-1], _keys_of(model), cutoff=0.8)
+        return f"`{name}` is not a known key. {hint or 'Known: ' + ', '.join(known) + '.'}"
     if problem["type"] == "missing":
         field = section.model_fields.get(loc[-1]) if section else None
         return f"`{name}` is missing: {(field.description if field else None) or 'give it in the config'}."
@@ -58,6 +57,23 @@ def explain(problem: Any, model: type[BaseModel]) -> str:
     if section is None or shows_what_to_write:
         return text
     return f"{text} {_remedy_of(section.model_fields.get(loc[-1]))}".rstrip()
+
+
+def _did_you_mean(key: str, places: dict[str, str], cutoff: float = 0.6) -> str:
+    near = difflib.get_close_matches(key, places, 1, cutoff)
+    return f"Did you mean `{places[near[0]]}`?" if near else ""
+
+
+def _keys_of(model: type[BaseModel], above: str = "") -> dict[str, str]:
+    """The dotted name of each key below the top, by the key: `epochs` alone is how a Trainer has it."""
+    found: dict[str, str] = {}
+    for key, field in model.model_fields.items():
+        inner = _sections_in(field.annotation)
+        if len(inner) == 1 and typing.get_origin(field.annotation) not in (list, dict):
+            found = _keys_of(inner[0], f"{above}{key}.") | found
+        elif above:
+            found.setdefault(key, above + key)
+    return found
 
 
 def _remedy_of(field: FieldInfo | None) -> str:

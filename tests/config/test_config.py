@@ -28,6 +28,10 @@ def problems(**sections) -> str:
     [
         ({"loss": {"windw": 64}}, "`loss.windw` is not a known key. Did you mean `loss.window`?"),
         ({"los": {}}, "`los` is not a known key. Did you mean `loss`?"),
+        ({"learning_rate": 1e-4}, "`learning_rate` is not a known key. Did you mean `optimizer.learning_rate`?"),
+        ({"loss": {"rank": 8}}, "`loss.rank` is not a known key. Did you mean `lora.rank`?"),
+        ({"lern": {}}, "`lern` is not a known key. Known: domain, name, seed, model, "),
+        ({"kind": "x"}, "`kind` is not a known key. Known: domain, name, "),
         (
             {"checkpoint": {"metric": "validation/nnl"}},
             "`checkpoint.metric` is 'validation/nnl', but must be 'validation/nll'",
