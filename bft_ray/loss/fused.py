@@ -90,7 +90,9 @@ def fused_loss_sums(
     )
 
 
-@torch.compiler.disable  # a graph break here: the number of rows differs from batch to batch
+# a graph break here: the number of rows differs from batch to batch. `torch.compiler.disable` does the same, but imports Dynamo
+# now and not with the first call: half of what a command that computes no loss imports
+@torch._disable_dynamo
 def fused_row_sums(
     hidden: Tensor,
     head_weight: Tensor,

@@ -237,6 +237,22 @@ def test_a_name_cannot_be_used_for_another_run(ray_of_two, make_tree, tmp_path):
         train(make_config(tree), Recorder())
 
 
+def test_nothing_is_imported_that_only_others_need():
+    """Seconds of each start: the compiler where no model is run, MLflow with DeepSpeed on the workers."""
+    code = (
+        "import sys\n"
+        "import bft_ray.study.driver, bft_ray.profile.run, bft_ray.train.launch, bft_ray.train.worker, ray.train.torch\n"
+        "assert not {'torch._dynamo', 'transformers'} & set(sys.modules)\n"
+        "from bft_ray.train.engine import import_deepspeed\n"
+        "import_deepspeed()\n"
+        "assert 'mlflow' not in sys.modules\n"
+        "import mlflow\n"
+        "mlflow.MlflowClient"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_workers_on_one_cpu_are_refused(make_tree, tmp_path):
     import ray
 
