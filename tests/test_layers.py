@@ -23,7 +23,7 @@ ALLOWED = {
     "peft": {"model"},
 }
 #: files of `train` that must run with neither Ray nor a network
-BARE = ["engine", "step", "loop", "schedule", "settings", "checkpoint", "host", "start", "anchor"]
+BARE = ["engine", "imports", "step", "loop", "schedule", "settings", "checkpoint", "host", "start", "anchor"]
 FILES = sorted((ROOT / "bft_ray").rglob("*.py"))
 
 

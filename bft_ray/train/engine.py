@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import resource
-import sys
 from collections.abc import Callable
 from dataclasses import astuple
 from datetime import timedelta
@@ -25,6 +23,7 @@ from bft_ray.model.host_memory import give_back
 from bft_ray.model.layouts import Layouts
 from bft_ray.model.packing import Rows, choose_rows
 from bft_ray.train.anchor import StartingWeights
+from bft_ray.train.imports import import_deepspeed
 from bft_ray.train.leftovers import free_leftovers
 from bft_ray.train.loss_model import LossModel
 from bft_ray.train.ranks import limit_waits
@@ -50,26 +49,6 @@ def pin_threads(config: Config) -> None:
     threads = max(1, int(config.cluster.cpus_per_worker))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed, without the CPU communication op that it would otherwise compile for a minute at start, and without
-    MLflow, which its autotuner imports where it can: four fifths of the import, and nothing here uses either.
-    """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    hides = "mlflow" not in sys.modules
-    if hides:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # Python's way to have an import fail
-    try:
-        import deepspeed
-    finally:
-        if hides:
-            del sys.modules["mlflow"]
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    return deepspeed
 
 
 class Engine:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bft_ray.config import Config
 from bft_ray.errors import BadInput, first_line
-from bft_ray.train.engine import import_deepspeed
+from bft_ray.train.imports import import_deepspeed
 from bft_ray.train.settings import deepspeed_settings
 
 _REMEDY = "See https://www.deepspeed.ai/docs/config-json, or leave it out."

@@ -243,7 +243,7 @@ def test_nothing_is_imported_that_only_others_need():
         "import sys\n"
         "import bft_ray.study.driver, bft_ray.profile.run, bft_ray.train.launch, bft_ray.train.worker, ray.train.torch\n"
         "assert not {'torch._dynamo', 'transformers'} & set(sys.modules)\n"
-        "from bft_ray.train.engine import import_deepspeed\n"
+        "from bft_ray.train.imports import import_deepspeed\n"
         "import_deepspeed()\n"
         "assert 'mlflow' not in sys.modules\n"
         "import mlflow\n"
