@@ -179,8 +179,14 @@ def test_a_batch_with_nan_stops_the_run_and_names_its_samples(ray_of_two, make_t
     assert "not finite" in run.data.tags["bft.reason"]
 
 
-@pytest.mark.long
-def test_an_interrupted_command_goes_on(make_tree, tmp_path):
+@pytest.mark.parametrize(
+    "signum",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.release),  # `jobs/chaos.py` does this to searches
+    ],
+)
+def test_an_interrupted_command_goes_on(make_tree, tmp_path, signum):
     """A true status whatever ended the driver, nothing left running, and the same command finishes the run."""
     tree = make_tree(
         cluster={"num_workers": 1, "gpus_per_worker": 0, "storage_path": str(tmp_path / "results")},
@@ -191,17 +197,14 @@ def test_an_interrupted_command_goes_on(make_tree, tmp_path):
     config.write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "bft_ray.cli", "train", str(config)]
     client = MlflowClient(tree["tracking"]["uri"])
-    started: list[psutil.Process] = []
-    for number, signum in enumerate([signal.SIGINT, signal.SIGKILL]):
-        said, family = interrupt(command, signum, tmp_path / f"results/run/{step_name(20 + 20 * number)}")
-        started += family
-        assert ("resumes after step" in said) == (number > 0)
-        (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
-        end = time.monotonic() + 60
-        while (run := client.search_runs([experiment.experiment_id])[0]).info.status == "RUNNING":
-            assert time.monotonic() < end, f"the run is still said to be running after {signum!r}"
-            time.sleep(0.5)
-        assert run.info.status == "KILLED" and run.data.tags["bft.reason"]
+    said, started = interrupt(command, signum, tmp_path / f"results/run/{step_name(20)}")
+    assert "resumes after step" not in said
+    (experiment,) = client.search_experiments(filter_string="name = 'bft/test'")
+    end = time.monotonic() + 60
+    while (run := client.search_runs([experiment.experiment_id])[0]).info.status == "RUNNING":
+        assert time.monotonic() < end, f"the run is still said to be running after {signum!r}"
+        time.sleep(0.5)
+    assert run.info.status == "KILLED" and run.data.tags["bft.reason"]
 
     again = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert again.returncode == 0, again.stderr
