@@ -58,7 +58,8 @@ class EvaluationResult:
         ]
         if changed or (sums is None and (folder / _CHECKSUMS).exists()):
             unchanged = f"unchanged since it was written (its checksum in {_CHECKSUMS} differs)"
-            raise BadInput("folder", folder / min(changed or [_CHECKSUMS]), unchanged, f"{again}.")
+            files = [name if name in names else _CHECKSUMS for name in changed] or [_CHECKSUMS]
+            raise BadInput("folder", folder / min(files), unchanged, f"{again}.")
         place = _METRICS
         try:
             metrics = _numbers(json.loads(contents[_METRICS]))

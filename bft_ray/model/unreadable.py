@@ -17,9 +17,10 @@ from bft_ray.model.named import NAMES
 from bft_ray.places.remote import is_remote
 
 #: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind, or with
-#: a value of the wrong type
+#: a value of the wrong type or size
 READING = (
-    OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, SafetensorError, StrictDataclassError,
+    OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, AssertionError, OverflowError, SafetensorError,
+    StrictDataclassError,
 )  # fmt: skip
 
 _CONFIG, _LONGEST = "config.json", 160  # characters of a message

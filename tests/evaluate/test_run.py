@@ -225,6 +225,14 @@ def test_an_evaluation_is_read_as_it_was_written(tmp_path):
         EvaluationResult.read(tmp_path)
 
 
+def test_a_damaged_list_of_checksums_is_named_and_no_file_that_never_was(tmp_path):
+    EvaluationResult({"a/nll": 1.5}, [{"set": "a", "id": "x", "nll": 1.5}]).write(tmp_path)
+    sums = json.loads((tmp_path / "sha256.json").read_text())
+    (tmp_path / "sha256.json").write_text(json.dumps({"metric{.json": sums["metrics.json"], **sums}))
+    with pytest.raises(BadInput, match=r"`folder` is '.*/sha256\.json'"):
+        EvaluationResult.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "place"),
     [

@@ -456,6 +456,11 @@ def test_a_mistyped_folder_is_told_where_the_hub_is_away(tmp_path, monkeypatch):
             r"config\.json that transformers can read: .*not a multiple of the number of attention",
         ),
         ({"intermediate_size": 48}, "whose weights have the shapes that its config.json tells"),
+        ({"pad_token_id": 10**6}, r"readable model \(safetensors\): Padding_idx must be within num_embeddings"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 10**400}},
+            r"readable model \(safetensors\): .*int too",
+        ),
     ],
 )
 def test_a_config_that_is_not_that_of_its_weights(make_model, changed, message):
