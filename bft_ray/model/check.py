@@ -88,6 +88,11 @@ def describe(config: Config) -> Any:
     return described
 
 
+_MOST_LAYERS = (
+    10_000  # ten times the deepest model that was published; more would be made, one by one, until memory ends
+)
+
+
 def _check_numbers(described: Any, path: str) -> None:
     """What transformers takes, and what ends in a failed product of tensors, or in no layer at all."""
     text = described.get_text_config()
@@ -95,8 +100,9 @@ def _check_numbers(described: Any, path: str) -> None:
         getattr(text, name, None) for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     )
     rule = remedy = ""
-    if isinstance(layers, int) and layers < 1:
-        rule, remedy = f"a model with layers: its config.json has num_hidden_layers {layers}", "Restore that number."
+    if isinstance(layers, int) and not 1 <= layers <= _MOST_LAYERS:
+        rule = f"a model with 1 to {_MOST_LAYERS:,} layers: its config.json has num_hidden_layers {layers}"
+        remedy = "Restore that number."
     elif isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
         rule = f"a model whose num_attention_heads ({heads}) is a multiple of its num_key_value_heads ({groups})"
         remedy = "Restore these numbers in its config.json."

@@ -477,7 +477,8 @@ BAD_SETTINGS = [
     ({"vocab_size": None}, r"config\.json that transformers can read: .*vocab_size"),
     ({"model_type": "none_of_these"}, r"config\.json that transformers can read: .*none_of_these"),
     ({"hidden_act": "nope"}, r"build from its config\.json: it knows no 'nope'"),
-    ({"num_hidden_layers": 0}, "a model with layers: its config.json has num_hidden_layers 0"),
+    ({"num_hidden_layers": 0}, "a model with 1 to 10,000 layers: its config.json has num_hidden_layers 0"),
+    ({"num_hidden_layers": 10**30}, "a model with 1 to 10,000 layers: its config.json has num_hidden_layers 10{30}"),
     ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) is a multiple of its num_key_value_heads \(3\)"),
 ]
 
