@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,16 @@ def first_line(error: BaseException, limit: int = 160) -> str:
     return lines[-1 if traced else 0][:limit].rstrip(".: ")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence with the nearest of the known names; "" where none is near."""
-    near = difflib.get_close_matches(name, [each for each in known if each != name], 1)
-    return f"Did you mean `{near[0]}`?" if near else ""
+def did_you_mean(name: str, known: Iterable[str], places: Mapping[str, str] | None = None, cutoff: float = 0.6) -> str:
+    """A sentence with the nearest of the known names; "" where none is near.
+
+    Args:
+        places: what to show for a known name; itself where there is none.
+        cutoff: how near, from 0 to 1 (`difflib`).
+    """
+    places = places or {}
+    near = difflib.get_close_matches(name, [each for each in known if places.get(each, each) != name], 1, cutoff)
+    return f"Did you mean `{places.get(near[0], near[0])}`?" if near else ""
 
 
 def enumerate_names(names: Iterable[str], most: int = 30) -> str:

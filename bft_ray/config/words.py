@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -13,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bft_ray.config.renamed import renamed
+from bft_ray.errors import did_you_mean
 
 _QUOTE = "'"
 _LETTERS = {"a-z": "small letters", "A-Z": "capital letters", "0-9": "digits"}
@@ -37,7 +37,8 @@ def explain(problem: Any, model: type[BaseModel]) -> str:
         if new_name := renamed(name):
             return f"`{name}` was renamed: it is `{new_name}` now."
         known = {key: ".".join([*loc[:-1], key]) for key in (section.model_fields if section else ())}
-        hint = _did_you_mean(loc[-1], known) or _did_you_mean(loc[-1], _keys_of(model), cutoff=0.8)
+        elsewhere = _keys_of(model)
+        hint = did_you_mean(loc[-1], known, known) or did_you_mean(loc[-1], elsewhere, elsewhere, cutoff=0.8)
         return f"`{name}` is not a known key. {hint or 'Known: ' + ', '.join(known) + '.'}"
     if problem["type"] == "missing":
         field = section.model_fields.get(loc[-1]) if section else None
@@ -57,11 +58,6 @@ def explain(problem: Any, model: type[BaseModel]) -> str:
     if section is None or shows_what_to_write:
         return text
     return f"{text} {_remedy_of(section.model_fields.get(loc[-1]))}".rstrip()
-
-
-def _did_you_mean(key: str, places: dict[str, str], cutoff: float = 0.6) -> str:
-    near = difflib.get_close_matches(key, places, 1, cutoff)
-    return f"Did you mean `{places[near[0]]}`?" if near else ""
 
 
 def _keys_of(model: type[BaseModel], above: str = "") -> dict[str, str]:

@@ -21,6 +21,8 @@ from bft_ray.model.quantized import require_bitsandbytes, require_plain
 from bft_ray.model.safe import check_adapter, damaged, whole_files
 from bft_ray.model.unreadable import READING, unbuildable, unreadable_model
 
+#: ten times those of DeepNet (arXiv 2203.00555); more would be made, one by one, until memory ends
+_MOST_LAYERS = 10_000
 _POSITIONS = re.compile(r"pos(?!t)|wpe")  # names of tables of positions: wpe, embed_positions, position_embeddings ...
 
 
@@ -88,13 +90,8 @@ def describe(config: Config) -> Any:
     return described
 
 
-_MOST_LAYERS = (
-    10_000  # ten times the deepest model that was published; more would be made, one by one, until memory ends
-)
-
-
 def _check_numbers(described: Any, path: str) -> None:
-    """What transformers takes, and what ends in a failed product of tensors, or in no layer at all."""
+    """What transformers takes, and what ends in a failed product of tensors, in no layer at all, or in no end of layers."""
     text = described.get_text_config()
     layers, heads, groups = (
         getattr(text, name, None) for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
