@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from bft_ray.model.lora import add_lora, to_dtype
 from bft_ray.model.named import BUNDLED, MODELS, find_packaged, starter_folder
 from bft_ray.model.quantized import keep_layout, loading, require_bitsandbytes, require_plain
 from bft_ray.model.safe import check_adapter, indexed_files, read_adapter_config
-from bft_ray.model.unreadable import READING, unreadable, unreadable_model
+from bft_ray.model.unreadable import reading, unreadable, unreadable_model
 from bft_ray.places.addresses import redact
 from bft_ray.places.remote import is_remote, local_copy
 from bft_ray.places.stores import why_not
@@ -143,7 +144,7 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
     indexed_files(Path(base), "model.path")  # refuses those that list pickles
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     require_bitsandbytes(config)
-    try:
+    with reading(partial(unreadable_model, config, base)):
         described = AutoConfig.from_pretrained(base, **source)
         require_plain(described, config)
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -155,12 +156,6 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
             **source,
             **loading(config, described),
         )
-    except BadInput:
-        raise
-    except (*READING, RuntimeError) as error:  # weights of another shape are none of READING
-        if "memory" in str(error):
-            raise  # another remedy
-        raise unreadable_model(config, base, error) from None
     model, loaded = found
     if missing := sorted(loaded["missing_keys"]):
         kind, more = type(model).__name__, f" and {len(missing) - 1} more" * (len(missing) > 1)
@@ -192,13 +187,11 @@ def _attach_adapter(model: Any, adapter: str) -> Any:
 
     check_adapter(Path(adapter), "model.adapter")
     dtype = model.dtype
-    try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's, of an old name in transformers
-            model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
-    except (*READING, RuntimeError) as error:  # weights of another shape
-        if "memory" in str(error):
-            raise
-        raise unreadable("model.adapter", adapter, adapter, "adapter", error) from None
+    with (
+        reading(partial(unreadable, "model.adapter", adapter, adapter, "adapter")),
+        warnings.catch_warnings(action="ignore", category=FutureWarning),  # peft's, of an old name in transformers
+    ):
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=False)
     to_dtype(model, dtype)
     join_adapters(model)
     return model

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bft_ray.model.fitting import check_adapter_weights, check_layers, stored_na
 from bft_ray.model.lora import check_targets
 from bft_ray.model.quantized import require_bitsandbytes, require_plain
 from bft_ray.model.safe import check_adapter, damaged, whole_files
-from bft_ray.model.unreadable import READING, unbuildable, unreadable_model
+from bft_ray.model.unreadable import reading, unbuildable, unreadable_model
 
 #: ten times those of DeepNet (arXiv 2203.00555); more would be made, one by one, until memory ends
 _MOST_LAYERS = 10_000
@@ -80,12 +81,10 @@ def describe(config: Config) -> Any:
     from transformers import AutoConfig
 
     base, _ = adapter_of(config.model)
-    try:
+    with reading(partial(unreadable_model, config.model, base)):
         described = AutoConfig.from_pretrained(
             base, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
         )
-    except READING as error:
-        raise unreadable_model(config.model, base, error) from None
     _check_numbers(described, config.model.path)
     return described
 
@@ -118,16 +117,17 @@ def skeleton(config: Config, described: Any) -> Any:
 
     # flash attention may be there on the nodes of a cluster alone; all else is the same everywhere
     attention = config.model.attention if _is_local(config) or not config.model.attention.startswith("flash") else None
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                described, trust_remote_code=config.model.trust_remote_code, attn_implementation=attention
-            )
-    except READING as error:
+
+    def tell(error: Exception) -> BadInput:
         if "Unrecognized configuration class" in str(error):
             rule = f"a causal language model: {described.model_type} is none"
-            raise BadInput("model.path", config.model.path, rule, "Give a decoder (Llama, Qwen, Gemma ...).") from None
-        raise unbuildable(config.model, adapter_of(config.model)[0], error) from None
+            return BadInput("model.path", config.model.path, rule, "Give a decoder (Llama, Qwen, Gemma ...).")
+        return unbuildable(config.model, adapter_of(config.model)[0], error)
+
+    with reading(tell), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            described, trust_remote_code=config.model.trust_remote_code, attn_implementation=attention
+        )
 
 
 def _is_local(config: Config) -> bool:

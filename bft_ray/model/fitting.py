@@ -16,7 +16,6 @@ from typing import Any
 
 from bft_ray.errors import BadInput, first_line
 from bft_ray.model.safe import CONFIG, WEIGHTS
-from bft_ray.model.unreadable import READING
 
 _LORA = ".lora_"  # in the names of an adapter's own weights; beside them may lie whole layers, such as an embedding that grew
 _ADAPTER_REMEDY = "Restore the adapter_config.json that was written with the weights, or export the adapter again."
@@ -86,11 +85,11 @@ def check_adapter_weights(model: Any, folder: Path, field: str) -> None:
             settings.init_lora_weights = False  # some begin with a decomposition, and the meta device has no numbers
             adapted = get_peft_model(model, settings, low_cpu_mem_usage=True)  # type: ignore[arg-type]
             made = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    except READING as error:
-        rule = f"settings that peft can apply to the base model: {first_line(error)}"
-        raise BadInput(field, file, rule, _ADAPTER_REMEDY) from None
     except RuntimeError:  # what the meta device cannot do: then only loading shows it
         return
+    except Exception as error:
+        rule = f"settings that peft can apply to the base model: {first_line(error)}"
+        raise BadInput(field, file, rule, _ADAPTER_REMEDY) from None
     with safe_open(folder / WEIGHTS, "pt") as opened:
         stored = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys() if _LORA in name}  # noqa: SIM118
     shapes = {name: list(tensor.shape) for name, tensor in made.items() if _LORA in name}

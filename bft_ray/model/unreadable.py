@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from bft_ray.config import ModelConfig
 from bft_ray.errors import BadInput, first_line
 from bft_ray.model.named import NAMES
 from bft_ray.places.remote import is_remote
-
-#: what reading raises: a missing file, a bad one, a package that a tokenizer needs, a config of an unknown kind, or with
-#: a value of the wrong type or size
-READING = (
-    OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, AssertionError, OverflowError, SafetensorError,
-    StrictDataclassError,
-)  # fmt: skip
 
 _CONFIG, _LONGEST = "config.json", 160  # characters of a message
 _RESTORE = f"Restore {_CONFIG} from where the model comes from."
@@ -43,6 +37,24 @@ _PACKAGES = {
     "flash_attn": "flash-attn",
     "flash attention": "flash-attn",
 }
+
+
+@contextlib.contextmanager
+def reading(tell: Callable[[Exception], Exception]) -> Iterator[None]:
+    """Whatever a library raises here over a user's files is told as an error of these. A config.json can hold anything, and
+    the code of a model fails over it with errors of any type; not so where memory is short, which needs another remedy.
+
+    Args:
+        tell: the error to raise in place of one.
+    """
+    try:
+        yield
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "memory" in str(error):
+            raise
+        raise tell(error) from None
 
 
 def unreadable(field: str, named: str, source: str, what: str, error: BaseException) -> BadInput:
@@ -123,7 +135,7 @@ def _bad_config(source: str, what: str) -> tuple[str, str] | None:
 
     try:
         AutoConfig.from_pretrained(source, trust_remote_code=False)  # None would ask, and wait
-    except READING as error:
+    except Exception as error:
         text = " ".join(str(link) for link in _chain(error))
         if _own_code(what, text) or _missing_package(source, "model", text, error):
             return None

@@ -479,6 +479,9 @@ BAD_SETTINGS = [
     ({"hidden_act": "nope"}, r"build from its config\.json: it knows no 'nope'"),
     ({"num_hidden_layers": 0}, "a model with 1 to 10,000 layers: its config.json has num_hidden_layers 0"),
     ({"num_hidden_layers": 10**30}, "a model with 1 to 10,000 layers: its config.json has num_hidden_layers 10{30}"),
+    ({"head_dim": 0}, r"build from its config\.json: 0\.0 cannot be raised to a negative power"),
+    ({"intermediate_size": -1}, r"build from its config\.json: .*negative dimension"),
+    ({"dtype": []}, r"config\.json that transformers can read: list index out of range"),
     ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) is a multiple of its num_key_value_heads \(3\)"),
 ]
 

@@ -10,6 +10,7 @@ An encoder that was trained with another pooling (its first token, its last) wor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from bft_ray.errors import BadInput
 from bft_ray.model.named import encoder_folder
-from bft_ray.model.unreadable import READING, unreadable
+from bft_ray.model.unreadable import reading, unreadable
 
 _NO_LIMIT = 10**6  # tokenizers without a length limit report a huge one
 
@@ -31,11 +32,9 @@ def check_encoder(encoder: str, field: str) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     folder = encoder_folder(encoder, field)
-    try:
+    with reading(partial(unreadable, field, encoder, folder, "encoder")):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except READING as error:
-        raise unreadable(field, encoder, folder, "encoder", error) from None
     if config.is_encoder_decoder:
         raise BadInput(field, encoder, "an encoder or a decoder, not a sequence-to-sequence model")
 
@@ -58,11 +57,9 @@ def encode_texts(encoder: str, texts: Sequence[str], batch_size: int = 32, field
     check_encoder(encoder, field)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = encoder_folder(encoder, field)
-    try:
+    with reading(partial(unreadable, field, encoder, folder, "encoder")):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    except READING as error:
-        raise unreadable(field, encoder, folder, "encoder", error) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from bft_ray.config import ModelConfig
@@ -195,16 +196,14 @@ def open_offline(need: Need) -> None:
     from bft_ray.evaluate.clients.encoder import check_encoder
     from bft_ray.model.causal_lm import load_tokenizer
     from bft_ray.model.check import check_headers
-    from bft_ray.model.unreadable import READING, unreadable
+    from bft_ray.model.unreadable import reading, unreadable
 
     if need.kind == "encoder":
         check_encoder(need.name, need.field)
     else:
         load_tokenizer(ModelConfig(path=need.name, revision=need.revision, trust_remote_code=need.runs_code))
-    try:
+    with reading(partial(unreadable, need.field, need.name, need.name, need.kind)):
         AutoConfig.from_pretrained(need.name, revision=need.revision, trust_remote_code=need.runs_code)
-    except READING as error:
-        raise unreadable(need.field, need.name, need.name, need.kind, error) from None
     # not by snapshot_download: it asks for the whole repository, also for what was left out
     kept = try_to_load_from_cache(need.name, "config.json", revision=need.revision)
     if not isinstance(kept, str):
