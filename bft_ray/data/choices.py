@@ -13,6 +13,7 @@ from bft_ray.data.values import is_missing, kind_of
 BY_INDEX = "by_index"  # mark of a record whose answer was given as an index, and could count from 1
 # `str.isdigit` takes what `int` does not, such as a superscript; tables with an empty cell write 1 as 1.0
 _INDEX = re.compile(r"\s*(-?[0-9]{1,9})(?:\.0+)?\s*")
+_NUMERIC = re.compile(r"[-+]?[0-9][0-9.,]*")
 _MARK = re.compile(r"\s*\(?([A-Z])[.):]\s")  # of an option that holds its own letter
 
 
@@ -42,15 +43,22 @@ def lettered(values: dict[str, Any]) -> dict[str, Any]:
     return choice({**values, "choices": [given[label] for label in there]})
 
 
-def names_option(values: Mapping[str, Any]) -> bool:
-    """Whether the answer of a row is missing, the letter of one of its options, or the text of one; a number is neither, for columns
-    `a` and `b` beside a number are rather the quantities of a sum.
+def are_options(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether columns `a`, `b` ... of a table hold options: one of its answers names one, or none is given. The other answers are then
+    wrong keys, which are refused: a table must not become another one by a mistake in one row.
     """
-    options = {part: str(value).strip() for part, value in values.items() if part.startswith("option_")}
-    said = str(values.get("answer")).strip()
-    if _is_blank(values.get("answer")):
-        return True
-    return _number(said) is None and (_letter(said, len(options)) is not None or said in options.values())
+    named = [_names_option(row) for row in rows if not _is_blank(row.get("answer"))]
+    return any(named) or not named
+
+
+def _names_option(values: Mapping[str, Any]) -> bool:
+    """By its letter, its text, or an index. A number beside numbers names none: these are rather the quantities of a sum."""
+    options = [value for part, value in values.items() if part.startswith("option_")]
+    texts = [str(value).strip() for value in options if not _is_blank(value)]
+    said = str(values["answer"]).strip()
+    if _number(said) is not None:
+        return any(not _NUMERIC.fullmatch(text) for text in texts)
+    return _letter(said, len(options)) is not None or said in texts
 
 
 def _is_blank(value: Any) -> bool:

@@ -8,7 +8,7 @@ space, `-` and `_`. The first form of the table that fits decides.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ class Form:
         known: columns without content to learn from; they are listed as not used.
         shows: canonical field -> what it is made of, a template over the parts.
         make: values by part -> canonical record; raises Fault.
-        fits: whether the values of a row are such as this form has.
+        fits: whether the values of the first rows are such as this form has.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Form:
     may: Spellings = field(default_factory=dict)
     one_of: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
-    fits: Callable[[dict[str, Any]], bool] = lambda values: True
+    fits: Callable[[Sequence[dict[str, Any]]], bool] = lambda rows: True
 
     @property
     def spellings(self) -> Spellings:
@@ -100,7 +100,7 @@ def _medmcqa(name: str, base: int) -> Form:
         functools.partial(choices.choice_by_columns, base=base),
         may={"subject": ("subject_name", "subject")},
         known=("exp", "choice_type", "topic_name"),
-        fits=lambda values: choices.index_base(values.get("answer")) in (None, base),
+        fits=lambda rows: all(choices.index_base(values.get("answer")) in (None, base) for values in rows),
     )
 
 
@@ -150,7 +150,7 @@ FORMS: tuple[Form, ...] = (
     # as spreadsheets have it; a column that is named by a letter alone may be something else
     _lettered("options_by_letter", ("option_", "choice_", "op"), "abcdefgh"),
     _lettered("options_by_number", ("option_", "choice_"), "12345678"),
-    _lettered("columns_by_letter", ("",), "abcdefgh", fits=choices.names_option),
+    _lettered("columns_by_letter", ("",), "abcdefgh", fits=choices.are_options),
     Form(
         "arc",
         "choice",
@@ -202,7 +202,7 @@ FORMS: tuple[Form, ...] = (
         {"messages": "{system} {messages}", "tools": "{tools}"},
         canonical.messages,
         may={"tools": _TOOLS, "system": _SYSTEM},
-        fits=lambda values: isinstance(values["messages"], list),
+        fits=lambda rows: all(isinstance(values["messages"], list) for values in rows),
     ),
     Form(
         "llamafactory",
@@ -250,7 +250,7 @@ FORMS: tuple[Form, ...] = (
     *(_pair(*names) for names in PAIRS),
     *(
         Form(name, "text", {"text": (name,)}, {"text": "{text}"}, canonical.text,
-             fits=lambda values: isinstance(values["text"], str))
+             fits=lambda rows: all(isinstance(values["text"], str) for values in rows))
         for name in ("text", "content", "document", "abstract", "body")
     ),
 )  # fmt: skip

@@ -191,8 +191,7 @@ def _fits(form: Form, rows: Sequence[Mapping[str, Any]], is_named: bool) -> bool
         return False
     if is_named:
         return True
-    every = ({part: row.get(column) for part, column in parts.items()} for row in rows)
-    return all(form.fits(values) for values in every)
+    return form.fits([{part: row.get(column) for part, column in parts.items()} for row in rows])
 
 
 def _has_nul(value: Any) -> bool:

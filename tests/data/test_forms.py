@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bft_ray.config import DataConfig, ModelConfig, SourceConfig
 from bft_ray.data.content import bare, looks_like_content
 from bft_ray.data.form_table import FORMS
+from bft_ray.data.forms import apply, recognise
 from bft_ray.data.rows import BadRow, ChoiceRow, Row, look, question_key, read_choices, read_rows, row_key
 from bft_ray.data.tokenise import encode
 from bft_ray.errors import BadInput
@@ -530,3 +531,26 @@ def test_texts_with_labels_are_not_taken_for_texts_alone(tmp_path):
         "Gene A binds B.",
         "It does not.",
     ]
+
+
+LETTERS = {"Question": "Which?", "A": "x", "B": "y", "C": "z", "D": "w"}
+
+
+@pytest.mark.parametrize("wrong", ["E", "A and B", "n/a", "None", "xx", "7"])
+@pytest.mark.parametrize("key", ["A", "y", "2"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_wrong_key_is_refused_and_makes_no_other_table(key, wrong, is_first):
+    """It was read as questions with a label for an answer, and no option was learned."""
+    rows = [LETTERS | {"answer": key}, LETTERS | {"answer": wrong}]
+    first, second = reversed(rows) if is_first else rows
+    use = recognise(first, "t:2", more=[("t:3", second)])
+    assert use.form.name == "columns_by_letter"
+    apply(use, rows[0], "good")
+    with pytest.raises(BadInput, match="bad answer"):
+        apply(use, rows[1], "bad")
+
+
+@pytest.mark.parametrize("answers", [(3, 5), ("3", "5.5"), ("as a and b say", "more of both")])
+def test_columns_a_and_b_without_an_answer_that_names_one_are_no_options(answers):
+    rows = [{"question": "How much?", "a": i, "b": "2.5", "answer": answer} for i, answer in enumerate(answers)]
+    assert recognise(rows[0], "t:2", more=[("t:3", rows[1])]).form.name == "question/answer"
