@@ -59,7 +59,7 @@ def _answer(history: History, steps: int) -> str:
     if not middle:
         return f"**{steps:,} steps**; nothing of weights and confidences was recorded."
     first, last = middle[0][1], middle[-1][1]
-    return f"**{steps:,} steps**: the median confidence of a batch went from {first:.3f} to {last:.3f}."
+    return f"**{steps:,} steps**: the median confidence of a batch went from {first:.3g} to {last:.3g}."
 
 
 def _over_time(name: str, head: str, axis: str, history: History) -> Figure | None:

@@ -23,6 +23,12 @@ def test_the_curves_are_those_of_the_run():
     assert html.count("<svg viewBox") == 3 and "<script" not in html and len(html) < 200_000
 
 
+def test_small_confidences_are_told_apart():
+    """Those of a model that was never trained."""
+    page = training_page("run", {"train/confidence_p50": [(1, 0.000213), (126, 0.000436)]}, [])
+    assert page.answer.endswith("went from 0.000213 to 0.000436.")
+
+
 def test_the_hardest_items_by_id():
     choices = [{"set": "choices", "id": f"c{n}", "probability": value} for n, value in enumerate((0.5, 0.1, 0.9))]
     texts = [
