@@ -58,7 +58,8 @@ class EvaluationResult:
         ]
         if changed or (sums is None and (folder / _CHECKSUMS).exists()):
             unchanged = f"unchanged since it was written (its checksum in {_CHECKSUMS} differs)"
-            files = [name if name in names else _CHECKSUMS for name in changed] or [_CHECKSUMS]
+            known = (_METRICS, _RECORDS, _SETTINGS)  # another name is damage in the checksums themselves
+            files = [name if name in known else _CHECKSUMS for name in changed] or [_CHECKSUMS]
             raise BadInput("folder", folder / min(files), unchanged, f"{again}.")
         place = _METRICS
         try:
