@@ -208,23 +208,23 @@ def _read_checkpoint(folder: Path) -> Any:
 
 
 def _write_export(folder: Path) -> None:
-    from bft_ray.model.export import CHECKSUMS
-    from bft_ray.places.cache import sha256_of
-    from bft_ray.places.kept import write_kept
+    from bft_ray.model.export import write_checksums
 
     _shard(folder / "export" / "model.safetensors")
-    write_kept(folder / "export" / CHECKSUMS, {"model.safetensors": sha256_of(folder / "export" / "model.safetensors")})
+    (folder / "export" / "config.json").write_text('{"model_type": "llama", "rope_theta": 10000.0}')
+    (folder / "export" / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')
+    write_checksums(folder / "export")
 
 
 def _read_export(folder: Path) -> Any:
-    """Damaged checksums count as absent: weights that are whole are used."""
+    """Damaged checksums count as absent: files that are whole are used."""
     from bft_ray.model.export import CHECKSUMS, require_unchanged
     from bft_ray.places.kept import is_damaged
 
     require_unchanged(folder / "export", "model.path")
-    return (
-        ABSENT if is_damaged(str(folder / "export" / CHECKSUMS)) else (folder / "export/model.safetensors").read_bytes()
-    )
+    if is_damaged(str(folder / "export" / CHECKSUMS)):
+        return ABSENT
+    return [path.read_bytes() for path in sorted((folder / "export").iterdir()) if path.name != CHECKSUMS]
 
 
 def _segment(folder: Path) -> Any:

@@ -18,7 +18,7 @@ from bft_ray.errors import BadInput
 from bft_ray.evaluate.clients.judge import read_verdict, write_verdict
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.model import gguf
-from bft_ray.model.export import CHECKSUMS, require_unchanged
+from bft_ray.model.export import CHECKSUMS, require_unchanged, write_checksums
 from bft_ray.places.kept import is_damaged, read_kept, write_kept
 from bft_ray.places.remote import local_copy
 from bft_ray.profile import tokens as logps
@@ -214,22 +214,28 @@ def _(here: Here) -> None:
 
 
 def export(here: Here) -> Path:
-    (here.folder / "export").mkdir()
-    weights = here.folder / "export" / "model.safetensors"
-    weights.write_bytes(bytes(range(99)))
-    from bft_ray.places.cache import sha256_of
+    """A folder with one file of each sort that an export has; returns its weights."""
+    folder = here.folder / "export"
+    folder.mkdir(exist_ok=True)
+    for name in EXPORTED:
+        (folder / name).write_bytes(bytes(range(99)))
+    (folder / "README.md").write_text("a card")
+    write_checksums(folder)
+    (folder / "README.md").write_text("a card that somebody has edited")
+    require_unchanged(folder, "model.path")
+    return folder / "model.safetensors"
 
-    write_kept(here.folder / "export" / CHECKSUMS, {weights.name: sha256_of(weights)})
-    require_unchanged(here.folder / "export", "model.path")
-    return weights
+
+EXPORTED = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 
 
-@case("`export/*.safetensors`")
+@case("`export/*`: weights, config, tokenizer")
 def _(here: Here) -> None:
-    weights = export(here)
-    here.damage(weights)
-    with pytest.raises(BadInput, match=f"`model.path` is .*{weights}.*, but must be unchanged since it was written"):
-        require_unchanged(weights.parent, "model.path")
+    for name in EXPORTED:
+        path = export(here).with_name(name)
+        here.damage(path)
+        with pytest.raises(BadInput, match=f"`model.path` is .*{path}.*, but must be unchanged since it was written"):
+            require_unchanged(path.parent, "model.path")
 
 
 @case("`sha256.json` of an export")

@@ -19,9 +19,10 @@ from bft_ray.places.kept import read_kept, write_kept
 if TYPE_CHECKING:
     import torch
 
-CHECKSUMS = "sha256.json"  # of the weights, in their folder
+CHECKSUMS = "sha256.json"  # of an export, in its folder
 _BASE = "base model"  # key of its fingerprint, beside the files of an adapter
 _SETTINGS = "adapter settings"  # key of their hash (`settings_hash`)
+_NOT_SUMMED = {CHECKSUMS, CONFIG, "README.md"}  # a card is for people to edit
 
 
 def export_model(
@@ -57,9 +58,10 @@ def export_model(
 
 
 def write_checksums(folder: Path, base: str = "") -> None:
-    """Write the checksums of the weights in a folder beside them; of an adapter also that of its settings, and the fingerprint of
-    its base model."""
-    sums = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
+    """Write the checksums of the files in a folder beside them: weights, and what says how they are computed with and how text becomes
+    tokens; of an adapter also that of its settings, and the fingerprint of its base model."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name not in _NOT_SUMMED]
+    sums = {file.name: sha256_of(file) for file in files}
     settings = {_SETTINGS: settings_hash(folder)} if exported_kind(folder) == "adapter" else {}
     write_kept(folder / CHECKSUMS, sums | settings | ({_BASE: base} if base else {}), indent=1)
 
@@ -79,8 +81,8 @@ def require_same_base(config: ModelConfig, adapter: Path, field: str) -> None:
 
 
 def require_unchanged(folder: Path, field: str, remedy: str = "Take a whole copy, or train again") -> None:
-    """Check that exported weights are unchanged, where there are checksums beside them; a flipped bit would load
-    without a word.
+    """Check that an export is unchanged, where there are checksums in it: a flipped bit of its weights, its config or its tokenizer
+    would load without a word.
 
     Args:
         field, remedy: for the error.
