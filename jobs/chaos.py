@@ -1,6 +1,6 @@
 """Break bft-ray on purpose, on this machine, and look what is lost: the long form of the tests of faults.
 
-    python -m jobs.chaos [--seed 0] [--kills 100] [--minutes 90] [--folder chaos_results] [--part corruption|inputs|kills]
+    python -m jobs.chaos [--seed 0] [--kills 100] [--minutes 90] [--folder chaos_results] [--part NAME]
 
 What is done is drawn from the seed; what was done is in FOLDER/state.json, and the same command goes on from there.
 """
@@ -13,13 +13,15 @@ import os
 import shlex
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bft_ray.errors import BadInput, BftError
 
-PARTS = ("corruption", "inputs", "kills")  # the long one last
+PARTS = ("corruption", "inputs", "commands", "kills")  # the long ones last
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs in all (default: %(default)s)")
     parser.add_argument("--corruptions", type=int, default=1000, help="damaged files in all (default: %(default)s)")
     parser.add_argument("--inputs", type=int, default=2000, help="malformed inputs in all (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=90.0, help="no study begins that would end later")
+    parser.add_argument("--commands", type=int, default=50, help="commands over a damaged file (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=90.0, help="no study or command begins that would end later")
     parser.add_argument("--folder", type=Path, default=Path("chaos_results"), help="of the state and all files")
     parser.add_argument("--part", choices=PARTS, action="append", help="one of the parts (default: all)")
     options = parser.parse_args(arguments)
@@ -41,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     for part in options.part or PARTS:
         if part == "kills":
             faults += _kills(folder, state, options, end)
+        elif part == "commands":
+            faults += _commands(folder, state, options, end)
         else:
             faults += _in_process(part, folder, state, options)
     return int(faults > 0)
@@ -58,13 +63,35 @@ def _in_process(part: str, folder: Path, state: dict[str, Any], options: argpars
         rows = [[kind, outcome, number] for (kind, outcome), number in sorted(outcomes.items())]
         state[part] = {"count": count, "outcomes": rows, "faults": [asdict(fault) for fault in faults]}
         save(folder, state)
-    lines = [f"| {part} | outcome | times |", "|---|---|---|"]
-    lines += [f"| {kind} | {outcome} | {number} |" for kind, outcome, number in state[part]["outcomes"]]
-    (folder / f"{part}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    _tell(folder, part, state[part]["outcomes"])
     for fault in state[part]["faults"]:
         print(f"fault {fault['number']}: {fault['kind']}, {fault['file']}, {fault['how']}: {fault['what']}")
     return len(state[part]["faults"])
+
+
+def _tell(folder: Path, part: str, rows: Sequence[Sequence[Any]]) -> None:
+    """A table of kind, outcome and times; printed and kept."""
+    lines = [f"| {part} | outcome | times |", "|---|---|---|"]
+    lines += [f"| {kind} | {outcome} | {number} |" for kind, outcome, number in rows]
+    (folder / f"{part}.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _commands(folder: Path, state: dict[str, Any], options: argparse.Namespace, end: float) -> int:
+    from jobs.chaos_commands import run_commands
+
+    own = state.setdefault("commands", {})
+    run_commands(folder / "commands", own, options.seed, options.commands, end, lambda: save(folder, state))
+    times = Counter((draw["command"], draw["outcome"]) for draw in own["draws"])
+    _tell(folder, "commands", [[*key, number] for key, number in sorted(times.items())])
+    _say_what_is_left(len(own["draws"]), options.commands, "commands")
+    return sum(draw["outcome"] == "fault" for draw in own["draws"])
+
+
+def _say_what_is_left(done: int, asked: int, what: str) -> None:
+    if done < asked:
+        words = ["python", "-m", "jobs.chaos", *sys.argv[1:]]
+        print(f"{done} of {asked} {what} are done; the same command goes on: {shlex.join(words)}")
 
 
 def _kills(folder: Path, state: dict[str, Any], options: argparse.Namespace, end: float) -> int:
@@ -81,10 +108,7 @@ def _kills(folder: Path, state: dict[str, Any], options: argparse.Namespace, end
             "faulty", []
         ):  # the same draw meets other moments: a fault is not gone because it did not come again
             print(f"an earlier command found in study {walk['number']}: {'; '.join(walk['differences'])}")
-        done = sum(len(walk["kills"]) for walk in walks)
-        if done < options.kills:
-            words = ["python", "-m", "jobs.chaos", *sys.argv[1:]]
-            print(f"{done} of {options.kills} kills are done; the same command goes on: {shlex.join(words)}")
+        _say_what_is_left(sum(len(walk["kills"]) for walk in walks), options.kills, "kills")
     return sum(len(walk["differences"]) for walk in own["walks"])
 
 

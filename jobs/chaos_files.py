@@ -81,7 +81,7 @@ def run_corruption(folder: Path, seed: int, count: int) -> tuple[Counter[tuple[s
                 draw = random.Random(f"{seed}/{number}")
                 _restore(whole, work)
                 path = draw.choice([one for one in sorted(work.glob(kind.files)) if one.is_file()])
-                how = _damage(path, draw)
+                how = damage(path, draw)
                 untold = kind.untold(path)
                 heard.lines.clear()
                 outcome, text = _outcome(kind, work, path, before, heard)
@@ -117,7 +117,8 @@ def _restore(whole: Path, work: Path) -> None:
     shutil.copytree(whole, work)
 
 
-def _damage(path: Path, draw: random.Random) -> str:
+def damage(path: Path, draw: random.Random) -> str:
+    """Cut off its end (3 of 10) or change one byte; returns what was done."""
     content = bytearray(path.read_bytes())
     where = draw.randrange(len(content))
     if draw.random() < 0.3:

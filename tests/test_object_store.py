@@ -65,7 +65,7 @@ def end_of_family(process: subprocess.Popen) -> None:
     assert not left
 
 
-@pytest.mark.long
+@pytest.mark.release  # tests/places/ has each part of it
 def test_a_study_of_which_all_lies_in_a_store(s3, tree_in, tiny_data, tmp_path, capsys):
     """The driver is killed, every state that trials wait with is truncated, and the same command comes to a champion."""
     rows = [json.loads(line) for line in tiny_data.read_text().splitlines()]

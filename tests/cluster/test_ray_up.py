@@ -158,7 +158,7 @@ def test_it_runs_the_image_of_the_other_manifests(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ["aws", pytest.param("gcp", marks=pytest.mark.release)])
 def test_the_heads_own_command_starts_a_ray_that_refuses_who_has_no_token(name, tmp_path):
     """The line of the file, in a HOME with the two files that it reads; without the launcher, which would need a cloud."""
     folder = Path(tempfile.mkdtemp(prefix="bft_up_", dir="/tmp"))  # sockets need a short path

@@ -113,7 +113,7 @@ def config_file(make_tree: Callable[..., dict], folder: Path, steps: int) -> str
     return str(path)
 
 
-@pytest.mark.long
+@pytest.mark.release
 @pytest.mark.privileged
 @needs_slurm
 def test_each_port_of_a_job_refuses_who_has_no_token(running, submit, make_tree, tmp_path):

@@ -243,7 +243,7 @@ def test_a_bag_of_genes_tells_real_cells_apart():
     assert measure(task, cells, shuffled).metrics["cells/knn_accuracy"] < 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.skipif(not PBMC.is_file(), reason="needs ../shared")
 def test_real_cells_with_the_starter_model():
     config = ModelConfig(path="starter", dtype="fp32")

@@ -143,6 +143,7 @@ def test_weights_that_are_gone_or_changed_are_named(champion, tmp_path, capsys):
     assert not (tmp_path / "bft-test-1").exists()
 
 
+@pytest.mark.release  # three commands; the test after it pushes in this process
 def test_it_is_pushed_to_a_private_repository(champion, tmp_path, monkeypatch, capsys):
     with upload_hub() as hub:
         words = ["export", "test", "--uri", champion.tracking.uri, "--push", "lab/model"]

@@ -31,7 +31,7 @@ RUNS = {
         "preset": "zero3", "num_workers": 2, "checkpointing": True, "length": 512, "dtype": "bf16",
     },
     "LoRA, zero2, kept": {
-        "preset": "zero2", "num_workers": 2, "checkpointing": False, "length": 512, "dtype": "bf16", "lora": {"rank": 8},
+        "preset": "zero2", "num_workers": 2, "checkpointing": False, "length": 512, "dtype": "fp32", "lora": {"rank": 8},
     },
     "LoRA, zero3, checkpointed": {
         "preset": "zero3", "num_workers": 2, "checkpointing": True, "length": 64, "dtype": "fp32", "lora": {"rank": 8},

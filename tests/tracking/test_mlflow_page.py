@@ -8,7 +8,7 @@ from bft_ray.config import TrackingConfig
 from bft_ray.tracking.run import Tracker
 from tests.support.servers import CHROMIUM, HAS_POSTGRES, mlflow_server, page_text, postgres
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release  # tests/study/test_browser.py opens the pages of a study
 
 
 @HAS_POSTGRES

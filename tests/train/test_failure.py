@@ -116,7 +116,7 @@ def test_how_a_process_ended():
     assert "perhaps because memory was full" in how_it_died(gone) and not advice_on(how_it_died(gone))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_damaged_checkpoint_is_told_once_and_not_tried_again(make_tree, tmp_path):
     """By Ray Train's own workers: one start of them, and the rule that was broken."""
     import ray

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -105,27 +106,33 @@ def wait_for(checkpoint: Path) -> None:
         time.sleep(0.005)
 
 
-def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
-    """ZeRO-3 with LoRA: what MLflow holds, what the export is, and that base weights stay as they were."""
-    from peft import AutoPeftModelForCausalLM
-
-    choices = tmp_path / "choices.jsonl"
+@pytest.fixture(scope="module")
+def lora_run(ray_of_two, tree_in, tmp_path_factory):
+    """A run under ZeRO-3 with LoRA and a task, on two workers: its tree and its result."""
+    folder = tmp_path_factory.mktemp("lora")
+    choices = folder / "choices.jsonl"
     items = [
         {"id": f"q{i}", "question": f"w{i} w2", "choices": ["w3 w4", "w5 w6 w7", "w8"], "answer": i % 3}
         for i in range(9)
     ]
     choices.write_text("\n".join(map(json.dumps, items)))
     tree = two_workers(
-        make_tree,
-        tmp_path,
+        partial(tree_in, folder),
+        folder,
         lora={"rank": 4, "alpha": 8.0},
         deepspeed={"preset": "zero3"},
         optimizer={"learning_rate": 1e-2},
         evaluation={"every_steps": 3, "tasks": [{"kind": "choice", "name": "quiz", "path": str(choices)}]},
     )
-    config = make_config(tree)
-    result = train(config, Recorder())
+    return tree, train(make_config(tree), Recorder())
 
+
+def test_the_record_of_a_lora_run(lora_run, tmp_path):
+    """What MLflow holds, what the export is, and that base weights stay as they were."""
+    from peft import AutoPeftModelForCausalLM
+
+    tree, result = lora_run
+    config = make_config(tree)
     model = AutoPeftModelForCausalLM.from_pretrained(result.export)
     tokenizer = load_tokenizer(config.model.model_copy(update={"path": result.export}))
     generated = model.generate(**tokenizer("w1 w2 w3", return_tensors="pt"), max_new_tokens=5, do_sample=False)
@@ -167,7 +174,8 @@ def test_the_record_of_a_lora_run(ray_of_two, make_tree, tmp_path):
 
 
 def test_a_batch_with_nan_stops_the_run_and_names_its_samples(ray_of_two, make_tree, tmp_path, poisoned_model):
-    tree = two_workers(make_tree, tmp_path, model={"path": str(poisoned_model), "dtype": "fp32"})
+    cluster = {"gpus_per_worker": 0, "storage_path": str(tmp_path / "results")}
+    tree = make_tree(cluster=cluster, model={"path": str(poisoned_model), "dtype": "fp32"})
     tree["data"]["validation"] = []
     tree["checkpoint"] = {"export": "last"}
     with pytest.raises(NonFinite, match=r"loss of step \d+ is not finite in the micro-batch of samples row-"):
@@ -229,15 +237,12 @@ def interrupt(command: list[str], signum: int, checkpoint: Path) -> tuple[str, l
     return said, family
 
 
-def test_a_name_cannot_be_used_for_another_run(ray_of_two, make_tree, tmp_path):
-    cluster = {"gpus_per_worker": 0, "storage_path": str(tmp_path / "results")}
-    tree = make_tree(cluster=cluster, schedule={"steps": 1}, evaluation={"every_steps": 1})
-    first = train(make_config(tree), Recorder())
+def test_a_name_cannot_be_used_for_another_run(lora_run):
+    tree, first = lora_run
     again = Recorder()
     assert train(make_config(tree), again) == first and not again.events  # finished: nothing is trained twice
-    tree["loss"] = {"window": 3}
     with pytest.raises(BadConfig, match=r"`loss.window` was 256, and is now 3"):
-        train(make_config(tree), Recorder())
+        train(make_config(tree | {"loss": {"window": 3}}), Recorder())
 
 
 def test_nothing_is_imported_that_only_others_need():
