@@ -208,6 +208,8 @@ def _prepare(place: Path) -> None:
 
 def _interrupt(words: tuple[str, ...], place: Path, pattern: str) -> None:
     """Ctrl-C as soon as something of this pattern is there."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, and children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with _start(words, place) as process:
         end = time.monotonic() + _COMMAND_S
         while not list(place.glob(pattern)) and process.poll() is None and time.monotonic() < end:
