@@ -72,7 +72,7 @@ def commands() -> dict[str, Command]:
     )
     tokens = "cache/*/*"
     export = "results/finished/export"
-    run, trials = "results/interrupted", "results/studies/*/*/*"
+    run, trial = "results/interrupted", "results/studies/*/*/*/*"
     return {
         "evaluate": Command(
             ("evaluate", "config.yaml", "--model", export, "--out", "after", "--against", "before"),
@@ -89,7 +89,11 @@ def commands() -> dict[str, Command]:
             ("profiled/*.parquet", "cache/profiles/*", tokens),
             _profiled,
         ),
-        "search": Command(search, (f"{trials}/*", f"{trials}/step-*/*", f"{trials}/step-*/*/*", tokens), records),
+        "search": Command(
+            search,
+            (f"{trial}/*", f"{trial}/state-*/step-*/*", f"{trial}/state-*/step-*/*/*", f"{trial}/weights-*/*", tokens),
+            records,
+        ),
     }
 
 
@@ -203,7 +207,7 @@ def _prepare(place: Path) -> None:
             raise BftError(f"`{' '.join(words)}` ends with status {status}: {said[-800:]}")
     every = commands()
     _interrupt(every["train"].words, place, "results/interrupted/step-00000002")
-    _interrupt(every["search"].words, place, "results/studies/*/*/*/run-*.json")
+    _interrupt(every["search"].words, place, "results/studies/*/*/search/*/state-*/step-*")
 
 
 def _interrupt(words: tuple[str, ...], place: Path, pattern: str) -> None:
