@@ -1,7 +1,7 @@
 """Run a function on several ranks, processes joined by gloo through a file: no Ray, no port.
 
-Loading torch and DeepSpeed takes seconds, so ranks stay for the next call. Where a function fails they are ended, and the
-next call gets new ones.
+Loading torch, transformers and DeepSpeed takes seconds, so ranks are forked from a server that has loaded them, and stay for
+the next call. Where a function fails they are ended, and the next call gets new ones.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, fr
 
 class _Ranks:
     def __init__(self, world_size: int):
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")  # nothing is called there: no threads, no state
+        context.set_forkserver_preload(["tests.support.loaded"])
         self._folder = tempfile.TemporaryDirectory(dir=_PLACE)
         meeting = str(Path(self._folder.name) / "meeting")
         self._pipes: list[Connection] = []
