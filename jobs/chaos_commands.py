@@ -155,15 +155,23 @@ def _draw(number: int, draw: random.Random, whole: Path, place: Path, undisturbe
     path = draw.choice(_files(place, pattern))
     how = damage(path, draw)
     status, said = _run(command.words, place)
-    outcome, what = _judge(command, place, path, status, said, undisturbed[name])
+    outcome, what = judge(command, place, path, status, said, undisturbed[name])
     own = {"number": number, "command": name, "file": str(path.relative_to(place)), "how": how}
     return own | {"outcome": outcome, "what": what}
 
 
-def _judge(
+def judge(
     command: Command, place: Path, path: Path, status: int | None, said: str, before: dict[str, Any]
 ) -> tuple[str, str]:
-    names = [str(path), path.name, *(str(above) for above in path.parents if place in above.parents)]
+    """What became of a command, and what is wrong with that ("" where nothing is).
+
+    Args:
+        path: the damaged file.
+        status: of the command; None where it did not end.
+        before: what the command finds with whole files.
+    """
+    inner = path.relative_to(place)
+    names = [str(inner), path.name, *(str(above) for above in inner.parents if len(above.parts) > 1)]
     is_named = any(name in said for name in names)
     if status is None:
         return "fault", f"hangs: {said[-300:]}"

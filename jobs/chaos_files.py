@@ -209,7 +209,7 @@ def _read_checkpoint(folder: Path) -> Any:
 
 
 def _write_export(folder: Path) -> None:
-    from bft_ray.model.export import write_checksums
+    from bft_ray.model.checksums import write_checksums
 
     _shard(folder / "export" / "model.safetensors")
     (folder / "export" / "config.json").write_text('{"model_type": "llama", "rope_theta": 10000.0}')
@@ -219,7 +219,7 @@ def _write_export(folder: Path) -> None:
 
 def _read_export(folder: Path) -> Any:
     """Damaged checksums count as absent: files that are whole are used."""
-    from bft_ray.model.export import CHECKSUMS, require_unchanged
+    from bft_ray.model.checksums import CHECKSUMS, require_unchanged
     from bft_ray.places.kept import is_damaged
 
     require_unchanged(folder / "export", "model.path")

@@ -18,7 +18,7 @@ from bft_ray.errors import BadInput
 from bft_ray.evaluate.clients.judge import read_verdict, write_verdict
 from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.model import gguf
-from bft_ray.model.export import CHECKSUMS, require_unchanged, write_checksums
+from bft_ray.model.checksums import CHECKSUMS, require_unchanged, write_checksums
 from bft_ray.places.kept import is_damaged, read_kept, write_kept
 from bft_ray.places.remote import local_copy
 from bft_ray.profile import tokens as logps

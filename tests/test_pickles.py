@@ -29,7 +29,8 @@ from bft_ray.evaluate.result import EvaluationResult
 from bft_ray.model import start_logps
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.check import check_model
-from bft_ray.model.export import CHECKSUMS, export_model
+from bft_ray.model.checksums import CHECKSUMS
+from bft_ray.model.export import export_model
 from bft_ray.model.release import check_release
 from bft_ray.places.kept import read_kept
 from bft_ray.study.records.segment import Run

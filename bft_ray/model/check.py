@@ -14,8 +14,9 @@ from bft_ray.config import Config, ModelConfig
 from bft_ray.config.tree import ANCHORED_ADAPTER
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import adapter_of
+from bft_ray.model.checksums import require_unchanged
 from bft_ray.model.cpu import SLOW, bf16_slowdown
-from bft_ray.model.export import require_same_base, require_unchanged
+from bft_ray.model.export import require_same_base
 from bft_ray.model.fitting import check_adapter_weights, check_layers, stored_names
 from bft_ray.model.lora import check_targets
 from bft_ray.model.quantized import require_bitsandbytes, require_plain

@@ -10,19 +10,11 @@ from bft_ray.config import ModelConfig
 from bft_ray.errors import BadInput
 from bft_ray.model.base_weights import base_fingerprint
 from bft_ray.model.causal_lm import adapter_of
+from bft_ray.model.checksums import recorded_base, write_checksums
 from bft_ray.model.ends import generation_settings
-from bft_ray.model.fitting import settings_hash
-from bft_ray.model.safe import CONFIG
-from bft_ray.places.cache import sha256_of
-from bft_ray.places.kept import read_kept, write_kept
 
 if TYPE_CHECKING:
     import torch
-
-CHECKSUMS = "sha256.json"  # of an export, in its folder
-_BASE = "base model"  # key of its fingerprint, beside the files of an adapter
-_SETTINGS = "adapter settings"  # key of their hash (`settings_hash`)
-_NOT_SUMMED = {CHECKSUMS, CONFIG, "README.md"}  # a card is for people to edit
 
 
 def export_model(
@@ -57,50 +49,18 @@ def export_model(
     write_checksums(folder, base_fingerprint(config) if exported_kind(folder) == "adapter" else "")
 
 
-def write_checksums(folder: Path, base: str = "") -> None:
-    """Write the checksums of the files in a folder beside them: weights, and what says how they are computed with and how text becomes
-    tokens; of an adapter also that of its settings, and the fingerprint of its base model."""
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name not in _NOT_SUMMED]
-    sums = {file.name: sha256_of(file) for file in files}
-    settings = {_SETTINGS: settings_hash(folder)} if exported_kind(folder) == "adapter" else {}
-    write_kept(folder / CHECKSUMS, sums | settings | ({_BASE: base} if base else {}), indent=1)
-
-
 def require_same_base(config: ModelConfig, adapter: Path, field: str) -> None:
     """Check that the base model of an adapter is the one that it was trained on, where that is known.
 
     Raises:
         BadInput: its weights are others; what the adapter adds to them means nothing there.
     """
-    expected = (read_kept(adapter / CHECKSUMS) or {}).get(_BASE)
+    expected = recorded_base(adapter)
     if expected and (now := base_fingerprint(config)) and now != expected:
         base = adapter_of(config)[0]
         rule = f"an adapter of the base model {base} as it is now: it was trained on other weights"
         remedy = "Restore these, or name where they are by model.path, and the adapter by model.adapter."
         raise BadInput(field, str(adapter), rule, remedy)
-
-
-def require_unchanged(folder: Path, field: str, remedy: str = "Take a whole copy, or train again") -> None:
-    """Check that an export is unchanged, where there are checksums in it: a flipped bit of its weights, its config or its tokenizer
-    would load without a word.
-
-    Args:
-        field, remedy: for the error.
-
-    Raises:
-        BadInput: a file was changed, or is gone.
-    """
-    for name, expected in (read_kept(folder / CHECKSUMS) or {}).items():
-        if name == _BASE:
-            continue
-        if name == _SETTINGS:
-            name, is_same = CONFIG, settings_hash(folder) == expected
-        else:
-            is_same = (folder / name).is_file() and sha256_of(folder / name) == expected
-        if not is_same:
-            rule = f"unchanged since it was written (its checksum in {CHECKSUMS} differs)"
-            on_purpose = f"; if it was changed on purpose, delete {folder / CHECKSUMS}."
-            raise BadInput(field, folder / name, rule, f"{remedy}{on_purpose}")
 
 
 def merge_in_place(folder: Path, config: ModelConfig, settings: Any) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 
 from bft_ray.config import Config, ModelConfig
 from bft_ray.errors import BftError
+from bft_ray.model.checksums import require_unchanged, write_checksums
 from bft_ray.model.ends import end_tokens
-from bft_ray.model.export import exported_kind, merge_in_place, require_unchanged, write_checksums
+from bft_ray.model.export import exported_kind, merge_in_place
 from bft_ray.waits import waiting
 
 #: a probability may differ so far from that of the unmerged model: W + BA is rounded once more, in the base's dtype

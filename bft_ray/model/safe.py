@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.errors import BadInput, first_line
-from bft_ray.model.unreadable import adapter_without_safetensors, no_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -89,3 +88,31 @@ def check_adapter(folder: Path, field: str) -> None:
     if config.get("peft_type") != "LORA":
         rule = f"a LoRA adapter, but its adapter_config.json says peft_type {config.get('peft_type')!r:.40}"
         raise BadInput(field, folder, rule, "Merge it into its base model where it was made, and give that.")
+
+
+def adapter_without_safetensors(folder: Path) -> tuple[str, str]:
+    """Rule and remedy for the folder of an adapter without `adapter_model.safetensors`."""
+    rule = "a folder with adapter_config.json and adapter_model.safetensors"
+    old = folder / "adapter_model.bin"
+    if not old.is_file():
+        return rule, "Copy the adapter again."
+    code = (
+        "import torch; from safetensors.torch import save_file; "
+        f"save_file({{k: v.contiguous() for k, v in torch.load('{old}', weights_only=True).items()}}, "
+        f"'{old.with_suffix('.safetensors')}')"
+    )
+    return f"{rule}: this one holds *.bin, which may run code when it is read", f'Convert it: python -c "{code}"'
+
+
+def no_safetensors(folder: Path) -> tuple[str, str]:
+    """Rule and remedy for a folder without `*.safetensors`."""
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs:
+        return "a folder with *.safetensors weights: this one holds GGUF", f"Give the file: {ggufs[0]}."
+    if not list(folder.glob("*.bin")):
+        return "a folder with *.safetensors weights: there are none in it", "Download or copy the weights again."
+    code = (
+        f"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}')"
+    )
+    remedy = f'Convert them, if you trust their source: python -c "{code}"'
+    return "a folder with *.safetensors weights: this one holds *.bin, which runs code when it is read", remedy

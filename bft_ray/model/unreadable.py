@@ -14,7 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from bft_ray.config import ModelConfig
 from bft_ray.errors import BadInput, first_line
+from bft_ray.model.checksums import changed
 from bft_ray.model.named import NAMES
+from bft_ray.model.safe import no_safetensors
 from bft_ray.places.remote import is_remote
 
 _CONFIG, _LONGEST = "config.json", 160  # characters of a message
@@ -114,7 +116,8 @@ def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
     text = " ".join(str(link) for link in _chain(error))
     kinds = {type(link).__name__ for link in _chain(error)}
     return (
-        _bad_config(source, what)
+        _changed(source, what)
+        or _bad_config(source, what)
         or _bad_folder(source, what)
         or _missing_package(source, what, text, error)
         or _own_code(what, text)
@@ -125,6 +128,14 @@ def _cause(source: str, what: str, error: BaseException) -> tuple[str, str]:
             f"transformers does not read this {what}: check its files, or make them again with save_pretrained.",
         )
     )
+
+
+def _changed(source: str, what: str) -> tuple[str, str] | None:
+    """The rule and remedy for an export of ours of which a file is damaged."""
+    if not os.path.isdir(source) or not (found := changed(Path(source))):
+        return None
+    file, rule, remedy = found
+    return f"a folder with a readable {what}: {file} must be {rule}", remedy
 
 
 def _bad_config(source: str, what: str) -> tuple[str, str] | None:
@@ -211,34 +222,6 @@ def _bad_folder(source: str, what: str) -> tuple[str, str] | None:
     if what != "tokenizer" and not any(name.endswith(".safetensors") for name in names):
         return no_safetensors(folder)
     return None
-
-
-def adapter_without_safetensors(folder: Path) -> tuple[str, str]:
-    """Rule and remedy for the folder of an adapter without `adapter_model.safetensors`."""
-    rule = "a folder with adapter_config.json and adapter_model.safetensors"
-    old = folder / "adapter_model.bin"
-    if not old.is_file():
-        return rule, "Copy the adapter again."
-    code = (
-        "import torch; from safetensors.torch import save_file; "
-        f"save_file({{k: v.contiguous() for k, v in torch.load('{old}', weights_only=True).items()}}, "
-        f"'{old.with_suffix('.safetensors')}')"
-    )
-    return f"{rule}: this one holds *.bin, which may run code when it is read", f'Convert it: python -c "{code}"'
-
-
-def no_safetensors(folder: Path) -> tuple[str, str]:
-    """Rule and remedy for a folder without `*.safetensors`."""
-    ggufs = sorted(folder.glob("*.gguf"))
-    if ggufs:
-        return "a folder with *.safetensors weights: this one holds GGUF", f"Give the file: {ggufs[0]}."
-    if not list(folder.glob("*.bin")):
-        return "a folder with *.safetensors weights: there are none in it", "Download or copy the weights again."
-    code = (
-        f"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}')"
-    )
-    remedy = f'Convert them, if you trust their source: python -c "{code}"'
-    return "a folder with *.safetensors weights: this one holds *.bin, which runs code when it is read", remedy
 
 
 def _hub(source: str, what: str, text: str, kinds: set[str]) -> tuple[str, str] | None:

@@ -21,8 +21,8 @@ from bft_ray.evaluate.engine.request import Context, Generate
 from bft_ray.evaluate.tasks.choice import prompt_of
 from bft_ray.evaluate.tasks.generation import decode, encode_prompts, read_prompts
 from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.model.checksums import require_unchanged
 from bft_ray.model.ends import end_tokens
-from bft_ray.model.export import require_unchanged
 from bft_ray.page.html import to_html
 from bft_ray.page.model import Columns, Page, Part, Section, shown_time
 from bft_ray.places import storage

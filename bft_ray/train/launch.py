@@ -18,7 +18,8 @@ from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
-from bft_ray.model.export import describe_weights, require_unchanged
+from bft_ray.model.checksums import require_unchanged
+from bft_ray.model.export import describe_weights
 from bft_ray.page.html import to_html
 from bft_ray.places import storage
 from bft_ray.places.addresses import redact

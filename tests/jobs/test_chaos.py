@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bft_ray.errors import BadInput
-from jobs import chaos, chaos_files, chaos_inputs
+from jobs import chaos, chaos_commands, chaos_files, chaos_inputs
 from jobs.chaos_kills import compare, compare_files, table
 
 
@@ -49,6 +49,28 @@ def test_a_reader_that_believes_everything_is_found_out(tmp_path, monkeypatch):
     quoting = chaos_inputs.Kind("q", chaos_inputs._write_csv, "*.csv", _quote)
     monkeypatch.setattr(chaos_inputs, "kinds", lambda: [quoting])
     assert len(chaos_inputs.run_inputs(tmp_path / "inputs", 0, 12)[1]) > 3
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "value", "outcome"),
+    [
+        (0, "", 1.5, "as undisturbed"),
+        (0, "note: PLACE/a/b.json is damaged: it counts as absent", 1.5, "as undisturbed, named"),
+        (0, "note: PLACE/a/b.json is damaged", 1.25, "fault"),
+        (2, "a line\nerror: `folder` is PLACE/a/b.json, but must be whole", 1.5, "an error names it"),
+        (2, "error: a file is damaged", 1.5, "fault"),
+        (2, "error: b.json is damaged\nerror: b.json is damaged", 1.5, "fault"),
+        (1, "Traceback (most recent call last):\nerror: PLACE/a/b.json", 1.5, "fault"),
+        (None, "PLACE/a/b.json", 1.5, "fault"),
+    ],
+)
+def test_a_command_over_a_damaged_file_is_judged(status, said, value, outcome, tmp_path):
+    command = chaos_commands.Command(("evaluate",), ("a/*",), lambda place: {"nll": value})
+    path = tmp_path / "a" / "b.json"
+    found, what = chaos_commands.judge(
+        command, tmp_path, path, status, said.replace("PLACE", str(tmp_path)), {"nll": 1.5}
+    )
+    assert found == outcome and bool(what) == (outcome == "fault")
 
 
 def _quote(folder: Path) -> None:
@@ -106,3 +128,11 @@ def test_a_study_that_is_killed_finds_the_same(tmp_path, capsys):
     state = json.loads((tmp_path / "chaos" / "state.json").read_text())
     assert sum(len(walk["kills"]) for walk in state["kills"]["walks"]) == 2
     assert state["kills"]["undisturbed"]["versions"] == 1 and state["kills"]["undisturbed"]["lease"] is None
+
+
+@pytest.mark.release
+def test_commands_over_a_damaged_file(tmp_path, capsys):
+    words = ["--part", "commands", "--seed", "5", "--commands", "4", "--folder", str(tmp_path / "chaos")]
+    assert chaos.main(words) == 0, capsys.readouterr().out[-3000:]
+    state = json.loads((tmp_path / "chaos" / "state.json").read_text())
+    assert [draw["command"] for draw in state["commands"]["draws"]] == ["evaluate", "train", "profile", "search"]

@@ -23,6 +23,7 @@ from bft_ray.config import Config, DataConfig, ModelConfig, SourceConfig, make_c
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_model, load_tokenizer
 from bft_ray.model.check import check_model, position_limit
+from bft_ray.model.checksums import write_checksums
 from bft_ray.model.ends import end_tokens, generation_settings
 from bft_ray.model.export import export_model
 from bft_ray.model.halves import check_halves
@@ -239,6 +240,17 @@ def test_what_cannot_be_read_is_told_with_its_cause(tiny_model, tmp_path, monkey
         "a tokenizer that is on this machine: HF_HUB_OFFLINE is set, and it is not in the cache. Run `bft-ray "
         "fetch CONFIG` where there is a network, such as on a login node, or unset HF_HUB_OFFLINE."
     )
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_an_export_that_cannot_be_read_any_more_names_the_damaged_file(name, tiny_model, make_tree, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "export")
+    write_checksums(folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2] + b"\xd5" + content[len(content) // 2 :])
+    config = make_config(make_tree(model={"path": str(folder), "dtype": "fp32"}))
+    with pytest.raises(BadInput, match=rf"`model.path` is .*{folder / name} must be unchanged since it was written"):
+        check_model(config, load_tokenizer(config.model))
 
 
 def test_a_model_with_code_of_its_own_is_refused_with_the_field_that_allows_it(tiny_model, tmp_path):

@@ -12,7 +12,7 @@ from bft_ray.config import ModelConfig, make_config
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_base, load_model, load_tokenizer
 from bft_ray.model.check import check_model
-from bft_ray.model.export import write_checksums
+from bft_ray.model.checksums import write_checksums
 
 
 def edit(file: Path, **fields) -> None:

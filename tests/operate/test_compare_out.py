@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bft_ray.cli import main
-from bft_ray.model.export import write_checksums
+from bft_ray.model.checksums import write_checksums
 
 
 @pytest.mark.parametrize(

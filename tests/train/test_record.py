@@ -16,7 +16,7 @@ import pytest
 from bft_ray.config import flatten, make_config
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model.causal_lm import load_tokenizer
-from bft_ray.model.export import write_checksums
+from bft_ray.model.checksums import write_checksums
 from bft_ray.places.kept import write_kept
 from bft_ray.tracking.server import connect
 from bft_ray.train.launch import load_datasets, train
