@@ -18,7 +18,7 @@ help:
 	@echo "make test-long    run those of whole commands, studies and clusters"
 	@echo "make real         run those that train a real pretrained model (SmolLM2-135M, minutes)"
 	@echo "make release-test  before a release: what takes minutes each: the image (as root), the wheel, each series, faults of clusters"
-	@echo "make chaos        kill studies at random, damage files, give malformed inputs (hours; the same command goes on)"
+	@echo "make chaos        kill studies at random, damage files, give malformed inputs (90 minutes; the same command goes on)"
 	@echo "make lint         ruff, mypy, and the audit"
 	@echo "make audit        known vulnerabilities of constraints.txt, where pip-audit is installed and PyPI answers"
 	@echo "make cluster-up   Ray, PostgreSQL and MLflow on this machine (cluster/README.md); make cluster-down stops them"
