@@ -78,12 +78,14 @@ def _tell(folder: Path, part: str, rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _commands(folder: Path, state: dict[str, Any], options: argparse.Namespace, end: float) -> int:
-    from jobs.chaos_commands import run_commands
+    from jobs.chaos_commands import run_commands, told
 
     own = state.setdefault("commands", {})
     run_commands(folder / "commands", own, options.seed, options.commands, end, lambda: save(folder, state))
     times = Counter((draw["command"], draw["outcome"]) for draw in own["draws"])
     _tell(folder, "commands", [[*key, number] for key, number in sorted(times.items())])
+    for draw in own["faulty"]:
+        print(f"an earlier command found in draw {told(draw)}")
     _say_what_is_left(len(own["draws"]), options.commands, "commands")
     return sum(draw["outcome"] == "fault" for draw in own["draws"])
 

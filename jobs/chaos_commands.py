@@ -118,7 +118,8 @@ def run_commands(
     """Go on from `state` until so many files were damaged, or it is too late for another command.
 
     Args:
-        state: `undisturbed` (what each command finds) and `draws`; changed in place.
+        state: `undisturbed` (what each command finds), `draws`, and `faulty`: draws with a fault that were done again;
+            changed in place.
         end: on the monotonic clock.
         save: called after each command.
     """
@@ -136,7 +137,8 @@ def run_commands(
                 raise BftError(f"`{name}` over whole files ends with status {status}: {said[-800:]}")
             state["undisturbed"][name] = command.found(place)
         save()
-    state["draws"] = [draw for draw in state["draws"] if draw["outcome"] != "fault"]  # done again
+    state["faulty"] = state.get("faulty", []) + [draw for draw in state["draws"] if draw["outcome"] == "fault"]
+    state["draws"] = [draw for draw in state["draws"] if draw["outcome"] != "fault"]  # these are done again
     done = {draw["number"] for draw in state["draws"]}
     for number in sorted(set(range(count)) - done):
         if time.monotonic() + state["longest_s"] > end:
@@ -145,7 +147,12 @@ def run_commands(
         state["draws"].append(_draw(number, random.Random(f"{seed}/{number}"), whole, place, state["undisturbed"]))
         state["longest_s"] = max(state["longest_s"], time.monotonic() - began)
         save()
-        print(" ".join(f"{key}={value}" for key, value in state["draws"][-1].items() if value != ""), flush=True)
+        print(told(state["draws"][-1]), flush=True)
+
+
+def told(draw: dict[str, Any]) -> str:
+    """A draw in one line."""
+    return "{number}: {command}, {file}, {how}: {outcome} {what}".format(**draw).rstrip()
 
 
 def _draw(number: int, draw: random.Random, whole: Path, place: Path, undisturbed: dict[str, Any]) -> dict[str, Any]:
