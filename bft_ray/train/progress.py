@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 Event = tuple[str, dict[str, Any]]
 
+_TAKE_S = 5.0  # wait for an answer of the board, which is one of many processes of a busy machine
+
 
 class Board:
     """A Ray actor between rank 0, which posts events, and the driver, which reads them. It drops the oldest events."""
@@ -134,6 +136,7 @@ class Watcher:
     def __init__(self, board: Any, display: Display, wait: Wait, interval_s: float = 0.5):
         self._board, self._display, self._wait, self._interval_s = board, display, wait, interval_s
         self._is_shown = True
+        self._asked: Any = None  # a call of the board that has not answered yet
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bft-ray-progress", daemon=True)
 
@@ -143,23 +146,34 @@ class Watcher:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=3 * _TAKE_S)
 
     def _run(self) -> None:
-        import ray
-
         while True:
             stopping = self._stop.wait(self._interval_s)
-            try:
-                events = ray.get(self._board.take.remote(), timeout=5)
-            except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-                events = []
+            is_late = self._asked is not None
+            events = self._take()
+            if stopping and is_late:  # that answer is of a time before the last events
+                events += self._take()
             for event, values in events:
                 self._show(event, values)
                 if what := what_follows(event, values):
                     self._wait.now(what)
             if stopping:
                 return
+
+    def _take(self) -> list[Event]:
+        """What the board has. It forgets what it hands out, so an answer that is late is waited for again, and never asked anew."""
+        import ray
+
+        try:
+            self._asked = self._asked or self._board.take.remote()
+            if not ray.wait([self._asked], timeout=_TAKE_S)[0]:
+                return []
+            asked, self._asked = self._asked, None
+            return ray.get(asked)
+        except ray.exceptions.RayError:
+            return []
 
     def _show(self, event: str, values: dict[str, Any]) -> None:
         try:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from bft_ray.config import make_config
 from bft_ray.errors import BadConfig, BadInput, NonFinite
 from bft_ray.model.causal_lm import load_tokenizer
+from bft_ray.train import progress
 from bft_ray.train.checkpoint import step_name
 from bft_ray.train.launch import train
 from bft_ray.train.progress import Board, Watcher
@@ -271,6 +272,26 @@ def test_two_workers_on_one_cpu_are_refused(make_tree, tmp_path):
             train(make_config(two_workers(make_tree, tmp_path)), Recorder())
     finally:
         ray.shutdown()
+
+
+def test_no_event_is_lost_to_a_board_that_answers_late(ray_of_two, monkeypatch):
+    """On a busy machine an actor may answer after seconds; it has forgotten by then what it handed out."""
+    import ray
+
+    class Slow(Board):
+        def take(self):
+            taken = super().take()
+            time.sleep(0.3)
+            return taken
+
+    monkeypatch.setattr(progress, "_TAKE_S", 0.1)
+    board, display = ray.remote(num_cpus=0)(Slow).remote(), Recorder()
+    with Watcher(board, display, Wait("the first event"), interval_s=0.01) as watcher:
+        for step in range(1, 9):
+            ray.get(board.post.remote("step", {"step": step}))
+        monkeypatch.setattr(progress, "_TAKE_S", 5.0)
+    assert not watcher._thread.is_alive()
+    assert [values["step"] for _, values in display.events] == list(range(1, 9))
 
 
 @pytest.mark.parametrize(
