@@ -23,7 +23,7 @@ from tests.support.small_study import write_space
 
 LIMIT_S = 1800
 RUNG = 10
-STEPS = 300  # far more than are done until USR1
+STEPS = 600  # far more than are done until USR1
 
 
 def test_a_command_without_anything_to_save_ends_as_by_sigterm():
@@ -81,7 +81,7 @@ def test_a_training_saves_at_its_present_step_and_goes_on_from_there(make_tree, 
     )
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     process, log = command(tmp_path, "train", "config.yaml")
-    told_when(process, log, lambda: f"step 10/{STEPS}" in log.read_text())
+    told_when(process, log, lambda: f"step 60/{STEPS}" in log.read_text())
     said = usr1(process, log)
     step = int(
         re.search(
@@ -90,7 +90,7 @@ def test_a_training_saves_at_its_present_step_and_goes_on_from_there(make_tree, 
             re.M,
         )[1]
     )
-    assert 10 <= step < STEPS
+    assert 60 <= step < STEPS
     assert [path.name for path in (tmp_path / "results" / "run").glob("step-*")] == [f"step-{step:08d}"]
     (run,) = runs(tree)
     assert run.info.status == "KILLED" and run.data.tags["bft.reason"].startswith(
