@@ -38,7 +38,7 @@ def lettered(values: dict[str, Any]) -> dict[str, Any]:
     if gap := next((label for label in sorted(given)[: len(there)] if label not in there), None):
         remedy = "Move the options to the left, and name the right one anew where it is a letter; or remove the row."
         raise Fault(f"option_{gap}", "empty", "filled where an option behind it is", remedy)
-    if all(map(str.isdigit, there)):  # a number is then the name of a column, which counts from 1
+    if all(map(str.isdigit, there)):  # a number is then the name of a column
         return choice({**values, "choices": {label: given[label] for label in there}})
     return choice({**values, "choices": [given[label] for label in there]})
 
@@ -46,19 +46,38 @@ def lettered(values: dict[str, Any]) -> dict[str, Any]:
 def are_options(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether columns `a`, `b` ... of a table hold options: one of its answers names one, or none is given. The other answers are then
     wrong keys, which are refused: a table must not become another one by a mistake in one row.
+
+    Numbers beside numbers may be the quantities of a sum, which a result can equal by chance: they are options where there
+    are three and more, and every answer is one of them or a place among them.
     """
-    named = [_names_option(row) for row in rows if not _is_blank(row.get("answer"))]
-    return any(named) or not named
+    given = [row for row in rows if not _is_blank(row.get("answer"))]
+    plain = [row for row in given if not _is_numeric(row)]
+    if plain and any(_names_option(row) for row in plain):
+        return True
+    return not plain and all(_names_option(row) for row in given)
+
+
+def _texts(values: Mapping[str, Any]) -> list[str]:
+    options = [value for part, value in values.items() if part.startswith("option_")]
+    return [str(value).strip() for value in options if not _is_blank(value)]
+
+
+def _is_numeric(values: Mapping[str, Any]) -> bool:
+    return _NUMERIC.fullmatch(str(values["answer"]).strip()) is not None and all(
+        map(_NUMERIC.fullmatch, _texts(values))
+    )
 
 
 def _names_option(values: Mapping[str, Any]) -> bool:
-    """By its letter, its text, or an index. A number beside numbers names none: these are rather the quantities of a sum."""
-    options = [value for part, value in values.items() if part.startswith("option_")]
-    texts = [str(value).strip() for value in options if not _is_blank(value)]
-    said = str(values["answer"]).strip()
-    if _number(said) is not None:
-        return any(not _NUMERIC.fullmatch(text) for text in texts)
-    return _letter(said, len(options)) is not None or said in texts
+    """By its letter, its text, or an index."""
+    texts, said = _texts(values), str(values["answer"]).strip()
+    if _is_numeric(values) and len(texts) < 3:
+        return False
+    num_columns = sum(part.startswith("option_") for part in values)
+    if said in texts or _letter(said, num_columns) is not None:
+        return True
+    number = _number(said)
+    return number is not None and (not _is_numeric(values) or 0 <= number <= len(texts))
 
 
 def _is_blank(value: Any) -> bool:
@@ -111,6 +130,11 @@ def choice(values: dict[str, Any], *, is_key: bool = False) -> dict[str, Any]:
         rule = "the right option: its letter or label, its index from 0, or its text, the same as in the options"
         remedy = "Compare the two letter by letter, or give the index."
         raise Fault("answer", f"a text that is none of the {len(options)} options", rule, remedy)
+    if labels and not found:
+        number = _number(said)
+        shown = ", ".join(labels) if max(map(len, labels)) < 3 else f"{len(labels)} of them"
+        remedy = "The text of the option will do as well, the same as in the options."
+        raise Fault("answer", _kind(given) if number is None else number, f"the label of an option: {shown}", remedy)
     made = _choice(values, options, found[0] if found else None)
     if not labels and not by_text and _number(said) is not None:
         made[BY_INDEX] = True
@@ -161,7 +185,7 @@ def _choice(values: Mapping[str, Any], options: list[str], answer: int | None) -
         given = values["answer"]
         raise Fault(
             "answer",
-            given if isinstance(given, int) else _kind(given),
+            _kind(given) if _number(given) is None else _number(given),
             f"the index of the right option, 0 to {len(options) - 1}",
             "Indices count from 0: write 0 for option A, 1 for B. A letter or the option's text will do as well.",
         )

@@ -149,6 +149,7 @@ FORMS: tuple[Form, ...] = (
     _medmcqa("medmcqa_from_1", 1),
     # as spreadsheets have it; a column that is named by a letter alone may be something else
     _lettered("options_by_letter", ("option_", "choice_", "op"), "abcdefgh"),
+    _lettered("options_by_number_from_0", ("option_", "choice_"), "01234567"),
     _lettered("options_by_number", ("option_", "choice_"), "12345678"),
     _lettered("columns_by_letter", ("",), "abcdefgh", fits=choices.are_options),
     Form(
@@ -256,7 +257,11 @@ FORMS: tuple[Form, ...] = (
 )  # fmt: skip
 
 #: columns that beside a text hold what is to be answered
-LABELS = frozenset(["label", "labels", "class", "target", "diagnosis", "outcome", "sentiment", "gold", "finaldecision"])
+LABELS = frozenset([
+    "label", "labels", "class", "classlabel", "target", "diagnosis", "diagnoses", "outcome", "sentiment", "gold",
+    "goldlabel", "finaldecision", "celltype", "celllabel", "disease", "phenotype", "icd", "icd9", "icd10", "icdcode",
+    "icd10code", "condition", "subtype", "annotation", "significance", "clinicalsignificance", "pathogenicity",
+])  # fmt: skip
 #: columns that say something about a row and are not its content
 METADATA = frozenset([
     "id", "idx", "index", "uid", "uuid", "guid", "qid", "rowid", "pubid", "pmid", "pmcid", "doi", "key", "hash",

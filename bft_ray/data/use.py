@@ -16,6 +16,8 @@ from bft_ray.data.template import check_braces, column_of, fill, names_in
 from bft_ray.data.values import as_name, is_missing
 from bft_ray.errors import BadInput, did_you_mean
 
+_WHOLE = re.compile(r"^(-?[0-9]+)\.0+$")
+
 CHOSEN = "columns"  # name of the form that a user's own columns make
 FILL = "Fill it or take the row out."
 _MAKE = {
@@ -117,12 +119,11 @@ def marks_of(use: Use, record: Mapping[str, Any], names: tuple[str, ...], where:
                 raise BadInput(f"{where} {chosen}", "missing", "given in every row", FILL)
         elif column is not None and not is_missing(record[column]) and str(record[column]).strip():
             value = record[column]
-            is_whole = isinstance(value, float) and value.is_integer()  # a table's reader makes 1.0 of 1
-            marks[name] = as_name(int(value) if name == "group" and is_whole else value, f"{where} {column}")
-            if name == "group":
-                marks[name] = " ".join(marks[name].split())
+            marks[name] = as_name(value, f"{where} {column}")
         elif name == "group" and chosen is not None:
             raise BadInput(f"{where} {chosen}", "missing", "given in every row", did_you_mean(chosen, names) or FILL)
+    if "group" in marks:  # tables write 7 as 7.0 where a cell of the column is or was empty: that is one patient
+        marks["group"] = _WHOLE.sub(r"\1", " ".join(marks["group"].split()))
     return marks
 
 

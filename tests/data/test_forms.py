@@ -16,6 +16,7 @@ from bft_ray.data.form_table import FORMS
 from bft_ray.data.forms import apply, recognise
 from bft_ray.data.rows import BadRow, ChoiceRow, Row, look, question_key, read_choices, read_rows, row_key
 from bft_ray.data.tokenise import encode
+from bft_ray.data.use import marks_of
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 
@@ -548,6 +549,50 @@ def test_a_wrong_key_is_refused_and_makes_no_other_table(key, wrong, is_first):
     apply(use, rows[0], "good")
     with pytest.raises(BadInput, match="bad answer"):
         apply(use, rows[1], "bad")
+
+
+@pytest.mark.parametrize(
+    ("answers", "form"),
+    [
+        (("49", "5"), "columns_by_letter"),  # the text of an option, in every row
+        (("1", "4"), "columns_by_letter"),  # a place among four
+        (("49", "77"), "question/answer"),
+        (("B", "77"), "columns_by_letter"),  # a letter says what the table is; the other row is refused
+    ],
+)
+def test_columns_of_numbers_are_options_where_the_answers_say_so(answers, form):
+    """Doses, counts, scores: their options were left out, and the number was learned as a free answer."""
+    options = [("9", "37", "49", "5"), ("8", "5", "12", "40")]
+    rows = [
+        {"question": "How many mg?", **dict(zip("ABCD", own, strict=True)), "answer": answer}
+        for own, answer in zip(options, answers, strict=True)
+    ]
+    assert recognise(rows[0], "t:2", more=[("t:3", rows[1])]).form.name == form
+
+
+@pytest.mark.parametrize(("first", "right", "wrong"), [(0, 3, 4), (1, 4, 0)])
+def test_a_number_names_a_column_of_that_number(first, right, wrong):
+    """The message told to write 0 where 0 was what it refused; and an option in `option_0` was not seen."""
+    row = {"question": "Which?"} | {f"option_{first + place}": text for place, text in enumerate("wxyz")}
+    use = recognise(row | {"answer": str(right)}, "t:2")
+    assert apply(use, row | {"answer": str(right)}, "t:2")["answer"] == 3
+    told = (
+        rf"`t:3 answer` is {wrong}, but must be the label of an option: {', '.join(str(first + n) for n in range(4))}\."
+    )
+    with pytest.raises(BadInput, match=told):
+        apply(use, row | {"answer": str(wrong)}, "t:3")
+
+
+@pytest.mark.parametrize("values", [("7", "7.0"), (7, "7.00"), (" 7 ", 7.0)])
+def test_a_group_is_one_however_a_table_writes_its_number(values):
+    use = recognise({"prompt": "a", "completion": "b", "group": values[0]}, "t:2")
+    assert {marks_of(use, {"group": value}, ("group",), "t")["group"] for value in values} == {"7"}
+
+
+@pytest.mark.parametrize("label", ["cell_type", "Disease", "phenotype", "icd10", "cell type", "diagnosis"])
+def test_a_text_with_its_label_is_refused_until_it_is_said_what_for(label):
+    with pytest.raises(BadInput, match=f"t:2 {label}.*is 'a label'"):
+        recognise({"abstract": "A study of T cells.", label: "T"}, "t:2")
 
 
 @pytest.mark.parametrize("answers", [(3, 5), ("3", "5.5"), ("as a and b say", "more of both")])

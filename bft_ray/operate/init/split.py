@@ -123,7 +123,10 @@ def _shares(units: int, given: set[str]) -> dict[str, float]:
         return {}
     beside = " that the files beside it do not hold" if given else ""
     what = "1 independent question" if units == 1 else f"{units} independent questions"
-    remedy = "Add rows (with --group: of other groups), or put a validation file beside it (train.csv, validation.csv)."
+    remedy = (
+        "Add rows (with --group: of other groups; groups that share a question stay together, and count as one), or put a "
+        "validation file beside it (train.csv, validation.csv)."
+    )
     if given:
         remedy = "Take the questions of the one out of the other, or name the one file, in a folder without the others."
     raise BadInput("data", f"{what}{beside}", "at least 2", remedy)
