@@ -131,10 +131,9 @@ def choice(values: dict[str, Any], *, is_key: bool = False) -> dict[str, Any]:
         remedy = "Compare the two letter by letter, or give the index."
         raise Fault("answer", f"a text that is none of the {len(options)} options", rule, remedy)
     if labels and not found:
-        number = _number(said)
         shown = ", ".join(labels) if max(map(len, labels)) < 3 else f"{len(labels)} of them"
         remedy = "The text of the option will do as well, the same as in the options."
-        raise Fault("answer", _kind(given) if number is None else number, f"the label of an option: {shown}", remedy)
+        raise Fault("answer", _shown(given), f"the label of an option: {shown}", remedy)
     made = _choice(values, options, found[0] if found else None)
     if not labels and not by_text and _number(said) is not None:
         made[BY_INDEX] = True
@@ -185,7 +184,7 @@ def _choice(values: Mapping[str, Any], options: list[str], answer: int | None) -
         given = values["answer"]
         raise Fault(
             "answer",
-            _kind(given) if _number(given) is None else _number(given),
+            _shown(given),
             f"the index of the right option, 0 to {len(options) - 1}",
             "Indices count from 0: write 0 for option A, 1 for B. A letter or the option's text will do as well.",
         )
@@ -210,6 +209,13 @@ def _number(value: Any) -> int | None:
 def _letter(value: Any, num: int) -> int | None:
     said = value.strip().strip("().").upper() if isinstance(value, str) else ""
     return ord(said) - ord("A") if len(said) == 1 and "A" <= said < chr(ord("A") + num) else None
+
+
+def _shown(answer: Any) -> Any:
+    """A truth value or a whole number as it is, which quotes no text of a row; of all else what it is."""
+    if isinstance(answer, bool) or (number := _number(answer)) is None:
+        return answer if isinstance(answer, bool) else _kind(answer)
+    return number
 
 
 def _kind(value: Any) -> str:
