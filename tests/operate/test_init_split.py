@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from bft_ray.errors import BadInput
 from bft_ray.operate.init.split import MOST_ROWS, SPLITS, assign, num_units
+from bft_ray.operate.init.tell import rare_labels
 from bft_ray.space.draft import differing_windows, grace_steps, window_grid
 from bft_ray.stats.power import smallest_share
 
@@ -132,6 +134,19 @@ def test_windows_differ_and_lie_below_the_longest_answer(lengths):
     assert windows == sorted(set(windows)) and len(windows) <= 5
     assert all(window < max(lengths) for window in windows)
     assert (256 in windows) == (max(lengths) > 256)
+
+
+def test_splits_that_lack_a_label_are_told():
+    def rows(**counts: int) -> list:
+        return [SimpleNamespace(taught={"completion": label}) for label, count in counts.items() for _ in range(count)]
+
+    parts = {"train": rows(yes=39), "validation": rows(yes=19, no=1), "confirmation": rows(yes=9), "test": []}
+    assert rare_labels(parts, 2) == [
+        "note         train: lacks 1 of the 2 labels, which cannot be learned",
+        "note         validation: always saying its most frequent label is right in 95% of it",
+        "note         confirmation: lacks 1 of the 2 labels; always saying its most frequent label is right in 100% of it",
+    ]
+    assert rare_labels({"train": rows(yes=20, no=9), "validation": rows(yes=4, no=2)}, 2) == []
 
 
 def test_what_so_few_items_can_show():

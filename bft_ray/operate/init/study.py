@@ -22,7 +22,7 @@ from bft_ray.operate.init.related import hint_of_groups
 from bft_ray.operate.init.request import Request
 from bft_ray.operate.init.space_text import SPACE, SpacePlan, space_text
 from bft_ray.operate.init.split import SPLITS, TRAIN, VALIDATION, assign
-from bft_ray.operate.init.tell import can_search, can_show, next_commands, summary
+from bft_ray.operate.init.tell import can_search, can_show, next_commands, rare_labels, summary
 from bft_ray.space.draft import MARK, differing_windows, window_grid
 from bft_ray.space.load import load_study
 
@@ -78,6 +78,7 @@ def write_study(request: Request, device: Device | None = None) -> str:
             f"{'search space':<25}  {out.with_name(SPACE) if spaces else 'none, for too few rows'}",
             "",
             *can_show(parts, plan.metric),
+            *(rare_labels(parts, len(look.labels)) if look.labels else []),
             "",
             *next_commands(out, out.with_name(SPACE), can_search=can_search(parts)),
         ]

@@ -12,10 +12,11 @@ from bft_ray.data.form_table import DOUBTFUL_WORDS
 from bft_ray.data.rows import text_key
 from bft_ray.errors import enumerate_names
 from bft_ray.operate.init.look import Found, Look
-from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, VALIDATION, num_units
+from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, TRAIN, VALIDATION, num_units
 from bft_ray.stats.power import DISCORDANT, smallest_share
 
 _LARGE = 0.25  # share of the rows that one group seldom has
+_MOSTLY_ONE = 0.9  # share of one label from which accuracy says little
 
 
 def summary(look: Look) -> list[str]:
@@ -86,6 +87,25 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
             f"  {total} independent items are too few for a test: the champion is confirmed, but not tested.",
             f"  for a test: {SHARES[0][0]} or more (different questions, or values of --group); then init again with --force.",
         ]
+    return lines
+
+
+def rare_labels(parts: Mapping[str, Sequence[Found]], num_labels: int) -> list[str]:
+    """Lines on labels that a split lacks, and on how often the most frequent one is right there, where that is often."""
+    lines = []
+    for name, rows in parts.items():
+        counts = Counter(row.taught["completion"] for row in rows)
+        if not counts:
+            continue
+        lacks = f"lacks {num_labels - len(counts)} of the {num_labels} labels" if len(counts) < num_labels else ""
+        share = max(counts.values()) / len(rows)
+        if name == TRAIN:
+            said = [f"{lacks}, which cannot be learned"] if lacks else []
+        else:
+            said = [lacks] if lacks else []
+            if share >= _MOSTLY_ONE:
+                said.append(f"always saying its most frequent label is right in {share:.0%} of it")
+        lines += [f"{'note':<13}{name}: {'; '.join(said)}"] * bool(said)
     return lines
 
 
