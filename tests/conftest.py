@@ -19,6 +19,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for a net
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # else each `mlflow server` starts nine processes that import MLflow, for background jobs that no test has
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+# Ray's workers have nice 15: beside another test process they would get 3 % of a core, and run into bounds
+os.environ.setdefault("RAY_worker_niceness", "0")
 # tiny matrices: threads that wait for each other cost more than they do, many times more beside another test process
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
