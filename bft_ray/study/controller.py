@@ -275,10 +275,10 @@ class Controller:
         self._running.clear()
 
     def _charge(self, segment: Segment, run: Run | None = None) -> None:
-        """Add the time of a segment that has ended to the trial's, and the types of the cards that computed it."""
+        """Add the time of a segment that has ended to the trial's, the types of the cards that computed it, and its warnings."""
         store, number = self._at(segment)
-        cards = run.cards if run is not None else ()
-        store.keep(number, **ended_segment(store.record(number), segment.seed, clock.now(), cards))
+        told = (run.cards, run.warnings) if run is not None else ()
+        store.keep(number, **ended_segment(store.record(number), segment.seed, clock.now(), *told))
 
     def _charge_all(self, record: TrialRecord) -> None:
         """Add the time of a trial's segments so far: it ends while other seeds of it run."""

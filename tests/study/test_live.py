@@ -116,6 +116,21 @@ def test_the_lines_of_a_study():
     ]
 
 
+def test_what_was_wrong_with_the_files_of_a_trial_is_told_below_its_line():
+    stream = io.StringIO()
+    with Live("medical_qa", METRIC, stream=stream) as live:
+        live.part("search", 1)
+        live.show(
+            {"search": [trial(0, "running", extra={"warnings": ["the checkpoint s is passed over: cut"]})]}, 2, LATER
+        )
+        before = stream.getvalue()
+        live.show(
+            {"search": [trial(0, value=0.4, extra={"warnings": ["the checkpoint s is passed over: cut"]})]}, 2, LATER
+        )
+    assert "passed over" not in before
+    assert stream.getvalue().splitlines()[-1] == "search/0: the checkpoint s is passed over: cut"
+
+
 def test_a_study_that_goes_on_tells_what_was_there_in_one_line():
     stream = io.StringIO()
     earlier = [trial(number, value=0.1 * number, finished=5.0, name=f"w{number}") for number in range(1, 4)]

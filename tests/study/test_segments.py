@@ -126,7 +126,16 @@ def walks(tree: dict, folder: str) -> dict[str, Any]:
         hurt = make_segment(tree, f"{folder}/hurt-{kind}")
         take(replace(hurt, until=2))
         damage(Path(hurt.files.result), kind)
-        told[kind] = stages(take(hurt)), content(Run.read(hurt.files, hurt.key))
+        reports = take(hurt)
+        told[kind] = stages(reports), content(Run.read(hurt.files, hurt.key))
+        told[f"{kind} warnings"] = reports[-1].warnings
+
+    worn = make_segment(tree, f"{folder}/worn")  # its state is damaged
+    take(replace(worn, until=4))
+    damage(next(Path(worn.files.state).rglob("*.safetensors")), "flip")
+    reports = take(worn)
+    told["worn"] = stages(reports), content(Run.read(worn.files, worn.key))
+    told["worn warnings"] = [one.warnings for one in reports]
 
     gone = make_segment(tree, f"{folder}/gone")  # the state is lost
     take(replace(gone, until=4))
@@ -171,6 +180,11 @@ def test_a_run_is_the_same_however_it_is_walked(make_tree, tmp_path):
     assert told["gone"] == ([(2, "running"), (4, "running"), (6, "complete")], whole)
     for kind in ("half", "empty", "flip"):
         assert told[kind] == ([(4, "running"), (6, "complete")], whole)  # the state has a copy of it
+        (warning,) = told[f"{kind} warnings"]
+        assert f"hurt-{kind}/run-42.json" in warning
+    assert told["worn"] == told["gone"]
+    assert all("worn/state-42/step-00000004 is passed over" in line for (line,) in told["worn warnings"])
+    assert reached[-1].warnings == []
     assert told["stopped"] == ("running", 4, 1)  # and the base model was given back
     assert told["cut"] == ([(4, "running"), (6, "complete")], whole)  # the first two steps were not done again
     assert told["far stages"] == [(2, "paused"), (4, "running"), (6, "complete")]

@@ -15,6 +15,7 @@ from bft_ray.places.addresses import redact
 from bft_ray.places.disk import full_disk
 from bft_ray.study.execute import paused
 from bft_ray.study.execute.card import cards_of_ranks, joined
+from bft_ray.study.execute.heard import heard
 from bft_ray.study.execute.moving import moving
 from bft_ray.study.execute.trial import trial
 from bft_ray.study.execute.warm import Warm
@@ -53,7 +54,7 @@ def run_segment(segment: Segment, warm: Warm) -> Generator[Run, None, None]:
 
 
 def _run(segment: Segment, warm: Warm, is_asked: Callable[[], bool]) -> Generator[Run, None, None]:
-    before, run, state, is_ending = ranks.agree(lambda: (*_earlier(segment), is_asked()))
+    before, run, state, is_ending = ranks.agree(lambda: (*_resumed(segment), is_asked()))
     if before is None and is_ending:
         before = Run(segment.key, "saved", "it had not begun", run.num_steps)
     if before is not None:
@@ -102,6 +103,15 @@ def _run(segment: Segment, warm: Warm, is_asked: Callable[[], bool]) -> Generato
             with suppress(OSError):  # no room for it: the driver gets the report in any case
                 run.write(segment.files)
         yield run.report
+
+
+def _resumed(segment: Segment) -> tuple[Run | None, Run, str | None]:
+    """What `_earlier` finds; what it warns of goes to the driver with the run, since few read a worker's log."""
+    with heard() as warnings:
+        before, run, state = _earlier(segment)
+    for each in {id(one): one for one in (before, run) if one is not None}.values():
+        each.warnings = [*each.warnings, *warnings]
+    return before, run, state
 
 
 def _earlier(segment: Segment) -> tuple[Run | None, Run, str | None]:

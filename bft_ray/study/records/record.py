@@ -37,7 +37,8 @@ class TrialRecord:
         attempts: how often it was started (one too many where a driver was killed while it released the trial).
         created, started, finished: seconds since 1970; `started` is that of the last attempt.
         extra: what else the driver keeps with it: of a run of the confirmation `items` (item -> score), and `groups` (item
-            -> names) where its rows have one; of a trial that ran `cards` (see the property).
+            -> names) where its rows have one; of a trial that ran `cards` and `warnings` (see the
+            properties).
     """
 
     part: str
@@ -101,6 +102,11 @@ class TrialRecord:
     def cards(self) -> tuple[str, ...]:
         """Types of the GPUs or CPUs that computed it, each once; () of a duplicate, and of a record of an earlier version."""
         return () if self.duplicate_of else tuple(self.extra.get("cards", ()))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was wrong with its files when it was resumed, as lines."""
+        return () if self.duplicate_of else tuple(self.extra.get("warnings", ()))
 
     @cached_property
     def rung_values(self) -> dict[int, float]:
@@ -181,9 +187,11 @@ def begun_segment(record: TrialRecord, seed: int, now: float, num_workers: int) 
     return {"since": since, "ran": record.extra.get("ran", [])}
 
 
-def ended_segment(record: TrialRecord, seed: int, now: float, cards: Sequence[str] = ()) -> dict[str, Any]:
+def ended_segment(
+    record: TrialRecord, seed: int, now: float, cards: Sequence[str] = (), warnings: Sequence[str] = ()
+) -> dict[str, Any]:
     """What to keep with a trial of which a segment has ended: `ran` with this one; `worker_s`, its seconds times workers so
-    far; and the types of the cards that computed it. {} for a segment that had not begun.
+    far; the types of the cards that computed it; and its warnings. {} for a segment that had not begun.
     """
     since = dict(record.extra.get("since", {}))
     if str(seed) not in since:
@@ -192,6 +200,8 @@ def ended_segment(record: TrialRecord, seed: int, now: float, cards: Sequence[st
     ended = max(now, began)
     spent = record.extra.get("worker_s", 0.0) + (ended - began) * num_workers
     kept = {"cards": sorted({*record.extra.get("cards", ()), *cards})} if cards else {}
+    if warnings:
+        kept["warnings"] = list(dict.fromkeys([*record.extra.get("warnings", ()), *warnings]))
     return {"since": since, "ran": [*record.extra.get("ran", []), [began, ended]], "worker_s": spent, **kept}
 
 

@@ -104,6 +104,7 @@ class Run:
             (while the caller worked), `end`.
         is_lasting: whether a failed one would probably fail again.
         cards: types of the GPUs or CPUs that computed it, each once, over all segments and ranks.
+        warnings: what was wrong with its files when it was resumed, as lines; the driver tells them.
     """
 
     key: str = ""
@@ -116,6 +117,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     is_lasting: bool = True
     cards: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def last(self) -> dict[str, float]:

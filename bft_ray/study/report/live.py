@@ -159,6 +159,8 @@ class Live:
             text += f": {' '.join(record.reason.split())}"
         if self._console is None or record.status == "failed":
             self.note(f"[{name} {self._done(name)}] {_label(record)}: {text}")
+        for warning in record.warnings:
+            self.note(f"{record.id}: {warning}")
 
     def _what_runs(self) -> str:
         """What runs now, for long waits without a table; another thread calls it, as it does for the table."""

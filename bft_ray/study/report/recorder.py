@@ -170,6 +170,7 @@ def _plain(parts: Mapping[str, Sequence[TrialRecord]]) -> list[dict[str, Any]]:
             "merged_with": record.duplicate_of,
             "reason": record.reason,
             "cards": list(record.cards),
+            "warnings": list(record.warnings),
             "duration_s": record.duration_s,
         }
         for records in parts.values()
