@@ -52,8 +52,10 @@ test: $(READY) $(SMOLLM2)
 test-fast: $(READY)
 	$(PYTEST) $(BY_FILE) -m "not real and not long and not slow and not release"
 
+# a share of the files: `make test-long SHARD=0/4` to 3/4
+SHARD ?= 0/1
 test-long: $(READY)
-	$(PYTEST) $(BY_FILE) -m "long and not release"
+	$(PYTEST) $(BY_FILE) -m "long and not release" --shard $(SHARD)
 
 real: $(READY) $(SMOLLM2)
 	$(PYTEST) -m "real and not release"

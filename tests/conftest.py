@@ -35,16 +35,32 @@ hypothesis.settings.load_profile("untimed")
 _MAY_SKIP = {"gpu", "privileged"}
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--shard", metavar="K/N", help="of the files with long tests every N-th alone, from the K-th (0 to N-1) on"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
     """Files with most slow tests first, so that processes that share the files end at about the same time."""
     import torch
 
+    if shard := config.getoption("--shard"):
+        _keep_shard(config, items, *map(int, shard.split("/")))
     slow = Counter(item.path for item in items if any(item.get_closest_marker(name) for name in ("slow", "long")))
     items.sort(key=lambda item: -slow[item.path])
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+def _keep_shard(config, items, number, of):
+    assert 0 <= number < of, f"--shard {number}/{of}: the first number must be from 0 to {of - 1}"
+    files = sorted({item.path for item in items if item.get_closest_marker("long")})
+    others = set(files) - set(files[number::of])
+    config.hook.pytest_deselected(items=[item for item in items if item.path in others])
+    items[:] = [item for item in items if item.path not in others]
 
 
 @pytest.hookimpl(trylast=True)
