@@ -16,7 +16,7 @@ def columns_text(record: Mapping[str, Any]) -> str:
     """The names of a row's columns; their number where the names may be cells, as in a table without a line of names."""
     names = [str(column) for column in record]
     if any(map(_is_like_a_cell, names)):
-        return f"{len(names)} columns whose names look like cells"
+        return f"{len(names)} columns whose names look like cells, or like a title"
     return enumerate_names(names) or "nothing"
 
 
@@ -26,15 +26,17 @@ def _is_like_a_cell(name: str) -> bool:
     return len(name) > 40 or len(words) > 5 or (has_digit and (len(words) > 1 or not name.isidentifier()))
 
 
-def how_to_fit(name: str, field: str) -> str:
+def how_to_fit(name: str, field: str, record: Mapping[str, Any]) -> str:
     """Which columns the form of this name has, or which forms there are where none was named."""
     if name != "auto":
         form = next(form for form in FORMS if form.name == name)
         return f"It has the columns {', '.join('/'.join(each) for each in form.needs.values())}."
     forms = "prompt and completion, question and answer, instruction and output, messages, conversations, text, choices"
-    return (
-        f"Known are {forms}; else name the columns in {field}.columns, for example {{prompt: case, completion: note}}."
+    is_unnamed = any(_is_like_a_cell(str(column)) for column in record)
+    first = (
+        "If the first line of the file is a title or a row, let it be the names of the columns. " if is_unnamed else ""
     )
+    return f"{first}Known are {forms}; else name the columns in {field}.columns, for example {{prompt: case, completion: note}}."
 
 
 def remedy_of_unused(use: Use, name: str) -> str:

@@ -145,6 +145,8 @@ def _csv(file: Path, label: str) -> Iterator[tuple[str, dict]]:
                     continue
                 if len(cells) != len(header):
                     remedy = "Put cells that hold the separator between quotes."
+                    if len(header) == 1:
+                        remedy += " If the first line is a title, remove what is above the line of names."
                     if len(cells) < len(header):
                         remedy = "Add the cells that are missing, or remove the row: the file may be cut off."
                     rule = f"one of {len(header)}, as the header"

@@ -176,7 +176,7 @@ def _find(record: Mapping[str, Any], where: str, name: str, more: Sequence[Mappi
                 f"`bft-ray init --prompt COLUMN --completion COLUMN`, or {field}.columns."
             )
             raise BadInput(where, "under a first line that looks like data", "a row under the names of columns", remedy)
-        raise BadInput(where, f"a row of {columns_text(record)}", rule, how_to_fit(name, field))
+        raise BadInput(where, f"a row of {columns_text(record)}", rule, how_to_fit(name, field, record))
     if fitting[0].name == "medmcqa" and fitting[1:2] and fitting[1].name == "medmcqa_from_1":
         remedy = f"Set {field}.form: medmcqa (the hub's copy, from 0) or medmcqa_from_1 (the authors' files)."
         raise BadInput(f"{where} cop", "1 to 3 in its first rows", "but whether it counts from 0 or 1 is open", remedy)

@@ -188,11 +188,11 @@ def _shared_rows(config: Config) -> Iterable[Finding]:
 
 
 def check_schedule(config: Config) -> Iterable[Finding]:
-    """A training that ends with its first step, as told from the first rows of every source."""
+    """A training that ends with its first step, or batches that hold rows twice, as told from the first rows of every source."""
     from bft_ray.config.steps import num_steps
     from bft_ray.data.rows import BadRow, read_rows
 
-    if config.schedule.steps is not None or not config.data.train:
+    if not config.data.train:
         return
     counts = []
     for index, source in enumerate(config.data.train):
@@ -201,12 +201,17 @@ def check_schedule(config: Config) -> Iterable[Finding]:
             counts.append(sum(not isinstance(row, BadRow) for row in rows))
         except BadInput:  # `check_data` tells it
             return
-    if num_steps(config, counts) > 1:
+    size = config.data.global_batch_size
+    if max(counts) < NUM_ROWS and sum(counts) < size:
+        detail = f"data.global_batch_size is {size}, and there are {sum(counts)} rows: each step trains on rows more than once"
+        yield Finding("schedule", "warn", detail, "Lower data.global_batch_size, or give more rows.")
+        return
+    if config.schedule.steps is not None or num_steps(config, counts) > 1:
         return
     those = "the first " if max(counts) == NUM_ROWS else ""
     detail = (
         f"schedule.epochs is {config.schedule.epochs:g}: a single step, with {those}{sum(counts):,} rows "
-        f"and data.global_batch_size {config.data.global_batch_size}"
+        f"and data.global_batch_size {size}"
     )
     yield Finding("schedule", "warn", detail, "Raise schedule.epochs, lower data.global_batch_size, or give more rows.")
 

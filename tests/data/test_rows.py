@@ -255,7 +255,10 @@ def test_a_table_without_a_line_of_names_is_not_quoted(tmp_path):
     """Its first row stands where the names of columns do."""
     path = tmp_path / "r.csv"
     path.write_text("17,platelets fell fast,sepsis\n18,fever for days,malaria\n")
-    assert error_of(path).startswith(f"`{path}:2` is 'a row of 3 columns whose names look like cells', but must be a")
+    assert error_of(path).startswith(
+        f"`{path}:2` is 'a row of 3 columns whose names look like cells, or like a title', but"
+    )
+    assert "If the first line of the file is a title or a row, let it be the names" in error_of(path)
     assert "sepsis" not in error_of(path) and "platelets" not in error_of(path)
 
 
@@ -280,6 +283,11 @@ def test_duplicate_id(tmp_path):
         ("r.csv", 'prompt,completion\nq,"a\nb\n', "r.csv:2` is 'broken', but must be valid CSV"),
         ("r.csv", "text,text\na,b\n", "r.csv:1 text` is 'the name of 2 columns', but must be that of one. Rename"),
         ("r.csv", "prompt,completion\nq,a\nq\n", "Add the cells that are missing, or remove the row"),
+        (
+            "r.csv",
+            "Our study\n\nprompt,completion\nq,a\n",
+            "If the first line is a title, remove what is above the line of names",
+        ),
         ("r.csv", 'prompt,completion\nq,"a" b\n', "Put such a cell between quotes, with each quote in it twice"),
         ("r.jsonl", '{"text": "a"},\n{"text": "b"},\n', "Remove the comma at the end of each line"),
         ("r.jsonl", '[\n{"text": "a"}\n]\n', "It seems to be one list: name the file .json"),

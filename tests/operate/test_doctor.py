@@ -285,6 +285,16 @@ def test_a_training_of_one_step_is_told(tree):
     assert list(configured.check_schedule(make_config(tree))) == []
 
 
+def test_batches_that_hold_rows_twice_are_told(tree):
+    tree["schedule"] = {"steps": 3}
+    tree["data"]["global_batch_size"] = 5  # all rows
+    assert list(configured.check_schedule(make_config(tree))) == []
+    tree["data"]["global_batch_size"] = 6
+    [twice] = configured.check_schedule(make_config(tree))
+    assert twice.status == "warn" and twice.remedy
+    assert twice.detail == "data.global_batch_size is 6, and there are 5 rows: each step trains on rows more than once"
+
+
 def test_versions_against_the_stated_ranges(monkeypatch):
     stated = [Finding("versions", "ok", "")]
     assert [f.status for f in doctor.check_versions()] == [f.status for f in stated]
