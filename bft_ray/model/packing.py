@@ -11,6 +11,7 @@ import torch
 from bft_ray.config import Config
 from bft_ray.errors import BadInput
 from bft_ray.model.layouts import Layouts, causal_of
+from bft_ray.model.rotary import stretched
 
 
 @dataclass(frozen=True)
@@ -80,24 +81,10 @@ def _apart(layouts: Layouts, text: Any, config: Config) -> str:
     """
     if not layouts.padding_is_exact:
         return f"padded and alone differ by {layouts.padded:.1e}"
-    for kind, original in _stretched(text):
+    for kind, original in stretched(text):
         if config.data.max_length > original:
             if kind == "dynamic":
                 rule = f"at most {original}: beyond, this model's rotary positions depend on the batches before"
                 raise BadInput("data.max_length", config.data.max_length, rule, "Lower it.")
             return f"its rotary positions change where the longest sample has more than {original} tokens"
     return ""
-
-
-def _stretched(text: Any) -> list[tuple[str, int]]:
-    """(kind, tokens that it was trained with) of rotary positions that depend on the longest sample of a batch."""
-    described = getattr(text, "rope_parameters", None) or {}
-    several = [own for own in described.values() if isinstance(own, dict)] or [described]
-    found = []
-    for own in several:
-        if (kind := own.get("rope_type")) in ("dynamic", "longrope"):
-            known = own.get("original_max_position_embeddings") or getattr(
-                text, "original_max_position_embeddings", None
-            )
-            found.append((kind, int(known or text.max_position_embeddings)))
-    return found

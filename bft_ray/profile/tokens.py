@@ -20,6 +20,7 @@ from bft_ray.evaluate.engine.worker import Loaded, load
 from bft_ray.loss import target_logp
 from bft_ray.model import start_logps
 from bft_ray.model.halves import halves
+from bft_ray.model.rotary import Rotary
 from bft_ray.model.start_logps import TOP_K, path_of, write
 from bft_ray.profile.weights import TokenLogps
 from bft_ray.workers.spread import spread
@@ -108,9 +109,11 @@ def _score(loaded: Loaded, shard: _Shard, batch_tokens: int) -> list[np.ndarray]
 def _batches(loaded: Loaded, shard: _Shard, batch_tokens: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     import torch
 
-    parts = halves(loaded.model)
+    parts, rotary = halves(loaded.model), Rotary(loaded.model)
     with torch.no_grad():
-        for places in cut_batches(np.array([len(tokens) for tokens in shard.all_tokens]), batch_tokens):
+        lengths = np.array([len(tokens) for tokens in shard.all_tokens])
+        for places in cut_batches(lengths, batch_tokens, rotary.alike(lengths)):
+            rotary.forget()
             micro = collate(shard, places, packing=False, pad_id=loaded.pad_id).to(loaded.device)  # type: ignore[arg-type]
             hidden = parts.hidden(micro.input_ids, micro.position_ids, None)
             x, weight, bias = parts.operands(hidden.flatten(0, 1)[micro.position - 1])

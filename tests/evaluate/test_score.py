@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +15,22 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
 
 from bft_ray.config import ModelConfig
 from bft_ray.errors import BftError
+from bft_ray.evaluate.engine import score
 from bft_ray.evaluate.engine.request import Score
 from bft_ray.evaluate.engine.score import _longest_shared, run_score
 from bft_ray.model.causal_lm import load_model
 from bft_ray.model.halves import halves
+from bft_ray.model.rotary import Rotary
 
 # p(next | current) of a model that looks at one token only
 NEXT = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]])
@@ -139,6 +146,15 @@ def make(kind, **settings):
     if kind == "bloom":
         sizes = dict(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
         return BloomForCausalLM(BloomConfig(**sizes)).eval()
+    if kind == "gpt_neo":
+        sizes = dict(vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4, initializer_range=0.2)
+        settings = {"attention_types": [[["global", "local"], 1]], **settings}
+        return GPTNeoForCausalLM(GPTNeoConfig(**sizes, **settings)).eval()
+    if kind in ("longrope", "dynamic"):
+        factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4} if kind == "longrope" else {"factor": 4.0}
+        rope = {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 16, **factors}
+        sizes = SIZES if kind == "longrope" else SIZES | {"max_position_embeddings": 16}
+        return LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope)).eval()
     of = {"mistral": (MistralConfig, MistralForCausalLM), "gemma2": (Gemma2Config, Gemma2ForCausalLM)}
     config, model = of[kind]
     extra = {"head_dim": 8, "query_pre_attn_scalar": 8} if kind == "gemma2" else {}
@@ -150,13 +166,17 @@ def llama(tiny_model):
     return load_model(ModelConfig(path=str(tiny_model), dtype="fp32"))
 
 
+def longest_shared(model) -> int:
+    return _longest_shared(model, halves(model), Rotary(model), "cpu")
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_any_batching_and_sharing_agree_with_one_at_a_time(llama, attention):
     llama.set_attn_implementation(attention)
     asked = drawn()
     expected = plain(llama.eval(), asked)
     llama.train()
-    assert _longest_shared(llama, halves(llama), "cpu") > 10**9
+    assert longest_shared(llama) > 10**9
     for batch_tokens, share in [(1, True), (64, True), (64, False), (4096, True), (4096, False)]:
         scores = run_score(llama, asked, batch_tokens, "cpu", 0, share=share)
         np.testing.assert_allclose(scores.nll, expected, rtol=1e-5)
@@ -168,15 +188,69 @@ def test_any_batching_and_sharing_agree_with_one_at_a_time(llama, attention):
 def test_a_sliding_window_shares_what_fits_into_it(kind, window):
     """Gemma 2 has both kinds of layers, and caps its logits."""
     model = make(kind, sliding_window=window)
-    assert _longest_shared(model, halves(model), "cpu") == window
+    assert longest_shared(model) == window
     asked = drawn(seed=1)
     np.testing.assert_allclose(run_score(model, asked, 256, "cpu", 0).nll, plain(model, asked), rtol=1e-5)
+
+
+def long_and_short(num_items=6) -> tuple[Score, Score]:
+    """Items of a long option and a short one, and the same items with the short one first."""
+    draw = np.random.default_rng(3)
+    items = [
+        (draw.integers(3, VOCABULARY, 6), *(draw.integers(3, VOCABULARY, n) for n in (12, 2))) for _ in range(num_items)
+    ]
+    return (
+        request(*((prompt, [long, short]) for prompt, long, short in items)),
+        request(*((prompt, [short, long]) for prompt, long, short in items)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("mistral", {"sliding_window": 10}),
+        ("gemma2", {"sliding_window": 10}),
+        ("gpt_neo", {"window_size": 12}),
+        ("longrope", {}),
+        ("dynamic", {}),
+    ],
+)
+def test_neither_the_order_of_options_nor_batches_change_a_score(kind, settings):
+    """A long option first, then a short one that would fit alone; and rows of several lengths in a batch."""
+    model = make(kind, **settings)
+    for asked in [*long_and_short(), drawn(seed=4)]:
+        expected = plain_anew(model, asked)
+        for batch_tokens, share in [(1, True), (64, True), (64, False), (4096, True), (4096, False)]:
+            scores = run_score(model, asked, batch_tokens, "cpu", 0, share=share)
+            np.testing.assert_allclose(scores.nll, expected, rtol=2e-5)
+
+
+def plain_anew(model, asked: Score) -> list[float]:
+    """`plain`, each continuation by a copy of the model that has seen nothing; its last token is not fed, as in `run_score`."""
+    found = []
+    for prompt, continuations in zip(asked.prompts, asked.continuations, strict=True):
+        for own in continuations:
+            ids = torch.tensor([*prompt.tolist(), *own.tolist()])
+            with torch.no_grad():
+                logp = (
+                    copy.deepcopy(model)(input_ids=ids[None, :-1], use_cache=False).logits[0].double().log_softmax(-1)
+                )
+            found.append(-sum(float(logp[t - 1, ids[t]]) for t in range(len(prompt), len(ids))))
+    return found
+
+
+def test_a_window_of_a_name_that_nobody_knows_is_found_by_the_longest_row(monkeypatch):
+    model = make("gpt_neo", window_size=12)
+    monkeypatch.setattr(score, "_WINDOWS", ())
+    assert longest_shared(model) > 10**9
+    asked, _ = long_and_short()
+    np.testing.assert_allclose(run_score(model, asked, 4096, "cpu", 0).nll, plain_anew(model, asked), rtol=2e-5)
 
 
 def test_a_model_without_positions_does_not_share():
     """Bloom reads distances from the mask: a continuation that stands behind another would seem further away."""
     model = make("bloom")
-    assert _longest_shared(model, halves(model), "cpu") == 0
+    assert longest_shared(model) == 0
     asked = drawn(seed=2)
     np.testing.assert_allclose(run_score(model, asked, 256, "cpu", 0).nll, plain(model, asked), rtol=1e-5)
 
@@ -184,7 +258,7 @@ def test_a_model_without_positions_does_not_share():
 def test_flash_attention_does_not_share(llama):
     llama.config._attn_implementation, was = "flash_attention_2", llama.config._attn_implementation
     try:
-        assert _longest_shared(llama, halves(llama), "cpu") == 0
+        assert longest_shared(llama) == 0
     finally:
         llama.config._attn_implementation = was
 

@@ -24,6 +24,7 @@ from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.engine.likelihood import cut_batches
 from bft_ray.evaluate.engine.request import Context, Embed
 from bft_ray.model.halves import halves
+from bft_ray.model.rotary import Rotary
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,15 @@ def run_embed(
     Raises:
         BftError: embeddings that are not finite; names the sequences.
     """
-    parts = halves(model)
+    parts, rotary = halves(model), Rotary(model)
     rows: dict[int, np.ndarray] = {}
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for places in cut_batches(np.array([len(s) for s in request.sequences]), batch_tokens):
+            lengths = np.array([len(s) for s in request.sequences])
+            for places in cut_batches(lengths, batch_tokens, rotary.alike(lengths)):
+                rotary.forget()
                 means = _means(parts, [request.sequences[place] for place in places], device, pad_id)
                 rows |= zip(places.tolist(), means, strict=True)
     finally:

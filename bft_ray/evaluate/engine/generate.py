@@ -29,6 +29,7 @@ from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.engine.answers import answer_key, until_end
 from bft_ray.evaluate.engine.likelihood import cut_batches
 from bft_ray.evaluate.engine.request import Generate
+from bft_ray.model.rotary import Rotary
 
 _CLOSE = 1e-3  # logits: nearer than this is a close call; rounding in fp32 is 1e-5 or so
 _CLOSE_SHARE = 1e-4  # the same for the edge of the nucleus
@@ -69,7 +70,9 @@ def run_generate(
     model.eval()
     causal.generation_config = GenerationConfig()  # else it would fill what is not set here
     try:
-        for batch in _batches(request, rows, room, batch_tokens):
+        rotary = Rotary(model)
+        for batch in _batches(request, rows, room, batch_tokens, rotary):
+            rotary.forget()
             chosen = [rows[place] for place in batch]
             made = _generate_batch(causal, request, chosen, room[chosen[0][0]], device, pad_id, eos_ids)
             for (item, sample), tokens in zip(chosen, made, strict=True):
@@ -108,11 +111,16 @@ def _room(causal: Any, request: Generate) -> list[int]:
     return room
 
 
-def _batches(request: Generate, rows: list[tuple[int, int]], room: list[int], batch_tokens: int) -> list[list[int]]:
+def _batches(
+    request: Generate, rows: list[tuple[int, int]], room: list[int], batch_tokens: int, rotary: Rotary
+) -> list[list[int]]:
     """Places in `rows`; in a batch all have equal room, so that none is driven over the end of the context."""
     whole = [place for place, (item, _) in enumerate(rows) if room[item] == request.decoding.max_new_tokens]
     lengths = np.array([len(request.prompts[rows[place][0]]) + room[rows[place][0]] for place in whole], dtype=np.int64)
-    batches = [[whole[index] for index in batch] for batch in cut_batches(lengths, batch_tokens)]
+    batches = [
+        [whole[index] for index in batch]
+        for batch in cut_batches(lengths, batch_tokens, rotary.alike(lengths, grows=True))
+    ]
     return batches + [[place] for place in sorted(set(range(len(rows))) - set(whole))]
 
 

@@ -54,18 +54,22 @@ class LikelihoodSums:
         return metrics
 
 
-def cut_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+def cut_batches(lengths: np.ndarray, batch_tokens: int, alike: np.ndarray | None = None) -> list[np.ndarray]:
     """Indices of `lengths` in batches of at most `batch_tokens` tokens (padding included), longest first.
 
     A pure function, so that batches can be shared out over workers; memory runs out in the first batch or
     never.
+
+    Args:
+        alike: a number for each sequence; those of a batch have the same (`bft_ray.model.rotary`). None: all may share one.
     """
     batches: list[list[int]] = []
     used = 0
     for index in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         length = int(lengths[index])
         cost = length if not batches else int(lengths[batches[-1][0]])
-        if batches and used + cost <= batch_tokens:
+        may_share = bool(batches) and (alike is None or alike[index] == alike[batches[-1][0]])
+        if may_share and used + cost <= batch_tokens:
             batches[-1].append(index)
             used += cost
         else:

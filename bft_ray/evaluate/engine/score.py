@@ -9,8 +9,9 @@ continuation, and an attention mask [B, 1, T, T] lets it see the prompt and itse
     0 1 2 3 4 3 4 5     have one token (yes, no), the row is plain causal and needs no mask.
 
 *Apart.* One row a continuation, plain causal. Taken where the mask would not be obeyed: flash attention, models that
-carry a state or take no positions (a test on a few tokens shows it), and sequences longer than a sliding window or an
-attention chunk. In fp32 both give the same numbers (1e-5).
+carry a state or take no positions, and sequences longer than a sliding window, an attention chunk, or what rotary positions
+bear (`bft_ray.model.rotary`). A test on a few tokens shows it, and one on the longest shared row, for windows go by many
+names in configs. In fp32 both give the same numbers (1e-5).
 
 Rows are padded at their end, where a causal model does not look back from.
 """
@@ -30,13 +31,16 @@ from bft_ray.evaluate.engine.likelihood import cut_batches
 from bft_ray.evaluate.engine.request import Score, Scores
 from bft_ray.loss.fused import target_logp
 from bft_ray.model.halves import Halves, halves
-from bft_ray.model.layouts import is_of_machine
+from bft_ray.model.layouts import causal_of, is_of_machine
+from bft_ray.model.rotary import Rotary
 
 #: Implementations of attention that take a mask [B, 1, T, T] as it is.
 _MASKED = {"sdpa", "eager"}
 #: Largest |difference| / largest |hidden state| of the trial.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _PAD_SEGMENT = -1
+#: Fields of configs that hold how far a token sees.
+_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 #: Tokens of a batch on a CPU, at most: more are no faster there, for activations leave its caches (half the speed).
 _CPU_BATCH_TOKENS = 1024
 
@@ -59,6 +63,11 @@ class Row:
     def length(self) -> int:
         """Tokens that the row takes."""
         return len(self.prompt) + sum(len(own) - 1 for own in self.continuations)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with the longest of them."""
+        return len(self.prompt) + max(map(len, self.continuations))
 
     @property
     def is_causal(self) -> bool:
@@ -94,14 +103,18 @@ def run_score(
     was_training = model.training
     model.eval()
     try:
-        parts = halves(model)
-        longest = _longest_shared(model, parts, device) if share else 0
-        rows = _rows(request, longest, batch_tokens)
+        parts, rotary = halves(model), Rotary(model)
+        rows = _rows(request, _longest_shared(model, parts, rotary, device) if share else 0, batch_tokens)
+        shared = max((row for row in rows if not row.is_causal), key=lambda row: row.length, default=None)
+        if shared is not None and not _obeys_mask(parts, shared, device):
+            rows = _rows(request, 0, batch_tokens)
         if torch.device(device).type == "cpu":
             batch_tokens = min(batch_tokens, _CPU_BATCH_TOKENS)
         for is_causal in (True, False):
             alike = [row for row in rows if row.is_causal == is_causal]
-            for places in cut_batches(np.array([row.length for row in alike], dtype=np.int64), batch_tokens):
+            lengths = np.array([row.length for row in alike], dtype=np.int64)
+            for places in cut_batches(lengths, batch_tokens, rotary.alike(lengths) if is_causal else None):
+                rotary.forget()
                 _score_batch(parts, [alike[place] for place in places], flat, is_causal, device, pad_id, scores)
     finally:
         model.train(was_training)
@@ -115,9 +128,9 @@ def _rows(request: Score, longest_shared: int, batch_tokens: int) -> list[Row]:
     first = 0
     for item, (prompt, continuations) in enumerate(zip(request.prompts, request.continuations, strict=True)):
         start = 0
-        for index, own in enumerate(continuations):
+        for index in range(len(continuations)):
             together = Row(item, prompt, continuations[start : index + 1], first + start)
-            fits = together.length <= batch_tokens and len(prompt) + len(own) <= longest_shared
+            fits = together.length <= batch_tokens and together.longest <= longest_shared
             if index > start and not fits:
                 rows.append(Row(item, prompt, continuations[start:index], first + start))
                 start = index
@@ -136,19 +149,13 @@ def _score_batch(
     scores: Scores,
 ) -> None:
     """Fill in the scores of the continuations of some rows."""
-    width = max(row.length for row in rows)
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    positions = np.zeros((len(rows), width), dtype=np.int64)
-    segments = np.full((len(rows), width), _PAD_SEGMENT, dtype=np.int64)
+    layout = _lay_out(rows, pad_id)
+    width = layout[0].shape[1]
     places, targets, owners = [], [], []  # of every token that is predicted and counted
     for number, row in enumerate(rows):
         start = size = len(row.prompt)
-        ids[number, :size], positions[number, :size], segments[number, :size] = row.prompt, np.arange(size), 0
         for index, own in enumerate(row.continuations):
             stop = start + len(own) - 1
-            ids[number, start:stop] = own[:-1]
-            positions[number, start:stop] = np.arange(size, size + len(own) - 1)
-            segments[number, start:stop] = index + 1
             place = number * width + np.concatenate([[size - 1], np.arange(start, stop)])
             mask = counted[row.first + index]
             keep = slice(None) if mask is None else np.asarray(mask, dtype=bool)
@@ -156,7 +163,7 @@ def _score_batch(
             targets.append(np.asarray(own, dtype=np.int64)[keep])
             owners.append(np.full(len(targets[-1]), row.first + index))
             start = stop
-    hidden = _hidden(parts, (ids, positions, segments), is_causal, device)
+    hidden = _hidden(parts, layout, is_causal, device)
     owner = np.concatenate(owners)
     x = hidden.flatten(0, 1)[torch.from_numpy(np.concatenate(places)).to(device)]  # [N, D]
     x, weight, bias = parts.operands(x)
@@ -165,6 +172,22 @@ def _score_batch(
     np.add.at(scores.nll, owner, -logp.double().cpu().numpy())
     np.add.at(scores.num_tokens, owner, 1)
     np.add.at(scores.num_correct, owner, correct.cpu().numpy())
+
+
+def _lay_out(rows: Sequence[Row], pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Token ids, positions and segments of rows, int64 [B, T]: segment 0 is the prompt, then one for each continuation."""
+    shape = len(rows), max(row.length for row in rows)
+    ids, positions = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    segments = np.full(shape, _PAD_SEGMENT, dtype=np.int64)
+    for number, row in enumerate(rows):
+        start = size = len(row.prompt)
+        ids[number, :size], positions[number, :size], segments[number, :size] = row.prompt, np.arange(size), 0
+        for index, own in enumerate(row.continuations):
+            stop = start + len(own) - 1
+            ids[number, start:stop], segments[number, start:stop] = own[:-1], index + 1
+            positions[number, start:stop] = np.arange(size, size + len(own) - 1)
+            start = stop
+    return ids, positions, segments
 
 
 def _hidden(
@@ -181,28 +204,31 @@ def _hidden(
     return parts.hidden(ids, positions, mask[:, None])
 
 
-def _longest_shared(model: Any, parts: Halves, device: torch.device | str) -> int:
+def _longest_shared(model: Any, parts: Halves, rotary: Rotary, device: torch.device | str) -> int:
     """Longest sequence (prompt and continuation) that may share its row with others; 0: none may."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = causal.config.get_text_config()
-    if getattr(config, "_attn_implementation", None) not in _MASKED or not _obeys_mask(parts, config, device):
+    config = causal_of(model).config.get_text_config()
+    if getattr(config, "_attn_implementation", None) not in _MASKED:
         return 0
-    bounds = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return min((bound for bound in bounds if isinstance(bound, int)), default=2**62)
+    prompt, *few = (np.array(tokens) % config.vocab_size for tokens in ([3, 1, 4], [1, 5, 9, 2, 6], [6, 5, 3, 5, 8]))
+    if not _obeys_mask(parts, Row(0, prompt, few, 0), device):
+        return 0
+    bounds = (getattr(config, name, None) for name in _WINDOWS)
+    return min([bound for bound in bounds if isinstance(bound, int)] + [rotary.longest])
 
 
-def _obeys_mask(parts: Halves, config: Any, device: torch.device | str) -> bool:
-    """Whether a continuation has the same hidden states behind another one as alone, on a few tokens."""
-    prompt, a, b = (np.array(tokens) % config.vocab_size for tokens in ([3, 1, 4], [1, 5, 9, 2], [6, 5, 3, 5]))
-    positions, segments = np.array([0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 6]), np.array([0] * 3 + [1] * 4 + [2] * 4)
-    row = np.concatenate([prompt, a, b])
+def _obeys_mask(parts: Halves, row: Row, device: torch.device | str) -> bool:
+    """Whether the last continuation of a row that takes positions has the same hidden states behind the others as alone."""
+    index = max(index for index, own in enumerate(row.continuations) if len(own) > 1)
+    ids, positions, segments = _lay_out([row], 0)
+    own = segments[0] == index + 1
     try:
-        together = _hidden(parts, (row[None], positions[None], segments[None]), False, device)[0, 7:]
+        together = _hidden(parts, (ids, positions, segments), False, device)[0, torch.from_numpy(own).to(device)]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         if is_of_machine(error):
             raise
         return False  # it wants another form of mask, or positions that it has not
-    alone = parts.hidden(torch.from_numpy(np.concatenate([prompt, b]))[None].to(device), None, None)[0, 3:]
+    sequence = torch.from_numpy(ids[:, own | (segments[0] == 0)]).to(device)
+    alone = parts.hidden(sequence, None, None)[0, len(row.prompt) :]
     difference = (together.float() - alone.float()).abs().max() / alone.float().abs().max()
     return bool(difference <= _TOLERANCE[alone.dtype])
 
