@@ -21,7 +21,9 @@ from bft_ray.study.report.series import Told, sentences, values_table
 from bft_ray.tracking.server import connect
 from jobs.measured import markdown, of_series
 from tests.support.executor import InProcess
+from tests.support.noted import known, space, trial
 
+RATE = "optimizer.learning_rate"
 DATA = "starter:gene_interaction/choices_{}"
 SPACE = {
     "name": "two",
@@ -142,4 +144,28 @@ def test_the_other_metrics_of_claims_are_shown_by_arm(series):
     assert values_table(found).texts() == [
         ["condition", "metric", "sft", "bft", "dft"],
         ["small", other, "0.750", "0.000", ""],
+    ]
+
+
+def test_a_claim_whose_arms_differ_in_what_was_tuned_says_so(series):
+    claim = Claim(better="bft", than="sft", metric="general/bits_per_byte")
+    own = space(claims=[claim.model_dump()])
+    rates = {"same": (1e-3, 1e-3), "apart": (1e-3, 3e-3)}
+    studies = {
+        name: known(
+            {
+                "confirmation": [
+                    trial(n, 0.4, part="confirmation", name=arm, extra={"arm": arm}, assignment={RATE: rate})
+                    for n, (arm, rate) in enumerate(zip(("bft", "sft"), pair, strict=True))
+                ]
+            },
+            own,
+        )
+        for name, pair in rates.items()
+    }
+    judged = {name: [Judged(claim, "cannot be told", None)] for name in studies}
+    found = Told(load_series(series[0]), known=studies, judged=judged, slopes=[])
+    assert sentences(found) == [
+        f"Of 2 conditions, that {claim} cannot be told in 2.",
+        "In apart the two differ in learning_rate as well, which choices/probability chose.",
     ]

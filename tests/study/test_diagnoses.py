@@ -19,6 +19,7 @@ from bft_ray.study.report.signs import confirmation, failures
 from tests.support.noted import METRIC, baseline, space, trial
 
 RATE = "optimizer.learning_rate"
+FORGOTTEN = "general/bits_per_byte"
 SEEDS = (1, 2, 3, 4, 5)
 
 
@@ -163,6 +164,39 @@ def test_a_search_that_flattered_its_pick():
     assert finding is not None and "`a` gained +0.5500 in the search" in finding.text
     fair = replace(lucky, value=0.44, metrics={METRIC: 0.44})
     assert confirmation.flattered({**found, SEARCH: [*sound(), fair]}, space(), chosen({"a": 0.1})) is None
+
+
+def forgetting(rates: dict[str, float]) -> dict[str, list[TrialRecord]]:
+    """Arms with these rates, and a tuning in which `bft` forgets more than `sft` at each rate."""
+    lost = {("sft", 1e-3): 0.52, ("bft", 1e-3): 0.7, ("sft", 3e-3): 0.76, ("bft", 3e-3): 1.25}
+    tuning = [
+        replace(baseline(n, name, 0.4, rate), metrics={METRIC: 0.4, FORGOTTEN: value})
+        for n, ((name, rate), value) in enumerate(lost.items())
+    ]
+    runs = [
+        trial(n, 0.4, part=CONFIRMATION, name=name, extra={"arm": name}, assignment={"loss.method": name, RATE: rate})
+        for n, (name, rate) in enumerate(rates.items())
+    ]
+    return {BASELINES: tuning, CONFIRMATION: runs}
+
+
+def test_arms_of_a_claim_whose_rates_another_metric_chose():
+    """Which forgets less is then a question of the rate: the tuning shows both at equal rates."""
+    claims = [{"better": "bft", "than": "sft", "metric": FORGOTTEN}]
+    apart = forgetting({"sft": 3e-3, "bft": 1e-3})
+    (finding,) = diagnose(apart, space(claims=claims), None)
+    assert finding.title == "Arms of a claim differ in settings that another metric chose"
+    assert finding.text == (
+        "choices/probability chose the settings of each arm. The claim that `bft` is better than `sft` in general/bits_per_byte "
+        "compares learning_rate 0.001 with 0.003. In the tuning, with one seed, general/bits_per_byte is 0.7 and 0.52 at 0.001, "
+        "1.25 and 0.76 at 0.003."
+    )
+    assert diagnose(forgetting({"sft": 1e-3, "bft": 1e-3}), space(claims=claims), None) == []
+    of_objective = [{"better": "bft", "than": "sft"}, {"better": "bft", "than": "sft", "metric": METRIC}]
+    assert diagnose(apart, space(claims=of_objective), None) == []
+    assert diagnose({**apart, CONFIRMATION: []}, space(claims=claims), None) == []
+    untold = {**apart, BASELINES: [baseline(0, "sft", 0.4, 1e-3)]}
+    assert "In the tuning" not in diagnose(untold, space(claims=claims), None)[0].text
 
 
 def test_rungs_that_mislead():

@@ -12,7 +12,7 @@ from bft_ray.page.model import Finding
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.records.record import Records
-from bft_ray.study.report import cards
+from bft_ray.study.report import apart, cards
 from bft_ray.study.report.signs import confirmation, course, failures, search
 
 #: most urgent first
@@ -25,6 +25,7 @@ CHECKS: Sequence[Callable[[Records, SearchSpace, Choice | None], Finding | None]
     confirmation.sft_wins,
     confirmation.too_small,
     confirmation.flattered,
+    apart.differ,
     search.blind_rungs,
     search.misleading_rungs,
     course.falling,

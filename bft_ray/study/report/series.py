@@ -17,6 +17,7 @@ from bft_ray.study.confirm.peak import Peaked, peak_of
 from bft_ray.study.confirm.trend import Difference, Slope, difference_of, slope_of
 from bft_ray.study.kept import Known
 from bft_ray.study.records.store import CONFIRMATION
+from bft_ray.study.report.apart import fields_text, tuned_apart
 from bft_ray.study.report.arms import arms_table, gain_cells, signed, span_of
 from bft_ray.study.report.peaks import peak_parts, peak_sentences
 from bft_ray.study.report.sections.head import answer
@@ -80,7 +81,8 @@ def sentences(found: Told) -> list[str]:
     for condition, judged in found.judged.items():
         for one in judged:
             by_claim.setdefault(str(one.claim), {}).setdefault(one.verdict, []).append(condition)
-    lines += [_claim(claim, verdicts) for claim, verdicts in by_claim.items()]
+    for claim, verdicts in by_claim.items():
+        lines += [_claim(claim, verdicts), *_apart(found, claim)]
     lines += [_slope(slope) for slope in found.slopes] + [_difference(one) for one in found.differences]
     return lines + [text for one in found.peaks for text in peak_sentences(one)]
 
@@ -97,6 +99,21 @@ def _claim(claim: str, verdicts: Mapping[Verdict, Sequence[str]]) -> str:
             where = f" ({', '.join(names)})" if verdict != "cannot be told" and len(names) < total else ""
             parts.append(f"{verdict} in {len(names)}{where}")
     return f"Of {total} condition{'s' * (total != 1)}, that {claim} {', '.join(parts)}."
+
+
+def _apart(found: Told, claim: str) -> list[str]:
+    """A sentence where the arms of a claim differ in settings that another metric chose."""
+    fields: list[str] = []
+    where = []
+    for name, one in _of(found, claim):
+        own = found.known.get(name)
+        if own is not None and (differ := tuned_apart(one.claim, own.parts, own.study.space)):
+            where.append(name)
+            fields += differ
+    if not where:
+        return []
+    objective = found.known[where[0]].study.space.objective.metric
+    return [f"In {_and(where)} the two differ in {fields_text(fields)} as well, which {objective} chose."]
 
 
 def _slope(slope: Slope) -> str:
