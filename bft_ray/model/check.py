@@ -20,7 +20,7 @@ from bft_ray.model.export import require_same_base
 from bft_ray.model.fitting import check_adapter_weights, check_layers, stored_names
 from bft_ray.model.lora import check_targets
 from bft_ray.model.quantized import require_bitsandbytes, require_plain
-from bft_ray.model.safe import check_adapter, damaged, whole_files
+from bft_ray.model.safe import check_adapter, damaged, read_adapter_config, whole_files
 from bft_ray.model.unreadable import reading, unbuildable, unreadable_model
 
 #: ten times those of DeepNet (arXiv 2203.00555); more would be made, one by one, until memory ends
@@ -48,6 +48,9 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         field = "model.adapter" if config.model.adapter else "model.path"
         check_adapter(Path(adapter), field)
         check_headers(Path(adapter), field)
+        if config.checkpoint.merge_lora and read_adapter_config(Path(adapter), field).get("lora_bias"):
+            rule = "false with an adapter of lora_bias, which base layers without a bias cannot take"
+            raise BadInput("checkpoint.merge_lora", True, rule, "Export the adapter as it is.")
         require_same_base(config.model, Path(adapter), field)
         check_anchor(config)
     require_plain(described, config.model)

@@ -73,12 +73,28 @@ def merge_in_place(folder: Path, config: ModelConfig, settings: Any) -> None:
 
     loaded: Any = load_model(config.model_copy(update={"path": str(folder), "adapter": None, "quantization": None}))
     _untie(loaded)
+    require_mergeable(loaded)
     merged = loaded.merge_and_unload()
     merged.config.use_cache = True
     merged.generation_config = settings
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).unlink()
     merged.save_pretrained(str(folder))
+
+
+def require_mergeable(model: Any) -> None:
+    """Check that all of an adapter can be added into the base weights.
+
+    Raises:
+        BadInput: it has a bias where the base layer has none.
+    """
+    for name, module in model.named_modules():
+        own = any(getattr(module, "lora_bias", {}).values())
+        if own and getattr(module.get_base_layer(), "bias", None) is None:
+            rule = f"an adapter that can be merged: {name.removeprefix('base_model.model.')} has no bias to add its lora_bias to"
+            raise BadInput(
+                "model.adapter", "lora_bias", rule, "Export it as an adapter (checkpoint.merge_lora: false)."
+            )
 
 
 def _untie(loaded: Any) -> None:

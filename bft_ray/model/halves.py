@@ -18,6 +18,7 @@ from bft_ray.errors import BadInput
 _TRIAL_TOKENS = 8
 #: Largest |difference| / largest |logit| in that trial.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+_MERGE = "Merge the adapter into its base model (peft's merge_and_unload), and give the merged model as model.path."
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Halves:
 
         A LoRA adapter on the head, `W x + s B A x`, is the product of `[x, s A x]` and `[W, B]`.
         """
-        adapter = self._adapter()
+        adapter = self.adapter()
         if adapter is None:
             return x, self.head.weight, self.head.bias
         base = self.head.get_base_layer()
@@ -63,13 +64,27 @@ class Halves:
         """What `operands` reads."""
         return list(self.head.parameters())
 
-    def _adapter(self) -> str | None:
-        """Name of the active adapter on the head."""
+    def adapter(self) -> str | None:
+        """Name of the active adapter on the head.
+
+        Raises:
+            BadInput: more than one, or one that adds something else than LoRA's product.
+        """
         if not hasattr(self.head, "lora_A") or self.head.disable_adapters or self.head.merged:
             return None
         active = [name for name in self.head.active_adapters if name in self.head.lora_A]
         if len(active) > 1:
             raise BadInput("model.adapter", active, "one adapter on the head", "Merge the others first.")
+        for name in active:
+            kind = (
+                "DoRA"
+                if name in self.head.lora_variant
+                else "lora_bias"
+                if self.head.lora_B[name].bias is not None
+                else ""
+            )
+            if kind:
+                raise BadInput("model.adapter", f"{kind} on the head", "W x + s B A x there, plain LoRA", _MERGE)
         return active[0] if active else None
 
 
@@ -84,6 +99,11 @@ def halves(model: Any) -> Halves:
     weight = getattr(head.get_base_layer() if hasattr(head, "get_base_layer") else head, "weight", None)
     if decoder is None or decoder is causal or weight is None:
         raise _strange(causal, "a decoder and a linear head")
+    if hasattr(head, "token_adapter"):
+        rule = (
+            "a head without trained tokens: it shares its weight with the embeddings, of which the adapter trains some"
+        )
+        raise BadInput("model.adapter", "trainable_token_indices", rule, _MERGE)
     config = causal.config.get_text_config()
     scale = 1.0 / getattr(config, "logits_scaling", 1.0)
     for name in ("logit_scale", "lm_head_multiplier"):
@@ -99,6 +119,7 @@ def check_halves(model: Any, device: torch.device | str) -> None:
         BadInput: the architecture makes its logits in a way that `Halves` does not know.
     """
     parts = halves(model)
+    parts.adapter()
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids = torch.arange(1, 1 + _TRIAL_TOKENS, device=device)[None]
     positions = torch.arange(_TRIAL_TOKENS, device=device)[None]

@@ -88,6 +88,9 @@ def check_adapter(folder: Path, field: str) -> None:
     if config.get("peft_type") != "LORA":
         rule = f"a LoRA adapter, but its adapter_config.json says peft_type {config.get('peft_type')!r:.40}"
         raise BadInput(field, folder, rule, "Merge it into its base model where it was made, and give that.")
+    if config.get("ensure_weight_tying") and config.get("modules_to_save"):
+        rule = "an adapter without ensure_weight_tying beside modules_to_save: a weight of two names is not exported"
+        raise BadInput(field, folder, rule, "Merge it into its base model where it was made, and give that.")
 
 
 def adapter_without_safetensors(folder: Path) -> tuple[str, str]:
