@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from bft_ray.commands.shared import command, config_arguments
@@ -44,10 +45,11 @@ def run(options: argparse.Namespace) -> int:
         if input(f"Remove these {len(places)} places for good? Type yes: ").strip().lower() != "yes":
             print("nothing was removed")
             return 0
-    for place in sorted(
-        places, key=lambda place: place.kind != "records"
-    ):  # a study that runs refuses, before all else
-        place.remove()
+    with ExitStack() as held:
+        for place in places:  # a run that trains refuses, before all else
+            held.enter_context(place.held())
+        for place in sorted(places, key=lambda place: place.kind != "records"):  # and so does a study that runs
+            place.remove()
     left = found_places(config, database_url(options.database))
     print(f"removed {len(places) - len(left)} places")
     for place in left:

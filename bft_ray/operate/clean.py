@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from bft_ray.places.kept import read_kept
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.store import Store, studies
 from bft_ray.train.checkpoint import STEP
+from bft_ray.train.record import only_one
 
 _DEPTH = 3  # of the folder of a study below the storage: studies/DOMAIN/NAME
 _NO_RUNS = ("studies", "profiles", "after_rl")  # folders beside those of runs
@@ -42,12 +44,14 @@ class Place:
         name: folder, or study in the database.
         num_bytes: of its files; 0 for records.
         remove: removes it.
+        held: a context in which no other command works on it; entering raises BadInput where one does.
     """
 
     kind: str
     name: str
     num_bytes: int
     remove: Callable[[], None]
+    held: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def found_places(config: Config, database: str) -> list[Place]:
@@ -134,7 +138,8 @@ def _runs(storage_path: str, wanted: set[str]) -> Iterator[Place]:
     for name in sorted(storage.folders_in(storage_path, "")):
         record = read_kept(storage.join(storage_path, name, "run.json"), needs=("config",))
         if record is not None and _values(record["config"]) & wanted:
-            yield _folder("run", storage.join(storage_path, name))
+            path = storage.join(storage_path, name)
+            yield replace(_folder("run", path), held=partial(only_one, path, name))
 
 
 def nameless_runs(storage_path: str) -> list[str]:

@@ -22,7 +22,7 @@ from bft_ray.operate.clean import found_places, size_text
 from bft_ray.study.records.database import Database
 from bft_ray.study.records.lease import Lease
 from bft_ray.study.records.store import SEARCH, studies
-from bft_ray.train.record import write_record
+from bft_ray.train.record import only_one, write_record
 from tests.support.executor import make_study
 from tests.support.noted import trial
 from tests.support.written import write_study
@@ -158,6 +158,17 @@ def test_a_study_that_runs_is_kept(config, tmp_path, capsys):
         assert "End it first: `bft-ray search --cancel`." in capsys.readouterr().err
         assert "mine-study/test" in studies(database)
     assert (tmp_path / "results" / "mine").exists()  # all or nothing
+
+
+def test_a_run_that_trains_is_kept(config, tmp_path, capsys):
+    run = tmp_path / "results" / "mine"
+    with only_one(str(run), "mine"):
+        assert main([*words(config), "--yes"]) == 2
+        assert "no other command is at work on; one is in" in capsys.readouterr().err
+        assert (run / "weights.bin").exists() and (tmp_path / "results" / "profiles").exists()
+        with Database(f"sqlite:///{tmp_path}/studies.db") as database:
+            assert "mine-study/test" in studies(database)
+    assert main([*words(config), "--yes"]) == 0 and not run.exists()
 
 
 @pytest.mark.parametrize(
