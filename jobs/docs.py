@@ -37,7 +37,7 @@ from jobs import measured
 from jobs.docs_fields import first_line, section_text
 
 ROOT = Path(__file__).resolve().parents[1]
-_BLOCK = re.compile(r"(<!-- generated: ([a-z_]+) -->\n).*?(<!-- end -->)", re.S)
+_BLOCK = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.S)
 
 #: heading in docs/configuration.md -> section of a config
 CONFIG: dict[str, type[BaseModel]] = {
