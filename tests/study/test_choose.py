@@ -79,6 +79,18 @@ def test_a_baseline_beyond_noise_of_all_is_the_champion():
     assert "beyond noise it beats the default bft and every candidate that does so too." in explain(choice)
 
 
+def test_a_published_form_of_bft_that_wins_is_bft_too():
+    assert explain(replace_names(chosen({"a": 0.05, "sft": 0.2, "dft": 0.1}))).startswith(
+        "**The baseline `bft_group` wins, not the default**, by +0."
+    )
+
+
+def replace_names(choice):
+    """The same choice, with `bft_group` in the place of `sft`."""
+    named = [replace(arm, name="bft_group") if arm.name == "sft" else arm for arm in choice.arms]
+    return replace(choice, champion="bft_group", arms=named)
+
+
 def test_a_difference_of_rounding_is_none():
     """A mean that differs by 1e-17 from the default's is no better mean, and is not shown with 18 digits after the point."""
     records = [

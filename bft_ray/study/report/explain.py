@@ -51,7 +51,8 @@ def verdict(choice: Choice) -> str:
         return f"{text}.{_ahead(choice)}"
     gain = f", by {gain_text(arm.gain)} over the default" if arm.gain else ""
     if choice.verdict == "baseline":
-        return f"**The baseline `{arm.name}` wins, not BFT**{gain}: {choice.reason}."
+        other = "the default" if arm.name.startswith("bft") else "BFT"  # its published forms are baselines as well
+        return f"**The baseline `{arm.name}` wins, not {other}**{gain}: {choice.reason}."
     return f"**`{arm.name}` wins**{gain}: {choice.reason}.{_ahead(choice)}"
 
 
