@@ -79,6 +79,30 @@ def test_a_baseline_beyond_noise_of_all_is_the_champion():
     assert "beyond noise it beats the default bft and every candidate that does so too." in explain(choice)
 
 
+def test_a_baseline_need_not_beat_a_weaker_candidate_that_is_only_noisy():
+    """`sft` is shown to be better than the default and the best candidate `a`, and not than `b`, whose items scatter."""
+    scatter = np.random.default_rng(5).normal(0.0, 0.5, NUM_ITEMS)
+    scatter += 0.25 - scatter.mean()
+    records = [
+        replace(one, items={item: value + scatter[int(item[1:])] for item, value in one.items.items()})
+        if one.name == "b"
+        else one
+        for one in study({"a": 0.27, "sft": 0.31}, noise=0.01)
+    ]
+    choice = choose(records, PLAN, draws=500)
+    assert {comparison.against: comparison.is_better for comparison in choice.against} == {
+        "a": True,
+        "b": False,
+        "bft": True,
+    }
+    assert (choice.champion, choice.verdict) == ("sft", "baseline")
+    assert choice.reason == "beyond noise it beats the best candidate, a, and the default bft"
+    worse = [
+        replace(one, items={k: v - 0.06 for k, v in one.items.items()}) if one.name == "sft" else one for one in records
+    ]
+    assert choose(worse, PLAN, draws=500).champion == "a"  # which it has to beat
+
+
 def test_a_published_form_of_bft_that_wins_is_bft_too():
     assert explain(replace_names(chosen({"a": 0.05, "sft": 0.2, "dft": 0.1}))).startswith(
         "**The baseline `bft_group` wins, not the default**, by +0."

@@ -13,10 +13,10 @@ no noise to compare with, or where a gain depends on the skewness of too few ite
    wins against every candidate. Where the default itself breaks the limit of the second objective, all candidates that
    keep it are contenders.
 3. The contender with the best mean is BFT's own winner.
-4. A baseline that beats the default and every contender beyond noise is the champion instead; of several the one with
-   the best mean. (A claim about all contenders needs each single comparison to hold, so these need no further
-   correction: an intersection-union test, Berger 1982.) Candidates that are not shown to beat the default need not be
-   beaten: otherwise a candidate that is only noisy would keep the default, although a baseline is shown to be better.
+4. A baseline that beats the default and BFT's own winner beyond noise is the champion instead; of several the one with
+   the best mean. (A claim about both needs each single comparison to hold, so these need no further correction: an
+   intersection-union test, Berger 1982. That the winner is the best of several is in its favour.) Other candidates need
+   not be beaten: otherwise one that is only noisy would keep the winner, although a baseline is shown to be better.
 5. Where items were left out, the winner must win again with these counted worst for it and best for the others; else
    the default stays.
 
@@ -185,8 +185,15 @@ def _decide(
         against = tuple(compare_pair(name, rival, scores, plan.alpha, groups) for rival in rivals)
         if plan.default in allowed and not gains[name].is_better:
             continue  # as one of all comparisons with the default
-        if all(comparison.is_better for comparison in against):
-            beaten = _beaten(plan, contenders) if plan.default in allowed else "every candidate that keeps the limit"
+        if all(one.is_better for one in against if one.against in (contenders[0], plan.default)):
+            if not all(one.is_better for one in against):
+                beaten = f"the best candidate, {contenders[0]}" + (
+                    f", and the default {plan.default}" if plan.default in allowed else ""
+                )
+            elif plan.default in allowed:
+                beaten = _beaten(plan, contenders)
+            else:
+                beaten = "every candidate that keeps the limit"
             return name, "baseline", f"beyond noise it beats {beaten}", against
     best = contenders[0]
     if best == plan.default:

@@ -69,7 +69,7 @@ def _ahead(choice: Choice) -> str:
     what = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     if choice.verdict == "default":
         return f" But {what} had a better mean than the default, within noise."
-    return f" But {what} had a better mean than it, without beating the default and every candidate that beats it beyond noise."
+    return f" But {what} had a better mean than it, without beating both the default and it beyond noise."
 
 
 def measured(choice: Choice) -> str:
