@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.errors import BadInput, first_line
+from bft_ray.model.halves import halves
 from bft_ray.model.safe import CONFIG, WEIGHTS
 
 _LORA = ".lora_"  # in the names of an adapter's own weights; beside them may lie whole layers, such as an embedding that grew
@@ -73,7 +74,8 @@ def check_adapter_weights(model: Any, folder: Path, field: str) -> None:
         model: the base model, on the meta device; adapters are added to it.
 
     Raises:
-        BadInput: settings that peft cannot read or apply, a weight of another shape, or one that has no place.
+        BadInput: settings that peft cannot read or apply, a weight of another shape, or one that has no place; an adapter on the
+            head that is more than LoRA's product.
     """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     from safetensors import safe_open
@@ -90,6 +92,7 @@ def check_adapter_weights(model: Any, folder: Path, field: str) -> None:
     except Exception as error:
         rule = f"settings that peft can apply to the base model: {first_line(error)}"
         raise BadInput(field, file, rule, _ADAPTER_REMEDY) from None
+    halves(adapted).adapter()
     with safe_open(folder / WEIGHTS, "pt") as opened:
         stored = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys() if _LORA in name}  # noqa: SIM118
     shapes = {name: list(tensor.shape) for name, tensor in made.items() if _LORA in name}

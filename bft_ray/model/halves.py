@@ -75,17 +75,13 @@ class Halves:
         active = [name for name in self.head.active_adapters if name in self.head.lora_A]
         if len(active) > 1:
             raise BadInput("model.adapter", active, "one adapter on the head", "Merge the others first.")
-        for name in active:
-            kind = (
-                "DoRA"
-                if name in self.head.lora_variant
-                else "lora_bias"
-                if self.head.lora_B[name].bias is not None
-                else ""
-            )
-            if kind:
-                raise BadInput("model.adapter", f"{kind} on the head", "W x + s B A x there, plain LoRA", _MERGE)
-        return active[0] if active else None
+        if not active:
+            return None
+        [name] = active
+        more = {"DoRA": name in self.head.lora_variant, "lora_bias": self.head.lora_B[name].bias is not None}
+        if found := [kind for kind, is_there in more.items() if is_there]:
+            raise BadInput("model.adapter", f"{found[0]} on the head", "W x + s B A x there, plain LoRA", _MERGE)
+        return name
 
 
 def halves(model: Any) -> Halves:
@@ -119,7 +115,7 @@ def check_halves(model: Any, device: torch.device | str) -> None:
         BadInput: the architecture makes its logits in a way that `Halves` does not know.
     """
     parts = halves(model)
-    parts.adapter()
+    parts.adapter()  # raises where the head has one that `operands` cannot compute
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids = torch.arange(1, 1 + _TRIAL_TOKENS, device=device)[None]
     positions = torch.arange(_TRIAL_TOKENS, device=device)[None]

@@ -1,4 +1,4 @@
-"""Rotary positions that hang on the longest sample of a batch (`longrope`), or on batches before (`dynamic`), beyond a length.
+"""Rotary positions that depend, beyond a length, on the longest sample of a batch (`longrope`) or on earlier batches (`dynamic`).
 
 `longrope` has other frequencies where any sample of a batch is longer than what the model was trained with; `dynamic` computes
 them from the longest sample that it has seen, until a batch of short ones comes.
@@ -16,7 +16,7 @@ from bft_ray.model.layouts import causal_of
 
 
 def stretched(text: Any) -> list[tuple[str, int]]:
-    """(`longrope` or `dynamic`, tokens up to which nothing hangs on other samples) of a text config; [] for most models."""
+    """(`longrope` or `dynamic`, tokens up to which no sample depends on another one) of a text config; [] for most models."""
     described = getattr(text, "rope_parameters", None) or {}
     several = [own for own in described.values() if isinstance(own, dict)] or [described]
     found = []
@@ -42,7 +42,7 @@ class Rotary:
 
     @property
     def longest(self) -> int:
-        """Tokens of a sample up to which it hangs on no other one."""
+        """Tokens of a sample up to which it depends on no other one."""
         return min((length for _, length in self._kinds), default=2**62)
 
     def alike(self, lengths: Sequence[int] | np.ndarray, *, grows: bool = False) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Models whose rotary positions hang on other samples: embeddings and answers are those of a model that has seen nothing else."""
+"""Models whose rotary positions depend on other samples: embeddings and answers are those of a model that has seen nothing else."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_what_may_share_a_batch():
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_embeddings_hang_on_no_other_sequence(kind):
+def test_embeddings_depend_on_no_other_sequence(kind):
     model, sequences = made(kind), drawn([30, 5, 16, 17, 22, 9, 30, 17])
     expected = []
     for sequence in sequences:
@@ -63,7 +63,7 @@ def test_embeddings_hang_on_no_other_sequence(kind):
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_answers_hang_on_no_other_prompt(kind, monkeypatch):
+def test_answers_depend_on_no_other_prompt(kind, monkeypatch):
     prompts = drawn([30, 5, 12, 17, 22, 9])  # 5 stays below, 9 and 12 pass the length while they are answered
     decoding = Decoding(max_new_tokens=8)
     ids = [str(index) for index in range(len(prompts))]

@@ -130,13 +130,14 @@ def drawn(num_items=10, seed=0) -> Score:
 
 
 def plain(model, asked: Score) -> list[float]:
-    """One forward pass a continuation, all logits, a loop over its tokens."""
+    """One forward pass a continuation by a copy of the model that has seen nothing else, all logits, a loop over its tokens."""
     found = []
     for prompt, continuations in zip(asked.prompts, asked.continuations, strict=True):
         for own in continuations:
             ids = torch.tensor([*prompt.tolist(), *own.tolist()])
-            with torch.no_grad():
-                logp = model(input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
+            with torch.no_grad():  # the last token predicts nothing; fed, it would be one more for rotary positions
+                logits = copy.deepcopy(model)(input_ids=ids[None, :-1], use_cache=False).logits[0]
+            logp = logits.double().log_softmax(-1)
             found.append(-sum(float(logp[t - 1, ids[t]]) for t in range(len(prompt), len(ids))))
     return found
 
@@ -219,24 +220,10 @@ def test_neither_the_order_of_options_nor_batches_change_a_score(kind, settings)
     """A long option first, then a short one that would fit alone; and rows of several lengths in a batch."""
     model = make(kind, **settings)
     for asked in [*long_and_short(), drawn(seed=4)]:
-        expected = plain_anew(model, asked)
+        expected = plain(model, asked)
         for batch_tokens, share in [(1, True), (64, True), (64, False), (4096, True), (4096, False)]:
             scores = run_score(model, asked, batch_tokens, "cpu", 0, share=share)
             np.testing.assert_allclose(scores.nll, expected, rtol=2e-5)
-
-
-def plain_anew(model, asked: Score) -> list[float]:
-    """`plain`, each continuation by a copy of the model that has seen nothing; its last token is not fed, as in `run_score`."""
-    found = []
-    for prompt, continuations in zip(asked.prompts, asked.continuations, strict=True):
-        for own in continuations:
-            ids = torch.tensor([*prompt.tolist(), *own.tolist()])
-            with torch.no_grad():
-                logp = (
-                    copy.deepcopy(model)(input_ids=ids[None, :-1], use_cache=False).logits[0].double().log_softmax(-1)
-                )
-            found.append(-sum(float(logp[t - 1, ids[t]]) for t in range(len(prompt), len(ids))))
-    return found
 
 
 def test_a_window_of_a_name_that_nobody_knows_is_found_by_the_longest_row(monkeypatch):
@@ -244,7 +231,7 @@ def test_a_window_of_a_name_that_nobody_knows_is_found_by_the_longest_row(monkey
     monkeypatch.setattr(score, "_WINDOWS", ())
     assert longest_shared(model) > 10**9
     asked, _ = long_and_short()
-    np.testing.assert_allclose(run_score(model, asked, 4096, "cpu", 0).nll, plain_anew(model, asked), rtol=2e-5)
+    np.testing.assert_allclose(run_score(model, asked, 4096, "cpu", 0).nll, plain(model, asked), rtol=2e-5)
 
 
 def test_a_model_without_positions_does_not_share():

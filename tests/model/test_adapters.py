@@ -47,6 +47,19 @@ def test_more_than_a_product_on_the_head_is_refused(tiny_model, settings, kind):
     check_halves(adapted(tiny_model, ["q_proj"], **settings), "cpu")
 
 
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}])
+def test_what_is_refused_on_the_head_is_refused_before_weights_are_read(tiny_model, tmp_path, make_tree, settings):
+    for targets in (["q_proj"], ["q_proj", "lm_head"]):
+        folder = tmp_path / "-".join(targets)
+        adapted(tiny_model, targets, **settings).save_pretrained(folder)
+        config = make_config(make_tree() | {"model": {"path": str(tiny_model), "adapter": str(folder)}})
+        if "lm_head" not in targets:
+            check_model(config, load_tokenizer(config.model))
+            continue
+        with pytest.raises(BadInput, match=r"on the head'"):
+            check_model(config, load_tokenizer(config.model))
+
+
 def test_tokens_that_an_adapter_trains_in_a_shared_head_are_refused(tiny_model):
     with pytest.raises(BadInput, match=r"`model\.adapter` is 'trainable_token_indices', but must be a head without"):
         check_halves(adapted(tiny_model, ["q_proj"], tied=True, trainable_token_indices=[3, 4]), "cpu")

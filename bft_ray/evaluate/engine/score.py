@@ -9,9 +9,9 @@ continuation, and an attention mask [B, 1, T, T] lets it see the prompt and itse
     0 1 2 3 4 3 4 5     have one token (yes, no), the row is plain causal and needs no mask.
 
 *Apart.* One row a continuation, plain causal. Taken where the mask would not be obeyed: flash attention, models that
-carry a state or take no positions, and sequences longer than a sliding window, an attention chunk, or what rotary positions
-bear (`bft_ray.model.rotary`). A test on a few tokens shows it, and one on the longest shared row, for windows go by many
-names in configs. In fp32 both give the same numbers (1e-5).
+carry a state or take no positions, and sequences longer than a sliding window, an attention chunk, or what rotary
+positions allow (`bft_ray.model.rotary`). A test on a few tokens shows it, and one on the longest shared row, for windows
+go by many names in configs. In fp32 both give the same numbers (1e-5).
 
 Rows are padded at their end, where a causal model does not look back from.
 """

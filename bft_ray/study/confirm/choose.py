@@ -186,14 +186,7 @@ def _decide(
         if plan.default in allowed and not gains[name].is_better:
             continue  # as one of all comparisons with the default
         if all(one.is_better for one in against if one.against in (contenders[0], plan.default)):
-            if not all(one.is_better for one in against):
-                beaten = f"the best candidate, {contenders[0]}" + (
-                    f", and the default {plan.default}" if plan.default in allowed else ""
-                )
-            elif plan.default in allowed:
-                beaten = _beaten(plan, contenders)
-            else:
-                beaten = "every candidate that keeps the limit"
+            beaten = _beaten(plan, contenders, against, plan.default in allowed)
             return name, "baseline", f"beyond noise it beats {beaten}", against
     best = contenders[0]
     if best == plan.default:
@@ -204,13 +197,23 @@ def _decide(
     return best, "candidate", "the best mean, and better than the default beyond noise", ()
 
 
-def _beaten(plan: Plan, contenders: Sequence[str]) -> str:
-    """A clause on what a baseline that wins has beaten."""
+def _beaten(plan: Plan, contenders: Sequence[str], against: Sequence[Comparison], has_default: bool) -> str:
+    """A clause on what a baseline that wins has beaten.
+
+    Args:
+        against: its comparisons with the contenders and the default.
+        has_default: whether the default is among the arms that count.
+    """
+    default = f"the default {plan.default}"
+    if not all(one.is_better for one in against):
+        return f"the best candidate, {contenders[0]}" + (f", and {default}" if has_default else "")
+    if not has_default:
+        return "every candidate that keeps the limit"
     if not plan.candidates:
-        return f"the default {plan.default}"
+        return default
     if list(contenders) == [plan.default]:
-        return f"the default {plan.default}, which no candidate does"
-    return f"the default {plan.default} and every candidate that does so too"
+        return f"{default}, which no candidate does"
+    return f"{default} and every candidate that does so too"
 
 
 def _runs(records: Iterable[Record], plan: Plan) -> dict[str, dict[int, Record]]:

@@ -109,8 +109,9 @@ def _resumed(segment: Segment) -> tuple[Run | None, Run, str | None]:
     """What `_earlier` finds; what it warns of goes to the driver with the run, since few read a worker's log."""
     with heard() as warnings:
         before, run, state = _earlier(segment)
-    for each in {id(one): one for one in (before, run) if one is not None}.values():
-        each.warnings = [*each.warnings, *warnings]
+    for each in (before, run):
+        if each is not None:
+            each.warnings = [*each.warnings, *warnings]
     return before, run, state
 
 

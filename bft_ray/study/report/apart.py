@@ -23,8 +23,12 @@ def tuned_apart(claim: Claim, parts: Records, space: SearchSpace) -> dict[str, t
     if not {claim.better, claim.than} <= arms.keys():
         return {}
     own, other = arms[claim.better], arms[claim.than]
-    fields = [name for name in space.parameters if not name.startswith("loss.")]
-    return {name: (own.get(name), other.get(name)) for name in fields if own.get(name) != other.get(name)}
+    return {name: (own.get(name), other.get(name)) for name in _tuned(space) if own.get(name) != other.get(name)}
+
+
+def _tuned(space: SearchSpace) -> list[str]:
+    """The fields that each baseline is tuned over."""
+    return [name for name in space.parameters if not name.startswith("loss.")]
 
 
 def fields_text(names: Sequence[str]) -> str:
@@ -38,7 +42,7 @@ def differ(parts: Records, space: SearchSpace, choice: Choice | None) -> Finding
     for claim in space.claims:
         if found := tuned_apart(claim, parts, space):
             told = ", ".join(f"{fields_text([name])} {a} with {b}" for name, (a, b) in found.items())
-            texts.append(f"The claim that {claim} compares {told}. {_beside(claim, parts, next(iter(found)))}".strip())
+            texts.append(f"The claim that {claim} compares {told}. {_beside(claim, parts, space)}".strip())
     if not texts:
         return None
     return Finding(
@@ -49,19 +53,20 @@ def differ(parts: Records, space: SearchSpace, choice: Choice | None) -> Finding
     )
 
 
-def _beside(claim: Claim, parts: Records, name: str) -> str:
-    """The metric of the claim at equal values of a field, from the tuning."""
+def _beside(claim: Claim, parts: Records, space: SearchSpace) -> str:
+    """The metric of the claim at equal settings of both arms, from the tuning."""
     assert claim.metric is not None
-    values: dict[object, dict[str, float]] = {}
+    fields = _tuned(space)
+    values: dict[tuple[object, ...], dict[str, float]] = {}
     for record in parts.get(BASELINES, ()):
         arm = record.extra.get("baseline")
         if arm in (claim.better, claim.than) and claim.metric in record.metrics:
-            values.setdefault(record.assignment.get(name), {})[arm] = record.metrics[claim.metric]
-    both = {value: own for value, own in values.items() if len(own) == 2}
-    if not both:
-        return ""
-    shown = (
-        f"{format_value(claim.metric, own[claim.better])} and {format_value(claim.metric, own[claim.than])} at {value}"
-        for value, own in sorted(both.items(), key=str)
-    )
-    return f"In the tuning, with one seed, {claim.metric} is {', '.join(shown)}."
+            at = tuple(record.assignment.get(name) for name in fields)
+            values.setdefault(at, {})[arm] = record.metrics[claim.metric]
+    shown = [
+        f"{format_value(claim.metric, own[claim.better])} and {format_value(claim.metric, own[claim.than])} "
+        f"at {' and '.join(map(str, at))}"
+        for at, own in sorted(values.items(), key=str)
+        if len(own) == 2
+    ]
+    return f"In the tuning, with one seed, {claim.metric} is {', '.join(shown)}." if shown else ""
