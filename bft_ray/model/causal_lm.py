@@ -17,6 +17,7 @@ from bft_ray.model.gguf import converted, entry_name, is_gguf
 from bft_ray.model.host_memory import bound_shape_caches
 from bft_ray.model.lora import add_lora, to_dtype
 from bft_ray.model.named import BUNDLED, MODELS, find_packaged, starter_folder
+from bft_ray.model.noise import keep, silence
 from bft_ray.model.quantized import keep_layout, loading, require_bitsandbytes, require_plain
 from bft_ray.model.safe import check_adapter, indexed_files, read_adapter_config
 from bft_ray.model.unreadable import reading, unreadable, unreadable_model
@@ -147,8 +148,10 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
     with reading(partial(unreadable_model, config, base)):
         described = AutoConfig.from_pretrained(base, **source)
         require_plain(described, config)
+        noise = silence(described)
         found: Any = AutoModelForCausalLM.from_pretrained(
             base,
+            config=described,
             output_loading_info=True,
             dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[config.dtype],
             attn_implementation=config.attention,
@@ -166,6 +169,7 @@ def load_base(config: ModelConfig) -> torch.nn.Module:
     if is_remote(name):
         model.name_or_path = name  # peft writes it into adapters, and a copy's path means nothing elsewhere
     keep_layout(model)
+    keep(model, noise)
     model.config.use_cache = False  # with a cache, packed neighbours leak into each other
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -12,6 +12,7 @@ from bft_ray.model.base_weights import base_fingerprint
 from bft_ray.model.causal_lm import adapter_of
 from bft_ray.model.checksums import recorded_base, write_checksums
 from bft_ray.model.ends import generation_settings
+from bft_ray.model.noise import as_it_came
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,8 @@ def export_model(
     else:
         model.config.use_cache = True  # off while training only
         model.generation_config = settings
-        model.save_pretrained(str(folder), state_dict=weights)
+        with as_it_came(model):
+            model.save_pretrained(str(folder), state_dict=weights)
         model.config.use_cache = False
     settings.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
@@ -79,7 +81,8 @@ def merge_in_place(folder: Path, config: ModelConfig, settings: Any) -> None:
     merged.generation_config = settings
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).unlink()
-    merged.save_pretrained(str(folder))
+    with as_it_came(merged):
+        merged.save_pretrained(str(folder))
 
 
 def require_mergeable(model: Any) -> None:
