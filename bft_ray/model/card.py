@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from bft_ray.config import Config, to_yaml
 from bft_ray.config.metrics import format_value, is_judged
+from bft_ray.model.gguf import is_gguf
+from bft_ray.model.named import BUNDLED, MODELS
 
 _LOAD = {
     "adapter": """from peft import AutoPeftModelForCausalLM
@@ -63,7 +66,7 @@ def model_card(
     adapter = kind == "adapter"
     front = [
         "---",
-        f"base_model: {config.model.path}",
+        *_base_on_hub(config.model.path),
         f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: text-generation",
         f"tags: [bft, {config.loss.method}, {config.domain}{', lora' if adapter else ''}]",
@@ -119,6 +122,14 @@ def model_card(
     )
 
 
+def _base_on_hub(path: str) -> list[str]:
+    """The line of the hub's metadata on the base model; [] where it is none of a hub: the name of a folder may be that of another
+    model there.
+    """
+    is_here = path in BUNDLED or path in MODELS or "://" in path or is_gguf(path) or path.startswith((".", "/", "~"))
+    return [] if is_here or Path(path).is_dir() else [f"base_model: {path}"]
+
+
 def release_card(
     config: Config, *, name: str, evidence: Mapping[str, str], checks: Mapping[str, str], settings: Mapping[str, str]
 ) -> str:
@@ -143,7 +154,7 @@ def release_card(
     return "\n".join(
         [
             "---",
-            f"base_model: {base}",
+            *_base_on_hub(config.model.path),
             "library_name: transformers",
             "pipeline_tag: text-generation",
             f"tags: [{', '.join(dict.fromkeys(('bft', config.loss.method, config.domain)))}]",

@@ -7,6 +7,7 @@ so that rows that were changed since are found too. What MLflow holds is named, 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from bft_ray.config.base import inputs_of
 from bft_ray.data.read_as import paths_of
 from bft_ray.data.tables import names_a_hub_dataset
 from bft_ray.data.values import STARTER
+from bft_ray.model.checksums import CHECKSUMS
 from bft_ray.model.start_logps import dataset_of
 from bft_ray.places import storage
 from bft_ray.places.addresses import redact, sqlite_path
@@ -239,12 +241,24 @@ def listed(places: Sequence[Place], config: Config) -> str:
         f"note: {place} does not say whose data it is of (run.json is missing or damaged): remove it yourself where it may be of these"
         for place in nameless_runs(config.cluster.storage_path)
     ]
+    notes += [
+        f"note: {path} was made in this folder, of {config.domain}: remove it yourself where it is of these rows"
+        for path in _made_here(config.domain)
+    ]
     mlflow = "\n".join([*notes, mlflow])
     if not places:
         return f"nothing made of this data was found on this machine\n{mlflow}"
     lines = [f"{place.kind:<9}{size_text(place.num_bytes):>10}  {place.name}" for place in places]
     total = size_text(sum(place.num_bytes for place in places))
     return "\n".join([*lines, f"{'in all':<9}{total:>10}  {len(places)} places", mlflow])
+
+
+def _made_here(name: str) -> list[str]:
+    """Exports of the domain's champions and pages of its studies that lie in the working folder, where commands put them without
+    `--out`.
+    """
+    exports = [path for path in Path().glob(f"bft-{glob.escape(name)}-*") if (path / CHECKSUMS).is_file()]
+    return sorted(str(path) for path in (*exports, *Path().glob(f"*-{glob.escape(name)}.html")))
 
 
 def size_text(num_bytes: int) -> str:

@@ -160,6 +160,17 @@ def test_a_study_that_runs_is_kept(config, tmp_path, capsys):
     assert (tmp_path / "results" / "mine").exists()  # all or nothing
 
 
+def test_what_export_and_report_left_in_the_working_folder_is_named(config, tmp_path, capsys):
+    for name in ("bft-test-1", "bft-test-2", "bft-tested-1"):
+        (tmp_path / name).mkdir()
+    for file in ("bft-test-1/sha256.json", "bft-tested-1/sha256.json", "study-test.html", "study-tested.html"):
+        (tmp_path / file).write_text("{}")
+    assert main(words(config)) == 0
+    said = capsys.readouterr().out
+    named = [line.split(" ")[1] for line in said.splitlines() if "was made in this folder" in line]
+    assert named == ["bft-test-1", "study-test.html"]  # bft-test-2 is no export of ours
+
+
 def test_a_run_that_trains_is_kept(config, tmp_path, capsys):
     run = tmp_path / "results" / "mine"
     with only_one(str(run), "mine"):
