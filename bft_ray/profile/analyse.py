@@ -10,7 +10,7 @@ import numpy as np
 
 from bft_ray.config import Config, LossConfig
 from bft_ray.config.profile import ProfileConfig
-from bft_ray.profile.propose import parameters_for, propose
+from bft_ray.profile.propose import FLAT, parameters_for, propose
 from bft_ray.profile.result import Profile
 from bft_ray.profile.stretches import Stretches, stretches
 from bft_ray.profile.token_weights import token_settings, weigh_tokens
@@ -131,6 +131,13 @@ def _findings(
         f"and most even with {flat['name']} ({flat['effective_share']:.0%})."
     )
     lines.append(f"Of {len(rows)} settings {len(equal)} are different runs; the others repeat one of them exactly.")
+    inverse = [row for row in (rows[group[0]] for group in equal) if row["sample_weight"] == "inverse"]
+    if even := sum(row["effective_share"] > FLAT for row in inverse):
+        kept = "the epsilons and caps of the others" if even < len(inverse) else "the method's own epsilon and cap"
+        lines.append(
+            f"{even} of the {len(inverse)} different runs of `inverse` start with hardly any weights (as if more than "
+            f"{FLAT:.0%} of the samples counted): the proposed search space has {kept}."
+        )
     if near:
         lines.append(
             f"{len(near)} pairs of different runs start nearly alike (less than {settings.near:.1%} of the weight "

@@ -17,7 +17,7 @@ from bft_ray.space.draft import CONFIRMATION_SEEDS, MOST_WINDOWS, PUBLISHED_WIND
 from bft_ray.space.parts import MIN_SEEDS
 from bft_ray.train.pins import pin_paths
 
-_FLAT = 0.98  # weights of a larger effective share are hardly weights
+FLAT = 0.98  # weights of a larger effective share are hardly weights
 _TRIALS_A_CHOICE = 2
 _LEAST_TRIALS = 12
 _DEFAULT = LossConfig(method="bft_inverse")
@@ -79,7 +79,7 @@ def parameters_for(
     - the learning rate is searched beside them, around the config's.
     """
     heads = [settings[group[0]] for group in groups]  # the different runs
-    inverse = [s for s in heads if s.loss.sample_weight == "inverse" and s.figures()["effective_share"] <= _FLAT]
+    inverse = [s for s in heads if s.loss.sample_weight == "inverse" and s.figures()["effective_share"] <= FLAT]
     epsilons = sorted({s.loss.epsilon for s in inverse}) or [_DEFAULT.epsilon]
     by_size = sorted({s.loss.weight_cap for s in inverse}, key=lambda cap: (cap is None, cap or 0))
     rate = config.optimizer.learning_rate

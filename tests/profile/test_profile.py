@@ -338,6 +338,28 @@ def test_weights_that_start_equal_are_proposed_once(config):
     check_space(validate(SearchSpace, tree, "the proposal"), load_config("starter"))
 
 
+def test_what_the_proposal_leaves_out_is_told(config):
+    """Different runs whose weights start nearly even: their epsilons and caps are not in the space, and a line says so."""
+    nearly = np.full(40, -0.5, dtype=np.float32)
+    nearly[:4] = -0.9
+    tokens = TokenLogps(["a", "b", "c"], nearly, np.array([4, 16, 20]))
+    looked = ProfileConfig(windows=[2, 4], epsilons=[0.01, 0.2], caps=[None])
+    profile = analyse(tokens, looked, "t", config, "starter")
+    shares = {row["epsilon"]: row["effective_share"] for row in profile.settings if row["sample_weight"] == "inverse"}
+    told = [line for line in profile.findings if "hardly any weights" in line]
+    heads = [profile.settings[group[0]] for group in profile.equal]
+    inverse = [row for row in heads if row["sample_weight"] == "inverse"]
+    even = [row for row in inverse if row["effective_share"] > 0.98]
+    assert 0 < len(even) < len(inverse), shares
+    assert [line.partition(" start ")[0] for line in told] == [
+        f"{len(even)} of the {len(inverse)} different runs of `inverse`"
+    ]
+    assert told[0].endswith("the proposed search space has the epsilons and caps of the others.")
+    assert profile.parameters["loss.epsilon"]["values"] == sorted(
+        {r["epsilon"] for r in inverse} - {r["epsilon"] for r in even}
+    )
+
+
 def test_a_proposal_fixes_what_was_given_beside_the_source(make_tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tree = make_tree()
