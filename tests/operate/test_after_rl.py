@@ -129,6 +129,20 @@ def test_an_arm_whose_answers_are_all_alike_is_named():
     assert "`sft` had little" not in text
 
 
+def test_arms_that_start_no_better_than_a_constant_answer_are_named():
+    """The made-up runs start with a reward of 0.4: above 0.3, not above 0.4; a constant answer that earns next to nothing is not told."""
+    made = runs({"sft": 0.1, "bft": 0.1})
+    guess = (
+        "Always giving the most common answer would earn 0.400 on the held-out items, and `sft` and `bft` are not shown"
+    )
+    assert guess in " ".join(sentences(told(study(), made, constant=0.4)))
+    for constant in (0.3, 0.05):
+        assert "Always giving" not in " ".join(sentences(told(study(), made, constant=constant)))
+    weak = [Run(r.arm, r.seed, 0.3, {i: v / 2 for i, v in r.before.items()}, r.after) for r in runs({"bft": 0.1})]
+    text = " ".join(sentences(told(study(), [*runs({"sft": 0.1}), *weak], constant=0.3)))
+    assert "on the held-out items, and `bft` is not shown to start above that" in text
+
+
 def test_a_study_that_has_not_ended_says_so():
     found = told(study(), runs({"sft": 0.1, "bft": 0.1})[:7])
     text = " ".join(sentences(found))
@@ -169,9 +183,12 @@ def test_the_bundled_study_is_ready_and_takes_overrides(tmp_path):
     assert len(ready.train.ids) == 240 and len(ready.held_out.ids) == 120
     shares = [np.mean([gold == "yes" for gold in items.golds]) for items in (ready.train, ready.held_out)]
     assert all(0.4 < share < 0.6 for share in shares)
+    assert ready.held_out.constant == max(shares[1], 1 - shares[1])
     assert ready.config_of("bft", 101).loss.method == "bft" and list(bundled()) == ["starter"]
     with pytest.raises(BadInput, match="one of starter"):
         load_after_rl("other")
+    with pytest.raises(BadConfig, match=r"at least 2 different seeds\. Add seeds\.(\n|$)"):
+        load_after_rl("starter", ["seeds=[1]", "min_seeds_waived=true"])
     with pytest.raises(BadConfig, match="stepz"):
         load_after_rl("starter", ["grpo.stepz=3"])
 
@@ -202,9 +219,22 @@ def test_another_study_under_the_same_name_is_refused(tmp_path):
     ready = prepare(load_after_rl("starter", [where]))
     run_module.write_kept(run_module._identity_file(ready), run_module._identity(ready))
     prepare(load_after_rl("starter", [where, "seeds=[1, 2, 3, 4, 5, 6]"]))  # more seeds go on
-    with pytest.raises(BadInput, match="has other grpo"):
+    with pytest.raises(BadConfig, match=r"`grpo.learning_rate` was 5e-05, and is now 0.001"):
         prepare(load_after_rl("starter", [where, "grpo.learning_rate=1e-3"]))
+    arms = json.dumps({"sft": {"overrides": {"loss.method": "sft"}}, "bft": {"overrides": {"loss.window": 64}}})
+    with pytest.raises(BadConfig, match=r"`arms.bft` was .*, and is now .*64"):
+        prepare(load_after_rl("starter", [where, f"arms={arms}", "claims=[]"]))
     assert isinstance(ready, Ready) and _refuse_other(ready) is None
+
+
+def test_a_study_goes_on_with_other_places_and_another_layout(tmp_path):
+    where = f"cluster.storage_path={tmp_path}"
+    ready = prepare(load_after_rl("starter", [where]))
+    run_module.write_kept(run_module._identity_file(ready), run_module._identity(ready))
+    moved = [f"data.cache_dir={tmp_path / 'cache'}", "cluster.num_workers=2", "data.micro_batch_tokens=999"]
+    prepare(load_after_rl("starter", [where, *moved, f"tracking.uri=sqlite:///{tmp_path}/other.db"]))
+    with pytest.raises(BadConfig, match=r"`config.data.max_length` was 320, and is now 300"):
+        prepare(load_after_rl("starter", [where, "data.max_length=300"]))
 
 
 # ---- the reward ----------------------------------------------------------------------------------------------------

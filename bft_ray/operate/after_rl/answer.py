@@ -20,12 +20,13 @@ from bft_ray.operate.after_rl.definition import AfterRl
 from bft_ray.operate.after_rl.record import Run
 from bft_ray.space.claims import Claim
 from bft_ray.stats.comparison import Comparison
-from bft_ray.stats.errors import as_groups
+from bft_ray.stats.errors import Groups, as_groups
 from bft_ray.stats.simultaneous import compare_pair
 from bft_ray.study.confirm.claims import Verdict, judge
 from bft_ray.study.report.arms import gain_text, signed, size
 
 _LITTLE = 0.2  # share of prompts with a gradient, below which the answer says so
+_GUESSABLE = 0.1  # reward of a constant answer, from which on the answer says what guessing earns
 _ORDER: tuple[Verdict, ...] = ("does not hold", "cannot be told", "holds")
 
 
@@ -67,6 +68,8 @@ class Told:
         flaws: arm -> why it is not judged.
         improved: arm -> whether it improves.
         compared: of the claims, two statements each.
+        constant: reward of always giving the most common gold answer to the held-out items.
+        guessing: arms that are not shown to start above it.
     """
 
     study: AfterRl
@@ -74,6 +77,8 @@ class Told:
     flaws: Mapping[str, str]
     improved: Mapping[str, Statement]
     compared: Sequence[Statement]
+    constant: float
+    guessing: Sequence[str]
 
     @property
     def is_whole(self) -> bool:
@@ -87,11 +92,14 @@ class Told:
         return sorted(every, key=lambda one: _ORDER.index(one.verdict))
 
 
-def told(study: AfterRl, runs: Sequence[Run], groups: Mapping[str, tuple[str, ...]] | None = None) -> Told:
+def told(
+    study: AfterRl, runs: Sequence[Run], groups: Mapping[str, tuple[str, ...]] | None = None, constant: float = 0.0
+) -> Told:
     """What the runs say together.
 
     Args:
         groups: held-out item -> what it shares with others.
+        constant: reward of always giving the most common gold answer to the held-out items.
     """
     by_arm = {arm: sorted((r for r in runs if r.arm == arm), key=lambda r: r.seed) for arm in study.arms}
     flaws = {arm: why for arm, own in by_arm.items() if (why := _flaw(study, own))}
@@ -122,7 +130,16 @@ def told(study: AfterRl, runs: Sequence[Run], groups: Mapping[str, tuple[str, ..
         compared.append(state(*texts, pair, gains, pair))
         texts = f"{one} ends higher than {other}", f"{one} ends lower than {other}"
         compared.append(state(*texts, pair, after, pair))
-    return Told(study, by_arm, flaws, improved, compared)
+    guessing = [arm for arm in good if not _is_above(before[arm], constant, study.alpha, shared)]
+    return Told(study, by_arm, flaws, improved, compared, constant, guessing)
+
+
+def _is_above(rewards: np.ndarray, constant: float, alpha: float, groups: Groups | None) -> bool:
+    """Whether rewards [S, n] are above a constant, beyond noise."""
+    scores = {"arm": rewards, "constant": np.full_like(rewards, constant)}
+    return (
+        judge(Claim(better="arm", than="constant"), compare_pair("arm", "constant", scores, alpha, groups)) == "holds"
+    )
 
 
 def sentences(found: Told) -> list[str]:
@@ -136,6 +153,13 @@ def sentences(found: Told) -> list[str]:
     lines.append(
         f"**Of {total}, {_list(holds) or 'none'} {'are' if len(holds) > 1 else 'is'} shown to improve by GRPO.**"
     )
+    if found.guessing and found.constant >= _GUESSABLE:
+        arms = _list([f"`{arm}`" for arm in found.guessing])
+        lines.append(
+            f"Always giving the most common answer would earn {found.constant:.3f} on the held-out items, and {arms} "
+            f"{'are' if len(found.guessing) > 1 else 'is'} not shown to start above that: what GRPO does to a model that "
+            "guesses says little of one that knows."
+        )
     lines += [_capital(f"{statement}.") for statement in found.statements]
     return lines + [
         f"`{arm}` had little to learn from: only {mixed:.0%} of its prompts had answers that differ in reward."

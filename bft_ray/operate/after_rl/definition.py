@@ -127,7 +127,9 @@ class AfterRl(Section):
                     )
         least = WAIVED_SEEDS if self.min_seeds_waived else MIN_SEEDS
         if len(set(self.seeds)) < max(least, len(self.seeds)):
-            remedy = "Add seeds, or say `min_seeds_waived: true` for a demonstration."
+            remedy = "Add seeds" + (
+                "." if self.min_seeds_waived else ", or say `min_seeds_waived: true` for a demonstration."
+            )
             raise rule("seeds", self.seeds, f"at least {least} different seeds", remedy)
         if any(not 0 <= seed < MAX_SEED for seed in self.seeds):
             raise rule("seeds", self.seeds, f"seeds, none below 0 or above {MAX_SEED - 1}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,11 @@ class Items:
     def first(self, count: int) -> Items:
         """The first so many."""
         return Items(self.ids[:count], self.prompts[:count], self.golds[:count], self.groups[:count])
+
+    @property
+    def constant(self) -> float:
+        """Reward of always giving the most common gold answer."""
+        return Counter(self.golds).most_common(1)[0][1] / len(self.golds)
 
     def digest(self) -> str:
         """Of all that they hold: the same for the same items in the same order."""

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bft_ray.config import Config
+from bft_ray.config.load import flatten
 from bft_ray.data.tokenise import with_date
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadConfig, BadInput
 from bft_ray.evaluate.engine.request import Context
+from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.operate.after_rl.answer import Told, sentences, told
 from bft_ray.operate.after_rl.definition import WARM_UP, AfterRl
@@ -25,12 +28,14 @@ from bft_ray.operate.lasting import require_outlasting
 from bft_ray.page.html import to_html
 from bft_ray.page.model import shown_time
 from bft_ray.places import storage
+from bft_ray.places.addresses import redact
 from bft_ray.places.kept import read_kept, write_kept, write_text
 from bft_ray.places.modes import kept_for
 from bft_ray.places.remote import is_remote
 from bft_ray.study.report.arms import markdown
 from bft_ray.study.report.recorder import PAGE, log_report
 from bft_ray.tracking.begin import RUN_KEY
+from bft_ray.tracking.resume import MAY_CHANGE, changed_fields, describe_change
 from bft_ray.tracking.run import Tracker
 from bft_ray.tracking.server import check_server
 from bft_ray.train.launch import train
@@ -38,6 +43,8 @@ from bft_ray.workers.connect import connect
 from bft_ray.workers.spread import spread
 
 EXPERIMENT = "bft/after-rl"
+#: parts of the config that no run of a study reads
+_NOT_USED = ("evaluation.", "checkpoint.", "name", "seed")
 Line = Callable[[str], None]
 
 
@@ -76,7 +83,7 @@ class Ready:
     def told(self) -> Told:
         """What they say."""
         shared = dict(zip(self.held_out.ids, self.held_out.groups, strict=True)) if any(self.held_out.groups) else None
-        return told(self.study, self.runs(), shared)
+        return told(self.study, self.runs(), shared, self.held_out.constant)
 
 
 def prepare(study: AfterRl) -> Ready:
@@ -205,25 +212,34 @@ def text_of(found: Told) -> str:
 # ---- the same study ------------------------------------------------------------------------------------------------
 
 
-def _identity(ready: Ready) -> dict[str, str]:
-    """What the records of a study depend on, by name; more seeds, other claims and another question do not change them."""
+def _identity(ready: Ready) -> dict[str, Any]:
+    """What the records of a study depend on, as flat fields without passwords; more seeds, other claims and another question
+    do not change them, nor do places, layout and how much is kept."""
     study = ready.study
-    config = ready.base.model_dump(exclude={"cluster", "tracking", "evaluation", "checkpoint", "name", "seed"})
-    return {
-        "config": _digest(config),
-        "grpo": _digest(study.grpo.model_dump()),
-        WARM_UP: _digest(study.warm_up),
-        "rows": _digest([ready.train.digest(), ready.held_out.digest(), study.rows.answer]),
-        **{f"arms.{arm}": _digest(own.model_dump()) for arm, own in study.arms.items()},
+    config = {name: value for name, value in flatten(ready.base).items() if not name.startswith(_NOT_USED)}
+    fields = {
+        **{f"config.{name}": value for name, value in config.items() if not name.startswith(MAY_CHANGE)},
+        "config.model.path (weights)": weights_fingerprint(ready.base.model),
+        **{f"grpo.{name}": value for name, value in flatten(study.grpo).items()},
+        **{f"{WARM_UP}.{name}": value for name, value in study.warm_up.items()},
+        **{f"arms.{arm}": own.model_dump() for arm, own in study.arms.items()},
+        "rows.train": ready.train.digest(),
+        "rows.held_out": ready.held_out.digest(),
+        "rows.answer": study.rows.answer,
     }
+    return json.loads(redact(json.dumps(fields)))
 
 
 def _refuse_other(ready: Ready) -> None:
-    kept = read_kept(_identity_file(ready)) or {}
-    changed = [name for name, value in _identity(ready).items() if kept.get(name, value) != value]
+    """Raises BadConfig where the records under this name are of another study; arms may come and go."""
+    old, new = read_kept(_identity_file(ready)), _identity(ready)
+    if old is None:
+        return
+    changed = changed_fields(old, new, ("arms.",))
+    changed += [name for name in sorted({*old} & {*new}) if name.startswith("arms.") and old[name] != new[name]]
     if changed:
-        rule = f"a name of its own: the study under it, in {ready.folder}, has other {', '.join(changed)}"
-        raise BadInput("name", ready.study.name, rule, "Choose another name (name=...), or delete that folder.")
+        lines = [describe_change(name, old, new) for name in changed]
+        raise BadConfig(f"the study `{ready.study.name}` exists with other settings; give it another `name`. It", lines)
 
 
 def _identity_file(ready: Ready) -> str:
@@ -232,10 +248,6 @@ def _identity_file(ready: Ready) -> str:
 
 def _page_file(ready: Ready) -> str:
     return storage.join(ready.folder, PAGE)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 # ---- MLflow --------------------------------------------------------------------------------------------------------
@@ -253,7 +265,10 @@ def _record(ready: Ready, found: Told) -> bool:
         run_name=study.name,
         run_id=kept.get("run_id"),
         params={"study": study.name, "arms": ", ".join(study.arms), "model": base.model.path, **grpo},
-        tags={RUN_KEY: f"{study.name}-{_digest(ready.folder)[:12]}", "bft.kind": "after-rl"},
+        tags={
+            RUN_KEY: f"{study.name}-{hashlib.sha256(ready.folder.encode()).hexdigest()[:12]}",
+            "bft.kind": "after-rl",
+        },
     )
     with tracker:
         write_kept(place, {"run_id": tracker.run_id})
