@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bft_ray.config import Config, DataConfig, ModelConfig, SourceConfig, TrackingConfig, config_from_yaml
+import numpy as np
+
+from bft_ray.config import Config, SourceConfig, TrackingConfig, config_from_yaml, make_config
 from bft_ray.config.tasks import Decoding
 from bft_ray.data.rows import BadRow, Row, look, question_key, read_choices, read_rows
 from bft_ray.errors import BadInput
@@ -20,8 +22,8 @@ from bft_ray.evaluate.engine.generate import run_generate
 from bft_ray.evaluate.engine.request import Context, Generate
 from bft_ray.evaluate.tasks.choice import prompt_of
 from bft_ray.evaluate.tasks.generation import decode, encode_prompts, read_prompts
-from bft_ray.model.causal_lm import load_model, load_tokenizer
-from bft_ray.model.checksums import require_unchanged
+from bft_ray.model.causal_lm import adapter_of, load_model, load_tokenizer
+from bft_ray.model.check import check_headers, describe, position_limit, skeleton
 from bft_ray.model.ends import end_tokens
 from bft_ray.page.html import to_html
 from bft_ray.page.model import Columns, Page, Part, Section, shown_time
@@ -32,6 +34,7 @@ from bft_ray.waits import waiting
 
 _FIELD = "--prompts"
 _BATCH_TOKENS = 8192
+Line = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def compare_models(
     out: Path,
     limit: int,
     max_new_tokens: int,
-    line: Callable[[str], None],
+    line: Line,
 ) -> Path:
     """Write the page; returns its path.
 
@@ -88,19 +91,18 @@ def compare_models(
     if not found:
         raise BadInput("MODEL", None, "one model at least, or --champion DOMAIN")
     check_out_file(out, (prompts,))
-    for one in found:  # before the first answers, which may take long
-        if Path(one.path).is_dir():
-            require_unchanged(Path(one.path), "MODEL")
     rows = _rows(SourceConfig(path=str(prompts), limit=limit))
     if known := _trained_on(rows, config):
         line(
             f"note: {known} of {len(rows)} prompts are questions of the training data: what a model says to "
             f"them shows nothing"
         )
+    # all are checked before the first one answers, which may take long
+    asked = [_asked(one, rows, _config_of(one, config), max_new_tokens, line) for one in found]
     answered = []
-    for one in found:
+    for one in asked:
         line(f"asking {one.name}")
-        answered.append(_ask(one, rows, config, max_new_tokens))
+        answered.append(_answers(one, rows, max_new_tokens))
     _write(out, to_html(_page(rows, answered, prompts, known)))
     return out
 
@@ -116,9 +118,7 @@ def _rows(source: SourceConfig) -> Sequence[Row]:
     ]
 
 
-def _champion(
-    domain: str | None, uri: str | None, line: Callable[[str], None]
-) -> tuple[Config | None, list[Candidate]]:
+def _champion(domain: str | None, uri: str | None, line: Line) -> tuple[Config | None, list[Candidate]]:
     """The config of a champion; and base, default and champion, as far as they can be had."""
     if domain is None:
         return None, []
@@ -170,25 +170,69 @@ def _trained_on(rows: Sequence[Row], config: Config | None) -> int:
 # ---- answers -------------------------------------------------------------------------------------------------------
 
 
-def _ask(one: Candidate, rows: Sequence[Row], config: Config | None, max_new_tokens: int) -> Answered:
-    """Greedy answers of one model, on the GPU where there is one."""
-    import torch
+@dataclass(frozen=True)
+class _Asked:
+    """What a model is asked.
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    own = ModelConfig(path=one.path, dtype="bf16" if device == "cuda" else "fp32")
-    if config is not None:
-        own = config.exported(one.path)
-    data = config.data if config is not None else DataConfig.model_construct(train=[], template="auto")
-    tokenizer: Any = load_tokenizer(own)
-    context = Context(tokenizer, data, _BATCH_TOKENS, 0)
-    request = Generate(
-        [row.id for row in rows], encode_prompts(rows, context), Decoding(max_new_tokens=max_new_tokens), 0
-    )
-    model = load_model(own).to(device)
+    Args:
+        config: of its model, template and end of an answer.
+        prompts: tokens of each row's prompt.
+    """
+
+    name: str
+    config: Config
+    tokenizer: Any
+    prompts: list[np.ndarray]
+
+
+def _asked(one: Candidate, rows: Sequence[Row], config: Config, max_new_tokens: int, line: Line) -> _Asked:
+    """Check a model, and encode the prompts for it.
+
+    Raises:
+        BadInput: a model that cannot be read, or a prompt that leaves no room for an answer in its positions.
+    """
+    for folder in adapter_of(config.model):
+        if folder and Path(folder).is_dir():
+            check_headers(Path(folder), "MODEL")
+    tokenizer: Any = load_tokenizer(config.model)
+    unbounded = config.data.model_copy(update={"max_length": 2**31})  # the model's positions are the bound
+    prompts = encode_prompts(rows, Context(tokenizer, unbounded, _BATCH_TOKENS, 0))
+    longest, described = max(map(len, prompts)), describe(config)
+    limit, fails = position_limit(described, skeleton(config, described))
+    if limit is not None and longest + max_new_tokens > limit:
+        value = f"a prompt of {longest:,} tokens and an answer of up to {max_new_tokens:,}"
+        rule = f"at most {limit:,} tokens together, the positions of {one.name}"
+        if fails:
+            raise BadInput(_FIELD, value, rule, "Take long prompts out, or lower --max-new-tokens.")
+        line(f"note: {_FIELD} has {value}; {one.name} was made for {limit:,} positions, and answers badly beyond them")
+    return _Asked(one.name, config, tokenizer, prompts)
+
+
+def _config_of(one: Candidate, champion: Config | None) -> Config:
+    """How a model is loaded and asked: as the champion's study did, else as it comes."""
+    if champion is not None:
+        return champion.model_copy(update={"model": champion.exported(one.path)})
+    model = {"path": one.path, "dtype": "bf16" if _device() == "cuda" else "fp32"}
+    data = {"train": [{"path": _FIELD}], "validation": []}  # none is trained on
+    return make_config({"domain": "compare", "model": model, "data": data, "checkpoint": {"export": "last"}})
+
+
+def _answers(one: _Asked, rows: Sequence[Row], max_new_tokens: int) -> Answered:
+    """Greedy answers of one model, on the GPU where there is one."""
+    device, tokenizer = _device(), one.tokenizer
+    request = Generate([row.id for row in rows], one.prompts, Decoding(max_new_tokens=max_new_tokens), 0)
+    model = load_model(one.config.model).to(device)
     with waiting(f"{one.name} answers"):
-        made = run_generate(model, request, _BATCH_TOKENS, device, tokenizer.pad_token_id, end_tokens(tokenizer, data))
+        ends = end_tokens(tokenizer, one.config.data)
+        made = run_generate(model, request, _BATCH_TOKENS, device, tokenizer.pad_token_id, ends)
     texts = tuple(decode(answers[0], tokenizer) for answers in made)
     return Answered(one.name, texts, tuple(len(answers[0]) < max_new_tokens for answers in made))
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------

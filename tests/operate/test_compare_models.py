@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from bft_ray.cli import main
 from bft_ray.config import make_config, to_yaml
@@ -132,3 +132,35 @@ def test_what_cannot_be_compared(models, tmp_path, capsys, monkeypatch, words, s
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     assert main(["compare", *words]) == 2
     assert says in capsys.readouterr().err and not list(tmp_path.glob("*.html"))
+
+
+def test_every_model_is_checked_before_the_first_one_answers(models, tmp_path, capsys):
+    weights = models["champion"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for second, says in ((models["champion"], "model.safetensors"), (tmp_path / "nowhere", "nowhere")):
+        assert main(["compare", str(models["default"]), str(second), "--prompts", "test.jsonl"]) == 2
+        told = capsys.readouterr().err
+        assert says in told and "asking" not in told
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_prompt_and_answer_fit_into_the_positions_of_each_model(models, tmp_path, capsys):
+    """Learned positions end; rotary ones go on, which is told. `data.max_length`, which compare has not, bounds neither."""
+    learned = tmp_path / "learned"
+    size = len(AutoTokenizer.from_pretrained(models["default"]))
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(learned)
+    AutoTokenizer.from_pretrained(models["default"]).save_pretrained(learned)
+    rotary = models["default"] / "config.json"
+    rotary.write_text(json.dumps(json.loads(rotary.read_text()) | {"max_position_embeddings": 64}))
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": " ".join(["w1"] * 50), "completion": "w2"}))
+    words = ["--prompts", "long.jsonl", "--out", "page.html", "--max-new-tokens"]
+    assert main(["compare", str(models["default"]), str(learned), *words, "40"]) == 2
+    told = capsys.readouterr().err
+    assert "a prompt of 52 tokens and an answer of up to 40', but must be at most 64 tokens together" in told
+    assert "asking" not in told
+    assert main(["compare", str(models["default"]), *words, "40"]) == 0
+    assert "default was made for 64 positions, and answers badly beyond them" in capsys.readouterr().err
+    assert main(["compare", str(models["default"]), str(learned), *words, "4"]) == 0
+    assert "positions" not in capsys.readouterr().err

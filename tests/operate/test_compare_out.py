@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bft_ray.cli import main
 from bft_ray.model.checksums import write_checksums
@@ -32,9 +34,9 @@ def test_changed_weights_are_named_before_any_model_answers(tmp_path, monkeypatc
     (tmp_path / "test.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     weights = tmp_path / "weights"
     weights.mkdir()
-    (weights / "model.safetensors").write_bytes(b"whole")
+    save_file({"w": torch.zeros(4)}, weights / "model.safetensors")
     write_checksums(weights)
-    (weights / "model.safetensors").write_bytes(b"other")
+    save_file({"w": torch.ones(4)}, weights / "model.safetensors")
     assert main(["compare", "starter", "weights", "--prompts", "test.jsonl"]) == 2
     said = capsys.readouterr().err
     assert "unchanged since it was written" in said and "asking" not in said
