@@ -83,7 +83,7 @@ def from_optuna(trial: FrozenTrial, part: str) -> TrialRecord:
     """
     attributes, begun = trial.user_attrs, trial.user_attrs["trial"]
     released, outcome = attributes.get("released", {}), attributes.get("outcome", {})
-    by_seed, seeds = seeds_of(outcome), tuple(begun["seeds"])
+    by_seed, seeds = _seeds_of(outcome), tuple(begun["seeds"])
     if len(seeds) > 1:
         rungs = {int(step): _by_int(at) for step, at in attributes.get("rungs", {}).items()}
     else:
@@ -124,7 +124,7 @@ def outcome_of(record: TrialRecord) -> dict[str, Any]:
     }
 
 
-def seeds_of(outcome: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+def _seeds_of(outcome: Mapping[str, Any]) -> dict[int, dict[str, float]]:
     """Seed -> metric -> value, of an outcome."""
     return {
         int(seed): {name: float(value) for name, value in metrics.items()}

@@ -25,7 +25,7 @@ from bft_ray.space.assign import check_assignment
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.grid import num_trials
 from bft_ray.study.records.database import Database
-from bft_ray.study.records.frozen import from_optuna, means, outcome_of, plain_rungs, seeds_of, to_optuna
+from bft_ray.study.records.frozen import from_optuna, means, outcome_of, plain_rungs, to_optuna
 from bft_ray.study.records.lease import Lease
 from bft_ray.study.records.part import Part
 from bft_ray.study.records.record import State, TrialRecord, by_id, why_no_score
@@ -178,9 +178,8 @@ class Store:
             if record.is_finished:
                 continue
             self._show_rungs(record, set(trial.intermediate_values))
-            outcome = trial.user_attrs.get("outcome")
-            if outcome:
-                self._conclude(record, outcome["state"], outcome["reason"], seeds_of(outcome), outcome["num_steps"])
+            if outcome := trial.user_attrs.get("outcome"):
+                self._conclude(replace(record, state=outcome["state"]))
                 lines.append(f"{record.id}: its result was known, it is {outcome['state']} now")
             elif record.state == "running" and record.number not in running:
                 self.release(record.number, "the driver that ran it ended")
@@ -344,23 +343,16 @@ class Store:
         if not record.is_finished:
             ended = replace(record, state=state, reason=reason, by_seed=by_seed, num_steps=num_steps)
             self._held.set_attribute(number, "outcome", outcome_of(ended))
-            self._conclude(record, state, reason, by_seed, num_steps)
+            self._conclude(ended)
 
-    def _conclude(self, record: TrialRecord, state: State, reason: str, by_seed: BySeed, num_steps: int) -> None:
-        metrics = means(by_seed)
-        value = metrics[self.metric] if state == "complete" else None
-        self._held.set_state(record.number, state, value)
+    def _conclude(self, ended: TrialRecord) -> None:
+        """Write the state of a trial whose outcome is written."""
+        metrics = means(ended.by_seed)
+        value = metrics[self.metric] if ended.state == "complete" else None
+        self._held.set_state(ended.number, ended.state, value)
         assert self._mine is not None
-        self._mine[record.number] = replace(
-            record,
-            state=state,
-            reason=reason,
-            by_seed={seed: dict(found) for seed, found in sorted(by_seed.items())},
-            metrics=metrics,
-            value=value,
-            num_steps=num_steps,
-            finished=time.time(),
-        )
+        by_seed = {seed: dict(found) for seed, found in sorted(ended.by_seed.items())}
+        self._mine[ended.number] = replace(ended, by_seed=by_seed, metrics=metrics, value=value, finished=time.time())
 
     def _show_rungs(self, record: TrialRecord, shown: set[int]) -> None:
         """Show Optuna the rungs that all seeds have reached."""
