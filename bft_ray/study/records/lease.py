@@ -73,11 +73,6 @@ class Owner:
     token: str
 
     @classmethod
-    def of_this_process(cls) -> Owner:
-        """This process, with a new token."""
-        return cls(socket.gethostname(), os.getpid(), uuid.uuid4().hex)
-
-    @classmethod
     def of_text(cls, text: str) -> Owner:
         """From the text of the row; of a damaged row the text is the token, and nothing else is known."""
         try:
@@ -96,10 +91,6 @@ class Holder(NamedTuple):
     silent_s: float
     beat: float
 
-    def is_same_renewal(self, other: Holder) -> bool:
-        """Whether nothing was renewed between the two reads."""
-        return (self.text, self.beat) == (other.text, other.beat)
-
     @property
     def is_alive(self) -> bool:
         """Whether its lease has not expired."""
@@ -111,14 +102,16 @@ class Lease:
 
     def __init__(self, database: Database, study: str):
         self._database, self._study = database, study
-        self.owner = Owner.of_this_process()
+        self.owner = Owner(socket.gethostname(), os.getpid(), uuid.uuid4().hex)
         self._text = json.dumps(asdict(self.owner))
+        self._row = _TABLE.c.study == study
+        self._mine = self._row & (_TABLE.c.owner == self._text)
         self._renewed: float | None = None  # by this machine's clock, before the database was asked
 
     def holder(self) -> Holder | None:
         """The process that drives the study, dead or alive; None where there was none, or the last one released it."""
         engine = self._database.engine
-        query = select(_TABLE.c.owner, _now(engine) - _TABLE.c.beat, _TABLE.c.beat).where(_TABLE.c.study == self._study)
+        query = select(_TABLE.c.owner, _now(engine) - _TABLE.c.beat, _TABLE.c.beat).where(self._row)
 
         def read() -> Holder | None:
             if not inspect(engine).has_table(_TABLE.name):
@@ -144,7 +137,7 @@ class Lease:
             now = self.holder()
             if now is None:
                 continue  # released at this moment
-            if first is not None and not now.is_same_renewal(first):
+            if first is not None and (now.text, now.beat) != (first.text, first.beat):  # renewed meanwhile
                 raise BadInput(
                     "study",
                     self._study,
@@ -154,13 +147,11 @@ class Lease:
             if first is None:
                 _log.warning(
                     "process %d on %s drove %s %.0f s ago: waiting at most %.0f s to see whether it still does",
-                    *(
-                        now.owner.pid,
-                        now.owner.host,
-                        self._study,
-                        max(0.0, now.silent_s),
-                        min(LEASE_S, LEASE_S - now.silent_s),
-                    ),
+                    now.owner.pid,
+                    now.owner.host,
+                    self._study,
+                    max(0.0, now.silent_s),
+                    min(LEASE_S, LEASE_S - now.silent_s),
                 )
                 first, since = now, time.monotonic()
             time.sleep(_LOOK_S)
@@ -173,11 +164,11 @@ class Lease:
             silent: take it from this driver too, if it has not renewed since.
         """
         engine, began = self._database.engine, time.monotonic()
-        own, now = _TABLE.c.study == self._study, _now(self._database.engine)
+        now = _now(engine)
         may = (_TABLE.c.owner == self._text) | (now - _TABLE.c.beat >= LEASE_S)
         if silent is not None:
             may |= (_TABLE.c.owner == silent.text) & (_TABLE.c.beat == silent.beat)
-        free = own & may
+        free = self._row & may
 
         def write() -> bool:
             with engine.begin() as connection:
@@ -230,12 +221,11 @@ class Lease:
         Raises:
             Replaced: another driver has taken the study.
         """
-        began = time.monotonic()
-        mine = (_TABLE.c.study == self._study) & (_TABLE.c.owner == self._text)
+        engine, began = self._database.engine, time.monotonic()
 
         def write() -> int:
-            with self._database.engine.begin() as connection:
-                return connection.execute(update(_TABLE).where(mine).values(beat=_now(self._database.engine))).rowcount
+            with engine.begin() as connection:
+                return connection.execute(update(_TABLE).where(self._mine).values(beat=_now(engine))).rowcount
 
         if self._database.retry("renewing the lease", write) != 1:
             raise Replaced(f"another process drives the study {self._study} now; this one has stopped")
@@ -243,11 +233,10 @@ class Lease:
 
     def drop(self) -> None:
         """Release the study; nothing where another process has it."""
-        mine = (_TABLE.c.study == self._study) & (_TABLE.c.owner == self._text)
 
         def write() -> None:
             with self._database.engine.begin() as connection:
-                connection.execute(delete(_TABLE).where(mine))
+                connection.execute(delete(_TABLE).where(self._mine))
 
         self._database.retry("releasing the study", write)
         self._renewed = None
