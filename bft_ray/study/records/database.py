@@ -100,11 +100,10 @@ class Database:
     def _open(self, make: bool) -> RDBStorage:
         """The storage. Where two processes make its tables at once, one of them fails; its second try finds the tables."""
         if sqlite_path(self.url) is not None:
-            options: dict = {"connect_args": {"timeout": self.wait_s}}
-        else:
-            options = {}  # no ping before each call: a call that meets a lost connection is repeated
-            if self.url.startswith("postgresql"):
-                options["connect_args"] = {"connect_timeout": max(2, min(5, int(self.wait_s)))}
+            limit: dict[str, float] = {"timeout": self.wait_s}
+        else:  # no ping before each call: a call that meets a lost connection is repeated
+            limit = {"connect_timeout": max(2, min(5, int(self.wait_s)))}
+        options = {"connect_args": limit}
         try:
             if not make:
                 self._require_tables(options)
@@ -216,11 +215,9 @@ def _is_away(error: BaseException, opening: bool) -> bool:
     if any(final in text for final in _FINAL) and not (opening and "already exists" in text):
         return False
     if isinstance(getattr(error, "orig", None), sqlite3.Error):
-        clash = opening and isinstance(error, (exc.OperationalError, exc.IntegrityError)) and "exists" in text
-        return "locked" in text or "busy" in text or clash or (opening and isinstance(error, exc.IntegrityError))
-    if isinstance(
-        error, (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, sqlalchemy.exc.DisconnectionError)
-    ):
+        exists = isinstance(error, exc.OperationalError) and "exists" in text
+        return "locked" in text or "busy" in text or (opening and (exists or isinstance(error, exc.IntegrityError)))
+    if isinstance(error, (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, exc.DisconnectionError)):
         return True
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return True
