@@ -101,12 +101,11 @@ def test_steps_that_were_saved():
 
 def test_metric_against_window():
     records = [trial(0, runs=[0.2, 0.4]), trial(1, runs=[0.3, 0.5]), trial(2, window=16, value=0.9), *RECORDS[4:]]
-    small, large = metric_by(records, METRIC)
-    assert (small.at, small.mean, small.num_runs, small.num_trials) == (16, 0.9, 1, 1)
+    small, large = metric_by(records, METRIC, "loss.window")
+    assert (small.at, small.mean, small.num_runs) == (16, 0.9, 1)
     assert math.isnan(small.sd)
-    assert (large.at, large.low, large.high, large.num_runs, large.num_trials) == (64, 0.2, 0.5, 4, 2)
+    assert (large.at, large.low, large.high, large.num_runs) == (64, 0.2, 0.5, 4)
     assert large.mean == pytest.approx(0.35)
-    assert large.best == pytest.approx(0.4)
     assert large.sd == pytest.approx(math.sqrt((0.15**2 + 0.05**2 + 0.05**2 + 0.15**2) / 3))
     assert metric_by(records, METRIC, "loss.gamma") == []
 

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from bft_ray.config.metrics import format_value, higher_is_better
+from bft_ray.config.metrics import format_value
 from bft_ray.page.model import as_text
 from bft_ray.study.records.ranking import best, ranked, tuned
 from bft_ray.study.records.record import Status, TrialRecord, mean, trained_s
+
+_NUM_BEST = 10  # trials that the table of a status shows
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,7 @@ class Spread:
         at: value of the setting.
         mean, low, high: of the runs' values; low and high are the least and the largest.
         sd: standard deviation of the runs; NaN for a single one.
-        best: the best mean over seeds of a trial.
-        num_runs, num_trials: counts; duplicates count, because the value is theirs too.
+        num_runs: duplicates count, because the value is theirs too.
     """
 
     at: Any
@@ -49,9 +50,7 @@ class Spread:
     low: float
     high: float
     sd: float
-    best: float
     num_runs: int
-    num_trials: int
 
 
 def counts(records: Iterable[TrialRecord]) -> dict[str, int]:
@@ -76,7 +75,7 @@ def saved(records: Iterable[TrialRecord]) -> Saved:
     )
 
 
-def metric_by(records: Iterable[TrialRecord], metric: str, setting: str = "loss.window") -> list[Spread]:
+def metric_by(records: Iterable[TrialRecord], metric: str, setting: str) -> list[Spread]:
     """The objective against a setting, with its spread: the data of a figure. Trials without the setting are left out.
 
     Args:
@@ -87,16 +86,13 @@ def metric_by(records: Iterable[TrialRecord], metric: str, setting: str = "loss.
     for record in records:
         if record.state == "complete" and setting in record.assignment and metric in record.metrics:
             groups.setdefault(record.assignment[setting], []).append(record)
-    higher = higher_is_better(metric)
     found = []
     for at in sorted(
         groups, key=lambda value: (isinstance(value, str), value if isinstance(value, str) else float(value or 0))
     ):
         runs = [metrics[metric] for record in groups[at] for metrics in record.by_seed.values()]
-        trials = [record.metrics[metric] for record in groups[at]]
         sd = statistics.stdev(runs) if len(runs) > 1 else math.nan
-        top = max(trials) if higher else min(trials)
-        found.append(Spread(at, mean(runs), min(runs), max(runs), sd, top, len(runs), len(trials)))
+        found.append(Spread(at, mean(runs), min(runs), max(runs), sd, len(runs)))
     return found
 
 
@@ -160,7 +156,6 @@ def status_text(
     time_s: float | None = None,
     hours: tuple[float, float] | None = None,
     rung_metric: str | None = None,
-    limit: int = 10,
     baselines: Sequence[TrialRecord] = (),
 ) -> str:
     """The status of a part of a study: progress, the rest of its budget, the expected end, the best trials.
@@ -172,7 +167,6 @@ def status_text(
         time_s: no trial starts after so many seconds in which trials ran; None: no limit.
         hours: worker-hours used so far, and those after which no trial starts; None: no limit.
         rung_metric: metric at the rungs; None: the same.
-        limit: at most so many rows.
         baselines: of the study: the table shows each with its best values, and one may be the best of all.
     """
     by_status, steps = counts(records), saved(records)
@@ -199,7 +193,7 @@ def status_text(
     failed = [record for record in records if record.state == "failed" and not record.duplicate_of]
     lines += [f"failed   trial {record.number}: {record.reason}" for record in failed[:3]]
     if records or beside:
-        lines += ["", as_text(table([*records, *beside], metric, rung_metric=rung_metric, limit=limit))]
+        lines += ["", as_text(table([*records, *beside], metric, rung_metric=rung_metric, limit=_NUM_BEST))]
     return "\n".join(lines)
 
 
