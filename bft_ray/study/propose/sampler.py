@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import heapq
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
@@ -83,14 +82,15 @@ def _first_of_batch(space: SearchSpace, number: int) -> int:
 
 
 def is_ready(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> bool:
-    """Whether suggestion `number` can be made: always, but in a deterministic study when all earlier batches are done."""
-    if not space.deterministic:
+    """Whether suggestion `number` can be made: always, but in a deterministic study when all earlier batches are done.
+
+    Args:
+        records: of all earlier trials.
+    """
+    if not space.deterministic or space.sampler.kind != "tpe":
         return True
-    earlier = {record.number: record for record in records}
-    if not all(each in earlier for each in range(number)):
-        return False
-    learns = space.sampler.kind == "tpe"
-    return not learns or all(earlier[each].is_finished for each in range(_first_of_batch(space, number)))
+    first = _first_of_batch(space, number)
+    return all(record.is_finished for record in records if record.number < first)
 
 
 def known(space: SearchSpace, number: int, records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -141,7 +141,6 @@ def _learnt(space: SearchSpace, number: int, records: Sequence[TrialRecord], see
     if space.sampler.kind == "random":
         return _at_random(space, seed)
     earlier = known(space, number, records)
-    order = {record.number: float(place) for place, record in enumerate(_best_first(space, earlier))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`
         sampler = TPESampler(
@@ -151,7 +150,7 @@ def _learnt(space: SearchSpace, number: int, records: Sequence[TrialRecord], see
             constant_liar=True,
             seed=seed,
         )
-    return _ask(space, sampler, _window(earlier, order))
+    return _ask(space, sampler, _window(space, earlier))
 
 
 def draw_seed(space: SearchSpace, number: int, again: int = 0) -> int:
@@ -215,20 +214,16 @@ def _replayed(
     )
 
 
-def _window(records: Sequence[TrialRecord], order: dict[int, float]) -> list[TrialRecord]:
-    """At most `WINDOW` records: the best, the last ones, and all that run."""
+def _window(space: SearchSpace, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """At most `WINDOW` records: the best as the leaderboard ranks them, the last ones, and all that run."""
     finished = [record for record in records if record.is_finished]
     if len(finished) <= WINDOW:
         return list(records)
-    best = {record.number for record in heapq.nsmallest(_BEST, finished, key=lambda record: order[record.number])}
+    best_first = ranked(finished, space.objective.metric, rung_metric(space))
+    best = {record.number for record in best_first[:_BEST]}
     others = [record for record in finished if record.number not in best][-(WINDOW - _BEST) :]
     kept = best | {record.number for record in others}
     return [record for record in records if not record.is_finished or record.number in kept]
-
-
-def _best_first(space: SearchSpace, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Finished records, as the leaderboard ranks them."""
-    return ranked((record for record in records if record.is_finished), space.objective.metric, rung_metric(space))
 
 
 def rung_metric(space: SearchSpace) -> str:
