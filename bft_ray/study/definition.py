@@ -143,14 +143,9 @@ def trial_name(assignment: Mapping[str, Any], first: str = "") -> str:
         first: such as the name of a baseline, instead of the method.
     """
     words = [first] if first else [str(assignment["loss.method"])] if "loss.method" in assignment else []
-    for field in sorted(assignment, key=lambda field: (_place(field), field)):
-        if field == "loss.method":
-            continue
+    short = [field for field in _SHORT if field in assignment]
+    for field in [*short, *sorted(assignment.keys() - _SHORT.keys() - {"loss.method"})]:
         value = assignment[field]
         text = f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
         words.append(_SHORT[field] + text if field in _SHORT else f"{field.rpartition('.')[2]}={text}")
     return " ".join(words) or "as configured"
-
-
-def _place(field: str) -> int:
-    return list(_SHORT).index(field) if field in _SHORT else len(_SHORT)
