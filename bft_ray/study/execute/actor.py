@@ -38,7 +38,7 @@ class TrialActor(tune.Trainable):
         self._group: Group | None = None
         self._steps: Generator[Run, None, None] | None = None
         self._is_left = False
-        self._set(config["segment"])
+        self._segment: Segment = config["segment"]
 
     def step(self) -> dict[str, Any]:
         """The report of the run (`run`, as one object, because Tune flattens mappings), and `done`: the segment has ended.
@@ -75,7 +75,7 @@ class TrialActor(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next segment, in the same process."""
         self.cleanup()
-        self._set(new_config["segment"])
+        self._segment = new_config["segment"]
         return True
 
     def cleanup(self) -> None:
@@ -89,6 +89,3 @@ class TrialActor(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing to do: see the class."""
-
-    def _set(self, segment: Segment) -> None:
-        self._segment, self._steps = segment, None

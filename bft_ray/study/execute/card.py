@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -28,9 +27,4 @@ def card_of(device: torch.device) -> str:
 def cards_of_ranks(device: torch.device) -> list[str]:
     """The types of all ranks, each once, on every rank; every rank calls it."""
     found = ranks.gather(card_of(device)) if ranks.world_size() > 1 else [card_of(device)]
-    return ranks.from_first(joined(found))
-
-
-def joined(*several: Iterable[str]) -> list[str]:
-    """Types that occur in any of these, each once, in order."""
-    return sorted({card for cards in several for card in cards})
+    return ranks.from_first(sorted(set(found)))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from bft_ray import saving
 from bft_ray.study.controller import Controller
+from bft_ray.study.records.leaderboard import trials_text
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def ending(controller: Controller, ask: Callable[[], None]) -> Callable[[], None
             controller.is_held = True
             log.warning(
                 "USR1: saving the state of %s, then the study ends; the same command resumes it",
-                _trials(controller.num_running),
+                trials_text(controller.num_running),
             )
         ask()
         left = controller.num_running
@@ -40,11 +41,7 @@ def ending(controller: Controller, ask: Callable[[], None]) -> Callable[[], None
         lost = (
             f"; {left} have saved nothing in {saving.PATIENCE_S:g} s, and resume from an earlier state" if left else ""
         )
-        done = _trials(controller.num_saved)
+        done = trials_text(controller.num_saved)
         raise saving.Saved(f"USR1: the state of {done} is saved{lost}; the same command resumes the study")
 
     return look
-
-
-def _trials(count: int) -> str:
-    return f"{count} trial{'s' * (count != 1)}"

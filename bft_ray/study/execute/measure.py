@@ -16,9 +16,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bft_ray.config import Config, make_config
+from bft_ray.errors import BftError
 from bft_ray.places.kept import read_kept, write_kept
 from bft_ray.places.scratch import scratch
+from bft_ray.study.records.segment import Run
 
 LIMIT_S = 120.0  # of the whole measurement
 _STEPS = 3  # the first, which warms up, does not count
@@ -61,7 +65,7 @@ def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_
     """
     if config.cluster.num_workers > 1:
         return "trials of several workers are not tried in one process: the first trial will show it"
-    if config.cluster.gpus_per_worker and not _num_gpus():
+    if config.cluster.gpus_per_worker and not torch.cuda.device_count():
         return "trials use a GPU, and this machine has none: the first trial will show it"
     line(f"measuring {_STEPS} training steps and one measurement ({limit_s:g} s at most; --no-measure leaves it out)")
     began = time.monotonic()
@@ -90,18 +94,10 @@ def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_
     return Measured(**tree, took_s=time.monotonic() - began)
 
 
-def _num_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 # ---- in the process ----------------------------------------------------------------------------------------------------
 
 
 def _main(folder: Path) -> None:
-    from bft_ray.errors import BftError
-
     config = make_config(json.loads((folder / "config.json").read_text()))
     schedule = config.schedule.model_copy(update={"steps": _STEPS})
     try:
@@ -113,11 +109,8 @@ def _main(folder: Path) -> None:
 
 
 def _tried(config: Config, folder: Path) -> dict[str, float | int | str]:
-    import torch
-
     from bft_ray.study.execute.trial import trial
     from bft_ray.study.execute.warm import Warm
-    from bft_ray.study.records.segment import Run
 
     warm, whole, paused = Warm(), Run(), Run()
     first: dict[str, float] = {}

@@ -14,7 +14,7 @@ from bft_ray.places import storage
 from bft_ray.places.addresses import redact
 from bft_ray.places.disk import full_disk
 from bft_ray.study.execute import paused
-from bft_ray.study.execute.card import cards_of_ranks, joined
+from bft_ray.study.execute.card import cards_of_ranks
 from bft_ray.study.execute.heard import heard
 from bft_ray.study.execute.moving import moving
 from bft_ray.study.execute.trial import trial
@@ -62,7 +62,7 @@ def _run(segment: Segment, warm: Warm, is_asked: Callable[[], bool]) -> Generato
         return
     reason, is_lasting, is_broken, full = "", False, False, None
     try:
-        run.cards = joined(run.cards, cards_of_ranks(warm.device))
+        run.cards = sorted({*run.cards, *cards_of_ranks(warm.device)})
         steps = trial(
             # Validated again, in some 0.03 ms: a segment is plain data, so that a node with another version of bft-ray names the
             # field that it does not know, and the trial fails with this reason.
