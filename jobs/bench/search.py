@@ -84,8 +84,8 @@ def trees(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 def run_in_turn(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Trials of this process, one after the other: losses, seconds in all and by part, memory after each."""
-    from bft_ray.study.execute.trial import run_trial
     from bft_ray.study.execute.warm import Warm
+    from jobs.bench.one_trial import run_trial
 
     warm, done = Warm(), []
     for tree in trials:

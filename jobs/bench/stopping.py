@@ -72,8 +72,8 @@ def trees(count: int, seed: int = 0) -> list[dict[str, Any]]:
 def record(count: int, path: Path, source: str, overrides: Sequence[str], metric: str) -> None:
     """Curves of as many trials, one after the other in this process, added to a file."""
     from bft_ray.config import load_config, make_config
-    from bft_ray.study.execute.trial import run_trial
     from bft_ray.study.execute.warm import Warm
+    from jobs.bench.one_trial import run_trial
 
     warm, done = Warm(), set(read(path))
     fixed = [f"schedule.steps={STEPS}", "checkpoint.export=last"]

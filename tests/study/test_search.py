@@ -132,8 +132,8 @@ def solo(tree: dict[str, Any]) -> dict[str, Any]:
     """The run of a config, alone in a fresh process."""
     import torch
 
-    from bft_ray.study.execute.trial import run_trial
     from bft_ray.study.execute.warm import Warm
+    from jobs.bench.one_trial import run_trial
 
     result = run_trial(make_config(tree), [2, 4], lambda step, metrics: True, Warm(torch.device("cpu")))
     return {"train": steps_of(result), "metrics": result.metrics[STEPS]}

@@ -18,8 +18,8 @@ def trial(tree: dict, rungs: list[int], stop_at: int | None = None, **options: A
     """The result of a trial, and what it reported."""
     import torch
 
-    from bft_ray.study.execute.trial import run_trial
     from bft_ray.study.execute.warm import Warm
+    from jobs.bench.one_trial import run_trial
 
     told: list[Any] = []
 

@@ -28,8 +28,8 @@ def in_turn(trees: list[dict], folder: str) -> list[dict]:
     import torch
     from safetensors.torch import load_file
 
-    from bft_ray.study.execute.trial import run_trial
     from bft_ray.study.execute.warm import Warm
+    from jobs.bench.one_trial import run_trial
 
     warm, outcomes = Warm(torch.device("cpu")), []
     for number, tree in enumerate(trees):
@@ -78,8 +78,8 @@ def facts(tree: dict, rows: str) -> dict[str, Any]:
     """What a Warm holds before and after a trial with adapters, and what it makes anew."""
     import torch
 
-    from bft_ray.study.execute.trial import run_trial
     from bft_ray.study.execute.warm import Warm
+    from jobs.bench.one_trial import run_trial
 
     warm, config = Warm(torch.device("cpu")), make_config(tree)
     full = make_config({**tree, "lora": None})

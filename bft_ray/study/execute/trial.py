@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bft_ray.config import Config
-from bft_ray.errors import BadInput, BftError
 from bft_ray.model.export import export_model
 from bft_ray.places import storage
 from bft_ray.places.scratch import scratch
@@ -23,9 +21,6 @@ from bft_ray.study.records.segment import Run
 from bft_ray.train import ranks
 from bft_ray.train.engine import Engine, join_alone, pin_threads
 from bft_ray.train.loop import Data, make_plan, train_steps
-
-#: (steps done, metrics) -> whether the trial is promoted
-Report = Callable[[int, dict[str, float]], bool]
 
 
 def trial(
@@ -116,33 +111,6 @@ def _saves(config: Config, num_steps: int, pause: str | None) -> set[int]:
     """Steps after which the state is saved within a segment."""
     every = config.checkpoint.every_steps
     return set() if ranks.world_size() == 1 or pause is None or every is None else {*range(every, num_steps, every)}
-
-
-def run_trial(
-    config: Config, rungs: Collection[int], report: Report, warm: Warm, *, pause: str | None = None, **options: Any
-) -> Run:
-    """Run a `trial`, and report each measurement to the caller; resume from the state in `pause`, where there is one.
-
-    Args:
-        report: called with each measurement; at a rung, False stops the trial.
-        options: of `trial`.
-
-    Raises:
-        BadInput: see `trial`. A value that is not finite raises nothing: the run has failed.
-    """
-    start, run = (pause and paused.latest(pause, Run().key)) or (None, Run())
-    run.status = "running"
-    try:
-        with closing(trial(config, rungs, warm, run, start=start, pause=pause, **options)) as stops:
-            for step in stops:
-                if not report(step, run.metrics[step]) and run.status == "running":
-                    run.status = "pruned"
-                    break
-    except BadInput:
-        raise
-    except BftError as error:
-        run.status, run.reason = "failed", str(error)
-    return run
 
 
 def _training(
