@@ -232,7 +232,7 @@ def _run(study: Study, store: Store, first: Config, shown: Live, place: Place) -
             with waiting("recording the answer"):
                 result = conclude(study, store, found, tracker, recorder, shown.note)
             if tracker.flush(_PATIENCE_S) and tracker.finish(
-                *(("FAILED", result.failed) if result.failed else ("FINISHED",))
+                "FAILED" if result.failed else "FINISHED", result.failed or None
             ):
                 store.note("result", vars(result))  # last of all: who finds it sends MLflow nothing more
             else:
