@@ -365,7 +365,7 @@ def _numbers_of(golden: Known) -> Iterator[float]:
     yield 1 - 0.05 ** (1 / len(SEEDS))
     yield from (2 * len(SEEDS), 2 * len(ITEMS), len(ITEMS))
     every = [record for own in golden.parts.values() for record in own]
-    steps = sum(record.paid_steps for record in every)
+    steps = sum(record.num_steps for record in every if not record.duplicate_of)
     lost = 2 * 24 + 4 * 20
     yield from (steps, 48, 80, lost / (steps + lost))
     ran = [record for record in every if not record.duplicate_of]

@@ -67,7 +67,7 @@ def saved(records: Iterable[TrialRecord]) -> Saved:
     duplicates = [record for record in finished if record.duplicate_of]
     pruned = [record for record in finished if record.state == "pruned" and not record.duplicate_of]
     return Saved(
-        trained=sum(record.paid_steps for record in finished),
+        trained=sum(record.num_steps for record in finished if not record.duplicate_of),
         duplicates=sum(record.num_steps for record in duplicates),
         pruned=sum(max((r.planned_steps or 0) * len(r.seeds) - r.num_steps, 0) for r in pruned),
         num_duplicates=len(duplicates),

@@ -89,11 +89,6 @@ class TrialRecord:
         return self.name or self.id
 
     @property
-    def paid_steps(self) -> int:
-        """Optimizer steps that were trained for it: 0 for a duplicate."""
-        return 0 if self.duplicate_of else self.num_steps
-
-    @property
     def duration_s(self) -> float | None:
         """Seconds from the last start to the end; None where it has not ended."""
         return None if self.started is None or self.finished is None else self.finished - self.started
