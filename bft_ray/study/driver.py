@@ -83,16 +83,11 @@ def search(
         BftError: all trials failed, or the default to compare with has no result; or MLflow did not store all of the
             answer, and the same call tries that again.
     """
-    with tokens_pass(), kept_for(base.cluster.file_mode):
-        return _search(space, base, database_url, profile, measure, live, place or OnRay())
-
-
-def _search(
-    space: SearchSpace, base: Config, database_url: str, profile: bool, measure: bool, live: Live | None, place: Place
-) -> StudyResult:
-    base = base.model_copy(update={"name": None})
+    base, place = base.model_copy(update={"name": None}), place or OnRay()
     title = f"{space.name}, domain {space.domain_of(base)}"
     with (
+        tokens_pass(),
+        kept_for(base.cluster.file_mode),
         Database(database_url) as database,
         live or Live(title, space.objective.metric, rung_metric=rung_metric(space)) as shown,
     ):
