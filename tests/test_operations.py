@@ -311,9 +311,9 @@ def _(here: Here) -> None:
         path = Path(command[-1]) / "measured.json"
         write_kept(path, {"why": "nothing was tried"})
         here.damage(path)
-        return subprocess.Popen([sys.executable, "-c", ""], **options)
+        return subprocess.run([sys.executable, "-c", ""], **options)
 
-    here.patch.setattr(module, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start}))
+    here.patch.setattr(module, "subprocess", SimpleNamespace(**vars(subprocess) | {"run": start}))
     said = measure(here.config.model_copy(update={"deepspeed": here.config.deepspeed}), lambda text: None)
     assert said == (
         "the process ended with status 0" if here.kind == "gone" else "the file with its results is damaged"

@@ -73,19 +73,15 @@ def measure(config: Config, line: Callable[[str], None], limit_s: float = LIMIT_
         # without passwords; what it prints is not for the user
         (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json", exclude={"tracking"})))
         command = [sys.executable, "-m", "bft_ray.study.execute.measure", str(folder)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            status = process.wait(limit_s)
+        try:  # whatever ends the wait, the process is killed
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=limit_s)
         except subprocess.TimeoutExpired:
             return f"it took more than {limit_s:g} s"
-        finally:
-            process.kill()
-            process.wait()
         found = folder / "measured.json"
-        if status == -9:
+        if done.returncode == -9:
             return "the process was killed, perhaps because memory was full"
         if not found.exists():
-            return f"the process ended with status {status}"
+            return f"the process ended with status {done.returncode}"
         tree = read_kept(found)
     if tree is None:
         return "the file with its results is damaged"
