@@ -76,7 +76,7 @@ def trial(
             if start is not None:
                 paused.load(engine, start)
             measured_at, saved_at = {*rungs, num_steps}, _saves(config, num_steps, pause)
-            with closing(_training(engine, config, data, measured_at | saved_at, run)) as stops:
+            with closing(_training(engine, config, data, num_steps, measured_at | saved_at, run)) as stops:
                 laps.end("start")
                 for step in stops:
                     laps.end("train")
@@ -114,15 +114,14 @@ def _saves(config: Config, num_steps: int, pause: str | None) -> set[int]:
 
 
 def _training(
-    engine: Engine, config: Config, data: Data, stops: Collection[int], run: Run
+    engine: Engine, config: Config, data: Data, num_steps: int, stops: Collection[int], run: Run
 ) -> Generator[int, None, None]:
     """Train to the last step, and add to `run`; yields each of `stops` when so many steps are done, and a step after which to end."""
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     if run.num_steps in stops and not run.num_steps:  # a paused trial has been measured at its rung
         yield 0
-    last = make_plan(config, data.train)[1]
-    with closing(train_steps(engine, config, data, run.num_steps, last)) as steps:
+    with closing(train_steps(engine, config, data, run.num_steps, num_steps)) as steps:
         for done, metrics, _ in steps:
             run.train.append(metrics)
             run.num_steps = done
