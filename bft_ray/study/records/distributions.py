@@ -17,8 +17,10 @@ def distributions_of(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 def encode(parameter: Parameter, value: Any) -> Any:
-    """A value of the parameter as a value of its distribution."""
-    if isinstance(parameter, CategoricalParameter) and _is_ambiguous(parameter):
+    """A value of the parameter as a value of its distribution: as text where Optuna would treat two of them as one (true and
+    1, false and 0).
+    """
+    if isinstance(parameter, CategoricalParameter) and len(set(parameter.values)) < len(parameter.values):
         return repr(value)
     return value
 
@@ -51,9 +53,3 @@ def _distribution_of(parameter: Parameter) -> BaseDistribution:
     if isinstance(parameter, FloatParameter):
         return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
     return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-
-
-def _is_ambiguous(parameter: CategoricalParameter) -> bool:
-    """Whether Optuna would treat two values as one: true and 1, false and 0."""
-    values = parameter.values
-    return any(a == b for place, a in enumerate(values) for b in values[:place])
