@@ -149,6 +149,5 @@ def _confirmation(space: SearchSpace, records: Records) -> list[tuple[Any, int]]
 def _keeps_weights(study: Study, record: TrialRecord, seed: int) -> bool:
     """Whether to keep the weights: those of the first seed, of the search and of the confirmation."""
     if record.part == CONFIRMATION:
-        assert study.space.confirmation is not None
-        return seed == study.space.confirmation.seeds[0]
+        return seed == study.kept_seed
     return record.part == SEARCH and seed == record.seeds[0]

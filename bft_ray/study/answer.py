@@ -65,28 +65,25 @@ def answer(study: Study, parts: Mapping[str, Store], line: Callable[[str], None]
     if choice is None or choice.champion is None:
         return Answer(choice)
     champion = arms[choice.champion]
-    config = _config(study, champion)
     weights = {name: _weights(study, name, records[CONFIRMATION]) for name in sorted({champion.name, DEFAULT})}
     test = None
     if confirmation.test:
         measured = {name: _tested(study, parts[SEARCH], arms[name], weights[name], line) for name in weights}
         test = on_test_split(study.space.objective.metric, champion.name, measured)
     _drop_others(study, records[CONFIRMATION], set(weights.values()))
-    return Answer(choice, champion, pin_paths(config), weights[champion.name], weights[DEFAULT], test)
+    config = pin_paths(_config(study, champion))
+    return Answer(choice, champion, config, weights[champion.name], weights[DEFAULT], test)
 
 
 def _config(study: Study, arm: Arm) -> Config:
     """The config of an arm's first confirmation run, without the overrides of the confirmation."""
-    assert study.space.confirmation is not None
-    return study.config(arm.trial, study.space.confirmation.seeds[0])
+    return study.config(arm.trial, study.kept_seed)
 
 
 def _weights(study: Study, arm: str, records: Sequence[TrialRecord]) -> str:
-    assert study.space.confirmation is not None
-    seed = study.space.confirmation.seeds[0]
-    record = next(one for one in records if one.extra["arm"] == arm and one.seeds == (seed,))
+    record = next(one for one in records if one.extra["arm"] == arm and one.seeds == (study.kept_seed,))
     record = by_id(records)[record.duplicate_of or record.id]
-    return study.files_of(record, seed).weights
+    return study.files_of(record, study.kept_seed).weights
 
 
 def _drop_others(study: Study, records: Sequence[TrialRecord], kept: set[str]) -> None:

@@ -71,6 +71,12 @@ class Study:
         """NAME/DOMAIN, its name in the database."""
         return self.space.study_of(self.base)
 
+    @property
+    def kept_seed(self) -> int:
+        """The seed of the confirmation whose runs keep their weights: the first one."""
+        assert self.space.confirmation is not None
+        return self.space.confirmation.seeds[0]
+
     def folder_of(self, record: TrialRecord) -> str:
         """The folder of a trial's files."""
         return storage.join(self.folder, record.part, f"{record.number:04d}")
