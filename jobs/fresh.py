@@ -30,7 +30,6 @@ def fresh_run(config: Config, folder: str) -> list[dict[str, float]]:
     tree["tracking"]["profile_steps"] = 0
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     payload = {"folder": folder, "export": storage.join(folder, "export"), "board": board}
-    storage_path, _, name = folder.rpartition("/")
-    run_workers(make_config(tree), payload, storage_path, name)
+    run_workers(make_config(tree), payload)
     steps = [values for event, values in ray.get(board.take.remote()) if event == "step"]
     return [{name: value for name, value in step.items() if name.startswith("train/")} for step in steps]

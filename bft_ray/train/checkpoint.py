@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,6 @@ class LoopState:
     step: int = 0
     best_value: float | None = None
     best_step: int | None = None
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """As JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -175,9 +175,7 @@ class Engine:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         if gradient_scale != 1.0:
             torch._foreach_mul_(gradients, gradient_scale)
-        limit = self._max_grad_norm or math.inf
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        return float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._max_grad_norm or math.inf))
 
     def save(self, folder: Path, loop: dict[str, Any]) -> None:
         """Write this rank's part of the training state below `folder`; every rank calls it. See `bft_ray.train.state`."""

@@ -249,7 +249,7 @@ def _fit(config: Config, tracker: Tracker, folder: str, display: Display) -> int
     board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
     payload = {"run_id": tracker.run_id, "board": board, "folder": folder, "export": storage.join(folder, "export")}
     with waiting("training: starting workers") as wait, Watcher(board, display, wait):
-        return int(run_workers(config, payload, config.cluster.storage_path, str(config.name))["step"])
+        return int(run_workers(config, payload)["step"])
 
 
 def _finish(

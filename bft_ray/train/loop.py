@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,22 +76,14 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
     evaluate_every = config.evaluation.every_steps or max(1, num_steps // 10)
     save_every = config.checkpoint.every_steps or evaluate_every
     higher = higher_is_better(config.checkpoint.metric)
-    rank0 = engine.rank == 0
     if config.loss.reads_prior:  # before a checkpoint is loaded: also after a resume, the start is the start
         data = _with_start(engine, config, data, host)
     state = _resume(engine, host)
-    if rank0:
-        host.notify(
-            "resume" if state.step else "start", _arithmetic(engine, config, data, num_steps) | {"step": state.step}
-        )
+    _tell(engine, host, "resume" if state.step else "start", state.step, _arithmetic(engine, config, data, num_steps))
     if state.step == 0 and data.validation:
-        if rank0:
-            host.notify("validating", {"step": 0})
-        measured = validate(engine, data, config)
-        if rank0:
-            host.notify("validation", {"step": 0} | measured)
+        _measure(engine, host, config, data, 0)
 
-    num_profiled = config.tracking.profile_steps if rank0 else 0
+    num_profiled = config.tracking.profile_steps if engine.rank == 0 else 0
     began = time.perf_counter()
     with profiled(num_profiled, engine.device, host.publish) as step_ended:
         for done, metrics, share in train_steps(engine, config, data, state.step, num_steps):
@@ -100,16 +92,11 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
             metrics["train/supervised_tokens_per_s"] = share.num_tokens / elapsed
             metrics["train/step_s"] = elapsed
             metrics["train/epoch"] = done / plan.steps_per_epoch
-            if rank0:
-                host.notify("step", {"step": done, "num_steps": num_steps} | metrics)
+            _tell(engine, host, "step", done, {"num_steps": num_steps} | metrics)
 
             measured = {}
             if data.validation and (done % evaluate_every == 0 or done == num_steps):
-                if rank0:
-                    host.notify("validating", {"step": done})
-                measured = validate(engine, data, config)
-                if rank0:
-                    host.notify("validation", {"step": done} | measured)
+                measured = _measure(engine, host, config, data, done)
             asked = host.after_step(done) if done < num_steps else ""
             is_ending = done < num_steps and (engine.is_ending or asked == "leave")
             if done % save_every == 0 or done == num_steps or measured or is_ending or asked:
@@ -120,9 +107,14 @@ def fit(engine: Engine, config: Config, data: Data, host: Host) -> LoopState:
                 began = time.perf_counter()  # validation and saving do not count as a step
             if is_ending:
                 return state
-    if rank0:
-        host.notify("end", {"step": num_steps})
+    _tell(engine, host, "end", num_steps)
     return state
+
+
+def _tell(engine: Engine, host: Host, event: str, step: int, values: Mapping[str, Any] | None = None) -> None:
+    """Report an event after so many steps, from rank 0."""
+    if engine.rank == 0:
+        host.notify(event, {"step": step, **(values or {})})
 
 
 def train_steps(
@@ -204,6 +196,14 @@ def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
     return LikelihoodSums.from_tensor(sums, int(dataset.num_bytes.sum())).metrics("validation")
 
 
+def _measure(engine: Engine, host: Host, config: Config, data: Data, step: int) -> dict[str, float]:
+    """`validate`, with its events."""
+    _tell(engine, host, "validating", step)
+    measured = validate(engine, data, config)
+    _tell(engine, host, "validation", step, measured)
+    return measured
+
+
 def _resume(engine: Engine, host: Host) -> LoopState:
     folder = host.last_checkpoint()
     if folder is None:
@@ -216,14 +216,12 @@ def _resume(engine: Engine, host: Host) -> LoopState:
 
 
 def _save(engine: Engine, host: Host, state: LoopState, score: float | None) -> None:
-    if engine.rank == 0:
-        host.notify("saving", {"step": state.step})
+    _tell(engine, host, "saving", state.step)
     with scratch("checkpoint") as folder:
-        engine.save(folder, state.to_dict())
+        engine.save(folder, asdict(state))
         write_manifest(folder, engine.rank, engine.world_size)
         host.keep(folder, state.step, score)
-    if engine.rank == 0:
-        host.notify("checkpoint", {"step": state.step, "best_step": state.best_step})
+    _tell(engine, host, "checkpoint", state.step, {"best_step": state.best_step})
 
 
 def _arithmetic(engine: Engine, config: Config, data: Data, num_steps: int) -> dict[str, Any]:

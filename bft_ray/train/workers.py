@@ -32,14 +32,14 @@ _END_S = 10.0  # longest wait for the end of Ray Train's call, where this proces
 _COUNT_AGAIN_S = 10.0  # longest wait for a placement of so many workers as there seemed to be room for
 
 
-def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name: str) -> dict[str, Any]:
+def run_workers(config: Config, payload: dict[str, Any]) -> dict[str, Any]:
     """Run the workers; returns what `train_worker` returned on rank 0. Within `bft_ray.workers.connect.connect` only. Where a node
     is to be taken away, and there is room elsewhere, they end with a checkpoint and start anew without that node. Where the
     checkpoint that they were to resume from is damaged, they start anew from the one before it.
 
     Args:
-        payload: of `train_worker`, to which the config is added.
-        storage_path, name: checkpoints go to the folder `name` in `storage_path`; the run resumes from those in it.
+        payload: of `train_worker`, to which the config is added. Its `folder` is named as the run; checkpoints go there, and the run
+            resumes from those in it.
 
     Raises:
         NonFinite: a loss or gradient was not finite.
@@ -51,10 +51,12 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     from bft_ray.train.notice import still_there
 
     away: tuple[str, ...] = ()
+    folder = payload["folder"]
+    name = folder.rpartition("/")[2]
     with saving.listening():
         while True:  # at most two starts for each notice, and one for each damaged checkpoint
             try:
-                outcome = _start(config, payload, storage_path, name, away)
+                outcome = _start(config, payload, away)
             except Damaged as damaged:
                 if not set_aside(damaged):
                     raise
@@ -67,7 +69,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     if "error" in outcome:
         raise outcome["error"]
     try:
-        drop_superseded(storage.join(storage_path, name), config.checkpoint.keep)
+        drop_superseded(folder, config.checkpoint.keep)
     except OSError as error:  # an unreachable store does not harm a run that is done
         log.warning("superseded checkpoints of %s stay: %s", name, first_line(error))
     if "saved" in outcome:
@@ -75,9 +77,7 @@ def run_workers(config: Config, payload: dict[str, Any], storage_path: str, name
     return outcome
 
 
-def _start(
-    config: Config, payload: dict[str, Any], storage_path: str, name: str, away: tuple[str, ...]
-) -> dict[str, Any]:
+def _start(config: Config, payload: dict[str, Any], away: tuple[str, ...]) -> dict[str, Any]:
     """Start workers and wait for their end; see `run_workers`.
 
     Args:
@@ -90,8 +90,10 @@ def _start(
     from bft_ray.train.notice import room_without
     from bft_ray.train.worker import StopAtFinal, train_worker
 
-    remove_cut_off(storage.join(storage_path, name))
-    delete_unfit(storage.join(storage_path, name))
+    folder = payload["folder"]
+    storage_path, _, name = folder.rpartition("/")
+    remove_cut_off(folder)
+    delete_unfit(folder)
     cluster, most = config.cluster, config.cluster.num_workers
     is_fixed, gpus = cluster.least_workers == cluster.num_workers, num_gpus_per_worker(cluster)
     if not is_fixed and away and (room := room_without(cluster, away)) >= cluster.least_workers:
@@ -131,8 +133,8 @@ def _start(
             return _interruptibly(trainer.fit, ask).return_value
     except TrainingFailedError as error:
         with contextlib.suppress(OSError):  # a store that is away is not why the workers ended, or the error says so
-            remove_cut_off(storage.join(storage_path, name))  # those that they were writing when they ended
-            storage.remove_parts(storage.join(storage_path, name))
+            remove_cut_off(folder)  # those that they were writing when they ended
+            storage.remove_parts(folder)
         raise _cause(error, storage.places(storage_path, config.data.cache_dir), name) from error
 
 

@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_told_once_and_not_tried_again(make_tree, tmp_pa
         (folder / "weights.bin").write_bytes(b"0123456780")
         payload = {"folder": str(tmp_path / "run"), "export": str(tmp_path / "export")}
         with pytest.raises(BadInput) as caught:
-            run_workers(config, payload, str(tmp_path), "run")
+            run_workers(config, payload)
         assert caught.value.rule == "unchanged since it was written (its checksum differs)"
         assert caught.value.remedy == f"There is no earlier one. Delete {folder}: the run then starts again."
         session = Path(ray._private.worker._global_node.get_session_dir_path())
