@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bft_ray.config import LossConfig
 from bft_ray.errors import BadInput
-from bft_ray.loss.reference import IGNORE, combine, loss_sums, normalisation
+from bft_ray.loss.reference import IGNORE, check_words, combine, loss_sums, normalisation
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -113,15 +113,7 @@ def check_batch(logits: Tensor, labels: Tensor) -> None:
             f"of shape {list(logits.shape[:2])}, with at least one position, for logits {list(logits.shape)}",
             "Pass the labels as the model takes them: not shifted, not flattened.",
         )
-    num_vocabulary = logits.shape[-1]
-    wrong = (labels != IGNORE) & ((labels < 0) | (labels >= num_vocabulary))
-    if wrong.any():
-        raise BadInput(
-            "labels",
-            int(labels[wrong][0]),
-            f"{IGNORE} or a token of the vocabulary, 0..{num_vocabulary - 1}",
-            "Check that tokenizer and model belong together.",
-        )
+    check_words(labels[labels != IGNORE], logits.shape[-1])
 
 
 def _describe(value: object) -> str:

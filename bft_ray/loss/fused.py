@@ -17,10 +17,9 @@ from torch import Tensor
 from torch._C._autograd import _get_current_graph_task_keep_graph as graph_is_kept
 
 from bft_ray.config import LossConfig
-from bft_ray.errors import BadInput
 from bft_ray.loss.head import Head
 from bft_ray.loss.passes import Job, accumulation_dtype, frozen_pass, trainable_pass, weigh_rows
-from bft_ray.loss.reference import IGNORE, LossSums, Supervised, check_start, gather_sums, supervised_positions
+from bft_ray.loss.reference import LossSums, Supervised, check_start, check_words, gather_sums, supervised_positions
 from bft_ray.loss.start import Start
 
 
@@ -69,12 +68,7 @@ def fused_loss_sums(
         BadInput: a label that is no word of the head.
     """
     supervised = supervised_positions(labels, sample_index, start_logp)
-    words = num_words or len(head_weight)
-    if (wrong := (supervised.target < 0) | (supervised.target >= words)).any():
-        rule = f"{IGNORE} or a token of the vocabulary, 0..{words - 1}"
-        raise BadInput(
-            "labels", int(supervised.target[wrong][0]), rule, "Check that tokenizer and model belong together."
-        )
+    check_words(supervised.target, num_words or len(head_weight))
     return fused_row_sums(
         hidden.flatten(0, 1),
         head_weight,

@@ -133,6 +133,14 @@ def check_start(config: LossConfig, start_logp: object, name: str, start: object
         raise BadInput(name, None, f"given with an anchor (loss.anchor is {config.anchor:g})", remedy)
 
 
+def check_words(tokens: Tensor, num_words: int) -> None:
+    """Raise BadInput where a supervised token is none of the words 0..num_words - 1."""
+    wrong = (tokens < 0) | (tokens >= num_words)
+    if wrong.any():
+        rule = f"{IGNORE} or a token of the vocabulary, 0..{num_words - 1}"
+        raise BadInput("labels", int(tokens[wrong][0]), rule, "Check that tokenizer and model belong together.")
+
+
 def _full(rows: Tensor) -> Tensor:
     """In fp32; fp64 stays."""
     return rows if rows.dtype == torch.float64 else rows.float()

@@ -42,7 +42,8 @@ def compute_loss_func(config: LossConfig) -> TrainerLoss:
         BadInput: settings that read the weights that training starts from: a Trainer does not give them to the loss.
     """
     check_config(config)
-    for field, value in _of_start(config).items():
+    if config.reads_prior or config.anchor:
+        field, value = ("token_weight", "prior") if config.reads_prior else ("anchor", config.anchor)
         raise BadInput(
             f"loss.{field}",
             value,
@@ -50,13 +51,6 @@ def compute_loss_func(config: LossConfig) -> TrainerLoss:
             "Use `bft-ray train`, or in a loop of your own bft_loss(..., start_logits=...).",
         )
     return TrainerLoss(config)
-
-
-def _of_start(config: LossConfig) -> dict[str, Any]:
-    """The fields that read the starting weights."""
-    return ({"token_weight": "prior"} if config.reads_prior else {}) | (
-        {"anchor": config.anchor} if config.anchor else {}
-    )
 
 
 class TrainerLoss:

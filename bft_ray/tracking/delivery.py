@@ -189,11 +189,10 @@ class Delivery:
                 if not is_refusal(error) or _DELETED in str(error):
                     raise
         for kind, every in things.items():
-            self._log(held, **{kind: every})
+            self._log(held, kind, every)
 
-    def _log(self, held: Held, **things: Any) -> None:
+    def _log(self, held: Held, kind: str, every: list[Any]) -> None:
         """Write things of one kind; by halves where some are refused, for a bad name costs itself alone."""
-        [(kind, every)] = things.items()
         for some in (every[start : start + _LIMITS[kind]] for start in range(0, len(every), _LIMITS[kind])):
             try:
                 self.client.log_batch(held.run_id, **{kind: some})
@@ -201,8 +200,8 @@ class Delivery:
                 if not is_refusal(error) or _DELETED in str(error):
                     raise
                 if len(some) > 1:
-                    self._log(held, **{kind: some[: len(some) // 2]})
-                    self._log(held, **{kind: some[len(some) // 2 :]})
+                    self._log(held, kind, some[: len(some) // 2])
+                    self._log(held, kind, some[len(some) // 2 :])
                 elif (what := (kind, some[0].key)) not in held.refused:
                     held.refused.add(what)
                     _refuse(f"one of the {kind}, {some[0].key!r}, of run {held.run_id}", error)

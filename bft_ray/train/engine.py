@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,10 @@ import torch
 import torch.distributed as dist
 
 from bft_ray.config import Config, LossConfig
-from bft_ray.data.pack import MicroBatch
+from bft_ray.data.dataset import TokenDataset
+from bft_ray.data.pack import MicroBatch, collate
+from bft_ray.data.plan import layout
+from bft_ray.data.prefetch import prefetch
 from bft_ray.errors import NonFinite
 from bft_ray.loss import LossSums
 from bft_ray.model.causal_lm import load_model
@@ -125,6 +128,19 @@ class Engine:
     def logps(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and relative entropy [N] of the supervised tokens of a micro-batch on the device."""
         return self._engine(micro, None)
+
+    def passes(self, dataset: TokenDataset, batch_tokens: int, pad_id: int) -> Iterator[tuple[list[int], MicroBatch]]:
+        """This rank's share of a dataset, in evaluation mode: indices of samples, and their micro-batch on the device.
+
+        As many forward passes as every other rank, as ZeRO-3 demands: an empty micro-batch runs too.
+        """
+        rows = self.rows
+        mine = layout(dataset.lengths.tolist(), self.world_size, batch_tokens, rows.size, rows.packing)[self.rank]
+        self.module.eval()
+        micros = prefetch(lambda n: collate(dataset, mine[n], rows.packing, pad_id), range(len(mine)))
+        for indices, micro in zip(mine, micros, strict=True):
+            yield indices, micro.to(self.device)
+        self.module.train()
 
     def peak_memory_bytes(self) -> int:
         """Most memory so far: of this process's tensors on its GPU, or of the whole process on CPU."""

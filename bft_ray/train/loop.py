@@ -178,19 +178,11 @@ def validate(engine: Engine, data: Data, config: Config) -> dict[str, float]:
     """Likelihood of the validation set, divided over the ranks; the same metrics on every rank."""
     assert data.validation is not None
     dataset = data.validation
-    rows = engine.rows
-    shares = layout(
-        dataset.lengths.tolist(), engine.world_size, config.evaluation.batch_tokens, rows.size, rows.packing
-    )
-    mine = shares[engine.rank]
     sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
-    engine.module.eval()
     with torch.no_grad():
-        # as many forward passes as every other rank, as ZeRO-3 demands: an empty micro-batch runs too
-        for micro in prefetch(lambda n: collate(dataset, mine[n], rows.packing, data.pad_id), range(len(mine))):
-            own = engine.sums(micro.to(engine.device), _PLAIN)
+        for _, micro in engine.passes(dataset, config.evaluation.batch_tokens, data.pad_id):
+            own = engine.sums(micro, _PLAIN)
             sums += torch.stack([own.nll_sum, own.num_tokens.double(), own.num_correct.double()])
-    engine.module.train()
     if engine.world_size > 1:
         dist.all_reduce(sums)
     return LikelihoodSums.from_tensor(sums, int(dataset.num_bytes.sum())).metrics("validation")

@@ -50,8 +50,6 @@ def _zero(stage: int, offload: str, num_trainable: int | None) -> dict[str, Any]
         zero["reduce_bucket_size"] = min(BUCKET_ELEMENTS, num_trainable)
     if stage >= 2:
         zero |= {"contiguous_gradients": True, "overlap_comm": True}
-    if stage == 3:
-        zero |= {"stage3_gather_16bit_weights_on_model_save": True}
     if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if offload == "all":

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from bft_ray.config import Config
 from bft_ray.data.dataset import TokenDataset
-from bft_ray.data.pack import collate
-from bft_ray.data.plan import layout
-from bft_ray.data.prefetch import prefetch
 from bft_ray.errors import BftError
 from bft_ray.model.start_logps import StartLogps, path_of, read, write
 from bft_ray.train.engine import Engine
@@ -60,15 +57,9 @@ def _first_holder(engine: Engine, is_here: bool) -> int | None:
 def _fill(engine: Engine, config: Config, dataset: TokenDataset, pad_id: int, table: Tensor) -> None:
     """Fill in this rank's share of [2, N]: log-probability and relative entropy."""
     starts = np.concatenate([[0], np.cumsum(dataset.num_supervised)])
-    rows, most = engine.rows, config.evaluation.batch_tokens
-    mine = layout(dataset.lengths.tolist(), engine.world_size, most, rows.size, rows.packing)[engine.rank]
-    engine.module.eval()
-    # as many forward passes as every other rank, as ZeRO-3 demands: an empty micro-batch runs too
-    micros = prefetch(lambda n: collate(dataset, mine[n], rows.packing, pad_id), range(len(mine)))
-    for indices, micro in zip(mine, micros, strict=True):
+    for indices, micro in engine.passes(dataset, config.evaluation.batch_tokens, pad_id):
         places = [np.arange(starts[index], starts[index + 1]) for index in indices]
-        logp, entropy = engine.logps(micro.to(engine.device))
+        logp, entropy = engine.logps(micro)
         if places:
             at = torch.from_numpy(np.concatenate(places)).to(engine.device)
             table[0, at], table[1, at] = logp.float(), entropy.float()
-    engine.module.train()

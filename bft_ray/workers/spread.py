@@ -108,7 +108,8 @@ def _on_actors(fn: Any, shards: list[Any], setup: Any, cluster: ClusterConfig, p
     running: dict[Any, _Hired] = {}  # by ref
 
     def hire(place: int) -> None:
-        actor = _actor(need, group, place, cluster)
+        threads = max(1, int(cluster.cpus_per_worker))
+        actor = in_bundle(_Worker, need, group, place).remote(threads, cluster.file_mode)
         running[actor.ready.remote()] = _Hired(place, actor, None)
 
     try:
@@ -194,10 +195,6 @@ def _reserve(need: dict[str, float], num_workers: int, cluster: ClusterConfig) -
         waited = f"{cluster.start_timeout_s:g} s"
         raise too_small(cluster, need, f"what the cluster can give within start_timeout_s = {waited}")
     return group
-
-
-def _actor(need: dict[str, float], group: Any, place: int, cluster: ClusterConfig) -> Any:
-    return in_bundle(_Worker, need, group, place).remote(max(1, int(cluster.cpus_per_worker)), cluster.file_mode)
 
 
 def _died(shard: int | None, times: int, cluster: ClusterConfig) -> BftError:
