@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bft_ray.errors import BftError
-from jobs.chaos_files import damage
-from jobs.chaos_kills import SMALL, compare, records
+from jobs.chaos_files import damage, restore
+from jobs.chaos_kills import compare, records, search_words
 
 _COMMAND_S = 900.0  # bound of a command; one that takes longer hangs
 _CONFIG = """\
@@ -66,10 +66,6 @@ class Command:
 
 def commands() -> dict[str, Command]:
     """By name, in the order in which they take turns."""
-    search = (
-        *("search", "starter", "--no-measure", "--no-profile", "--database", "sqlite:///PLACE/studies.db", *SMALL),
-        *("cluster.storage_path=PLACE/results", "tracking.uri=sqlite:///PLACE/mlflow.db", "data.cache_dir=PLACE/cache"),
-    )
     tokens = "cache/*/*"
     export = "results/finished/export"
     run, trial = "results/interrupted", "results/studies/*/*/*/*"
@@ -90,7 +86,7 @@ def commands() -> dict[str, Command]:
             _profiled,
         ),
         "search": Command(
-            search,
+            search_words("PLACE"),
             (f"{trial}/*", f"{trial}/state-*/step-*/*", f"{trial}/state-*/step-*/*/*", f"{trial}/weights-*/*", tokens),
             records,
         ),
@@ -131,7 +127,7 @@ def run_commands(
         shutil.copytree(place, whole, symlinks=True)
         state |= {"undisturbed": {}, "draws": [], "longest_s": 0.0}
         for name, command in commands().items():
-            _restore(whole, place)
+            restore(whole, place)
             status, said = _run(command.words, place)
             if status != 0:
                 raise BftError(f"`{name}` over whole files ends with status {status}: {said[-800:]}")
@@ -157,7 +153,7 @@ def told(draw: dict[str, Any]) -> str:
 
 def _draw(number: int, draw: random.Random, whole: Path, place: Path, undisturbed: dict[str, Any]) -> dict[str, Any]:
     name, command = list(commands().items())[number % len(commands())]
-    _restore(whole, place)
+    restore(whole, place)
     pattern = draw.choice([each for each in command.files if _files(place, each)])
     path = draw.choice(_files(place, pattern))
     how = damage(path, draw)
@@ -198,11 +194,6 @@ def _files(place: Path, pattern: str) -> list[Path]:
     return [
         one for one in sorted(place.glob(pattern)) if one.is_file() and one.name != "README.md" and one.stat().st_size
     ]
-
-
-def _restore(whole: Path, place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(whole, place, symlinks=True)
 
 
 # --- the folder of work -----------------------------------------------------------------------------------------------

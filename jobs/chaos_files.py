@@ -24,12 +24,13 @@ _SILENT = "no line names it"
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of file.
+    """One kind of file or input.
 
     Args:
-        write: writes it, with all that belongs to it, into an empty folder.
+        write: writes one that is right, with all that belongs to it, into an empty folder.
         files: pattern of the files that are damaged, below the folder.
-        read: what the reader finds; ABSENT where it passes the damaged file over, or takes an earlier state.
+        read: what the reader finds, who reads all of it as the product does; ABSENT where it passes the damaged file over, or takes an
+            earlier state.
         also: values besides the one that was written that are right, each with a warning that names the file.
         untold: whether a damaged file cannot be told from a whole one: no reader can name it.
     """
@@ -75,11 +76,11 @@ def run_corruption(folder: Path, seed: int, count: int) -> tuple[Counter[tuple[s
             shutil.rmtree(folder, ignore_errors=True)
             whole.mkdir(parents=True)
             kind.write(whole)
-            _restore(whole, work)
+            restore(whole, work)
             before = kind.read(work)
             for number in range(index, count, len(all_kinds)):
                 draw = random.Random(f"{seed}/{number}")
-                _restore(whole, work)
+                restore(whole, work)
                 path = draw.choice([one for one in sorted(work.glob(kind.files)) if one.is_file()])
                 how = damage(path, draw)
                 untold = kind.untold(path)
@@ -112,9 +113,10 @@ def _outcome(kind: Kind, work: Path, path: Path, before: Any, heard: _Heard) -> 
     return ("passed over, named", "") if named else ("fault", f"{_SILENT}: {heard.lines[:2]}")
 
 
-def _restore(whole: Path, work: Path) -> None:
+def restore(whole: Path, work: Path) -> None:
+    """Make the folder `work` anew, as `whole` is."""
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(whole, work)
+    shutil.copytree(whole, work, symlinks=True)
 
 
 def damage(path: Path, draw: random.Random) -> str:

@@ -13,16 +13,15 @@ import random
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bft_ray.errors import BftError
-from jobs.chaos_files import Fault
+from jobs.chaos_files import Fault, Kind, restore
 
 _LIMIT_S = 20  # of one input; what takes longer hangs
 #: in every cell of every row: whoever finds one in a message has found text of a row
@@ -33,22 +32,6 @@ _ODD: list[Any] = [
 ]  # fmt: skip
 _SCRAPS = [b"\t", b"\0", b"\xff\xfe", b"\xc3", b"{{", b"]", b"&a *a", b"!!python/object/apply:os.getcwd []", b": :", b"\r", b"\xef\xbb\xbf",
            b"'", b'"', b"- ", b"%", b"@", b"<<: *x", b"\xe2\x80\xae", b"[" * 3000, b"1e999", b"\n---\n"]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of input.
-
-    Args:
-        write: writes one that is right into an empty folder.
-        files: pattern of those of its files that are changed.
-        read: reads all of it, as the product does.
-    """
-
-    name: str
-    write: Callable[[Path], None]
-    files: str
-    read: Callable[[Path], Any]
 
 
 class _Hangs(Exception):
@@ -71,8 +54,7 @@ def run_inputs(folder: Path, seed: int, count: int) -> tuple[Counter[tuple[str, 
         kind.read(whole)
         for number in range(index, count, len(all_kinds)):
             draw = random.Random(f"{seed}/{number}")
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(whole, work)
+            restore(whole, work)
             path = draw.choice(sorted(work.glob(kind.files)))
             how = mutate(path, draw)
             before = sorted(work.rglob("*"))

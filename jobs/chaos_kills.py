@@ -175,13 +175,19 @@ def _kill(cluster: Cluster, driver: subprocess.Popen, kind: str, draw: random.Ra
     return True
 
 
+def search_words(place: Path | str) -> tuple[str, ...]:
+    """`bft-ray search` on the small study, which writes all below this folder."""
+    return (
+        *("search", "starter", "--no-measure", "--no-profile", "--database", f"sqlite:///{place}/studies.db", *SMALL),
+        *(f"cluster.storage_path={place}/results", f"tracking.uri=sqlite:///{place}/mlflow.db"),
+        f"data.cache_dir={place}/cache",
+    )
+
+
 def _start(cluster: Cluster, place: Path, walk: Walk) -> subprocess.Popen:
     """The command, the same each time."""
     walk.starts += 1
-    words = [sys.executable, "-m", "bft_ray.cli", "search", "starter", "--no-measure", "--no-profile"]
-    words += ["--database", f"sqlite:///{place}/studies.db", *SMALL]
-    words += [f"cluster.storage_path={place}/results", f"tracking.uri=sqlite:///{place}/mlflow.db"]
-    words += [f"data.cache_dir={place}/cache"]
+    words = [sys.executable, "-m", "bft_ray.cli", *search_words(place)]
     with (place / "log").open("ab") as log:
         log.write(f"--- start {walk.starts}\n".encode())
         log.flush()

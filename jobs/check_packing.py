@@ -11,14 +11,10 @@ null. Fails where bft-ray would pack what differs by more than 1e-5.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-import os
-import select
-import signal
+import multiprocessing
 import time
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,32 +203,25 @@ def examine(kind: str) -> dict[str, Any]:
 
 def in_child(kind: str, limit_s: float) -> dict[str, Any]:
     """`examine` in a fork of this process, which is ended when its time is up."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(reading)
-            found = examine(kind)
-            with os.fdopen(writing, "w") as file:
-                json.dump(found, file)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        is_there, *_ = select.select([file], [], [], limit_s)
-        text = file.read() if is_there else ""
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return json.loads(text) if text else {"made": f"not within {limit_s:.0f} s" if not is_there else "the process died"}
+    fork = multiprocessing.get_context("fork")
+    reading, writing = fork.Pipe(duplex=False)
+    child = fork.Process(target=lambda: writing.send(examine(kind)))
+    child.start()
+    writing.close()  # so that only the child has it open, and its end is heard
+    try:
+        return reading.recv() if reading.poll(limit_s) else {"made": f"not within {limit_s:.0f} s"}
+    except EOFError:
+        return {"made": "the process died"}
+    finally:
+        child.kill()
+        child.join()
 
 
 def is_wrong(row: dict[str, Any]) -> bool:
     """Whether bft-ray would lay out samples in a way that is not exact."""
-    names = {"packed": "packed", "padded": "padded"}
-    used = names.get(row.get("verdict", ""), "")
-    return bool(used) and max(row[f"{used}_loss"], row[f"{used}_gradient"]) > LIMIT * (1 if used == "packed" else 10)
+    used = row.get("verdict")
+    limits = {"packed": LIMIT, "padded": 10 * LIMIT}
+    return used in limits and max(row[f"{used}_loss"], row[f"{used}_gradient"]) > limits[used]
 
 
 def page(rows: dict[str, dict[str, Any]]) -> str:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import hashlib
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from jobs.make_starter_data import generator_of, number_of, write_jsonl
 
 SPLITS = {"train": 480, "validation": 110, "confirmation": 110, "test": 110}
 NUM_CHOICE_ITEMS = 120
@@ -138,13 +138,13 @@ DOMAINS: dict[str, tuple[Callable[[random.Random], Task], ...]] = {
 
 def tasks(domain: str) -> Iterator[tuple[str, Task]]:
     """(split, task) without end, no task twice; a split has a fixed share of all keys."""
-    draw, seen = random.Random(_number(f"control {domain}")), set()
+    draw, seen = generator_of(f"control {domain}"), set()
     for _ in range(_MOST_DRAWS):
         task = draw.choice(DOMAINS[domain])(draw)
         if task.key in seen:
             continue
         seen.add(task.key)
-        yield ("train", "train", "train", "validation", "confirmation", "test")[_number(task.key) % 6], task
+        yield ("train", "train", "train", "validation", "confirmation", "test")[number_of(task.key) % 6], task
     raise RuntimeError(f"{domain}: too few different rows")
 
 
@@ -173,22 +173,15 @@ def _choice(name: str, task: Task, number: int) -> dict:
     return {"id": name, "question": task.question, "choices": options, "answer": answer}
 
 
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-
-
 def main() -> None:
     """Write all files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder a domain")
     out = parser.parse_args().out
     for domain in DOMAINS:
-        folder = out / domain
-        folder.mkdir(parents=True, exist_ok=True)
         for name, rows in make(domain).items():
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-        print(f"{domain}: {folder}")
+            write_jsonl(out / domain / f"{name}.jsonl", rows)
+        print(f"{domain}: {out / domain}")
 
 
 if __name__ == "__main__":

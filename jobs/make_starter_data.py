@@ -229,11 +229,11 @@ def read_views(facts: Path, data: Path) -> tuple[dict[str, View], frozenset[froz
 # --- words ----------------------------------------------------------------------------
 
 
-def listing(names: Iterable[str], joint: str = "and") -> str:
+def listing(names: Iterable[str]) -> str:
     """'a', 'a and b', 'a, b and c'. Names that hold a comma are parted by semicolons."""
     items = list(names)
     comma = "; " if any("," in item for item in items) else ", "
-    return items[0] if len(items) == 1 else f"{comma.join(items[:-1])} {joint} {items[-1]}"
+    return items[0] if len(items) == 1 else f"{comma.join(items[:-1])} and {items[-1]}"
 
 
 BRANCH_NOUN = {"BP": "process", "MF": "function", "CC": "place"}

@@ -21,7 +21,7 @@ import statistics
 import sys
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,13 @@ def measure(config: Config, kind: str, stage: str, num_workers: int, batch: int,
         require_resources(asked.cluster)
         metrics = fresh_run(asked, storage.join(folder, "run"))
     except BftError as error:
-        return Point(kind, stage, num_workers, batch, reason=redact(first_line(error)))
+        return replace(point, reason=redact(first_line(error)))
     finally:
         storage.remove_folder(folder)
     counted = metrics[WARM_UP:]
     seconds = [step["train/step_s"] for step in counted]
-    return Point(
-        **{name: getattr(point, name) for name in ("kind", "stage", "num_workers", "global_batch_size")},
+    return replace(
+        point,
         tokens_per_s=statistics.median(step["train/supervised_tokens_per_s"] for step in counted),
         step_s=(min(seconds), statistics.median(seconds), max(seconds)),
         peak_memory_bytes=max(step["train/peak_memory_bytes"] for step in counted),
@@ -178,6 +178,7 @@ def plot(points: Sequence[Point]) -> bytes:
 def record(config: Config, points: Sequence[Point], least: float, out: Path) -> str:
     """An MLflow run of kind `scaling`: each point at the step that is its number of workers, both files. Returns its id."""
     best, shares = recommended(points, least), efficiencies(points)
+    fewest = min((point.num_workers for point in shares), default=0)
     with Tracker.start(
         config.tracking,
         experiment=config.experiment,
@@ -186,9 +187,7 @@ def record(config: Config, points: Sequence[Point], least: float, out: Path) -> 
         tags={"bft.domain": config.domain, "bft.kind": "scaling", "mlflow.note.content": text_of(points, least)},
     ) as tracker:
         for point, share in shares.items():
-            for kind in (
-                ("strong", "weak") if point.num_workers == min(o.num_workers for o in shares) else (point.kind,)
-            ):
+            for kind in ("strong", "weak") if point.num_workers == fewest else (point.kind,):
                 prefix = f"scaling/{kind}/{point.stage}"
                 values = {f"{prefix}/tokens_per_s": point.tokens_per_s or 0.0, f"{prefix}/efficiency": share}
                 tracker.log_metrics(values, step=point.num_workers)

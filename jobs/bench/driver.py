@@ -37,13 +37,12 @@ from bft_ray.study.driver import search
 from bft_ray.study.records.segment import Run, Segment
 from bft_ray.study.report.live import Live
 from jobs.bench.machine import machine
-from jobs.bench.store import score
+from jobs.bench.store import METRICS, score
 
 TARGET_S = 0.06  # of CPU a trial
 _EVERY = 100  # trials between two rows
 _LOOK_S = 0.25  # between two looks, as on Ray
 _ITEMS = 120
-METRICS = ("train/loss", "train/nll", "train/grad_norm", "train/learning_rate")
 
 
 def pretended(segment: Segment) -> list[Run]:

@@ -4,7 +4,7 @@
 
 Every peer but those forms computes the same loss (BFT, window 256; `cross-entropy` plain SFT, for scale) and the gradient of the
 hidden states, those named `trainable` that of the head too. Peers take turns, and medians count. Prints a table
-and writes OUT.json, with the machine, and OUT.png where matplotlib is installed.
+and writes OUT.json, with the machine, and OUT.png.
 
 - official: the operations of the published code: all logits in fp32, log-softmax for the confidence, a second
   cross-entropy, a loop over samples with a convolution.
@@ -129,25 +129,28 @@ class Batch:
 # ---- peers: (batch, hidden, weight) -> loss ---------------------------------------------------------------------
 
 
-def official(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
-    logits = F.linear(hidden, weight).float()
-    logits = logits[:, :-1].contiguous()
-    labels = batch.labels[:, 1:].contiguous()
+def official_loss(logits: Tensor, labels: Tensor, window: int) -> Tensor:
+    """The official formula with its operations: a mean over the samples of a batch."""
+    logits = logits[:, :-1].float().contiguous()
+    labels = labels[:, 1:].contiguous()
     with torch.no_grad():
         logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
-    nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100).view_as(labels)
+    nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100)
     token_loss = nll * nll.detach().neg().exp()
     losses = []
-    for row, target in enumerate(labels):
-        supervised = target != -100
-        values = logp[row][supervised]
-        if len(values) > CONFIG.window:
-            kernel = values.new_full((1, 1, CONFIG.window), 1 / CONFIG.window)
-            mean = F.conv1d(values[None, None], kernel).min()
+    for row, target, own in zip(logp, labels, token_loss.view_as(labels), strict=True):
+        values = row[target != -100]
+        if len(values) > window:
+            kernel = values.new_full((1, 1, window), 1 / window)
+            least = F.conv1d(values[None, None], kernel).min()
         else:
-            mean = values.mean()
-        losses.append((1 - mean.exp()) * token_loss[row][supervised].mean())
+            least = values.mean()
+        losses.append((1 - least.exp()) * own[target != -100].mean())
     return torch.stack(losses).mean()
+
+
+def official(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
+    return official_loss(F.linear(hidden, weight).float(), batch.labels, CONFIG.window)
 
 
 def cross_entropy(batch: Batch, hidden: Tensor, weight: Tensor) -> Tensor:
@@ -378,11 +381,8 @@ def table(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no plot: matplotlib is not installed")
-        return
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 3 * len(results["cases"])), layout="constrained")
     axes = figure.subplots(len(results["cases"]), 2, squeeze=False)
     for (name, result), (left, right) in zip(results["cases"].items(), axes, strict=True):

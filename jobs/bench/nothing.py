@@ -6,9 +6,7 @@ from typing import Any
 
 from bft_ray.study.execute.actor import TrialActor
 from bft_ray.study.records.segment import Run
-from jobs.bench.store import score
-
-METRICS = ("train/loss", "train/nll", "train/grad_norm", "train/learning_rate")
+from jobs.bench.store import METRICS, score
 
 
 class NothingActor(TrialActor):

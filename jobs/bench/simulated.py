@@ -196,7 +196,7 @@ def _limit(random: np.random.Generator, cell: Cell, num_studies: int, draws: int
         scores, second = draw_study(random, both, None), loss + random.normal(size=(ARMS, cell.num_seeds))
         choice = choose(
             [
-                Record(name, seed, dict(enumerate_items(scores[name][seed])), float(second[int(name), seed]))
+                Record(name, seed, _by_item(scores[name][seed]), float(second[int(name), seed]))
                 for name in scores
                 for seed in seeds
             ],
@@ -213,9 +213,8 @@ def _limit(random: np.random.Generator, cell: Cell, num_studies: int, draws: int
     }
 
 
-def enumerate_items(values: np.ndarray) -> list[tuple[str, float]]:
-    """Scores by name of their item."""
-    return [(f"{place:04}", float(value)) for place, value in enumerate(values)]
+def _by_item(values: np.ndarray) -> dict[str, float]:
+    return {f"{place:04}": float(value) for place, value in enumerate(values)}
 
 
 def _test(random: np.random.Generator, cell: Cell, num_studies: int, draws: int) -> dict[str, float]:

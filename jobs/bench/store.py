@@ -37,6 +37,7 @@ from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import Store
 
 TARGET_S = 0.1
+METRICS = ("train/loss", "train/nll", "train/grad_norm", "train/learning_rate")  # of a step that does nothing
 #: (assignment, seed, step) -> value of the metric
 Score = Callable[[dict[str, Any], int, int], float]
 

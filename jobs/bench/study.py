@@ -74,9 +74,9 @@ def write_study(folder: Path, space: SearchSpace, base: dict[str, Any]) -> list[
     return [sys.executable, "-m", "bft_ray.cli", "search", str(path), "--database", url, "--no-profile"]
 
 
-def records_of(folder: Path, name: str, domain: str, part: str = SEARCH) -> list[TrialRecord]:
+def records_of(folder: Path, name: str) -> list[TrialRecord]:
     with Database(f"sqlite:///{folder}/studies.db") as database:
-        return Store.find(database, f"{name}/{domain}").open_part(part).records()
+        return Store.find(database, f"{name}/bench").open_part(SEARCH).records()
 
 
 # --- against fresh processes --------------------------------------------------------------------------------
@@ -171,16 +171,16 @@ def grid_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str, 
         began = time.time()
         command = write_study(folder, space, base)
         subprocess.run(command, check=True, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        seconds[space.name] = max(one.finished or 0 for one in records_of(folder, space.name, "bench")) - began
-    found = {name: best(records_of(folder, name, "bench"), OBJECTIVE) for name in seconds}
+        seconds[space.name] = max(one.finished or 0 for one in records_of(folder, space.name)) - began
+    found = {name: best(records_of(folder, name), OBJECTIVE) for name in seconds}
     fresh = []
     for number in range(args.fresh // 2):
         began = time.time()
-        loss = [f"loss.method=bft_inverse", f"loss.window={values['loss.window'][number]}"]  # noqa: F541
+        loss = ["loss.method=bft_inverse", f"loss.window={values['loss.window'][number]}"]
         command = [sys.executable, "-m", "bft_ray.cli", "train", "config.yaml", f"name=fresh-{number}", *loss]
         subprocess.run(command, check=True, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         fresh.append(time.time() - began)
-    num, each = len(records_of(folder, "stopped", "bench")), statistics.mean(fresh)
+    num, each = len(records_of(folder, "stopped")), statistics.mean(fresh)
     top, all_of_it = found["stopped"], found.get("whole")
     assert top is not None
     result = {
@@ -306,7 +306,7 @@ def kills_part(args: argparse.Namespace, folder: Path, trees: Sequence[dict[str,
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills -= 1
-        records[name] = records_of(folder, name, "bench")
+        records[name] = records_of(folder, name)
     plain = {
         name: [(r.name, r.status, r.num_steps, dict(r.rungs), dict(r.by_seed)) for r in own]
         for name, own in records.items()

@@ -4,7 +4,7 @@
     python -m jobs.bench.train --peers bft-ray trl --lora --config FILE [--threads 2]
 
 All peers train the same model on the same global batches with the same number of threads, and take turns; medians
-over rounds count. Prints a table and writes OUT.json, with the machine, and OUT.png where matplotlib is installed.
+over rounds count. Prints a table and writes OUT.json, with the machine, and OUT.png.
 
 - bft-ray: the DeepSpeed engine and the step, in this process.
 - bare: the same micro-batches and the same fused loss in a plain PyTorch loop: what DeepSpeed costs.
@@ -25,19 +25,16 @@ import os
 import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from bft_ray.config import Config, LoraConfig, load_config, make_config
 from bft_ray.data.dataset import TokenDataset, prepare
@@ -49,7 +46,9 @@ from bft_ray.train.loop import Data, make_plan, share_of
 from bft_ray.train.loss_model import LossModel
 from bft_ray.train.ranks import world_size
 from bft_ray.train.step import train_step
+from jobs.bench.loss import official_loss
 from jobs.bench.machine import machine
+from jobs.bench.trl import in_order, make_clock, now, run_trl, samples
 
 WARM_UP = 2  # steps of each turn that do not count
 #: random weights in the shape of models that people use
@@ -92,38 +91,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def official_loss(window: int) -> Callable[..., Tensor]:
-    """The official formula with its operations, as a loss function for Trainer: a mean over the samples of a batch."""
-
-    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-        logits = outputs.logits[:, :-1].float().contiguous()
-        labels = labels[:, 1:].contiguous()
-        with torch.no_grad():
-            logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
-        nll = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100)
-        token_loss = nll * nll.detach().neg().exp()
-        losses = []
-        for row, target, own in zip(logp, labels, token_loss.view_as(labels), strict=True):
-            values = row[target != -100]
-            if len(values) > window:
-                least = F.conv1d(values[None, None], values.new_full((1, 1, window), 1 / window)).min()
-            else:
-                least = values.mean()
-            losses.append((1 - least.exp()) * own[target != -100].mean())
-        return torch.stack(losses).mean()
-
-    return loss
-
-
-def trl(config: Config, data: Data, device: torch.device, steps: int) -> tuple[float, int]:
-    from jobs.bench.trl import run_trl
-
-    seconds, _ = run_trl(config, data, device, steps + WARM_UP, warm_up=WARM_UP)
-    plan, _ = make_plan(config, data.train)
-    counted = np.concatenate([plan.batch(step) for step in range(WARM_UP, steps + WARM_UP)])
-    return seconds, int(data.train.num_supervised[counted].sum())
-
-
 Peer = Callable[[Config, Data, torch.device, int], tuple[float, int]]
 
 # ---- peers: (config, data, device, steps) -> (seconds, supervised tokens) of the steps that count ----------------
@@ -136,11 +103,11 @@ def ours(config: Config, data: Data, device: torch.device, steps: int) -> tuple[
     began, tokens = 0.0, 0
     for step in range(steps + WARM_UP):
         if step == WARM_UP:
-            began = _now(device)
+            began = now(device)
         share = share_of(engine, config, data, plan.batch(step))
         train_step(engine, share, config.loss, step=step, learning_rate=1e-5, seed=0)
         tokens += share.num_tokens if step >= WARM_UP else 0
-    seconds = _now(device) - began
+    seconds = now(device) - began
     engine.close()
     return seconds, tokens
 
@@ -155,7 +122,7 @@ def bare(config: Config, data: Data, device: torch.device, steps: int) -> tuple[
     began, tokens = 0.0, 0
     for step in range(steps + WARM_UP):
         if step == WARM_UP:
-            began = _now(device)
+            began = now(device)
         share = share_of(seat, config, data, plan.batch(step))
         optimizer.zero_grad()
         for micro in share.micro_batches:
@@ -165,7 +132,7 @@ def bare(config: Config, data: Data, device: torch.device, steps: int) -> tuple[
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         tokens += share.num_tokens if step >= WARM_UP else 0
-    return _now(device) - began, tokens
+    return now(device) - began, tokens
 
 
 def _add_up(gradients: list[Tensor]) -> None:
@@ -177,32 +144,18 @@ def _add_up(gradients: list[Tensor]) -> None:
 
 
 def trainer(config: Config, data: Data, device: torch.device, steps: int) -> tuple[float, int]:
-    from torch.utils.data import SequentialSampler
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
-    class InOrder(Trainer):
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return SequentialSampler(rows)
+    rows = [_row(data.train, int(index)) for index in samples(config, data, range(steps + WARM_UP))]
+    clock = make_clock(device, WARM_UP)
 
-    class Clock(TrainerCallback):
-        began = seconds = 0.0
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
+        return official_loss(outputs.logits, labels, config.loss.window)
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == WARM_UP:
-                self.began = _now(device)
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.seconds = _now(device) - self.began
-
-    size = config.data.global_batch_size
-    plan, _ = make_plan(config, data.train)
-    chosen = np.concatenate([plan.batch(step) for step in range(steps + WARM_UP)])
-    rows = [_row(data.train, int(index)) for index in chosen]
-    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
-            per_device_train_batch_size=size,
+            per_device_train_batch_size=config.data.global_batch_size,
             max_steps=steps + WARM_UP,
             learning_rate=1e-5,
             use_cpu=device.type == "cpu",
@@ -212,15 +165,20 @@ def trainer(config: Config, data: Data, device: torch.device, steps: int) -> tup
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-        InOrder(
+        in_order(Trainer)(
             load_model(config.model, config.lora, config.seed),  # type: ignore[arg-type]
             arguments,
             train_dataset=rows,  # type: ignore[arg-type]
             data_collator=lambda batch: _padded(batch, data.pad_id),
-            compute_loss_func=official_loss(config.loss.window),
+            compute_loss_func=loss,
             callbacks=[clock],
         ).train()
-    return clock.seconds, int(data.train.num_supervised[chosen[size * WARM_UP :]].sum())
+    return clock.seconds, _counted(config, data, steps)
+
+
+def trl(config: Config, data: Data, device: torch.device, steps: int) -> tuple[float, int]:
+    seconds, _ = run_trl(config, data, device, steps + WARM_UP, warm_up=WARM_UP)
+    return seconds, _counted(config, data, steps)
 
 
 def on_ray(config: Config, data: Data, device: torch.device, steps: int) -> tuple[float, int]:
@@ -239,10 +197,13 @@ def on_ray(config: Config, data: Data, device: torch.device, steps: int) -> tupl
         result = train(make_config(tree))
         client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
         logged = sorted(client.get_metric_history(result.run_id, "train/loss"), key=lambda metric: metric.step)
-    plan, _ = make_plan(config, data.train)
-    counted = np.concatenate([plan.batch(step) for step in range(WARM_UP, steps + WARM_UP)])
     seconds = (logged[-1].timestamp - logged[WARM_UP - 1].timestamp) / 1000
-    return seconds, int(data.train.num_supervised[counted].sum())
+    return seconds, _counted(config, data, steps)
+
+
+def _counted(config: Config, data: Data, steps: int) -> int:
+    """Supervised tokens of the steps that count."""
+    return int(data.train.num_supervised[samples(config, data, range(WARM_UP, steps + WARM_UP))].sum())
 
 
 def _row(dataset: TokenDataset, index: int) -> dict[str, Tensor]:
@@ -259,12 +220,6 @@ def _padded(batch: list[dict[str, Tensor]], pad_id: int) -> dict[str, Tensor]:
         "labels": pad([row["labels"] for row in batch], batch_first=True, padding_value=-100),
         "attention_mask": pad([torch.ones_like(row["labels"]) for row in batch], batch_first=True),
     }
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 # ---- measuring and reporting --------------------------------------------------------------------------------------
@@ -349,11 +304,8 @@ def beside_trl(peers: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no plot: matplotlib is not installed")
-        return
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 2.5), layout="constrained")
     axes = figure.subplots()
     peers = results["peers"]

@@ -37,33 +37,26 @@ def rows_a_pass(config: Config) -> int:
     return max(rows for rows in range(1, size + 1) if size % rows == 0 and rows <= fitting)
 
 
-def run_trl(
-    config: Config, data: Data, device: torch.device, steps: int, *, loss_type: str = "nll", warm_up: int = 0
-) -> tuple[float, list[float]]:
-    """Seconds of the steps after the `warm_up`, and the loss of each step."""
-    from datasets import Dataset
+def samples(config: Config, data: Data, steps: range) -> np.ndarray:
+    """The samples of these steps, in their order."""
+    plan, _ = make_plan(config, data.train)
+    return np.concatenate([plan.batch(step) for step in steps])
+
+
+def in_order(trainer: type) -> Any:
+    """A kind of Trainer that takes the rows in their order."""
     from torch.utils.data import SequentialSampler
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
 
-    size, plan = config.data.global_batch_size, make_plan(config, data.train)[0]
-    chosen = np.concatenate([plan.batch(step) for step in range(steps)])
-    rows = Dataset.from_dict(
-        {
-            "input_ids": [data.train.tokens(int(index)).tolist() for index in chosen],
-            "labels": [data.train.labels(int(index)).tolist() for index in chosen],
-        }
-    )
-    parts: list[torch.Tensor] = []
-
-    class InOrder(SFTTrainer):
+    class InOrder(trainer):  # type: ignore[valid-type, misc]
         def _get_train_sampler(self, *_: Any) -> Any:
-            return SequentialSampler(rows)
+            return SequentialSampler(self.train_dataset)
 
-        def compute_loss(self, *arguments: Any, **named: Any) -> Any:
-            loss = super().compute_loss(*arguments, **named)
-            parts.append(loss[0] if isinstance(loss, tuple) else loss)
-            return loss
+    return InOrder
+
+
+def make_clock(device: torch.device, warm_up: int) -> Any:
+    """A callback of a Trainer: `seconds` of the steps after the `warm_up`."""
+    from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
         began = seconds = 0.0
@@ -75,7 +68,32 @@ def run_trl(
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.seconds = now(device) - self.began
 
-    clock, on_device = Clock(), rows_a_pass(config)
+    return Clock()
+
+
+def run_trl(
+    config: Config, data: Data, device: torch.device, steps: int, *, loss_type: str = "nll", warm_up: int = 0
+) -> tuple[float, list[float]]:
+    """Seconds of the steps after the `warm_up`, and the loss of each step."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    size, chosen = config.data.global_batch_size, samples(config, data, range(steps))
+    rows = Dataset.from_dict(
+        {
+            "input_ids": [data.train.tokens(int(index)).tolist() for index in chosen],
+            "labels": [data.train.labels(int(index)).tolist() for index in chosen],
+        }
+    )
+    parts: list[torch.Tensor] = []
+
+    class KeepsLosses(in_order(SFTTrainer)):  # type: ignore[misc]
+        def compute_loss(self, *arguments: Any, **named: Any) -> Any:
+            loss = super().compute_loss(*arguments, **named)
+            parts.append(loss[0] if isinstance(loss, tuple) else loss)
+            return loss
+
+    clock, on_device = make_clock(device, warm_up), rows_a_pass(config)
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
             folder,
@@ -102,7 +120,7 @@ def run_trl(
             logging_strategy="no",
             disable_tqdm=True,
         )
-        InOrder(
+        KeepsLosses(
             model=load_model(config.model, config.lora, config.seed),  # type: ignore[arg-type]
             args=arguments,
             train_dataset=rows,
