@@ -30,7 +30,8 @@ from bft_ray.study.propose.sampler import (
 )
 from bft_ray.study.records.record import TrialRecord
 from jobs.bench.store import score
-from tests.support.suggestions import METRIC, NUMBERS, SPACES, make_space, ran, sequence
+from tests.support.records import METRIC
+from tests.support.suggestions import NUMBERS, SPACES, make_space, ran, sequence
 
 
 @pytest.mark.parametrize("kind", SPACES)

@@ -98,7 +98,7 @@ class Executor:
     def drive(self, controller: Controller, turns: float = math.inf) -> bool:
         """Carry out what this controller gives out, for so many turns; whether the study came to its end."""
         self.controller = controller
-        running: dict[Segment, Any] = {}
+        running: list[tuple[Segment, Iterator[Run]]] = []
         waited = 0
         while turns > 0:
             turns -= 1
@@ -109,7 +109,7 @@ class Executor:
             if segment is not None:
                 waited = 0
                 self.controller.begun(segment)
-                running[_Same(segment)] = self.worker(segment, self.walk)
+                running.append((segment, self.worker(segment, self.walk)))
             elif not running:
                 waited += 1
                 assert waited < 3, "nothing runs, and nothing comes"
@@ -117,16 +117,17 @@ class Executor:
                 self._turn(running)
         return False
 
-    def _turn(self, running: dict) -> None:
-        same = self.draw.choice(list(running))
-        if self.broken.get(same.segment.trial, 0) > 0:
-            self.broken[same.segment.trial] -= 1
-            del running[same]
-            return self.controller.broke(same.segment, "killed")
-        reached = next(running[same])
-        if reached.status != "running" or not self.controller.is_promoted(same.segment, reached):
-            del running[same]
-            self.controller.ended(same.segment, reached)
+    def _turn(self, running: list[tuple[Segment, Iterator[Run]]]) -> None:
+        place = self.draw.randrange(len(running))
+        segment, reports = running[place]
+        if self.broken.get(segment.trial, 0) > 0:
+            self.broken[segment.trial] -= 1
+            del running[place]
+            return self.controller.broke(segment, "killed")
+        reached = next(reports)
+        if reached.status != "running" or not self.controller.is_promoted(segment, reached):
+            del running[place]
+            self.controller.ended(segment, reached)
 
     def walk(self, segment: Segment) -> Iterator[Run]:
         """In the place of a worker: what `bft_ray.study.execute.segments.run_segment` tells of a segment, without training."""
@@ -172,13 +173,6 @@ class Executor:
         with Database(self.url) as database:
             store = Store.find(database, self.study.name)
             return (store if part == SEARCH else store.open_part(part)).records()
-
-
-class _Same:
-    """A segment as a key: its tree cannot be hashed."""
-
-    def __init__(self, segment: Segment):
-        self.segment = segment
 
 
 class InProcess:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import torch
@@ -11,16 +10,11 @@ from bft_ray.config import ClusterConfig, Config
 from bft_ray.study.controller import OVER, Controller
 from bft_ray.study.execute.segments import run_segment
 from bft_ray.study.execute.warm import Warm
+from tests.support.executor import InProcess
 
 
-class Here:
+class Here(InProcess):
     """One segment after the other, trained by this process alone, on the CPU."""
-
-    def connected(self, cluster: ClusterConfig) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def told(self, cluster: ClusterConfig, *, deterministic: bool) -> list[str]:
-        return []
 
     def num_slots(self, cluster: ClusterConfig) -> Callable[[], int]:
         return lambda: 1

@@ -38,14 +38,25 @@ def free_ports(count: int) -> list[int]:
 @contextmanager
 def local_cluster(num_cpus: int = 2) -> Iterator[Cluster]:
     """A head that works itself, without databases and MLflow; at the end exactly its processes are stopped."""
+    with _head(num_cpus) as state:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        env = _client(state)
+        yield Cluster(env["RAY_ADDRESS"], state.dashboard, env | {"PATH": path})
+
+
+def _client(state: State) -> dict[str, str]:
+    """The environment of a client."""
+    return {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | state.ray_client()
+
+
+@contextmanager
+def _head(num_cpus: int) -> Iterator[State]:
     folder = Path(tempfile.mkdtemp(prefix="rc_"))
     with held(folder):
         state = State(folder, dict(zip(("gcs", "dashboard"), free_ports(2), strict=True)))
     try:
         start_ray(state, time.monotonic() + START_S, workers=0, cpus=num_cpus)
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        env = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | state.ray_client()
-        yield Cluster(env["RAY_ADDRESS"], state.dashboard, env | {"PATH": path})
+        yield state
     except Failed as error:
         raise AssertionError(state.log(error.service).read_text()[-2000:]) from error
     finally:
@@ -60,11 +71,7 @@ SECOND = "ray-worker-1"  # the node beside the head, of `head_and_node`
 @contextmanager
 def head_and_node() -> Iterator[State]:
     """A head and another node, of one core each. The second one is tried a few times: Ray gives it 30 s to start."""
-    folder = Path(tempfile.mkdtemp(prefix="rc_"))
-    with held(folder):
-        state = State(folder, dict(zip(("gcs", "dashboard"), free_ports(2), strict=True)))
-    try:
-        start_ray(state, time.monotonic() + START_S, workers=0, cpus=1)
+    with _head(1) as state:
         for _ in range(4):
             start_raylet(state, SECOND, {"address": f"{HOST}:{state.ports['gcs']}"}, 1, [], {})
             end = time.monotonic() + START_S
@@ -74,10 +81,6 @@ def head_and_node() -> Iterator[State]:
                 break
         assert _num_nodes(state) == 2, state.log(SECOND).read_text()[-2000:]
         yield state
-    finally:
-        left = stop_all(state)
-        shutil.rmtree(folder, ignore_errors=True)
-        assert not left
 
 
 def drain(state: State, deadline_s: int) -> None:
@@ -89,7 +92,6 @@ def drain(state: State, deadline_s: int) -> None:
     words = ["--address", f"{HOST}:{state.ports['gcs']}", "--node-id", name]
     words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
     words += ["--deadline-remaining-seconds", str(deadline_s)]
-    env = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_TOKEN"} | state.ray_client()
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=360)
+    done = subprocess.run(command, env=_client(state), capture_output=True, text=True, timeout=360)
     assert done.returncode == 0, done.stdout + done.stderr

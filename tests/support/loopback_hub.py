@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import ThreadingHTTPServer
+
+from tests.support.answering import Handler, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -39,22 +39,9 @@ REPOSITORIES = {
 }
 
 
-class _Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(False)
-
-    def do_GET(self) -> None:
-        self._answer(True)
-
-    def do_POST(self) -> None:
-        size = int(self.headers.get("Content-Length", 0))
-        self._body = self.rfile.read(size)
-        self._answer(True)
-
-    def _answer(self, with_body: bool) -> None:
+class _Handler(Handler):
+    def _reply(self) -> None:
+        self._body = self.body()
         path = self.path.split("?")[0]
         self.server.asked.append(f"{self.command} {self.path}")  # type: ignore[attr-defined]
         parts = path.strip("/").split("/")
@@ -62,24 +49,24 @@ class _Handler(BaseHTTPRequestHandler):
         parts = parts[1:] if is_api else parts
         parts = parts[1:] if parts[0] in ("datasets", "models") else parts
         if len(parts) < 2:
-            return self._send(404, b"{}", with_body)
+            return self.answer(404, b"{}")
         name, rest = "/".join(parts[:2]), parts[2:]
         if name == "lab/gated":
             code = 403 if self.headers.get("Authorization") else 401
             said = {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {name} is restricted."}
-            return self._send(code, b"{}", with_body, said)
+            return self.answer(code, b"{}", said)
         served = REPOSITORIES | self.server.more  # type: ignore[attr-defined]
         if name not in served:
-            return self._send(401, b"{}", with_body, {"X-Error-Code": "RepoNotFound"})
+            return self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
         files = served[name]
         if not is_api and rest[:1] == ["resolve"]:
             content = files.get("/".join(rest[2:]))
             if content is None:
-                return self._send(404, b"", with_body, {"X-Error-Code": "EntryNotFound"})
-            return self._send(200, content, with_body, {"ETag": f'"{hash(content):x}"', "X-Repo-Commit": COMMIT})
-        return self._api(name, files, rest, with_body)
+                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return self.answer(200, content, {"ETag": f'"{hash(content):x}"', "X-Repo-Commit": COMMIT})
+        return self._api(name, files, rest)
 
-    def _api(self, name: str, files: dict[str, bytes], rest: list[str], with_body: bool) -> None:
+    def _api(self, name: str, files: dict[str, bytes], rest: list[str]) -> None:
         entries = [
             {"type": "file", "path": file, "size": len(content), "oid": f"{abs(hash(content)):040x}"[:40]}
             for file, content in files.items()
@@ -87,30 +74,20 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[:1] == ["tree"]:
             below = "/".join(rest[2:])
             if below:
-                return self._send(404, b"{}", with_body, {"X-Error-Code": "EntryNotFound"})
-            return self._json(entries, with_body)
+                return self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return self.answer_json(entries)
         if rest[:1] == ["paths-info"]:
-            return self._json([each for each in entries if each["path"].encode() in self._body], with_body)
+            return self.answer_json([each for each in entries if each["path"].encode() in self._body])
         if rest[:1] not in ([], ["revision"]):
-            return self._send(404, b"{}", with_body, {"X-Error-Code": "EntryNotFound"})
+            return self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         info = {
             "id": name, "sha": COMMIT, "private": False, "gated": False, "disabled": False, "tags": [],
             "downloads": 0, "likes": 0, "lastModified": "2026-01-01T00:00:00.000Z",
             "siblings": [{"rfilename": file, "size": len(content)} for file, content in files.items()],
         }  # fmt: skip
-        return self._json(info, with_body)
+        return self.answer_json(info)
 
-    def _json(self, value: Any, with_body: bool) -> None:
-        self._send(200, json.dumps(value).encode(), with_body, {"Content-Type": "application/json"})
-
-    def _send(self, code: int, content: bytes, with_body: bool, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(content)
+    do_HEAD = do_GET = do_POST = _reply
 
 
 @contextlib.contextmanager
@@ -122,9 +99,5 @@ def loopback_hub(more: dict[str, dict[str, bytes]] | None = None) -> Iterator[tu
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.asked, server.more = [], {} if more is None else more  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(server):
         yield f"http://127.0.0.1:{server.server_port}", server.asked  # type: ignore[attr-defined]
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -42,18 +42,13 @@ def postgres(folder: Path) -> Iterator[str]:
     """A PostgreSQL of our own on loopback; yields its URI."""
     (port,) = free_ports(1)
     binaries = POSTGRES[-1].parent
-    user: dict = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+    command, user = _postgres_command(folder, port)
+    if user:
         folder.chmod(0o777)
         for parent in folder.parents[:3]:
             parent.chmod(parent.stat().st_mode | 0o011)
-        user = {"user": "postgres", "group": "postgres"}
-    data = folder / "pg"
-    subprocess.run(
-        [binaries / "initdb", "-D", data, "-U", "bft", "-A", "trust"], check=True, capture_output=True, **user
-    )
-    command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-c", "listen_addresses=127.0.0.1"]
-    command += ["-c", f"unix_socket_directories={folder}"]
+    initdb = [binaries / "initdb", "-D", folder / "pg", "-U", "bft", "-A", "trust"]
+    subprocess.run(initdb, check=True, capture_output=True, **user)
 
     def ready() -> bool:
         return subprocess.run([binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]).returncode == 0
@@ -62,12 +57,16 @@ def postgres(folder: Path) -> Iterator[str]:
         yield f"postgresql://bft:secret@127.0.0.1:{port}/postgres"
 
 
+def _postgres_command(folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command of the server, and whom it runs as: PostgreSQL refuses to run as root."""
+    command = [str(POSTGRES[-1].parent / "postgres"), "-D", str(folder / "pg"), "-p", str(port)]
+    command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
+    return command, {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+
+
 def restart_postgres(folder: Path, url: str) -> subprocess.Popen:
     """The server of `postgres` again, after it was ended, at the same address."""
-    user: dict = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
-    port = url.rpartition(":")[2].partition("/")[0]
-    command = [str(POSTGRES[-1].parent / "postgres"), "-D", str(folder / "pg"), "-p", port]
-    command += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
+    command, user = _postgres_command(folder, int(url.rpartition(":")[2].partition("/")[0]))
     with (folder / "again.log").open("w") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, **user)
 

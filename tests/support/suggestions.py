@@ -6,17 +6,14 @@ import math
 
 from bft_ray.space.assign import check_assignment
 from bft_ray.space.definition import SearchSpace
-from bft_ray.study.propose.sampler import (
-    propose,
-)
+from bft_ray.study.propose.sampler import propose
 from bft_ray.study.records.record import TrialRecord
 from jobs.bench.store import score
-
-METRIC = "choices/probability"
+from tests.support.records import make_space as make_small
 
 
 def make_space(**more) -> SearchSpace:
-    tree = {
+    own = {
         "name": "test",
         "parameters": {
             "loss.method": {"kind": "categorical", "values": ["bft", "bft_inverse"]},
@@ -26,13 +23,9 @@ def make_space(**more) -> SearchSpace:
             },
             "loss.gamma": {"kind": "float", "low": 0.5, "high": 2.0, "step": 0.1},
         },
-        "objective": {"metric": METRIC},
         "budget": {"trials": 30, "steps": 24},
-        "sampler": {"kind": "tpe", "startup_trials": 6},
-        "scheduler": {"kind": "asha", "grace_steps": 8, "reduction": 3},
-        "baselines": [],
     }  # fmt: skip
-    return SearchSpace.model_validate(tree | more)
+    return make_small(**own | more)
 
 
 NUMBERS = {

@@ -5,11 +5,10 @@ from __future__ import annotations
 import datetime
 import http.client
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.support.answering import Handler, serving
 
 HOST = "127.0.0.1"
 
@@ -82,48 +83,28 @@ def tls_site(folder: Path, token: str, backend_port: int | None) -> Iterator[Sit
     authority, certificate, key = make_certificates(folder)
     asked: list[str] = []
 
-    class Door(BaseHTTPRequestHandler):
+    class Door(Handler):
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
             body = self.body()
             given = self.headers.get("authorization", "")
             if given != f"Bearer {token}":
-                self.answer(403 if given else 401, "text/plain", b"no")
+                self.answer(403 if given else 401, b"no")
                 return
             asked.append(self.path)
             if backend_port is None:
-                self.answer(200, "application/json", b"{}")
+                self.answer_json({})
                 return
             behind = http.client.HTTPConnection(HOST, backend_port, timeout=180)
             own = ("host", "authorization", "content-length", "transfer-encoding", "accept-encoding")
             headers = {key: value for key, value in self.headers.items() if key.lower() not in own}
             behind.request(self.command, self.path, body, headers)
             got = behind.getresponse()
-            self.answer(got.status, got.headers.get("content-type", ""), got.read())
+            self.answer(got.status, got.read(), {"Content-Type": got.headers.get("content-type", "")})
             behind.close()
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = handle_any
-
-        def body(self) -> bytes:
-            if self.headers.get("transfer-encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("content-length") or 0))
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-
-        def answer(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_) -> None:
-            pass
 
     class Quiet(ThreadingHTTPServer):
         def handle_error(self, *_) -> None:
@@ -135,11 +116,5 @@ def tls_site(folder: Path, token: str, backend_port: int | None) -> Iterator[Sit
     context.load_cert_chain(certificate, key)
     # the handshake is that of each connection's own thread, at its first read: a client that waits holds nobody up
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield Site(f"https://{HOST}:{server.server_port}", token, authority, asked)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(30)
