@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
@@ -111,22 +113,24 @@ def call_again(
 
 def bounded(timeout_s: float, function: Callable[..., T], *args: Any) -> T:
     """Call the function in a thread of its own; TimeoutError when it takes longer (the thread is left behind)."""
-    outcome: dict[str, Any] = {}
+    outcome = in_thread(function, *args)
+    if not wait_for([outcome], timeout_s).done:
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    return outcome.result()
+
+
+def in_thread(function: Callable[..., T], *args: Any, name: str | None = None) -> Future[T]:
+    """Call the function in a thread of its own, which does not keep the process alive."""
+    outcome: Future[T] = Future()
 
     def call() -> None:
         try:
-            outcome["value"] = function(*args)
-        except BaseException as error:  # handed to the caller below
-            outcome["error"] = error
+            outcome.set_result(function(*args))
+        except BaseException as error:  # handed to whoever asks for the outcome
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if "error" in outcome:
-        raise outcome["error"]
-    if "value" not in outcome:
-        raise TimeoutError(f"no answer within {timeout_s:g} s")
-    return outcome["value"]
+    threading.Thread(target=call, name=name, daemon=True).start()
+    return outcome
 
 
 def describe() -> str:

@@ -266,18 +266,21 @@ def _finish(
     exported = storage.join(folder, "export")
     local = storage.fetch_folder(exported)
     after: dict[str, float] = {}
+    final: dict[str, float] = {}  # the same, named apart from those measured on the way
     items: list[dict[str, Any]] = []
+    fingerprints = {use: dataset.fingerprint for use, dataset in datasets.items()}
     if datasets.get("validation") or config.evaluation.tasks:
         display.line("evaluating the trained model")
         # not `local`: workers on other nodes fetch it for themselves
         measured = evaluate_model(config.model_copy(update={"model": config.exported(exported)}))
         after, items = measured.metrics, measured.records
-        tracker.log_metrics(_final(after), step=step)
+        final = {f"final/{name}": value for name, value in after.items()}
+        tracker.log_metrics(final, step=step)
     text = model_card(
         config,
         kind=describe_weights(local)["kind"],
         folder=exported,
-        fingerprints={use: dataset.fingerprint for use, dataset in datasets.items()},
+        fingerprints=fingerprints,
         before=before,
         after=after,
         run_id=tracker.run_id,
@@ -294,12 +297,6 @@ def _finish(
     note = "\n".join([f"Exported: the weights of step {step}, `{exported}`", "", *measured_table(before, after)])
     tracker.set_tags({"bft.step": str(step), "bft.export": exported, "mlflow.note.content": note})
     if config.tracking.log_model:
-        digests = {use: dataset.fingerprint for use, dataset in datasets.items()}
-        tracker.log_model(local, name=f"bft-{config.domain}", metrics=_final(after), step=step, datasets=digests)
+        tracker.log_model(local, name=f"bft-{config.domain}", metrics=final, step=step, datasets=fingerprints)
     keep(before=before, after=after, step=step)
     return TrainResult(str(config.name), tracker.run_id, folder, exported, step, before, after)
-
-
-def _final(metrics: dict[str, float]) -> dict[str, float]:
-    """Names of the metrics of the exported model, apart from those measured on the way."""
-    return {f"final/{name}": value for name, value in metrics.items()}

@@ -89,8 +89,7 @@ def _line(label: str, points: Sequence[tuple[int, float]], shape: Shape, stroke:
 
 
 def hardest_table(records: Sequence[Mapping[str, Any]], name: str) -> Table | None:
-    """The items of a set with the least probability, or the largest loss a token; None where its records have "
-    "neither."""
+    """The items of a set with the least probability, or the largest loss a token; None where its records have neither."""
     own = [record for record in records if record.get("set", "") == name]
     if own and all("probability" in record for record in own):
         what, values = "probability of the right answer", [float(record["probability"]) for record in own]

@@ -7,14 +7,9 @@ import math
 from bft_ray.config import ScheduleConfig
 
 
-def num_warmup_steps(config: ScheduleConfig, num_steps: int) -> int:
-    """Steps in which the rate rises: `warmup_ratio` of the run, rounded up."""
-    return math.ceil(config.warmup_ratio * num_steps)
-
-
 def learning_rate(step: int, num_steps: int, peak: float, config: ScheduleConfig) -> float:
     """Rate of step `step` (from 0): linear rise to `peak`, then the shape down to `min_ratio * peak`."""
-    warmup = num_warmup_steps(config, num_steps)
+    warmup = math.ceil(config.warmup_ratio * num_steps)  # steps in which it rises
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(num_steps - warmup, 1)

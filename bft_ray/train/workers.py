@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
@@ -20,6 +19,7 @@ from bft_ray.train.checkpoint import Damaged, remove_cut_off, set_aside
 from bft_ray.train.failure import WorkerFailed, explain, retry_of, root_of
 from bft_ray.train.host import drop_superseded
 from bft_ray.train.snapshot import SCORE, delete_unfit
+from bft_ray.waits import in_thread
 from bft_ray.workers.asking import asking
 from bft_ray.workers.connect import told_when_lost
 from bft_ray.workers.ray_private import end_train_controllers
@@ -147,15 +147,7 @@ def _interruptibly(function: Callable[[], Any], ask: Callable[[], None]) -> Any:
     Raises:
         KeyboardInterrupt: they have not done so in time.
     """
-    future: Future[Any] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, name="bft-ray-fit", daemon=True).start()
+    future = in_thread(function, name="bft-ray-fit")
     try:
         while not wait([future], _LOOK_S).done:
             if saving.asked():
