@@ -191,7 +191,7 @@ class Delivery:
         for kind, every in things.items():
             self._log(held, kind, every)
 
-    def _log(self, held: Held, kind: str, every: list[Any]) -> None:
+    def _log(self, held: Held, kind: str, every: Any) -> None:
         """Write things of one kind; by halves where some are refused, for a bad name costs itself alone."""
         for some in (every[start : start + _LIMITS[kind]] for start in range(0, len(every), _LIMITS[kind])):
             try:
