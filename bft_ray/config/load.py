@@ -8,6 +8,7 @@ import json
 import os
 import re
 import typing
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -257,9 +258,10 @@ def schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2)
 
 
-def to_yaml(config: BaseModel) -> str:
-    """A config, resolved, as YAML that loads to the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def to_yaml(config: BaseModel | Mapping[str, Any]) -> str:
+    """A config, resolved, or the tree of one, as YAML that loads to the same config."""
+    tree = config.model_dump(mode="json") if isinstance(config, BaseModel) else config
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def flatten(config: BaseModel, *, only_given: bool = False) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 _SECRETS = (
@@ -26,6 +28,17 @@ def redact(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_tree(value: Any) -> Any:
+    """The same of each string in nested mappings and lists, keys excepted. The text that YAML or JSON makes of them must not be redacted
+    itself: a password at the end of a string would take the closing quote with it.
+    """
+    if isinstance(value, Mapping):
+        return {key: redact_tree(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact_tree(inner) for inner in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def absolute_uri(uri: str) -> str:

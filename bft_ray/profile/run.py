@@ -16,7 +16,7 @@ from bft_ray.data.passing import tokens_pass
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
-from bft_ray.places.addresses import redact
+from bft_ray.places.addresses import redact_tree
 from bft_ray.places.cache import check_out
 from bft_ray.places.kept import write_kept
 from bft_ray.places.modes import kept_for
@@ -152,7 +152,7 @@ def _record(config: Config, profile: Profile, out: Path) -> None:
         tags={"bft.domain": config.domain, "bft.kind": "profile", "mlflow.note.content": "\n\n".join(profile.findings)},
     ) as tracker:
         tracker.log_metrics(numbers, step=0)
-        tracker.log_text(redact(to_yaml(config)), "config.yaml")
+        tracker.log_text(to_yaml(redact_tree(config.model_dump(mode="json"))), "config.yaml")
         log_files(tracker, out)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
 from bft_ray.places import storage
-from bft_ray.places.addresses import redact
+from bft_ray.places.addresses import redact_tree
 from bft_ray.places.kept import read_kept
 from bft_ray.space.definition import SearchSpace
 from bft_ray.study.agenda import PARTS, next_trial
@@ -64,7 +63,7 @@ def note_study(store: Store, study: Study) -> None:
         "samples_per_source": None if sizes is None else list(sizes),
         "folder": study.folder,
     }
-    store.note(_STUDY, json.loads(redact(json.dumps(tree))))
+    store.note(_STUDY, redact_tree(tree))
 
 
 def known(store: Store) -> Known:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from bft_ray.config import TrackingConfig
+from bft_ray.config import TrackingConfig, to_yaml
 from bft_ray.errors import BadInput
 from bft_ray.page.model import shown_time
-from bft_ray.places.addresses import absolute_uri, redact, sqlite_path
+from bft_ray.places.addresses import absolute_uri, redact, redact_tree, sqlite_path
 from bft_ray.places.scratch import scratch
 from bft_ray.tracking.retry import patiently
 from bft_ray.tracking.server import FIELD, check_server, connect, latest_runs, pages
@@ -81,7 +81,7 @@ def register_champion(
         description: of the version, Markdown.
     """
     client = connect(absolute_uri(tracking.uri))
-    name, text = name_of(domain), redact(config_yaml)
+    name, text = name_of(domain), to_yaml(redact_tree(yaml.safe_load(config_yaml)))
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     asked = {key: redact(str(value)) for key, value in tags.items()} | {_DIGEST: digest, SOURCE: redact(source)}
 

@@ -19,7 +19,7 @@ from bft_ray.data.tables import resolve_path
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.places import storage
-from bft_ray.places.addresses import redact
+from bft_ray.places.addresses import redact_tree
 from bft_ray.places.kept import is_damaged, read_kept, write_kept
 from bft_ray.places.remote import is_remote
 from bft_ray.tracking.begin import status_of
@@ -112,7 +112,7 @@ def refuse_other_run(record: Mapping[str, Any], config: Config) -> None:
     """
     if not record:
         return
-    new = json.loads(redact(json.dumps(flatten(config))))
+    new = redact_tree(flatten(config))
     # a version without a field did what its default does
     known, given = {_leaf(field) for field in record["config"]}, flatten(config, only_given=True)
     new = {
@@ -219,7 +219,7 @@ def write_record(folder: str, config: Config, run_id: str, identity: Mapping[str
 def record_text(config: Config, run_id: str, identity: Mapping[str, str], **more: Any) -> str:
     """The text of `run.json`, without the passwords of addresses."""
     record = {"run_id": run_id, "config": flatten(config), "identity": dict(identity)} | more
-    return redact(json.dumps(record, indent=1))
+    return json.dumps(redact_tree(record), indent=1)
 
 
 def files_fingerprint(task: Section) -> str:

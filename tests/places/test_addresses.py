@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from bft_ray.places.addresses import absolute_uri, sqlite_path, sqlite_uri
+from bft_ray.places.addresses import absolute_uri, redact_tree, sqlite_path, sqlite_uri
 from bft_ray.tracking.server import connect
 
 
@@ -38,3 +38,18 @@ def test_options_stay():
     assert absolute_uri("sqlite:////a/b.db?timeout=5") == "sqlite:////a/b.db?timeout=5"
     assert sqlite_path("sqlite:////a/b.db?timeout=5") == Path("/a/b.db")
     assert sqlite_path("sqlite:///:memory:") is None and sqlite_path("http://127.0.0.1:1") is None
+
+
+def test_strings_of_a_tree_are_redacted_one_by_one():
+    """In the text of JSON or YAML a password at a string's end would take the closing quote with it."""
+    tree = {
+        "a": ["postgresql://h/db?password=secret", 1, None],
+        "b": {"uri": "s3://x/y?X_TOKEN=secret"},
+        "c": (True, "plain"),
+    }
+    kept = {
+        "a": ["postgresql://h/db?password=***", 1, None],
+        "b": {"uri": "s3://x/y?X_TOKEN=***"},
+        "c": [True, "plain"],
+    }
+    assert redact_tree(tree) == kept

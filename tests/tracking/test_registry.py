@@ -71,6 +71,13 @@ def num_versions(store, champion: Champion) -> int:
     return len(connect(store.uri).search_model_versions(f"name = '{champion.name}'"))
 
 
+def test_a_config_with_a_password_at_the_end_of_an_address_stays_yaml(store, register):
+    text = "tracking:\n  uri: 'https://h/db?token=secret'\nother: \"https://h?password=secret\"\n"
+    champion = register(config_yaml=text)
+    found = find_champion(store, champion.domain).config_yaml
+    assert yaml.safe_load(found) == {"tracking": {"uri": "https://h/db?token=***"}, "other": "https://h?password=***"}
+
+
 def test_a_champion_is_found_as_it_was_registered(store, study, register):
     begun = time.time()
     made = register(config_yaml="uri: postgresql://ann:s3cr3t@db/x\n")

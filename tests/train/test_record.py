@@ -22,7 +22,7 @@ from bft_ray.tracking.server import connect
 from bft_ray.train.launch import load_datasets, train
 from bft_ray.train.pins import pin
 from bft_ray.train.progress import Display
-from bft_ray.train.record import identity_of, only_one, refuse_other_run, write_record
+from bft_ray.train.record import identity_of, only_one, read_record, refuse_other_run, write_record
 
 
 class Lines(Display):
@@ -192,6 +192,16 @@ def test_one_more_key_of_a_mapping_is_another_setting(make_tree):
     before = flatten(one)
     del before["data.shuffle"]  # a version without it did what its default does
     refuse_other_run({"config": before}, one)
+
+
+@pytest.mark.parametrize("option", ["password=secret", "sslpassword=secret", "X_TOKEN=secret"])
+def test_a_password_at_the_end_of_an_address_is_left_out_of_the_record(make_tree, tmp_path, option):
+    config = make_config(make_tree(tracking={"uri": f"postgresql://h/db?{option}"}))
+    write_record(str(tmp_path), config, "0" * 32, {})
+    assert "secret" not in (tmp_path / "run.json").read_text()
+    record = read_record(str(tmp_path))
+    assert record["config"]["tracking.uri"] == f"postgresql://h/db?{option.split('=')[0]}=***"
+    refuse_other_run(record, config)
 
 
 HOLD = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from bft_ray.operate.lasting import require_outlasting
 from bft_ray.page.html import to_html
 from bft_ray.page.model import shown_time
 from bft_ray.places import storage
-from bft_ray.places.addresses import redact
+from bft_ray.places.addresses import redact_tree
 from bft_ray.places.kept import read_kept, write_kept, write_text
 from bft_ray.places.modes import kept_for
 from bft_ray.places.remote import is_remote
@@ -222,12 +221,12 @@ def _identity(ready: Ready) -> dict[str, Any]:
         "config.model.path (weights)": weights_fingerprint(ready.base.model),
         **{f"grpo.{name}": value for name, value in flatten(study.grpo).items()},
         **{f"{WARM_UP}.{name}": value for name, value in study.warm_up.items()},
-        **{f"arms.{arm}": own.model_dump() for arm, own in study.arms.items()},
+        **{f"arms.{arm}": own.model_dump(mode="json") for arm, own in study.arms.items()},
         "rows.train": ready.train.digest(),
         "rows.held_out": ready.held_out.digest(),
         "rows.answer": study.rows.answer,
     }
-    return json.loads(redact(json.dumps(fields)))
+    return redact_tree(fields)
 
 
 def _refuse_other(ready: Ready) -> None:

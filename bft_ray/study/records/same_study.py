@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from bft_ray.config import Config, flatten
 from bft_ray.errors import BadConfig
 from bft_ray.places import storage
-from bft_ray.places.addresses import redact
+from bft_ray.places.addresses import redact_tree
 from bft_ray.space.definition import SearchSpace
 from bft_ray.tracking import resume
 
@@ -55,7 +54,7 @@ def study_settings(space: SearchSpace, base: Config, data: Mapping[str, str]) ->
     flat.pop("space.fixed", None)  # an empty mapping: a field that may change may be added
     flat |= {f"data.{use}": fingerprint for use, fingerprint in data.items()}
     flat[_STORAGE] = storage.absolute(flat.get(f"space.fixed.{_STORAGE}", base.cluster.storage_path))
-    return json.loads(redact(json.dumps(flat)))
+    return redact_tree(flat)
 
 
 def refuse_others(study: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
