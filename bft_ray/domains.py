@@ -1,22 +1,10 @@
-"""Biomedical sub-domains: what each is judged by, its starter data; needs neither torch
-nor ray.
-"""
+"""Biomedical sub-domains: what each is judged by; needs neither torch nor ray."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-
-STARTER_SPLITS = (
-    "train",
-    "validation",
-    "confirmation",
-    "test",
-    "choices_validation",
-    "choices_confirmation",
-    "choices_test",
-)
 
 
 @dataclass(frozen=True)
@@ -28,14 +16,12 @@ class Domain:
         title: for people.
         headline: name of the metric that decides (see `bft_ray.metrics`).
         metrics: names of the further metrics of its evaluation.
-        starter: split -> `starter:<name>/<split>`, the bundled data; empty where there is none.
     """
 
     name: str
     title: str
     headline: str
     metrics: tuple[str, ...] = ()
-    starter: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def domain(name: str) -> Domain:
@@ -52,10 +38,6 @@ def domain(name: str) -> Domain:
     )
 
 
-def _starter(name: str) -> Mapping[str, str]:
-    return MappingProxyType({split: f"starter:{name}/{split}" for split in STARTER_SPLITS})
-
-
 DOMAINS: Mapping[str, Domain] = MappingProxyType(
     {
         entry.name: entry
@@ -65,21 +47,18 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
                 title="medical question answering",
                 headline="choices/probability",
                 metrics=("choices/accuracy", "validation/token_accuracy", "validation/nll"),
-                starter=_starter("medical_qa"),
             ),
             Domain(
                 name="gene_interaction",
                 title="gene functions and interactions",
                 headline="pairs/auroc",
                 metrics=("described_pairs/embedding_auroc", "validation/token_accuracy"),
-                starter=_starter("gene_interaction"),
             ),
             Domain(
                 name="biological_process",
                 title="naming the process of a gene set",
                 headline="names/probability",
                 metrics=("names/name_similarity", "validation/token_accuracy"),
-                starter=_starter("biological_process"),
             ),
             Domain(
                 name="cell_type",

@@ -70,13 +70,11 @@ def test_a_domain_names_metrics_that_the_table_knows():
         for name in (entry.headline, *entry.metrics):
             assert describe(name) is not None, name
         assert higher_is_better(entry.headline)
-    assert domain("medical_qa").starter["choices_test"] == "starter:medical_qa/choices_test"
-    assert not domain("math").starter
 
 
 def test_a_domain_of_ones_own_is_judged_by_token_accuracy():
     own = domain("my_assay")
-    assert (own.headline, own.title, dict(own.starter)) == ("validation/token_accuracy", "my assay", {})
+    assert (own.headline, own.title) == ("validation/token_accuracy", "my assay")
 
 
 def test_neither_needs_torch_or_ray():
