@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from bft_ray.config import ClusterConfig, Config, SourceConfig
+from bft_ray.data.record import BadRow, Row
 from bft_ray.errors import BadInput
 from bft_ray.operate.finding import Finding, alone
 from bft_ray.operate.machine import GIB
 from bft_ray.places.addresses import redact
 from bft_ray.tracking.artifacts import check_artifacts
 from bft_ray.tracking.server import check_server
+from bft_ray.workers.address import address_of
 
 NUM_ROWS = 10_000  # read of each source
 _READ_WHOLE = 32 << 20  # bytes of training data up to which the splits of a study are read whole
@@ -25,15 +26,13 @@ _READ_WHOLE = 32 << 20  # bytes of training data up to which the splits of a stu
 def check_disk(config: Config) -> Iterable[Finding]:
     """Free space where checkpoints go, against a rough size of what the run keeps."""
     from bft_ray.operate.tried import weights_bytes
+    from bft_ray.places.disk import free_bytes
     from bft_ray.places.storage import absolute, is_remote
 
     path = config.cluster.storage_path
     if is_remote(path):
         return
-    folder = Path(absolute(path))
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(absolute(path))
     # kept checkpoints, the newest and the export; full fine-tuning keeps fp32 weights and moments (12 bytes a weight)
     each = weights_bytes(config) * (1 if config.lora or config.model.adapter else 6)
     need = GIB + each * (config.checkpoint.keep + 2)
@@ -71,7 +70,7 @@ def check_settings(config: Config) -> Iterable[Finding]:
     if config.model.trust_remote_code:
         detail = "model.trust_remote_code runs the Python code that comes with the model"
         yield Finding("settings", "warn", detail, "Read that code, and pin it by model.revision.")
-    is_elsewhere = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))  # here `check_model` knows
+    is_elsewhere = address_of(config.cluster) is not None  # here `check_model` knows
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(
         config.model.attention
     )
@@ -129,15 +128,25 @@ def check_data(config: Config) -> Iterable[Finding]:
 
 
 def _read_source(source: SourceConfig, field: str) -> str:
-    from bft_ray.data.rows import BadRow, read_rows
-
-    rows = list(itertools.islice(read_rows(source, field), NUM_ROWS))
+    rows = _first_rows(source, field)
     bad = [row for row in rows if isinstance(row, BadRow)]
     if len(bad) == len(rows):
         reason = bad[0].reason if bad else "it has no rows"
         raise BadInput(field, source.path, f"data with usable rows: {reason}", "Look at its first lines.")
     left_out = f", {len(bad)} of them left out ({bad[0].where}: {bad[0].reason})" if bad else ""
     return f"{field}: {len(rows)} first rows read from {source.path}{left_out}"
+
+
+def _first_rows(source: SourceConfig, field: str) -> list[Row | BadRow]:
+    from bft_ray.data.rows import read_rows
+
+    return list(itertools.islice(read_rows(source, field), NUM_ROWS))
+
+
+def _usable_rows(config: Config, use: str) -> Iterator[list[Row]]:
+    """Of each source of `data.train` or `data.validation`, those of its first rows that a run uses."""
+    for index, source in enumerate(getattr(config.data, use)):
+        yield [row for row in _first_rows(source, f"data.{use}.{index}") if isinstance(row, Row)]
 
 
 def check_samples(config: Config) -> Iterable[Finding]:
@@ -170,16 +179,11 @@ def check_samples(config: Config) -> Iterable[Finding]:
 
 def _shared_rows(config: Config) -> Iterable[Finding]:
     """Validation rows that are training rows, among the first of every source; who cannot be read was told."""
-    from bft_ray.data.rows import BadRow, read_rows, row_key
-
-    def keys(use: str) -> Iterator[str]:
-        for index, source in enumerate(getattr(config.data, use)):
-            rows = itertools.islice(read_rows(source, f"data.{use}.{index}"), NUM_ROWS)
-            yield from (row_key(row) for row in rows if not isinstance(row, BadRow))
+    from bft_ray.data.rows import row_key
 
     try:
-        validation = list(keys("validation"))
-        trained = set(keys("train")) if validation else set()
+        validation = [row_key(row) for rows in _usable_rows(config, "validation") for row in rows]
+        trained = {row_key(row) for rows in _usable_rows(config, "train") for row in rows} if validation else set()
     except BadInput:
         return
     if shared := sum(key in trained for key in validation):
@@ -190,17 +194,13 @@ def _shared_rows(config: Config) -> Iterable[Finding]:
 def check_schedule(config: Config) -> Iterable[Finding]:
     """A training that ends with its first step, or batches that hold rows twice, as told from the first rows of every source."""
     from bft_ray.config.steps import num_steps
-    from bft_ray.data.rows import BadRow, read_rows
 
     if not config.data.train:
         return
-    counts = []
-    for index, source in enumerate(config.data.train):
-        try:
-            rows = itertools.islice(read_rows(source, f"data.train.{index}"), NUM_ROWS)
-            counts.append(sum(not isinstance(row, BadRow) for row in rows))
-        except BadInput:  # `check_data` tells it
-            return
+    try:
+        counts = [len(rows) for rows in _usable_rows(config, "train")]
+    except BadInput:  # `check_data` tells it
+        return
     size = config.data.global_batch_size
     if max(counts) < NUM_ROWS and sum(counts) < size:
         detail = f"data.global_batch_size is {size}, and there are {sum(counts)} rows: each step trains on rows more than once"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from bft_ray.operate.machine import check_compiler, check_gpus, check_machine, c
 from bft_ray.operate.nodes import check_cluster
 from bft_ray.places.addresses import redact
 from bft_ray.waits import bounded, waiting
+from bft_ray.workers.address import address_of
 
 _MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
 
@@ -23,7 +23,6 @@ def diagnose(
     *,
     space: Path | None = None,
     overrides: Sequence[str] = (),
-    ray_address: str | None = None,
     timeout_s: float = 90.0,
 ) -> list[Finding]:
     """Run all checks: of this machine, and, with a config, of everything that it names.
@@ -33,17 +32,14 @@ def diagnose(
     Args:
         space: a search space over the config, looked at where all else is fine.
         overrides: FIELD=VALUE that the config was given, for the config that the space names.
-        ray_address: look at this cluster instead of `config.cluster.address`.
     """
     cluster = config.cluster if config else ClusterConfig()
-    if ray_address is not None:
-        cluster = cluster.model_copy(update={"address": ray_address})
-    cluster_name = cluster.address or os.environ.get("RAY_ADDRESS")
+    is_here = address_of(cluster) is None
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("versions", check_versions),
         ("compiler", check_compiler),
-        ("gpu", lambda: check_gpus(config, is_local=cluster_name is None)),
-        ("machine", lambda: check_machine(cluster if config and cluster_name is None else None)),
+        ("gpu", lambda: check_gpus(config, is_local=is_here)),
+        ("machine", lambda: check_machine(cluster if config and is_here else None)),
         ("home", check_places),
     ]
     if config is not None:
@@ -56,7 +52,7 @@ def diagnose(
             ("schedule", lambda: configured.check_schedule(config)),
             ("tracking", lambda: configured.check_tracking(config)),
         ]
-    if cluster_name is not None:
+    if not is_here:
         checks += [("ray", lambda: check_cluster(cluster, has_config=config is not None))]
     elif config is not None:
         checks += [("storage", lambda: configured.check_storage(cluster))]

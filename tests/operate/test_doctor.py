@@ -352,11 +352,18 @@ def test_the_token(monkeypatch, tmp_path):
     assert look().status == "ok" and "secret-token" not in look().detail
 
 
-def test_an_address_where_nobody_listens():
+def test_an_address_where_nobody_listens(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     begun = time.monotonic()
-    findings = diagnose(ray_address="127.0.0.1:9")
+    findings = diagnose()
     assert time.monotonic() - begun < 60
     assert "127.0.0.1:9" in failed(findings, "ray").detail
+
+
+@pytest.mark.parametrize("address", ["local", ""])
+def test_an_address_that_means_this_machine(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert not {"ray", "ray token"} & {finding.check for finding in diagnose()}
 
 
 @pytest.mark.slow
@@ -366,15 +373,16 @@ def test_the_nodes_of_a_cluster(tree, tmp_path, monkeypatch):
     import ray
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    tree["cluster"]["address"] = "auto"
     try:
-        findings = diagnose(make_config(tree), ray_address="auto")
+        findings = diagnose(make_config(tree))
         assert [f for f in findings if f.status == "fail"] == [], render(findings)
         assert [f.status for f in findings if f.check == "node"] == ["ok"]
         assert any("room for 1 workers" in f.detail for f in findings)
 
         (tmp_path / "file").write_text("")
         tree["cluster"] |= {"num_workers": 2, "start_timeout_s": 1.0, "storage_path": str(tmp_path / "file" / "x")}
-        findings = diagnose(make_config(tree), ray_address="auto")
+        findings = diagnose(make_config(tree))
         assert "CPU 1" in failed(findings, "ray").detail
         assert "can be written" in failed(findings, "node").detail
     finally:

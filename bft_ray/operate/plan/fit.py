@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from bft_ray.config import Config
 from bft_ray.operate.finding import Status
 from bft_ray.operate.machine import memory_bytes
 from bft_ray.operate.plan.setups import GIB, USABLE, Need, Planner, Setup
+from bft_ray.workers.address import address_of
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def trains_on_gpus(config: Config) -> bool:
     asked = config.cluster.gpus_per_worker
     if asked is not None:
         return asked > 0
-    return torch.cuda.is_available() or bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    return torch.cuda.is_available() or address_of(config.cluster) is not None
 
 
 def available_bytes(config: Config, is_gpu: bool) -> float | None:
     """Memory for each worker on this machine; None where the workers are elsewhere."""
     import torch
 
-    if config.cluster.address or os.environ.get("RAY_ADDRESS"):
+    if address_of(config.cluster) is not None:
         return None
     if not is_gpu:
         return memory_bytes() / config.cluster.num_workers
