@@ -88,7 +88,7 @@ OTHERWISE = {
     "model/export.py": "written a moment before",
     "model/gguf.py": "a checksum of each file",
     "operate/clean.py": "what it cannot read it lists for removal",
-    "operate/init/config_text.py": "the user's model",
+    "operate/init/settings.py": "the user's model",
     "study/execute/measure.py": "the config that its parent handed it",
     "study/execute/trial.py": "covered by a manifest",
 }

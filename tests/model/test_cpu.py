@@ -8,7 +8,7 @@ import torch
 from bft_ray.config import make_config
 from bft_ray.model import check, cpu
 from bft_ray.model.causal_lm import load_tokenizer
-from bft_ray.operate.init.config_text import Device
+from bft_ray.operate.init.settings import Device
 
 
 def notes(monkeypatch, make_tree, dtype: str, times: float, **cluster) -> list[str]:

@@ -15,9 +15,9 @@ from bft_ray.config import SourceConfig, load_config
 from bft_ray.data.rows import Row, read_choices, read_rows
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.operate import configured
-from bft_ray.operate.init.config_text import Device, longest_positions
 from bft_ray.operate.init.look import _TRAIN
 from bft_ray.operate.init.request import Request
+from bft_ray.operate.init.settings import Device, longest_positions
 from bft_ray.operate.init.space_text import SPACE
 from bft_ray.operate.init.study import domain_of, write_study
 from bft_ray.space.load import load_space, load_study

@@ -10,7 +10,7 @@ import yaml
 from bft_ray.cli import main
 from bft_ray.config import load_config
 from bft_ray.errors import BadInput
-from bft_ray.operate.init.config_text import Device
+from bft_ray.operate.init.settings import Device
 from bft_ray.operate.init.study import Request, write_study
 from bft_ray.profile.rewrite import replaced, rewrite, space_beside
 from bft_ray.space.load import load_study

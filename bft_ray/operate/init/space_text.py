@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
+from bft_ray.config import Config
 from bft_ray.config.load import scalar
-from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST
+from bft_ray.config.steps import num_steps
+from bft_ray.operate.init.plan import StudyPlan
+from bft_ray.operate.init.split import CONFIRMATION, SHARES, TEST, TRAIN
 from bft_ray.space.draft import CONFIRMATION_SEEDS, MARK, REDUCTION, grace_steps
 
 SPACE = "search_space.yaml"
@@ -27,62 +28,37 @@ _NO_TEST = (
 )
 
 
-@dataclass(frozen=True)
-class SpacePlan:
-    """What the text needs.
+def space_text(plan: StudyPlan, config: Config) -> str:
+    """YAML, every section with a comment; each parameter is on one line, because `bft-ray profile` rewrites these lines.
 
     Args:
-        name: of the study.
-        config: name of the config's file, beside the space.
-        windows: that differ on these answers; empty: none do.
-        rates: learning rates.
-        metric: of the objective.
-        is_choice: whether that is measured on a choice task rather than on `data.validation`.
-        is_family: whether every token weight and the anchor are varied, and not the published forms of BFT.
-        num_train: training rows.
-        num_steps: optimizer steps of a trial.
-        paths: split -> its file.
+        config: that it varies, in the file `plan.request.out` beside it.
     """
-
-    name: str
-    config: str
-    windows: Sequence[int]
-    rates: Sequence[float]
-    metric: str
-    is_choice: bool
-    is_family: bool
-    num_train: int
-    num_steps: int
-    paths: Mapping[str, Path]
-
-
-def space_text(plan: SpacePlan) -> str:
-    """YAML, every section with a comment; each parameter is on one line, because `bft-ray profile` rewrites these lines."""
-    few = plan.num_train < _FEW
-    grace = grace_steps(plan.num_steps, plan.metric)
+    num_train, is_family = len(plan.parts[TRAIN]), plan.request.space == "families"
+    trials, steps = _TRIALS[is_family][num_train < _FEW], num_steps(config, [num_train])
+    grace = grace_steps(steps, plan.metric)
     scheduler = (
-        f"{{kind: asha, grace_steps: {grace}, reduction: {REDUCTION}}}  # of {plan.num_steps} steps: the worse trials "
-        f"stop early"
+        f"{{kind: asha, grace_steps: {grace}, reduction: {REDUCTION}}}  # of {steps} steps: the worse trials stop early"
         if grace
         else "{kind: none}  # a trial is too short to stop early"
     )
     return f"""\
-{MARK}: which {_FAMILY if plan.is_family else _FORMS} these rows?
-# Run `bft-ray profile {plan.config}` first: it replaces the estimated windows and caps by the measured ones.
+{MARK}: which {_FAMILY if is_family else _FORMS} these rows?
+# Run `bft-ray profile {plan.request.out.name}` first: it replaces the estimated windows and caps by the measured ones.
 # What it would run and cost: bft-ray search {SPACE} --dry-run.
-name: {scalar(plan.name)}
-config: {plan.config}  # beside this file
+name: {scalar(plan.domain)}
+config: {plan.request.out.name}  # beside this file
 parameters:
-{_family(plan) if plan.is_family else _forms(plan)}
-  optimizer.learning_rate: {_among(plan.rates)}  # of the baselines sft, dft and bft too
-{_FIXED if plan.is_family else ""}objective: {{metric: {plan.metric}}}  # on the validation rows
-budget: {{trials: {_TRIALS[plan.is_family][few]}}}  # the baselines run beside them, once a learning rate; the length is the config's
+{_family(plan) if is_family else _forms(plan)}
+  optimizer.learning_rate: {_among(plan.settings.rates)}  # of the baselines sft, dft and bft too
+{_FIXED if is_family else ""}objective: {{metric: {plan.metric}}}  # on the validation rows
+budget: {{trials: {trials}}}  # the baselines run beside them, once a learning rate; the length is the config's
 sampler: {{kind: tpe, seed: 0, startup_trials: 6}}
 scheduler: {scheduler}
 {_confirmation(plan)}"""
 
 
-def _forms(plan: SpacePlan) -> str:
+def _forms(plan: StudyPlan) -> str:
     """The published forms of BFT."""
     return f"""\
   loss.method: {{kind: categorical, values: [bft, bft_inverse, bft_group]}}
@@ -91,7 +67,7 @@ def _forms(plan: SpacePlan) -> str:
   loss.weight_cap: {{kind: categorical, values: [2.0, 4.0, 8.0, null], when: {{loss.method: [bft_inverse]}}}}"""
 
 
-def _family(plan: SpacePlan) -> str:
+def _family(plan: StudyPlan) -> str:
     """Token weights from plain fine-tuning to BFT, as in `search_spaces/families.yaml`."""
     powered = "{loss.token_weight: [power, prior, entropy]}"
     return f"""\
@@ -105,13 +81,13 @@ def _family(plan: SpacePlan) -> str:
   loss.weight_cap: {{kind: categorical, values: [2.0, 4.0, null], when: {{loss.sample_weight: [inverse]}}}}"""
 
 
-def _window(plan: SpacePlan, when: str = "") -> str:
+def _window(plan: StudyPlan, when: str = "") -> str:
     if not plan.windows:
         return f"  {_ONE_WINDOW}"
     return f"  loss.window: {_among(plan.windows)[:-1]}{when}}}  # tokens; estimated"
 
 
-def _confirmation(plan: SpacePlan) -> str:
+def _confirmation(plan: StudyPlan) -> str:
     if CONFIRMATION not in plan.paths:
         return _NO_CONFIRMATION.format(least=SHARES[1][0])
     test = (
@@ -127,7 +103,7 @@ confirmation:  # fresh runs of the best trials and of the baselines, on rows tha
 {_where(plan, CONFIRMATION)}{test or _NO_TEST.format(least=SHARES[0][0])}"""
 
 
-def _where(plan: SpacePlan, split: str) -> str:
+def _where(plan: StudyPlan, split: str) -> str:
     field = "evaluation.tasks.0.path" if plan.is_choice else "data.validation.0.path"
     return f"    {field}: {json.dumps(str(plan.paths[split].resolve()), ensure_ascii=False)}\n"
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 from bft_ray.config import config_from_yaml, load_config
-from bft_ray.config.steps import num_steps
 from bft_ray.config.words import without_accents
-from bft_ray.domains import domain as domain_named
 from bft_ray.errors import BadInput
 from bft_ray.model.unreadable import check_place
-from bft_ray.operate.init.config_text import Device, Settings, config_text, max_length_for, quantile, settings_for
+from bft_ray.operate.init.config_text import config_text
 from bft_ray.operate.init.files import check_free, rows_text, write_all
 from bft_ray.operate.init.labels import with_labels
 from bft_ray.operate.init.look import CHARACTERS_PER_TOKEN, Found, Look, beside, inspect
+from bft_ray.operate.init.plan import StudyPlan
 from bft_ray.operate.init.related import hint_of_groups
 from bft_ray.operate.init.request import Request
-from bft_ray.operate.init.space_text import SPACE, SpacePlan, space_text
+from bft_ray.operate.init.settings import Device, quantile
+from bft_ray.operate.init.space_text import SPACE, space_text
 from bft_ray.operate.init.split import SPLITS, TRAIN, VALIDATION, assign
 from bft_ray.operate.init.tell import can_search, can_show, next_commands, rare_labels, summary
-from bft_ray.space.draft import MARK, differing_windows, window_grid
+from bft_ray.space.draft import MARK
 from bft_ray.space.load import load_study
 
 
@@ -50,11 +49,12 @@ def write_study(request: Request, device: Device | None = None) -> str:
     parts, left_out = _parts(look, others)
     made = {name: path for name, path in paths.items() if parts.get(name)}
     domain = request.domain or domain_of(request.data)
-    plan = _Plan(request, look, parts, made, domain, device or Device.here())
+    plan = StudyPlan(request, domain, look.kind == "choice", parts, made, device or Device.here())
     rows = {path.name: rows_text(_records(look.kind, name, parts[name])) for name, path in made.items()}
+    config = config_text(plan, _about(look, request.data, left_out))
     # a space that no search takes would make `doctor` refuse a config that can train
-    spaces = {SPACE: plan.space()} if can_search(parts) else {}
-    texts = rows | spaces | {out.name: plan.config(_about(look, request.data, left_out))}
+    spaces = {SPACE: space_text(plan, config_from_yaml(config, str(out)))} if can_search(parts) else {}
+    texts = rows | spaces | {out.name: config}
     stale = [path.name for name, path in paths.items() if name not in made] + ([] if spaces else [SPACE])
 
     def check(folder: Path) -> None:
@@ -119,73 +119,6 @@ def _records(kind: str, split: str, rows: Sequence[Found]):
     """(place, record) of a split's file: choice rows where they are measured, prompt and completion where trained."""
     for row in rows:
         yield row.where, row.taught if kind == "choice" and split == TRAIN else row.record
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the two texts share."""
-
-    request: Request
-    look: Look
-    parts: Mapping[str, Sequence[Found]]
-    made: Mapping[str, Path]
-    domain: str
-    device: Device
-
-    @cached_property
-    def row_tokens(self) -> list[int]:
-        return sorted(row.row_tokens for row in self.parts[TRAIN])
-
-    @cached_property
-    def answer_tokens(self) -> list[int]:
-        """Tokens of each answer, ascending; at most as many as a row may have, because the rest is cut off."""
-        longest = max_length_for(self.row_tokens, self.request.model)
-        return sorted(min(row.answer_tokens, longest) for row in self.parts[TRAIN])
-
-    @cached_property
-    def windows(self) -> list[int]:
-        return differing_windows(window_grid(self.answer_tokens[-1]), self.answer_tokens)
-
-    @property
-    def metric(self) -> str:
-        """The domain's headline where this config measures it."""
-        headline = domain_named(self.domain).headline
-        usual = "choices/probability" if self.look.kind == "choice" else "validation/token_accuracy"
-        measured = "choices/" if self.look.kind == "choice" else "validation/"
-        return headline if headline.startswith(measured) else usual
-
-    @cached_property
-    def settings(self) -> Settings:
-        return settings_for(self.row_tokens, self.windows, self.request.model, self.device)
-
-    def config(self, about: Sequence[str]) -> str:
-        return config_text(
-            about,
-            self.domain,
-            self.request.model,
-            self.settings,
-            self.answer_tokens,
-            self.made[TRAIN],
-            self.made[VALIDATION],
-            is_choice=self.look.kind == "choice",
-        )
-
-    def space(self) -> str:
-        num_train = len(self.parts[TRAIN])
-        return space_text(
-            SpacePlan(
-                name=self.domain,
-                config=self.request.out.name,
-                windows=self.windows,
-                rates=self.settings.rates,
-                metric=self.metric,
-                is_choice=self.look.kind == "choice",
-                is_family=self.request.space == "families",
-                num_train=num_train,
-                num_steps=num_steps(config_from_yaml(self.config([]), str(self.request.out)), [num_train]),
-                paths=self.made,
-            )
-        )
 
 
 def _about(look: Look, data: str, left_out: Sequence[str]) -> list[str]:
