@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from bft_ray.commands.shared import command, say
+from bft_ray.commands.shared import command, overrides_argument, say
 
 
 def add(commands: Any) -> None:
@@ -20,13 +20,7 @@ def add(commands: Any) -> None:
     after_rl.add_argument(
         "study", metavar="STUDY", nargs="?", default="starter", help="YAML file or a bundled one (default: starter)"
     )
-    after_rl.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="fields of the study (grpo.steps=80) or of the config",
-    )
+    overrides_argument(after_rl, "fields of the study (grpo.steps=80) or of the config")
     how = after_rl.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="check everything, and print what would run")
     how.add_argument("--status", action="store_true", help="what the runs that have ended say")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from bft_ray.commands.shared import OVERRIDES, command
+from bft_ray.commands.shared import command, overrides_argument
 from bft_ray.errors import BadInput
 
 
@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     """Add the command and its options."""
     config = command(commands, "config", run, "show the resolved config or its JSON schema")
     config.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file or recipe")
-    config.add_argument("overrides", nargs="*", default=[], metavar="FIELD=VALUE", help=OVERRIDES)
+    overrides_argument(config)
     what = config.add_mutually_exclusive_group()
     what.add_argument("--show", action="store_true", help="print the resolved config as YAML (the default)")
     what.add_argument("--schema", action="store_true", help="print the JSON schema of the config")

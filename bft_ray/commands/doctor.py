@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from bft_ray.commands.shared import OVERRIDES, command
+from bft_ray.commands.shared import command, overrides_argument
 
 
 def add(commands: Any) -> None:
     """Add the command and its options."""
     doctor = command(commands, "doctor", run, "say what is wrong with this machine, cluster, server or config")
     doctor.add_argument("config", nargs="?", metavar="CONFIG", help="also check what this config asks for")
-    doctor.add_argument("overrides", nargs="*", default=[], metavar="FIELD=VALUE", help=OVERRIDES)
+    overrides_argument(doctor)
 
 
 def run(options: argparse.Namespace) -> int:

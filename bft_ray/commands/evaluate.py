@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
         print(render(changes, options.question or domain(config.domain).headline), *why, sep="\n")
     from bft_ray.operate.road import after_evaluate
 
-    text = after_evaluate(options.config, options.overrides, options.model, options.out, options.against)
-    print(*filter(None, [text]), sep="\n", end="\n" if text else "")
+    if text := after_evaluate(options.config, options.overrides, options.model, options.out, options.against):
+        print(text)
     return 0
 
 

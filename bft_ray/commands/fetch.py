@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bft_ray.commands.shared import OVERRIDES, command
+from bft_ray.commands.shared import command, overrides_argument
 from bft_ray.errors import BadInput
 
 
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         "bring all that configs need from the hub into its cache, and check it",
     )
     fetch.add_argument("sources", nargs="+", metavar="CONFIG_OR_SPACE", help="YAML files, recipes or search spaces")
-    fetch.add_argument("overrides", nargs="*", default=[], metavar="FIELD=VALUE", help=OVERRIDES)
+    overrides_argument(fetch)
 
 
 def run(options: argparse.Namespace) -> int:

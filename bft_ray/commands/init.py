@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def add(commands: Any) -> None:
     )
     init.add_argument(
         "--out",
+        type=Path,
         default="bft.yaml",
         metavar="FILE",
         help="YAML file, or a folder for bft.yaml; other files go beside it",
@@ -58,20 +60,5 @@ def run(options: argparse.Namespace) -> int:
     from bft_ray.operate.init.request import Request
     from bft_ray.operate.init.study import write_study
 
-    request = Request(
-        data=options.data,
-        out=Path(options.out),
-        prompt=options.prompt,
-        completion=options.completion,
-        group=options.group,
-        form=options.form,
-        split=options.split,
-        config_name=options.config_name,
-        limit=options.limit,
-        domain=options.domain,
-        model=options.model,
-        space=options.space,
-        force=options.force,
-    )
-    print(write_study(request))
+    print(write_study(Request(**{field.name: getattr(options, field.name) for field in fields(Request)})))
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bft_ray.commands.shared import command
+from bft_ray.commands.shared import command, overrides_argument
 from bft_ray.errors import BadInput
 
 
@@ -21,9 +21,7 @@ def add(commands: Any) -> None:
     report.add_argument(
         "study", metavar="STUDY", nargs="?", help="NAME, NAME/DOMAIN or its search space; may still run"
     )
-    report.add_argument(
-        "overrides", nargs="*", default=[], metavar="FIELD=VALUE", help="as given to `bft-ray search`, for a space"
-    )
+    overrides_argument(report, "as given to `bft-ray search`, for a space")
     report.add_argument("--config", metavar="CONFIG", help="as given to `bft-ray search`, for a space")
     report.add_argument("--database", metavar="URL", help="of the study (default: as for `bft-ray search`)")
     report.add_argument("--domains", action="store_true", help="instead all studies of the database, domain by domain")

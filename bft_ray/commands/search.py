@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bft_ray.commands.shared import command, price_argument, say
+from bft_ray.commands.shared import command, overrides_argument, price_argument, say
 from bft_ray.errors import BadInput
 
 
@@ -17,19 +17,12 @@ def add(commands: Any) -> None:
     search = command(commands, "search", run, "find the settings that suit a dataset, and confirm them")
     search.set_defaults(after_interrupt="; the same command resumes the study")
     search.add_argument("space", metavar="SPACE", help="search space: YAML file or a bundled one (--list)", nargs="?")
-    search.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="fields of the space (budget.trials=40) or of the config",
-    )
+    overrides_argument(search, "fields of the space (budget.trials=40) or of the config")
     search.add_argument("--config", metavar="CONFIG", help="config to vary instead of the space's own")
     search.add_argument(
         "--database",
         metavar="URL",
-        help="of the study: sqlite:///FILE or postgresql://... (default: the environment variable "
-        "STUDY_DATABASE, which "
+        help="of the study: sqlite:///FILE or postgresql://... (default: the environment variable STUDY_DATABASE, which "
         "shows its password to nobody, else sqlite:///bft_studies.db)",
     )
     search.add_argument("--no-profile", action="store_true", help="do not draw the window profile of the data")

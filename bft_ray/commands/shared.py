@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-OVERRIDES = "overrides such as loss.window=64 or data.train.0.limit=100"
-
 
 def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
     """A new command, to which its options are added.
@@ -27,7 +25,14 @@ def config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) 
     """Add CONFIG and its overrides."""
     text = "YAML file, or recipe (bft-ray config --recipes lists them)"
     parser.add_argument("config", metavar="CONFIG", help=text, nargs=nargs)
-    parser.add_argument("overrides", nargs="*", default=[], metavar="FIELD=VALUE", help=OVERRIDES)
+    overrides_argument(parser)
+
+
+def overrides_argument(
+    parser: argparse.ArgumentParser, text: str = "overrides such as loss.window=64 or data.train.0.limit=100"
+) -> None:
+    """Add FIELD=VALUE, as often as wanted."""
+    parser.add_argument("overrides", nargs="*", default=[], metavar="FIELD=VALUE", help=text)
 
 
 def price_argument(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ SPACES = ("bft", "families")
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of the command line; see `bft-ray init --help`.
+    """The arguments of the command line, by their names there; see `bft-ray init --help`.
 
     Args:
         data: file, saved datasets folder or hub id.
