@@ -125,7 +125,7 @@ def _names(series: Series, config: str | None, overrides: Sequence[str]) -> dict
     names = {}
     for condition in series.conditions:
         space, base = load_study(series.space, config, series.study_overrides(condition, overrides))
-        names[condition] = f"{space.name}/{space.domain or base.domain}"
+        names[condition] = space.study_of(base)
     return names
 
 

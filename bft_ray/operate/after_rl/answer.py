@@ -65,7 +65,6 @@ class Told:
 
     Args:
         runs: arm -> its runs that have ended.
-        flaws: arm -> why it is not judged.
         improved: arm -> whether it improves.
         compared: of the claims, two statements each.
         constant: reward of always giving the most common gold answer to the held-out items.
@@ -74,7 +73,6 @@ class Told:
 
     study: AfterRl
     runs: Mapping[str, Sequence[Run]]
-    flaws: Mapping[str, str]
     improved: Mapping[str, Statement]
     compared: Sequence[Statement]
     constant: float
@@ -131,7 +129,7 @@ def told(
         texts = f"{one} ends higher than {other}", f"{one} ends lower than {other}"
         compared.append(state(*texts, pair, after, pair))
     guessing = [arm for arm in good if not _is_above(before[arm], constant, study.alpha, shared)]
-    return Told(study, by_arm, flaws, improved, compared, constant, guessing)
+    return Told(study, by_arm, improved, compared, constant, guessing)
 
 
 def _is_above(rewards: np.ndarray, constant: float, alpha: float, groups: Groups | None) -> bool:

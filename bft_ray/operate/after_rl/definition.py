@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from bft_ray.config.base import MAX_SEED, Section, rule
 from bft_ray.config.load import parse_override, read_yaml, set_field, validate
 from bft_ray.errors import BadInput
 from bft_ray.space.claims import Claim
+from bft_ray.space.series import shipped
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 MIN_SEEDS, WAIVED_SEEDS = 5, 2
@@ -168,9 +168,7 @@ class AfterRl(Section):
 
 def bundled() -> dict[str, Path]:
     """Studies of this kind that come with the package, by name."""
-    package = Path(str(resources.files("bft_ray")))
-    folders = (package / "search_spaces" / "after_rl", package.parent / "search_spaces" / "after_rl")
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    return shipped("search_spaces/after_rl")
 
 
 def load_after_rl(source: str, overrides: Sequence[str] = ()) -> AfterRl:

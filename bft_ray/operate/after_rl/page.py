@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -109,8 +108,8 @@ def _course(found: Told) -> Figure | None:
     )
 
 
-def _of(rewards: object) -> float:
-    return float(np.mean(list(rewards.values()))) if isinstance(rewards, dict) and rewards else math.nan
+def _of(rewards: Mapping[str, float]) -> float:
+    return float(np.mean(list(rewards.values())))
 
 
 def _mean(values: Sequence[float]) -> Cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -296,6 +296,5 @@ def _table(found: Told) -> list[dict[str, object]]:
     ]
 
 
-def _mean(rewards: object) -> float:
-    values = list(rewards.values()) if isinstance(rewards, dict) else []
-    return sum(values) / len(values)
+def _mean(rewards: Mapping[str, float]) -> float:
+    return sum(rewards.values()) / len(rewards)
