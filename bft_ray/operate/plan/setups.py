@@ -84,25 +84,23 @@ class Planner:
 
     Args:
         is_gpu: whether it trains on GPUs: samples are packed there, and blocks of the head are larger.
-        notes: sentences on what may surprise; made here.
+
+    Attributes:
+        described: the configuration of the model.
+        notes: sentences on what may surprise.
     """
 
     config: Config
     is_gpu: bool
-    notes: list[str] = field(default_factory=list)
-    _described: Any = None
+    described: Any = field(init=False)
+    notes: list[str] = field(init=False)
     _sizes: dict[bool, Sizes] = field(default_factory=dict)
     _traced: dict[tuple[bool, bool, Shape], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._described = describe(self.config)
-        require_plain(self._described, self.config.model)
-        self.notes = check_length(self.config, self._described, built(self.config, self._described, None))
-
-    @property
-    def described(self) -> Any:
-        """The configuration of the model."""
-        return self._described
+        self.described = describe(self.config)
+        require_plain(self.described, self.config.model)
+        self.notes = check_length(self.config, self.described, built(self.config, self.described, None))
 
     def need(self, setup: Setup) -> Need:
         """Raises BadInput for a model that cannot be read, or a LoRA target that names no module."""
@@ -112,8 +110,8 @@ class Planner:
             with waiting("tracing a forward and a backward pass"):
                 self._traced[key] = traced_bytes(
                     self.config,
-                    self._described,
-                    self._lora(setup),
+                    self.described,
+                    self._adapters(setup.lora),
                     checkpointing=setup.checkpointing,
                     shape=shape,
                     is_gpu=self.is_gpu,
@@ -127,8 +125,7 @@ class Planner:
     def sizes(self, lora: bool) -> Sizes:
         """Elements of the model, with adapters or without."""
         if lora not in self._sizes:
-            adapters = (self.config.lora or adapter_settings(self.config)) if lora else None
-            model = built(self.config, self._described, adapters)
+            model = built(self.config, self.described, self._adapters(lora))
             is_packed = lora and self.config.model.quantization is not None
             self._sizes[lora] = sizes_of(model, self.config.deepspeed.overlay, is_packed)
         return self._sizes[lora]
@@ -166,8 +163,8 @@ class Planner:
                 return need
         return None
 
-    def _lora(self, setup: Setup) -> LoraConfig | None:
-        return (self.config.lora or adapter_settings(self.config)) if setup.lora else None
+    def _adapters(self, lora: bool) -> LoraConfig | None:
+        return (self.config.lora or adapter_settings(self.config)) if lora else None
 
     def _with(self, setup: Setup) -> Config:
         config = self.config
