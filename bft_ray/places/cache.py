@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
 import hashlib
 import os
 import re
@@ -104,12 +105,9 @@ def ensure_home() -> None:
         folder = cache_folder()  # may make the home, where it is only missing
         if not _has_home():
             os.environ["HOME"] = str(folder)
-    if not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
-        with contextlib.suppress(KeyError, ImportError):
-            import pwd
-
-            pwd.getpwuid(os.getuid())
-            return
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
         os.environ["USER"] = f"uid{os.getuid()}"
 
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from requests.exceptions import RequestException  # comes with ray[default]
+
 from bft_ray.errors import BftError, first_line
 from bft_ray.places.addresses import redact
 from bft_ray.waits import bounded
@@ -15,6 +17,7 @@ POLL_S = 1.0
 PATIENCE_S = 600.0  # without any answer, before it is given up; the job is not harmed
 STOP_S = 60  # that a job has to end cleanly when it is cancelled, before Ray kills it
 CANCELLED = 130
+_AWAY = (RequestException, ConnectionError, TimeoutError, RuntimeError)
 
 
 class Followed:
@@ -100,12 +103,3 @@ class Followed:
         if code is None and info.message:  # it ended before its command began
             self._note(f"job {self.job_id} failed: {redact(first_line(info.message))}")
         return code if code is not None and 0 < code < 256 else 1
-
-
-def _away() -> tuple[type[BaseException], ...]:
-    from requests.exceptions import RequestException  # comes with ray[default]
-
-    return RequestException, ConnectionError, TimeoutError, RuntimeError
-
-
-_AWAY = _away()

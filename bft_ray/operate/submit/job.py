@@ -147,8 +147,7 @@ def _variables(env: Sequence[str]) -> dict[str, str]:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    print(text, end="", flush=True)
 
 
 def _say(line: str) -> None:
