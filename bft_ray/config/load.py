@@ -101,7 +101,7 @@ def _with_overrides(
     tree: dict[str, Any], source: str, overrides: list[str] | tuple[str, ...], for_training: bool = True
 ) -> Config:
     for override in overrides:
-        apply_override(tree, override)
+        set_field(tree, *parse_override(override))
     return make_config(tree, source, for_training=for_training)
 
 
@@ -143,11 +143,6 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise BadInput(source, tree, "a YAML mapping of config sections", "`bft-ray config --schema` lists them.")
     return tree
-
-
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one dotted field of the tree in place: `loss.window=64`, `data.train.0.limit=100`."""
-    set_field(tree, *parse_override(override))
 
 
 def parse_override(override: str) -> tuple[str, Any]:
@@ -193,7 +188,9 @@ def scalar(text: str) -> str:
 
 
 def set_field(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Set one dotted field of the tree in place, to a copy of a value; BadInput where there can be no such field."""
+    """Set one dotted field of the tree in place, such as `data.train.0.limit`, to a copy of a value; BadInput where there can be
+    no such field.
+    """
     value = copy.deepcopy(value)  # or a later field within it would be set for whoever gave it
     *parents, last = _keys(name)
     place: Any = tree

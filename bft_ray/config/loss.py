@@ -87,10 +87,8 @@ class LossConfig(Section):
     def _fill_from_method(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        filled = (
-            dict(METHODS.get(given.get("method", "bft"), {})) if isinstance(given.get("method", "bft"), str) else {}
-        )
-        filled.update(given)
+        method = given.get("method", "bft")
+        filled = (METHODS.get(method, {}) if isinstance(method, str) else {}) | given
         inverse = filled.get("sample_weight") == "inverse"
         filled.setdefault("normalise", inverse)
         filled.setdefault("weight_cap", 8.0 if inverse else None)

@@ -67,7 +67,8 @@ def own_file(path: Path) -> None:
             _give(own)
         log.warning(
             "%s could be read by every user of this machine. From now on it can by its %s (cluster.file_mode)",
-            *(path, {"owner": "owner alone", "group": "owner and group"}[_who]),
+            path,
+            {"owner": "owner alone", "group": "owner and group"}[_who],
         )
 
 

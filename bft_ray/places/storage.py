@@ -186,8 +186,7 @@ def sizes_in(path: str) -> dict[str, int]:
 
     filesystem, place = _at(path)
     found = filesystem.get_file_info(pyarrow.fs.FileSelector(place, allow_not_found=True, recursive=True))
-    files = [info for info in found if info.type == pyarrow.fs.FileType.File]
-    return {info.path.removeprefix(place.rstrip("/") + "/"): info.size for info in files}
+    return {info.path.removeprefix(place.rstrip("/") + "/"): info.size for info in found if info.is_file}
 
 
 def remove_folder(path: str) -> None:

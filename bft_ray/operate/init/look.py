@@ -269,10 +269,10 @@ def _head(name: str, group: str | None) -> dict[str, Any]:
 
 def _asked(row: Row) -> str:
     """The question as text; "" for plain text."""
+    asked = row.prompt or ""
     if row.messages is not None:
-        asked = _text([turn for turn in row.messages if turn["role"] != "assistant"])
-        return asked + (json.dumps(row.tools) if row.tools else "")
-    return _text(row.prompt or "") + (json.dumps(row.tools) if row.tools else "")
+        asked = [turn for turn in row.messages if turn["role"] != "assistant"]
+    return _text(asked) + (json.dumps(row.tools) if row.tools else "")
 
 
 def _answered(row: Row) -> str:

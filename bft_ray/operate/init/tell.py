@@ -97,15 +97,15 @@ def rare_labels(parts: Mapping[str, Sequence[Found]], num_labels: int) -> list[s
         counts = Counter(row.taught["completion"] for row in rows)
         if not counts:
             continue
-        lacks = f"lacks {num_labels - len(counts)} of the {num_labels} labels" if len(counts) < num_labels else ""
+        said = []
+        if len(counts) < num_labels:
+            lacks = f"lacks {num_labels - len(counts)} of the {num_labels} labels"
+            said.append(f"{lacks}, which cannot be learned" if name == TRAIN else lacks)
         share = max(counts.values()) / len(rows)
-        if name == TRAIN:
-            said = [f"{lacks}, which cannot be learned"] if lacks else []
-        else:
-            said = [lacks] if lacks else []
-            if share >= _MOSTLY_ONE:
-                said.append(f"always saying its most frequent label is right in {share:.0%} of it")
-        lines += [f"{'note':<13}{name}: {'; '.join(said)}"] * bool(said)
+        if name != TRAIN and share >= _MOSTLY_ONE:
+            said.append(f"always saying its most frequent label is right in {share:.0%} of it")
+        if said:
+            lines.append(f"{'note':<13}{name}: {'; '.join(said)}")
     return lines
 
 
