@@ -18,7 +18,8 @@ import pytest
 from mlflow import MlflowClient
 
 from bft_ray.cli import main
-from bft_ray.errors import BadInput
+from bft_ray.errors import BadInput, BftError
+from bft_ray.operate.submit.follow import Followed
 from bft_ray.operate.submit.upload import LARGE_BYTES, pack, require_files
 from tests.support.local_cluster import Cluster, local_cluster
 
@@ -148,6 +149,15 @@ def test_a_job_ends_with_the_exit_code_of_its_command(cluster, training):
     assert followed.returncode == 0 and "seed: 42" in followed.stdout
     unknown = submit(cluster, folder, "--follow", "no-such-job")
     assert unknown.returncode == 1 and "knows no job" in unknown.stderr
+
+
+def test_a_job_is_not_unknown_because_404_stands_in_its_id():
+    class Away:
+        def get_job_info(self, job_id: str) -> None:
+            raise ConnectionError(f"Max retries exceeded with url: /api/jobs/{job_id}")
+
+    with pytest.raises(BftError, match="no answer from the cluster for 0 s"):
+        Followed(Away(), "bft-train-1404abcd", print, print).until_end(patience_s=0)
 
 
 @pytest.mark.long

@@ -52,7 +52,7 @@ class Followed:
                 self._write_more(info.status.is_terminal())
             except _AWAY as error:
                 why = redact(first_line(error))
-                if "404" in why:
+                if "status code 404" in why:
                     raise BftError(f"the cluster knows no job {self.job_id}: it may have been restarted") from None
                 if not is_away:
                     self._note(f"no answer from the cluster, the job is not harmed; asking again ({why})")
