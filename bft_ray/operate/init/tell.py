@@ -76,7 +76,7 @@ def can_show(parts: Mapping[str, Sequence[Found]], metric: str) -> list[str]:
         "  more finely, and the study prints what it could have detected.",
     ]
     total = sum(units.values())
-    if CONFIRMATION not in parts or not parts[CONFIRMATION]:
+    if not parts.get(CONFIRMATION):
         least = SHARES[1][0]
         lines += [
             f"  {total} independent items are too few for a confirmation: the study compares and chooses no champion.",
