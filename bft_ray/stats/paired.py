@@ -124,10 +124,10 @@ def tango(num_first: int, num_second: int, num_items: int, level: float = LEVEL)
     return low, high
 
 
-def mean_bounds(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Lower and upper bound of a mean, each one-sided at `level`: mean -+ t(1 - level, n - 1) s / sqrt(n)."""
+def mean_bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Lower and upper bound of a mean, each one-sided at 5 %: mean -+ t(0.95, n - 1) s / sqrt(n)."""
     found = np.asarray(values, dtype=np.float64)
-    reach = float(stats.t.isf(level, len(found) - 1)) * mean_error(found)
+    reach = float(stats.t.isf(LEVEL, len(found) - 1)) * mean_error(found)
     return float(found.mean()) - reach, float(found.mean()) + reach
 
 

@@ -121,9 +121,10 @@ def not_told_from_best(
     return set(scores) - told
 
 
-def as_arrays(scores: Mapping[str, Mapping[int, Mapping[str, float]]], seeds: Sequence[int]) -> dict[str, np.ndarray]:
-    """Arm -> seed -> item -> score, as arm -> [S, n], seeds and items sorted; all must have the same items."""
-    items = sorted(next(iter(next(iter(scores.values())).values())))
+def as_arrays(
+    scores: Mapping[str, Mapping[int, Mapping[str, float]]], seeds: Sequence[int], items: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Arm -> seed -> item -> score, as arm -> [S, n], seeds sorted and items in their order; all must have these items."""
     return {
         name: np.array([[scores[name][seed][item] for item in items] for seed in sorted(seeds)])
         for name in sorted(scores)

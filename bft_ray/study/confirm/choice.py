@@ -42,13 +42,14 @@ class Limit:
         metric: its name.
         before: value of the base model, on the same data.
         largest_loss: how much worse than that the mean of an arm may be, in the metric's unit.
-        level: one-sided, of the tests that ask whether it is kept.
     """
 
     metric: str
     before: float
     largest_loss: float
-    level: float = 0.05
+
+
+Kind = Literal["candidate", "baseline", "default"]
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,16 @@ class Plan:
         if len(set(self.seeds)) < max(2, len(self.seeds)):
             raise BadInput("seeds", list(self.seeds), "at least 2 different seeds: one has no spread")
 
+    def kind_of(self, name: str) -> Kind:
+        """What an arm is."""
+        if name == self.default:
+            return "default"
+        return "candidate" if name in self.candidates else "baseline"
+
 
 @dataclass(frozen=True)
 class Arm:
-    """What the confirmation says about one arm.
+    """What the confirmation says about one arm; of an arm that does not count, only why.
 
     Args:
         name, kind: which, and what it is.
@@ -101,12 +108,12 @@ class Arm:
     """
 
     name: str
-    kind: Literal["candidate", "baseline", "default"]
-    mean: float | None
-    second: float | None
-    gain: Comparison | None
-    excluded: str
-    on_front: bool
+    kind: Kind
+    mean: float | None = None
+    second: float | None = None
+    gain: Comparison | None = None
+    excluded: str = ""
+    on_front: bool = False
 
 
 Verdict = Literal["candidate", "default", "baseline", "none"]

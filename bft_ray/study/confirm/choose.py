@@ -28,7 +28,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
@@ -41,6 +40,9 @@ from bft_ray.stats.simultaneous import DRAWS, as_arrays, compare_pair, compare_w
 from bft_ray.study.confirm.choice import Arm, Choice, Plan, Record, Verdict
 from bft_ray.study.confirm.claims import judge_all
 from bft_ray.study.confirm.items import COMPLETE
+
+#: arm -> seed -> item -> score, higher is better
+Items = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
@@ -57,15 +59,15 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     runs = _runs(records, plan)
     flaws = _flaws(runs, plan)
     kept = {name: runs[name] for name in sorted(runs) if not flaws[name]}
+    bare = {name: Arm(name, plan.kind_of(name), excluded=flaws[name]) for name in sorted(runs)}
     if plan.default not in kept:
         reason = f"the default {plan.default} has no whole set of runs ({flaws[plan.default]})"
-        bare = tuple(_without_gain(name, plan, flaws[name]) for name in sorted(runs))
-        return Choice(plan, None, "none", reason, bare, against=(), num_items=0)
+        return Choice(plan, None, "none", reason, tuple(bare.values()), against=(), num_items=0)
 
     sign = 1.0 if higher_is_better(plan.metric) else -1.0
-    items = {name: {seed: run.items for seed, run in own.items()} for name, own in kept.items()}
+    items = _items(kept, plan.metric, plan)
     measured, num_all = _measured(items)
-    oriented = _oriented(items, measured, plan.metric, plan.seeds)
+    oriented = as_arrays(items, plan.seeds, measured)
     groups = as_groups([plan.groups.get(item, ()) for item in measured]) if plan.groups else None
     family = compare_with(oriented, plan.default, plan.alpha, draws, groups=groups)
     gains = family.comparisons
@@ -78,14 +80,14 @@ def choose(records: Iterable[Record], plan: Plan, draws: int = DRAWS) -> Choice:
     allowed = [name for name in order if not broken[name]]
     champion, verdict, reason, against = _decide(plan, allowed, oriented, gains, groups)
     if num_all > len(measured) and champion != plan.default and champion is not None:
-        worst = _counted_worst(items, champion, sign, plan)
+        worst = _counted_worst(items, champion, plan)
         again = compare_with(worst, plan.default, plan.alpha, draws, in_full=False)
         if plan.default in allowed and _decide(plan, allowed, worst, again.comparisons, None)[0] != champion:
             left = f"{num_all - len(measured)} items without a verdict"
             reason = f"{champion} would win, but not with the {left} counted worst for it"
             champion, verdict, against = plan.default, "default", ()
-    arms = [_arm(n, plan, sign * means[n], seconds[n], gains.get(n), broken[n], n in front) for n in order]
-    arms += [_without_gain(name, plan, flaws[name]) for name in sorted(runs) if flaws[name]]
+    arms = [Arm(n, plan.kind_of(n), sign * means[n], seconds[n], gains.get(n), broken[n], n in front) for n in order]
+    arms += [arm for name, arm in bare.items() if flaws[name]]
     near_best = not_told_from_best(oriented, plan.alpha, draws, groups)
     return Choice(
         plan,
@@ -117,13 +119,15 @@ def without_each_seed(records: Sequence[Record], plan: Plan) -> dict[int, str | 
     return found
 
 
-def _oriented(
-    items: Mapping[str, Mapping[int, Mapping[str, float]]], measured: Sequence[str], metric: str, seeds: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """Arm -> [S, n] over the measured items, higher is better."""
-    sign = 1.0 if higher_is_better(metric) else -1.0
-    arrays = as_arrays({n: {s: {i: own[s][i] for i in measured} for s in own} for n, own in items.items()}, seeds)
-    return {name: sign * array for name, array in arrays.items()}
+def _items(kept: Mapping[str, Mapping[int, Record]], metric: str, plan: Plan) -> Items:
+    """The scores in the objective, or in the metric of a claim: none where its items were not kept."""
+    sign, of_claim = 1.0 if higher_is_better(metric) else -1.0, metric != plan.metric
+
+    def scores(run: Record) -> dict[str, float]:
+        own = run.others.get(metric, {}) if of_claim else run.items
+        return {item: sign * value for item, value in own.items()}
+
+    return {name: {seed: scores(run) for seed, run in own.items()} for name, own in kept.items()}
 
 
 def _scores_of(
@@ -132,30 +136,28 @@ def _scores_of(
     """Metric -> arm -> scores, for the objective and for the metrics of claims; without those whose items were not kept."""
     scores: dict[str, Mapping[str, np.ndarray]] = {plan.metric: oriented}
     for metric in {claim.metric for claim in plan.claims if claim.metric} - {plan.metric}:
-        items = {name: {seed: run.others.get(metric, {}) for seed, run in own.items()} for name, own in kept.items()}
+        items = _items(kept, metric, plan)
         measured, _ = _measured(items)
-        scores[metric] = _oriented(items, measured, metric, plan.seeds) if measured else {}
+        scores[metric] = as_arrays(items, plan.seeds, measured) if measured else {}
     return scores
 
 
-def _measured(items: Mapping[str, Mapping[int, Mapping[str, float]]]) -> tuple[list[str], int]:
+def _measured(items: Items) -> tuple[list[str], int]:
     """Items that all runs have, sorted, and the number of those that any has."""
     sets = [set(run) for own in items.values() for run in own.values()]
     return sorted(set.intersection(*sets)), len(set.union(*sets))
 
 
-def _counted_worst(
-    items: Mapping[str, Mapping[int, Mapping[str, float]]], winner: str, sign: float, plan: Plan
-) -> dict[str, np.ndarray]:
-    """Scores of every item, higher is better. A missing score of the winner becomes the worst score seen, a missing score
-    of another arm the best.
+def _counted_worst(items: Items, winner: str, plan: Plan) -> dict[str, np.ndarray]:
+    """Scores of every item. A missing score of the winner becomes the worst score seen, a missing score of another arm the
+    best.
     """
-    seen = [sign * value for own in items.values() for run in own.values() for value in run.values()]
+    seen = [value for own in items.values() for run in own.values() for value in run.values()]
     every = sorted({item for own in items.values() for run in own.values() for item in run})
     return {
         name: np.array(
             [
-                [sign * run[i] if i in run else (min(seen) if name == winner else max(seen)) for i in every]
+                [run[i] if i in run else (min(seen) if name == winner else max(seen)) for i in every]
                 for run in (own[seed] for seed in sorted(plan.seeds))
             ]
         )
@@ -268,7 +270,7 @@ def _broken(name: str, own: Mapping[int, Record], plan: Plan) -> str:
         return ""
     sign = -1.0 if higher_is_better(limit.metric) else 1.0
     losses = [sign * ((own[seed].second or 0.0) - limit.before) for seed in sorted(plan.seeds)]
-    low, high = mean_bounds(losses, limit.level)
+    low, high = mean_bounds(losses)
     slack = 1e-9 * max(1.0, abs(limit.before), abs(limit.largest_loss))  # 1.1 - 1.0 is above 0.1
     if name == plan.default:
         return "breaks the limit beyond noise" if low > limit.largest_loss + slack else ""
@@ -284,21 +286,3 @@ def _front(means: Mapping[str, float], seconds: Mapping[str, float | None], plan
         for name, own in points.items()
         if not any(other[0] >= own[0] and other[1] >= own[1] and other != own for other in points.values())
     }
-
-
-def _arm(
-    name: str,
-    plan: Plan,
-    mean: float | None,
-    second: float | None,
-    gain: Comparison | None,
-    excluded: str,
-    on_front: bool,
-) -> Arm:
-    kind: Literal["candidate", "baseline", "default"] = "candidate" if name in plan.candidates else "baseline"
-    return Arm(name, "default" if name == plan.default else kind, mean, second, gain, excluded, on_front)
-
-
-def _without_gain(name: str, plan: Plan, flaw: str) -> Arm:
-    """An arm that does not count."""
-    return _arm(name, plan, None, None, None, flaw, False)

@@ -91,7 +91,7 @@ def standing_of(records: Records, metric: str, items: Items) -> Standing | None:
     seeds = sorted(set(own[top.id]) & set(own[rival.id]))
     if not seeds or len({frozenset(of) for by_seed in own.values() for of in by_seed.values()}) > 1:
         return bare
-    arrays = as_arrays(own, seeds)
+    arrays = as_arrays(own, seeds, sorted(own[top.id][seeds[0]]))
     difference = (1.0 if higher_is_better(metric) else -1.0) * (arrays[top.id] - arrays[rival.id])
     if difference.shape[1] < 2:
         return bare
