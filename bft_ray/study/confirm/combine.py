@@ -49,18 +49,27 @@ class Estimate:
     """A weighted sum of scores over conditions, in the metric's unit.
 
     Args:
-        low, high: its two-sided interval at `level`; not a number where nothing can be said.
+        low, high: its two-sided interval; not a number where nothing can be said.
     """
 
     value: float
     low: float
     high: float
-    level: float
 
     @property
     def sign(self) -> int:
         """1 or -1 where it lies beyond noise, else 0."""
         return (self.low > 0) - (self.high < 0)
+
+
+@dataclass(frozen=True)
+class Course(Estimate):
+    """How something moves per doubling of an axis; above 0: it grows."""
+
+    @property
+    def verdict(self) -> str:
+        """`grows`, `falls`, or `cannot be told`."""
+        return {1: "grows", -1: "falls"}.get(self.sign, "cannot be told")
 
 
 def scores_of(arm: str, own: Confirmed, metric: str | None) -> BySeed | None:

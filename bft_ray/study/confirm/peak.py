@@ -22,11 +22,13 @@ from functools import cached_property
 import numpy as np
 
 from bft_ray.space.series import Peak
-from bft_ray.study.confirm.combine import NOTHING, BySeed, Confirmed, Estimate, scores_of, sign_of, weighted
+from bft_ray.study.confirm.combine import NOTHING, BySeed, Confirmed, Course, scores_of, sign_of, weighted
 
 #: places at which the test is inverted: of the settings, and of the factor, in doublings
 _NUM_PLACES = 41
 _LARGEST_MOVE = 4.0
+#: a condition and an arm
+Cell = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,27 +55,18 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Move(Estimate):
-    """The doublings of the best setting per doubling of the axis; no number where the parabola has no peak."""
-
-    @property
-    def verdict(self) -> str:
-        """`grows`, `falls`, or `cannot be told`."""
-        return {1: "grows", -1: "falls"}.get(self.sign, "cannot be told")
-
-
-@dataclass(frozen=True)
 class Peaked:
     """What the scores say of a peak.
 
     Args:
         best: condition -> its best setting; only those whose arms have run.
-        move: along the axis; None where none is asked for.
+        move: of the best setting along the axis, in doublings; no number where the parabola has no peak; None where none is
+            asked for.
     """
 
     peak: Peak
     best: Mapping[str, Best]
-    move: Move | None
+    move: Course | None
 
 
 def peak_of(peak: Peak, conditions: Mapping[str, Confirmed], alpha: float) -> Peaked:
@@ -82,27 +75,25 @@ def peak_of(peak: Peak, conditions: Mapping[str, Confirmed], alpha: float) -> Pe
     Args:
         alpha: error of all intervals together.
     """
-    scores = {
-        (name, arm): found
-        for name, own in conditions.items()
-        if peak.over is None or peak.over in own.at
-        for arm in peak.arms
-        if (found := scores_of(arm, own, peak.metric)) is not None
-    }
-    settings = {cell: math.log2(_setting(peak, cell[1], conditions[cell[0]])) for cell in scores}
-    different = {name: {round(u, 9) for own, u in settings.items() if own[0] == name[0]} for name in scores}
-    scores = {cell: own for cell, own in scores.items() if len(different[cell]) > 2}
-    settings = {cell: settings[cell] for cell in scores}
-    names = list(dict.fromkeys(name for name, _ in scores))
-    logs = {name: math.log2(conditions[name].at[peak.over]) if peak.over else 0.0 for name in names}
+    scores: dict[Cell, BySeed] = {}
+    settings: dict[Cell, float] = {}
+    logs: dict[str, float] = {}
+    for name, own in conditions.items():
+        if peak.over is not None and peak.over not in own.at:
+            continue
+        found = {arm: one for arm in peak.arms if (one := scores_of(arm, own, peak.metric)) is not None}
+        at = {arm: math.log2(_setting(peak, arm, own)) for arm in found}
+        if len({round(u, 9) for u in at.values()}) > 2:
+            scores |= {(name, arm): one for arm, one in found.items()}
+            settings |= {(name, arm): u for arm, u in at.items()}
+            logs[name] = math.log2(own.at[peak.over]) if peak.over else 0.0
     mean = math.fsum(logs.values()) / max(1, len(logs))
     places = {name: value - mean for name, value in logs.items()}
-    level = alpha / (len(names) + 1)
-    fit = _Fit.of(names, settings, places, scores, conditions, level)
+    fit = _Fit(settings, places, scores, conditions, alpha / (len(places) + 1))
     moves = len({round(place, 9) for place in places.values()}) > 1
-    if fit is None or (peak.over and not moves):
-        return Peaked(peak, {}, Move(*NOTHING, 1 - level) if peak.over else None)
-    return Peaked(peak, {name: fit.best(name) for name in names}, fit.move() if peak.over else None)
+    if not fit.is_determined or (peak.over and not moves):
+        return Peaked(peak, {}, Course(*NOTHING) if peak.over else None)
+    return Peaked(peak, {name: fit.best(name) for name in places}, fit.move() if peak.over else None)
 
 
 def _setting(peak: Peak, arm: str, own: Confirmed) -> float:
@@ -115,42 +106,42 @@ class _Fit:
     """The parabola of all conditions.
 
     Args:
-        settings: (condition, arm) -> u.
+        settings: cell -> u.
         places: condition -> x.
-        coefficients: [number of conditions + 3]: a_c, then b, d, g (d is 0 where nothing moves).
-        solve: [number of conditions + 3, cells]: the coefficients from the mean scores.
+        level: error of each interval.
     """
 
-    names: list[str]
-    settings: Mapping[tuple[str, str], float]
+    settings: Mapping[Cell, float]
     places: Mapping[str, float]
-    scores: Mapping[tuple[str, str], BySeed]
+    scores: Mapping[Cell, BySeed]
     conditions: Mapping[str, Confirmed]
     level: float
-    coefficients: np.ndarray
-    solve: np.ndarray
 
-    @classmethod
-    def of(
-        cls,
-        names: list[str],
-        settings: Mapping[tuple[str, str], float],
-        places: Mapping[str, float],
-        scores: Mapping[tuple[str, str], BySeed],
-        conditions: Mapping[str, Confirmed],
-        level: float,
-    ) -> _Fit | None:
-        """None where the cells do not determine a parabola."""
-        rows = [
-            [*(float(name == own) for own in names), u, u * places[name], u * u] for (name, _), u in settings.items()
-        ]
-        design = np.array(rows) if rows else np.zeros((0, 3))
-        moves = any(abs(place) > 1e-9 for place in places.values())
-        if len(rows) == 0 or np.linalg.matrix_rank(design) < len(names) + 2 + moves:
-            return None
-        solve = np.linalg.pinv(design)
-        means = np.array([_mean(own) for own in scores.values()])
-        return cls(names, settings, places, scores, conditions, level, solve @ means, solve)
+    @cached_property
+    def design(self) -> np.ndarray:
+        """[cells, number of conditions + 3]: what a_c, then b, d, g add to the mean score of a cell."""
+        return np.array(
+            [
+                [*(float(name == own) for own in self.places), u, u * self.places[name], u * u]
+                for (name, _), u in self.settings.items()
+            ]
+        )
+
+    @property
+    def is_determined(self) -> bool:
+        """Whether the cells determine a parabola."""
+        moves = any(abs(place) > 1e-9 for place in self.places.values())
+        return bool(self.settings) and int(np.linalg.matrix_rank(self.design)) >= len(self.places) + 2 + moves
+
+    @cached_property
+    def solve(self) -> np.ndarray:
+        """[number of conditions + 3, cells]: the coefficients from the mean scores."""
+        return np.linalg.pinv(self.design)
+
+    @cached_property
+    def coefficients(self) -> np.ndarray:
+        """[number of conditions + 3]: a_c, then b, d, g (d is 0 where nothing moves)."""
+        return self.solve @ np.array([_mean(own) for own in self.scores.values()])
 
     def best(self, name: str) -> Best:
         own = {cell: u for cell, u in self.settings.items() if cell[0] == name}
@@ -159,7 +150,7 @@ class _Fit:
         grid = np.linspace(smallest, largest, _NUM_PLACES)
         raw = {u: _mean(self.scores[cell]) for cell, u in own.items()}
         mean = math.fsum(raw.values()) / len(raw)
-        height = self.coefficients[self.names.index(name)] - mean
+        height = self.coefficients[list(self.places).index(name)] - mean
         curve = {2.0**u: float(height + (b + d * self.places[name]) * u + g * u * u) for u in grid}
         shown = {2.0**u: value - mean for u, value in raw.items()}
         if g >= 0:
@@ -173,19 +164,19 @@ class _Fit:
             return Best(2.0**value, math.nan, math.nan, shown, curve)
         return Best(2.0**value, 2.0 ** float(low), 2.0 ** float(high), shown, curve)
 
-    def move(self) -> Move:
+    def move(self) -> Course:
         _, d, g = self.coefficients[-3:]
         if g >= 0:
-            return Move(*NOTHING, 1 - self.level)
+            return Course(*NOTHING)
         value = float(-d / (2 * g))
         if self._sign(0.0, 0.0, 1.0) == 0:  # with a curvature that may be 0, the factor may be anything
-            return Move(value, -math.inf, math.inf, 1 - self.level)
+            return Course(value, -math.inf, math.inf)
         grid = np.linspace(-_LARGEST_MOVE, _LARGEST_MOVE, 2 * _NUM_PLACES - 1)
         signs = [self._sign(0.0, 1.0, 2 * m) for m in grid]
         # d + 2 g m falls with m: the factor lies right of where it is shown to be above 0, and left of where below
         low = max((float(m) for m, sign in zip(grid, signs, strict=True) if sign > 0), default=-math.inf)
         high = min((float(m) for m, sign in zip(grid, signs, strict=True) if sign < 0), default=math.inf)
-        return Move(value, low, high, 1 - self.level)
+        return Course(value, low, high)
 
     @cached_property
     def _parts(self) -> dict[str, dict[str, BySeed]]:
@@ -202,7 +193,7 @@ class _Fit:
                 )
                 for coefficient, row in zip("bdg", self.solve[-3:], strict=True)
             }
-            for name in self.names
+            for name in self.places
         }
 
     def _sign(self, b: float, d: float, g: float) -> int:

@@ -16,12 +16,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from bft_ray.space.series import Contrast, Trend, blocks
-from bft_ray.study.confirm.combine import NOTHING, BySeed, Confirmed, Estimate, estimate, scores_of, weighted
+from bft_ray.study.confirm.combine import NOTHING, BySeed, Confirmed, Course, Estimate, estimate, scores_of, weighted
 
 
 @dataclass(frozen=True)
-class Slope(Estimate):
-    """The slope of a gain over an axis, per doubling; above 0: the gain grows.
+class Slope(Course):
+    """The slope of a gain over an axis.
 
     Args:
         num_conditions: that have both arms.
@@ -29,11 +29,6 @@ class Slope(Estimate):
 
     trend: Trend
     num_conditions: int
-
-    @property
-    def verdict(self) -> str:
-        """`grows`, `falls`, or `cannot be told`."""
-        return {1: "grows", -1: "falls"}.get(self.sign, "cannot be told")
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,8 @@ def difference_of(contrast: Contrast, conditions: Mapping[str, Confirmed], alpha
         name: gain for name in weights if name in conditions and (gain := _gain(contrast, conditions[name])) is not None
     }
     if len(found) < len(weights):
-        return Difference(*NOTHING, 1 - alpha, contrast)
-    return Difference(*estimate(found, weights, conditions, alpha), 1 - alpha, contrast)
+        return Difference(*NOTHING, contrast)
+    return Difference(*estimate(found, weights, conditions, alpha), contrast)
 
 
 def slope_of(trend: Trend, conditions: Mapping[str, Confirmed], alpha: float, caps: Collection[str] = ()) -> Slope:
@@ -74,8 +69,8 @@ def slope_of(trend: Trend, conditions: Mapping[str, Confirmed], alpha: float, ca
     found = {name: gain for name, own in conditions.items() if (gain := _gain(trend, own)) is not None}
     weights = _weights({name: conditions[name].at for name in found}, trend.over, caps)
     if not weights:
-        return Slope(*NOTHING, 1 - alpha, trend, len(found))
-    return Slope(*estimate(found, weights, conditions, alpha), 1 - alpha, trend, len(weights))
+        return Slope(*NOTHING, trend, len(found))
+    return Slope(*estimate(found, weights, conditions, alpha), trend, len(weights))
 
 
 def _gain(trend: Trend | Contrast, own: Confirmed) -> BySeed | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Table
-from bft_ray.study.confirm.peak import Best, Move, Peaked
+from bft_ray.study.confirm.combine import Course
+from bft_ray.study.confirm.peak import Best, Peaked
 from bft_ray.study.report.arms import signed
 
 _SHAPES = ("dot", "square", "diamond", "cross", "ring")
@@ -30,7 +31,7 @@ def peak_sentences(found: Peaked) -> list[str]:
     return lines + ([_move(found, found.move)] if found.move is not None else [])
 
 
-def _move(found: Peaked, move: Move) -> str:
+def _move(found: Peaked, move: Course) -> str:
     what, axis = found.peak.setting, found.peak.over
     if math.isnan(move.value):
         return f"Whether the best {what} moves with {axis} cannot be told: the parabola has no peak."
