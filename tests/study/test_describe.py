@@ -34,6 +34,10 @@ RECORDS = {
         trial(3, window=1024, state="pruned", num_steps=9, rungs={9: {0: 0.2}}, duplicate_of="search/2"),
         trial(4, state="failed", reason="out of memory"),
     ],
+    "confirmation": [
+        trial(n, part="confirmation", name=arm, extra={"arm": arm, "of": of})
+        for n, (arm, of) in enumerate({"w128 lr0.001": "search/1", "sft": "baselines/1", "bft": "baselines/2"}.items())
+    ],
 }
 TEST = TestResult("w128 lr0.001", "bft", METRIC, 0.391, 0.352, 0.0391, 0.0101, 0.0681, 200, 0.0415)
 
@@ -182,9 +186,9 @@ def test_the_note_stays_below_the_limit_of_mlflow(num_arms):
     found = replace(found, plan=replace(found.plan, candidates=names), not_told=found.not_told + names[3:])
     found = replace(found, arms=found.arms + tuple(replace(like, name=name) for name in names[3:]))
     search = [trial(n, state="failed", reason=f"a long reason {n} " * 30) for n in range(100)]
-    note = describe(known({"search": search}, space(), found))
+    note = describe(known({**RECORDS, "search": search}, space(), found))
     assert len(note) <= LIMIT < 8000
-    assert "**Many trials failed**. 100 of 100 trials failed; 1 of them: a long reason 0" in note
+    assert "**Many trials failed**. 100 of 106 trials failed; 1 of them: a long reason 0" in note
     assert note.startswith("**The default `bft` stays**")
 
 

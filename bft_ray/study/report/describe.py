@@ -28,12 +28,12 @@ from bft_ray.study.records.leaderboard import (
     value_text,
 )
 from bft_ray.study.records.ranking import tuned
-from bft_ray.study.records.record import Records, TrialRecord, all_of
+from bft_ray.study.records.record import Records, all_of
 from bft_ray.study.records.store import BASELINES, SEARCH
 from bft_ray.study.report import compare
 from bft_ray.study.report.claims import claims_sentence
 from bft_ray.study.report.diagnoses import diagnose
-from bft_ray.study.report.explain import explain
+from bft_ray.study.report.explain import explain, verdict
 from bft_ray.tracking.server import where
 
 #: characters of a note: MLflow cuts a tag at 8,000
@@ -75,7 +75,7 @@ def describe(known: Known, page: str = "") -> str:
 def conclusion(known: Known) -> str:
     """The end of a study for a terminal: 25 lines at most, of plain text."""
     records, space, choice, test = known.parts, known.study.space, known.choice, known.test
-    first = explain(choice).partition("\n\n")[0] if choice is not None else compare.verdict(records, space, known.items)
+    first = verdict(choice) if choice is not None else compare.verdict(records, space, known.items)
     lines = _wrapped(first) + _wrapped(_few(space, choice))
     if test is not None:
         lines += _wrapped(test_sentence(test))
@@ -135,20 +135,12 @@ def _unconfirmed(space: SearchSpace) -> str:
     )
 
 
-def _source(records: Records, metric: str, name: str) -> TrialRecord | None:
-    """The trial of the search, or of a baseline, that an arm of the confirmation repeats."""
-    source = sources(records).get(name) or next((r for r in records[SEARCH] if r.name == name), None)
-    return source or tuned(records[BASELINES], metric).get(name)
-
-
 def chosen_settings(known: Known) -> dict[str, str]:
     """Dotted field -> value of the champion; empty where there is none."""
     space, choice = known.study.space, known.choice
     if choice is None or choice.champion is None:
         return {}
-    source = _source(known.parts, space.objective.metric, choice.champion)
-    if source is None:
-        return {}
+    source = sources(known.parts)[choice.champion]
     own: dict[str, Any] = {name: value for name, value in space.fixed.items() if name.startswith("loss.")}
     if source.part == BASELINES:
         name = source.extra.get("baseline", choice.champion)

@@ -124,13 +124,8 @@ def _default_doubt(choice: Choice) -> list[str]:
             "so no difference shown is not the same as none."
         )
     )
-    skewed = [f"`{other}`" for other, gain in gains.items() if gain.is_skewed and gain.gain > _SEEMS * gain.se]
-    return [
-        first,
-        missed,
-        *(_skew(gain) for other, gain in gains.items() if f"`{other}`" in skewed[:1]),
-        _cause(choice, name, most),
-    ]
+    skewed = [gain for gain in gains.values() if gain.is_skewed and gain.gain > _SEEMS * gain.se]
+    return [first, missed, *map(_skew, skewed[:1]), _cause(choice, name, most)]
 
 
 def _winner_doubt(choice: Choice, arm: Arm) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bft_ray.config import to_yaml
 from bft_ray.page.model import Cell, Code, Number, Part, Section, Table
 from bft_ray.places.addresses import redact
-from bft_ray.study.confirm.candidates import arms_of
+from bft_ray.study.confirm.candidates import sources
 from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
 from bft_ray.study.records.leaderboard import table
@@ -35,10 +35,8 @@ def _config(known: Known) -> str | None:
     choice, study = known.choice, known.study
     if choice is None or choice.champion is None or study.space.confirmation is None:
         return None
-    arm = next(
-        one for one in arms_of(study.space, known.parts[BASELINES], known.parts[SEARCH]) if one.name == choice.champion
-    )
-    return redact(to_yaml(study.config(arm.trial, study.space.confirmation.seeds[0])))
+    trial = sources(known.parts)[choice.champion]
+    return redact(to_yaml(study.config(trial, study.space.confirmation.seeds[0])))
 
 
 def trials(known: Known) -> Section | None:
