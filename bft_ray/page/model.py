@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 
 def shown_time(seconds: float | None = None) -> str:
@@ -40,6 +40,11 @@ class Span:
 
 
 Cell = str | Number | Span
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`; "" for none."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def as_text(rows: Sequence[Sequence[str]], num_left: int | None = None) -> str:
@@ -198,6 +203,14 @@ class Columns:
 Part = str | Sequence[str] | Table | Figure | Plot | Finding | Code | Columns
 
 
+Content = TypeVar("Content")
+
+
+def present(*parts: Content | None) -> list[Content]:
+    """Those that are not None: a figure or a section without data is none."""
+    return [part for part in parts if part is not None]
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the page.
@@ -228,7 +241,7 @@ class Page:
     question: str
     answer: str
     facts: Sequence[tuple[str, Cell, str]] = ()
-    sections: Sequence[Section] = field(default_factory=tuple)
+    sections: Sequence[Section] = ()
 
     @property
     def figures(self) -> list[Figure | Plot]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from bft_ray.operate.after_rl.definition import AfterRl
 from bft_ray.operate.after_rl.record import Run
+from bft_ray.page.model import listed
 from bft_ray.space.claims import Claim
 from bft_ray.stats.comparison import Comparison
 from bft_ray.stats.errors import Groups, as_groups
@@ -149,7 +150,7 @@ def sentences(found: Told) -> list[str]:
     holds = [f"`{arm}`" for arm, one in found.improved.items() if one.verdict == "holds"]
     total = f"{len(found.improved)} arm{'s' * (len(found.improved) > 1)}"
     lines.append(
-        f"**Of {total}, {_list(holds) or 'none'} {'are' if len(holds) > 1 else 'is'} shown to improve by GRPO.**"
+        f"**Of {total}, {listed(holds) or 'none'} {'are' if len(holds) > 1 else 'is'} shown to improve by GRPO.**"
     )
     if found.guessing and found.constant >= _GUESSABLE:
         arms = _list([f"`{arm}`" for arm in found.guessing])
@@ -185,10 +186,6 @@ def _flaw(study: AfterRl, own: Sequence[Run]) -> str:
 
 def _array(runs: Sequence[Mapping[str, float]], items: Sequence[str]) -> np.ndarray:
     return np.array([[run[item] for item in items] for run in runs])
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 
 def _capital(text: str) -> str:

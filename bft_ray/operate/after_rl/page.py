@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bft_ray.operate.after_rl.answer import Statement, Told, mixed_of, sentences
-from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table
+from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table, present
 from bft_ray.study.report.arms import gain_cells
 from bft_ray.study.report.verdicts import verdicts_figure
 
@@ -19,8 +19,7 @@ def after_rl_page(found: Told, when: str) -> Page:
         when: the time that it tells.
     """
     study = found.study
-    parts: list[Part] = [figure for figure in (_gains(found), _course(found)) if figure is not None]
-    parts += [arms_table(found), statements_table(found.statements)]
+    parts: list[Part] = present(_gains(found), _course(found), arms_table(found), statements_table(found.statements))
     num_statements = len(study.arms) + 2 * len(study.claims)
     parts.append(
         f"Reward: 1 where an answer, sampled at temperature {study.grpo.temperature:g}, is the right one, else 0. Paired by seed "

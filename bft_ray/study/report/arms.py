@@ -32,8 +32,7 @@ def arms_table(choice: Choice, search: Mapping[str, float] | None = None, test: 
         if test is not None:
             cells.append(_four(sides.get(arm.name)))
         if second:
-            value = arm.second
-            cells += ["" if value is None else Number(value, format_value(second.metric, value)), "yes" * arm.on_front]
+            cells += [metric_cell(second.metric, arm.second), "yes" * arm.on_front]
         rows.append(cells)
     strong = [place for place, arm in enumerate(choice.arms) if arm.name == choice.champion]
     return Table(head, rows, strong=strong)
@@ -63,6 +62,11 @@ def gain_cells(gain: Comparison | None, why: str = "") -> list[Cell]:
     interval: Cell = span_of(gain.low, gain.high) if gain.has_spread else "no spread"
     least: Cell = "" if math.isnan(gain.detectable) else Number(gain.detectable, size(gain.detectable))
     return [Number(gain.gain, signed(gain.gain)), interval, least]
+
+
+def metric_cell(metric: str, value: float | None) -> Cell:
+    """A value of a metric; empty where there is none."""
+    return "" if value is None else Number(value, format_value(metric, value))
 
 
 def _four(value: float | None) -> Cell:

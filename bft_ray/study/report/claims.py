@@ -12,12 +12,11 @@ from bft_ray.study.report.arms import gain_cells, gain_text, signed
 
 def claims_table(choice: Choice) -> Table:
     """A table with one row for each claim: verdict, gain, interval, detectable gain."""
-    rows = [[*_first(one), *gain_cells(one.gain, one.why)] for one in choice.claims]
+    rows: list[list[Cell]] = []
+    for one in choice.claims:
+        verdict = one.verdict if one.verdict == "cannot be told" else f"**{one.verdict}**"
+        rows.append([str(one.claim), verdict, *gain_cells(one.gain, one.why)])
     return Table(["claim", "verdict", "gain", "interval", "detectable"], rows)
-
-
-def _first(one: Judged) -> list[Cell]:
-    return [str(one.claim), f"**{one.verdict}**" if one.verdict != "cannot be told" else one.verdict]
 
 
 def claims_sentence(judged: Sequence[Judged]) -> str:

@@ -17,7 +17,7 @@ from bft_ray.study.records.leaderboard import Spread, metric_by, value_text
 from bft_ray.study.records.ranking import ranked
 from bft_ray.study.records.record import Records, TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
-from bft_ray.study.report.arms import markdown
+from bft_ray.study.report.arms import markdown, metric_cell
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,7 @@ def by_value(search: Sequence[TrialRecord], metric: str, setting: str) -> Table:
     """A row a value, best mean first; see `bft_ray.study.records.leaderboard.Spread`."""
     rows: list[list[Cell]] = []
     for spread in _ordered(search, metric, setting):
-        mean, low, high = (
-            Number(value, format_value(metric, value)) for value in (spread.mean, spread.low, spread.high)
-        )
+        mean, low, high = (metric_cell(metric, value) for value in (spread.mean, spread.low, spread.high))
         sd: Cell = "" if math.isnan(spread.sd) else Number.of(spread.sd, ".2g")
         rows.append([value_text(spread.at), mean, sd, low, high, Number.of(spread.num_runs)])
     return Table([setting, f"mean {metric}", "sd", "least", "largest", "runs"], rows)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bft_ray.errors import BadInput
-from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table
+from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Page, Part, Section, Table, present
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choice import Choice
 from bft_ray.study.kept import Known, known
@@ -54,12 +54,12 @@ def domains_page(stores: Sequence[Store], database: str) -> Page:
     text = f"**{len(told)} of {total} studies have an answer**: the default with window 256 stays in "
     text += f"{len(told) - len(beaten)}, and is beaten in {len(beaten)}"
     text += f" ({', '.join(f'`{row.known.study.name}`' for row in beaten)})." if beaten else "."
-    parts: list[Part] = [part for part in (_figure(rows),) if part is not None]
-    parts.append(_table(rows))
-    parts.append(
+    parts: list[Part] = present(
+        _figure(rows),
+        _table(rows),
         "The gain is that of the champion over `bft` with window 256 as published, or of the best candidate where "
         "that stays; its interval holds for all arms of its own study. Studies have metrics and data of their own: "
-        "compare whether an interval contains 0, not the gains."
+        "compare whether an interval contains 0, not the gains.",
     )
     if without:
         parts.append(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from bft_ray.config.metrics import format_value, higher_is_better
+from bft_ray.page.model import listed
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.confirm.choice import Arm, Choice
 from bft_ray.study.report.arms import ROUNDING, arms_table, gain_text, markdown, signed, size
@@ -66,10 +67,9 @@ def _ahead(choice: Choice) -> str:
     ]
     if not names:
         return ""
-    what = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     if choice.verdict == "default":
-        return f" But {what} had a better mean than the default, within noise."
-    return f" But {what} had a better mean than it, without beating both the default and it beyond noise."
+        return f" But {listed(names)} had a better mean than the default, within noise."
+    return f" But {listed(names)} had a better mean than it, without beating both the default and it beyond noise."
 
 
 def measured(choice: Choice) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from bft_ray.page.model import Page, Section
+from bft_ray.page.model import Page, Section, present
 from bft_ray.study.kept import Known
 from bft_ray.study.records.record import all_of
 from bft_ray.study.report.diagnoses import diagnose
@@ -18,7 +18,7 @@ def page_of(known: Known, now: float | None = None) -> Page:
         now: seconds since 1970; None: the clock's.
     """
     now = time.time() if now is None else now
-    parts = [
+    sections = present(
         evidence.evidence(known),
         evidence.change(known),
         _to_look_at(known),
@@ -30,14 +30,14 @@ def page_of(known: Known, now: float | None = None) -> Page:
         use.use(known),
         use.trials(known),
         use.how_to_read(),
-    ]
+    )
     return Page(
         title=f"{known.study.name}: {known.study.space.objective.metric}",
         above=head.above(known, now),
         question=head.question(known.study.space, known.study.domain),
         answer=head.answer(known),
         facts=head.facts(known),
-        sections=[part for part in parts if part is not None],
+        sections=sections,
     )
 
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bft_ray.config.metrics import format_value
-from bft_ray.page.model import Cell, Figure, Number, Page, Part, Section, Table
+from bft_ray.page.model import Cell, Figure, Number, Page, Part, Section, Table, listed, present
 from bft_ray.space.series import Contrast, Series, Trend
 from bft_ray.study.confirm.candidates import confirmed
 from bft_ray.study.confirm.choice import Record
@@ -18,7 +17,7 @@ from bft_ray.study.confirm.trend import Difference, Slope, difference_of, slope_
 from bft_ray.study.kept import Known
 from bft_ray.study.records.store import CONFIRMATION
 from bft_ray.study.report.apart import fields_text, tuned_apart
-from bft_ray.study.report.arms import arms_table, gain_cells, signed, span_of
+from bft_ray.study.report.arms import arms_table, gain_cells, metric_cell, signed, span_of
 from bft_ray.study.report.peaks import peak_parts, peak_sentences
 from bft_ray.study.report.sections.head import answer
 from bft_ray.study.report.verdicts import verdicts_figure
@@ -76,7 +75,9 @@ def told(series: Series, known: Mapping[str, Known]) -> Told:
 
 def sentences(found: Told) -> list[str]:
     """The answer, Markdown: how often each claim holds, and how gains move. Verdicts against a claim come first."""
-    lines = [] if found.is_whole else [_unfinished(found)]
+    lines = []
+    if not found.is_whole:
+        lines.append(f"**Not finished**: {len(found.judged)} of {len(found.series.conditions)} studies have an answer.")
     by_claim: dict[str, dict[Verdict, list[str]]] = {}
     for condition, judged in found.judged.items():
         for one in judged:
@@ -85,10 +86,6 @@ def sentences(found: Told) -> list[str]:
         lines += [_claim(claim, verdicts), *_apart(found, claim)]
     lines += [_slope(slope) for slope in found.slopes] + [_difference(one) for one in found.differences]
     return lines + [text for one in found.peaks for text in peak_sentences(one)]
-
-
-def _unfinished(found: Told) -> str:
-    return f"**Not finished**: {len(found.judged)} of {len(found.series.conditions)} studies have an answer."
 
 
 def _claim(claim: str, verdicts: Mapping[Verdict, Sequence[str]]) -> str:
@@ -113,7 +110,7 @@ def _apart(found: Told, claim: str) -> list[str]:
     if not where:
         return []
     objective = found.known[where[0]].study.space.objective.metric
-    return [f"In {_and(where)} the two differ in {fields_text(fields)} as well, which {objective} chose."]
+    return [f"In {listed(where)} the two differ in {fields_text(fields)} as well, which {objective} chose."]
 
 
 def _slope(slope: Slope) -> str:
@@ -128,7 +125,7 @@ def _slope(slope: Slope) -> str:
 
 def _difference(one: Difference) -> str:
     contrast, what = one.contrast, f"the gain of {_arms_of(one.contrast)}"
-    groups = f"in {_and(contrast.of)} than in {_and(contrast.against)}"
+    groups = f"in {listed(contrast.of)} than in {listed(contrast.against)}"
     if math.isnan(one.value):
         return f"Whether {what} is larger {groups} cannot be told yet: conditions have no answer."
     found = f"{signed(one.value)} [{signed(one.low)}, {signed(one.high)}]"
@@ -141,20 +138,16 @@ def _arms_of(asked: Trend | Contrast) -> str:
     return f"`{asked.better}` over `{asked.than}`" + (f" in {asked.metric}" if asked.metric else "")
 
 
-def _and(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
-
-
 def series_page(found: Told, when: str) -> Page:
     """The page of a series.
 
     Args:
         when: the time that it shows.
     """
-    parts: list[Part] = [figure for claim in _claims(found) if (figure := _figure(found, claim)) is not None]
-    parts.append(claims_table(found))
-    parts.append(
-        "The intervals of a study hold together for its own claims, not for those of all studies. Positive is better."
+    parts: list[Part] = present(
+        *(_figure(found, claim) for claim in _claims(found)),
+        claims_table(found),
+        "The intervals of a study hold together for its own claims, not for those of all studies. Positive is better.",
     )
     if (values := values_table(found)).rows:
         parts += ["**Means over seeds of the other metrics that claims are about**", values]
@@ -225,18 +218,14 @@ def values_table(found: Told) -> Table:
         names |= dict.fromkeys(arms)
         for metric in dict.fromkeys(one.claim.metric for one in found.judged[name] if one.claim.metric):
             means = {arm: _mean_of(metric, records) for arm, records in arms.items()}
-            rows.append([name, metric, *[_value(metric, means.get(arm, math.nan)) for arm in names]])
+            rows.append([name, metric, *[metric_cell(metric, means.get(arm)) for arm in names]])
     width = 2 + len(names)
     return Table(["condition", "metric", *names], [row + [""] * (width - len(row)) for row in rows])
 
 
-def _mean_of(metric: str, records: Sequence[Record]) -> float:
+def _mean_of(metric: str, records: Sequence[Record]) -> float | None:
     scores = [list(record.others[metric].values()) for record in records if record.others.get(metric)]
-    return sum(sum(own) / len(own) for own in scores) / len(scores) if scores else math.nan
-
-
-def _value(metric: str, mean: float) -> Cell:
-    return "" if math.isnan(mean) else Number(mean, format_value(metric, mean))
+    return sum(sum(own) / len(own) for own in scores) / len(scores) if scores else None
 
 
 def trends_table(slopes: Sequence[Slope]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Section, Table, Tone
 from bft_ray.study.definition import Study
@@ -110,15 +110,23 @@ def _gantt(begun: Sequence[TrialRecord], now: float) -> Figure:
     wall = max(record.finished or now for record in begun) - first
     unit, per = ("hours", 3600.0) if wall >= 7200 else ("minutes", 60.0)
     own = lanes(begun, now)
+
+    def bars(ran: Sequence[TrialRecord], name: str, tone: Tone, height: float) -> Marks:
+        starts = [((record.started or first) - first) / per for record in ran]
+        ends = [((record.finished or now) - first) / per for record in ran]
+        texts = [
+            f"{record.id}, {record.name}: {record.status}, {span(per * (end - start))}"
+            for record, start, end in zip(ran, starts, ends, strict=True)
+        ]
+        places = [float(own[record.id]) for record in ran]
+        return Marks(name, [], places, tone=tone, low=starts, high=ends, is_bar=True, height=height, texts=texts)
+
     marks = []
     for part, label, tone, height in _LOOKS:
-        kinds: Mapping[bool, str] = {False: label, True: f"{label}, stopped or failed"}
-        for is_lost, name in kinds.items():
-            ran = [r for r in begun if r.part == part and (r.state in ("pruned", "failed")) is is_lost]
-            if ran:
-                marks.append(
-                    _bars(name, ran, own, first, per, now, "grey" if is_lost else tone, height / (2 if is_lost else 1))
-                )
+        for is_lost in (False, True):
+            if ran := [r for r in begun if r.part == part and (r.state in ("pruned", "failed")) is is_lost]:
+                name = f"{label}, stopped or failed" if is_lost else label
+                marks.append(bars(ran, name, "grey" if is_lost else tone, height / (2 if is_lost else 1)))
     count = max(own.values()) + 1
     return Figure(
         "workers",
@@ -130,23 +138,3 @@ def _gantt(begun: Sequence[TrialRecord], now: float) -> Figure:
         "A bar is a trial; a gap is a time in which a slot had nothing to do. Records do not name machines, so "
         "trials are laid into as few slots as fit.",
     )
-
-
-def _bars(
-    name: str,
-    ran: Sequence[TrialRecord],
-    own: Mapping[str, int],
-    first: float,
-    per: float,
-    now: float,
-    tone: Tone,
-    height: float,
-) -> Marks:
-    starts = [((record.started or first) - first) / per for record in ran]
-    ends = [((record.finished or now) - first) / per for record in ran]
-    texts = [
-        f"{record.id}, {record.name}: {record.status}, {span(per * (end - start))}"
-        for record, start, end in zip(ran, starts, ends, strict=True)
-    ]
-    places = [float(own[record.id]) for record in ran]
-    return Marks(name, [], places, tone=tone, low=starts, high=ends, is_bar=True, height=height, texts=texts)

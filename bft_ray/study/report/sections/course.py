@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from bft_ray.config.metrics import format_value, is_better
-from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Section, Span, Stroke, Table, Tone
+from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Section, Span, Stroke, Table, Tone, present
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import Asha
 from bft_ray.study.kept import Known
@@ -23,13 +23,9 @@ _STROKES: Sequence[Stroke] = ("line", "dash", "dots")
 def course(known: Known) -> Section | None:
     """None before the first trial of the search has ended."""
     space, search = known.study.space, known.parts[SEARCH]
-    parts: list[Part] = []
-    if (history := _history(known)) is not None:
-        parts.append(history)
-    if isinstance(space.scheduler, Asha):
-        parts += _rungs(search, space)
-    if (curves := _curves(search, space, known.choice.champion if known.choice else None)) is not None:
-        parts.append(curves)
+    rungs = _rungs(search, space) if isinstance(space.scheduler, Asha) else []
+    curves = _curves(search, space, known.choice.champion if known.choice else None)
+    parts: list[Part] = present(_history(known), *rungs, curves)
     return Section("course", "How the search went", parts) if parts else None
 
 
@@ -58,17 +54,15 @@ def _history(known: Known) -> Figure | None:
     steps.append((factor * spent, steps[-1][1]))
     marks = [_of_trials(ended, at, factor, metric)]
     if metric == rung_metric(space):
-        stopped = [record for record in ended if record.state == "pruned" and record.last_rung]
+        stopped = [(record, record.last_rung) for record in ended if record.state == "pruned" and record.last_rung]
         marks.append(
             Marks(
                 "stopped early, at its last rung",
-                [factor * at[record.id] for record in stopped],
-                [record.last_rung[1] for record in stopped if record.last_rung],
+                [factor * at[record.id] for record, _ in stopped],
+                [value for _, (_, value) in stopped],
                 shape="cross",
                 tone="grey",
-                texts=[
-                    f"{record.label}: stopped at step {record.last_rung[0]}" for record in stopped if record.last_rung
-                ],
+                texts=[f"{record.label}: stopped at step {step}" for record, (step, _) in stopped],
             )
         )
     reached, values = [at for at, _ in steps], [value for _, value in steps]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from bft_ray.page.model import Axis, Figure, Marks, Part, Section, Shape, Tone
+from bft_ray.page.model import Axis, Figure, Marks, Part, Section, Shape, Tone, present
 from bft_ray.study.confirm.candidates import confirmed, sources
 from bft_ray.study.confirm.choice import Arm, Choice
 from bft_ray.study.confirm.choose import without_each_seed
@@ -28,16 +28,14 @@ def evidence(known: Known) -> Section | None:
         return Section("evidence", "The evidence", text) if text and known.study.space.confirmation is None else None
     if not choice.num_items:
         return Section("evidence", "The evidence", limits(choice)) if limits(choice) else None
-    parts: list[Part] = [measured(choice)]
-    if (figure := forest(choice)) is not None:
-        parts.append(figure)
-    parts.append(arms_table(choice, search_values(known), known.test))
-    parts.append(
+    parts: list[Part] = present(
+        measured(choice),
+        forest(choice),
+        arms_table(choice, search_values(known), known.test),
         "`search` is the value that picked the arm, on other data than `mean`: compare arms within a column, "
-        "not columns."
+        "not columns.",
+        None if known.test is None else test_sentence(known.test),
     )
-    if known.test is not None:
-        parts.append(test_sentence(known.test))
     if choice.claims:
         parts += [claims_sentence(choice.claims), claims_table(choice), about_claims(choice)]
     return Section("evidence", "The evidence", [*parts, *limits(choice)])

@@ -6,7 +6,7 @@ import math
 
 from bft_ray.config.metrics import format_value
 from bft_ray.domains import domain
-from bft_ray.page.model import Cell, Number, shown_time
+from bft_ray.page.model import Cell, Number, listed, shown_time
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT
 from bft_ray.study.agenda import totals
@@ -42,11 +42,10 @@ def question(space: SearchSpace, name: str) -> str:
         arms = " or ".join(f"`{baseline.name}`" for baseline in space.baselines)
         return f"Judged by {space.objective.metric}, which suits {domain(name).title} best: {arms}?"
     varied = list(short_names(space.parameters).values())
-    listed = varied[0] if len(varied) == 1 else f"{', '.join(varied[:-1])} and {varied[-1]}"
     does, it = ("does", "it") if len(varied) == 1 else ("do", "they")
     beats = f", and {does} {it} beat `{DEFAULT}` at window 256 as published" if space.confirmation else ""
     suit = f"suit{'s' * (len(varied) == 1)} {domain(name).title}"
-    return f"Judged by {space.objective.metric}, which {listed.replace('_', ' ')} of BFT {suit}{beats}?"
+    return f"Judged by {space.objective.metric}, which {listed(varied).replace('_', ' ')} of BFT {suit}{beats}?"
 
 
 def answer(known: Known) -> str:

@@ -11,18 +11,19 @@ import numpy as np
 
 from bft_ray.config.metrics import format_value
 from bft_ray.page.live import colour_scale
-from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Plot, Section, Span, Table
+from bft_ray.page.model import Axis, Cell, Figure, Marks, Number, Part, Plot, Section, Span, Table, present
 from bft_ray.page.svg import tick_text
 from bft_ray.page.ticks import scale_of
 from bft_ray.space.definition import SearchSpace
 from bft_ray.space.parts import DEFAULT
 from bft_ray.space.ranges import is_number
-from bft_ray.stats.effects import Effect, effects
+from bft_ray.stats.effects import Effect, Level, effects
 from bft_ray.study.kept import Known
 from bft_ray.study.records.leaderboard import short_names, value_text
 from bft_ray.study.records.ranking import tuned
 from bft_ray.study.records.record import TrialRecord
 from bft_ray.study.records.store import BASELINES, SEARCH
+from bft_ray.study.report.arms import metric_cell
 
 _LISTED = 8  # values that get a level each; more are put into ranges
 _RANGES, _RANGE = 4, 4  # ranges at most, and trials in one at least
@@ -39,10 +40,8 @@ def settings(known: Known) -> Section | None:
     found = effects_of(own, space)
     parts: list[Part] = [_caveat(search, own)]
     if found:
-        parts += [_effects_figure(found, own, space, known), _effects_table(found, space)]
-        parts += [part for part in (_shares(found, space),) if part is not None]
-    parts += [*(part for part in (_map(own, space),) if part is not None), _parallel(own, space)]
-    return Section("settings", "What each setting does", parts)
+        parts += present(_effects_figure(found, own, space, known), _effects_table(found, space), _shares(found, space))
+    return Section("settings", "What each setting does", [*parts, *present(_map(own, space), _parallel(own, space))])
 
 
 def ran(search: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -105,47 +104,38 @@ def _effects_figure(
     found: Mapping[str, Effect], own: Sequence[TrialRecord], space: SearchSpace, known: Known
 ) -> Figure:
     metric, short = space.objective.metric, short_names(space.parameters)
-    names: list[str] = []
-    dots: list[tuple[float, float, str]] = []
-    means: list[tuple[float, float, float, float, str]] = []
-    for name, effect in found.items():
-        at = levels_of(own, name, space)
-        for level in sorted(effect.levels, key=lambda level: _order(level.at)):
-            place = len(names)
-            names.append(f"{short[name]} {level.at}")
-            for record, its in zip(own, at, strict=True):
-                if its == level.at and record.value is not None:
-                    dots.append((record.value, place, f"{record.label}: {format_value(metric, record.value)}"))
-            if math.isfinite(level.mean):
-                text = f"{short[name]} {level.at}: {format_value(metric, level.mean)}"
-                text += (
-                    f" [{format_value(metric, level.low)}, {format_value(metric, level.high)}]"
-                    if math.isfinite(level.low)
-                    else ""
-                )
-                means.append((level.mean, place, level.low, level.high, text))
+    rows = _rows(found)
+    names = [f"{short[name]} {level.at}" for name, level in rows]
+    of_trials = {name: levels_of(own, name, space) for name in found}
+    dots = [
+        (record, record.value or 0.0, place)
+        for place, (name, level) in enumerate(rows)
+        for record, at in zip(own, of_trials[name], strict=True)
+        if at == level.at
+    ]
+    means = [(level, place) for place, (_, level) in enumerate(rows) if math.isfinite(level.mean)]
     marks = [
         Marks(
             "a trial",
-            [x for x, _, _ in dots],
-            [y for _, y, _ in dots],
+            [value for _, value, _ in dots],
+            [place for _, _, place in dots],
             shape="ring",
             tone="grey",
-            texts=[t for *_, t in dots],
+            texts=[f"{record.label}: {format_value(metric, value)}" for record, value, _ in dots],
         ),
         Marks(
             "mean, others averaged out",
-            [x for x, *_ in means],
-            [y for _, y, *_ in means],
+            [level.mean for level, _ in means],
+            [place for _, place in means],
             shape="diamond",
             tone="best",
-            low=[low if math.isfinite(low) else x for x, _, low, _, _ in means],
-            high=[high if math.isfinite(high) else x for x, _, _, high, _ in means],
-            texts=[text for *_, text in means],
+            low=[level.low if math.isfinite(level.low) else level.mean for level, _ in means],
+            high=[level.high if math.isfinite(level.high) else level.mean for level, _ in means],
+            texts=[f"{names[place]}: {_mean_text(metric, level)}" for level, place in means],
         ),
     ]
     default = _default_value(known)
-    if any(low < x for x, _, low, _, _ in means):
+    if any(level.low < level.mean for level, _ in means):
         text = (
             "A diamond is a mean with the other settings averaged out, its line the 95 % interval; settings "
             "that explain most come first."
@@ -166,6 +156,22 @@ def _effects_figure(
     )
 
 
+def _rows(found: Mapping[str, Effect]) -> list[tuple[str, Level]]:
+    """Setting and level, in the order in which they are shown."""
+    return [
+        (name, level)
+        for name, effect in found.items()
+        for level in sorted(effect.levels, key=lambda level: _order(level.at))
+    ]
+
+
+def _mean_text(metric: str, level: Level) -> str:
+    text = format_value(metric, level.mean)
+    if not math.isfinite(level.low):
+        return text
+    return f"{text} [{format_value(metric, level.low)}, {format_value(metric, level.high)}]"
+
+
 def _default_value(known: Known) -> float | None:
     record = tuned(known.parts[BASELINES], known.study.space.objective.metric).get(DEFAULT)
     return None if record is None else record.value
@@ -173,16 +179,13 @@ def _default_value(known: Known) -> float | None:
 
 def _effects_table(found: Mapping[str, Effect], space: SearchSpace) -> Table:
     metric, rows = space.objective.metric, []
-    for name, effect in found.items():
-        for level in sorted(effect.levels, key=lambda level: _order(level.at)):
-            mean: Cell = (
-                "not separable" if math.isnan(level.mean) else Number(level.mean, format_value(metric, level.mean))
-            )
-            span: Cell = "not known"
-            if math.isfinite(level.low):
-                low, high = (Number(end, format_value(metric, end)) for end in (level.low, level.high))
-                span = Span(low, high)
-            rows.append([name, str(level.at), mean, span, Number.of(level.num_trials)])
+    for name, level in _rows(found):
+        mean: Cell = "not separable" if math.isnan(level.mean) else metric_cell(metric, level.mean)
+        span: Cell = "not known"
+        if math.isfinite(level.low):
+            low, high = (Number(end, format_value(metric, end)) for end in (level.low, level.high))
+            span = Span(low, high)
+        rows.append([name, str(level.at), mean, span, Number.of(level.num_trials)])
     head = ["setting", "value", f"mean {metric}", "95 % interval", "trials"]
     return Table(head, rows, title="The numbers of this figure", is_open=False)
 
