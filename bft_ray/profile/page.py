@@ -183,55 +183,34 @@ def _shares(settings: Sequence[Mapping[str, Any]]) -> Figure:
 # ---- tables ------------------------------------------------------------------------------------------------------------
 
 
+def _numbers(row: Mapping[str, Any], forms: Mapping[str, str]) -> list[Cell]:
+    """Numbers of a row by their names, each in its form."""
+    return [Number.of(row[name], form) for name, form in forms.items()]
+
+
 def _window_table(rows: Sequence[Mapping[str, float]]) -> Table:
-    names = ("confidence_p10", "confidence_p50", "confidence_p90")
-    cells: list[list[Cell]] = [
-        [
-            f"{row['window']:g}",
-            Number.of(row["whole_share"], ".1%"),
-            *(Number.of(row[name], ".3f") for name in names),
-        ]
-        for row in rows
-    ]
+    forms = {"whole_share": ".1%", "confidence_p10": ".3f", "confidence_p50": ".3f", "confidence_p90": ".3f"}
+    cells: list[list[Cell]] = [[f"{row['window']:g}", *_numbers(row, forms)] for row in rows]
     return Table(["window", "covered whole", "confidence p10", "median", "p90"], cells)
 
 
 def _length_table(profile: Mapping[str, Any]) -> Table:
     lengths = profile["lengths"]
-    row: list[Cell] = [
-        f"{profile['num_samples']:,} samples",
-        *(Number.of(value, ",.0f") for value in lengths.values()),
-    ]
+    row = [f"{profile['num_samples']:,} samples", *_numbers(lengths, dict.fromkeys(lengths, ",.0f"))]
     return Table(["supervised tokens", *lengths], [row])
 
 
 def _setting_table(settings: Sequence[Mapping[str, Any]]) -> Table:
-    names = ("weight_p10", "weight_p50", "weight_p90")
-    rows: list[list[Cell]] = [
-        [
-            row["name"],
-            Number.of(row["effective_share"], ".3f"),
-            Number.of(row["largest_share"], ".2e"),
-            Number.of(row["capped_share"], ".1%"),
-            *(Number.of(row[name], ".2f") for name in names),
-        ]
-        for row in settings
-    ]
+    forms = {"effective_share": ".3f", "largest_share": ".2e", "capped_share": ".1%"}
+    forms |= {"weight_p10": ".2f", "weight_p50": ".2f", "weight_p90": ".2f"}
+    rows: list[list[Cell]] = [[row["name"], *_numbers(row, forms)] for row in settings]
     head = ["setting", "effective share", "largest share", "cut by the cap", "p10", "median", "p90"]
     return Table(head, rows, "Starting weights of all settings", is_open=False)
 
 
 def _token_table(rows: Sequence[Mapping[str, Any]], below: float) -> Table:
-    cells: list[list[Cell]] = [
-        [
-            row["name"],
-            Number.of(row["mean"], ".3f"),
-            Number.of(row["effective_share"], ".3f"),
-            Number.of(row["low_share"], ".1%"),
-            Number.of(row["zero_share"], ".1%"),
-        ]
-        for row in rows
-    ]
+    forms = {"mean": ".3f", "effective_share": ".3f", "low_share": ".1%", "zero_share": ".1%"}
+    cells: list[list[Cell]] = [[row["name"], *_numbers(row, forms)] for row in rows]
     head = ["form", "mean weight", "effective share of the tokens", f"weight where p < {below:g}", "weight 0"]
     return Table(head, cells, "Token weights at the start; `prior` starts as the `power` of its exponent does")
 
@@ -239,8 +218,8 @@ def _token_table(rows: Sequence[Mapping[str, Any]], below: float) -> Table:
 def _run_table(low: Mapping[str, float]) -> Table:
     levels = (10, 50, 90)
     rows: list[list[Cell]] = [
-        ["share of a sample's tokens", *(Number.of(low[f"share_p{p}"], ".1%") for p in levels)],
-        ["longest run, tokens", *(Number.of(low[f"longest_run_p{p}"], ".0f") for p in levels)],
+        ["share of a sample's tokens", *_numbers(low, {f"share_p{level}": ".1%" for level in levels})],
+        ["longest run, tokens", *_numbers(low, {f"longest_run_p{level}": ".0f" for level in levels})],
     ]
     return Table([f"tokens with p < {low['below']:g}", "p10", "median", "p90"], rows)
 
@@ -263,14 +242,8 @@ def _near_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _drift_table(drift: Mapping[str, Mapping[str, float]]) -> Table:
-    cells: list[list[Cell]] = [
-        [
-            name,
-            Number.of(row["moved"], ".3f"),
-            Number.of(row["rank_correlation"], ".3f"),
-        ]
-        for name, row in drift.items()
-    ]
+    forms = {"moved": ".3f", "rank_correlation": ".3f"}
+    cells: list[list[Cell]] = [[name, *_numbers(row, forms)] for name, row in drift.items()]
     return Table(
         ["setting", "share of the weight that moved", "rank correlation"], cells, "How far the weights have moved"
     )

@@ -36,10 +36,12 @@ def num_combinations(space: SearchSpace) -> int | None:
 
 def num_trials(space: SearchSpace) -> int:
     """How many trials the search proposes, duplicates included: the budget, or the whole grid if that is smaller."""
+    trials = space.budget.trials
+    if trials is not None and space.sampler.kind != "grid":
+        return trials
     combinations = num_combinations(space)
-    if space.budget.trials is None or (space.sampler.kind == "grid" and combinations is not None):
-        return min(space.budget.trials or combinations or 0, combinations or 0)
-    return space.budget.trials
+    assert combinations is not None  # a grid is finite, and only it may be without a number of trials
+    return combinations if trials is None else min(trials, combinations)
 
 
 def representatives(space: SearchSpace, at_most: int) -> list[dict[str, Any]]:

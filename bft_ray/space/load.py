@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bft_ray.config.load import find_config, load_config, parse_override, read_yaml, recipes, set_field, validate
+from bft_ray.config.load import load_config, parse_override, read_yaml, recipes, set_field, validate
 from bft_ray.config.measured import has_item_scores, is_measured, measured_names, source_of
 from bft_ray.config.tree import Config
 from bft_ray.errors import BadConfig, BadInput, did_you_mean
@@ -79,7 +79,6 @@ def load_base(space: SearchSpace, config: str | Path | None = None, overrides: S
     Raises:
         BadInput, BadConfig: see `load_config`.
     """
-    find_config(config or space.config)
     return load_config(config or space.config, tuple(overrides))
 
 

@@ -78,6 +78,18 @@ def effects(values: Sequence[float], settings: Mapping[str, Sequence[Hashable | 
     noise = rss / freedom if freedom > 0 else math.nan
     places = _places(blocks)
     is_partial = {name: any(at is None for at in settings[name]) for name in levels}
+
+    def level(at: Hashable, row: np.ndarray, own: Sequence[Hashable | None]) -> Level:
+        count = sum(one == at for one in own)
+        weights = row @ inverse  # [n]: of the values, in the estimate
+        if np.linalg.norm(weights @ x - row) > _ESTIMABLE * np.linalg.norm(row):
+            return Level(at, math.nan, math.nan, math.nan, count)
+        mean = float(row @ beta)
+        if freedom <= 0:
+            return Level(at, mean, math.nan, math.nan, count)
+        reach = float(stats.t.isf((1 - _LEVEL) / 2, freedom)) * math.sqrt(noise * float(weights @ weights))
+        return Level(at, mean, mean - reach, mean + reach, count)
+
     found = {}
     for name, own in levels.items():
         has = np.array([at is not None for at in settings[name]])
@@ -89,7 +101,7 @@ def effects(values: Sequence[float], settings: Mapping[str, Sequence[Hashable | 
                     row[span] = _code(place, len(own))
                 elif is_partial[other]:
                     row[span] = 0.0
-            rows.append(_level(own[place], row, beta, inverse, x, noise, freedom, settings[name]))
+            rows.append(level(own[place], row, settings[name]))
         found[name] = Effect(tuple(rows), *_share(np.delete(x, places[name], axis=1), y, rss, rank, freedom))
     return found
 
@@ -120,27 +132,6 @@ def _places(blocks: Mapping[str, np.ndarray]) -> dict[str, slice]:
         found[name] = slice(start, start + block.shape[1])
         start += block.shape[1]
     return found
-
-
-def _level(
-    at: Hashable,
-    row: np.ndarray,
-    beta: np.ndarray,
-    inverse: np.ndarray,
-    x: np.ndarray,
-    noise: float,
-    freedom: int,
-    own: Sequence[Hashable | None],
-) -> Level:
-    count = sum(one == at for one in own)
-    weights = row @ inverse  # [n]: of the values, in the estimate
-    if np.linalg.norm(weights @ x - row) > _ESTIMABLE * np.linalg.norm(row):
-        return Level(at, math.nan, math.nan, math.nan, count)
-    mean = float(row @ beta)
-    if freedom <= 0:
-        return Level(at, mean, math.nan, math.nan, count)
-    reach = float(stats.t.isf((1 - _LEVEL) / 2, freedom)) * math.sqrt(noise * float(weights @ weights))
-    return Level(at, mean, mean - reach, mean + reach, count)
 
 
 def _share(
