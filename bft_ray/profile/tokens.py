@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,16 +99,9 @@ def _shard(dataset: TokenDataset, indices: np.ndarray) -> _Shard:
 
 def _score(loaded: Loaded, shard: _Shard, batch_tokens: int) -> list[np.ndarray]:
     """On a worker: log-probabilities and relative entropies [2, L_s] float32 of each sample of the shard."""
-    answers: list[Any] = [None] * len(shard.ids)
-    for places, logps in _batches(loaded, shard, batch_tokens):
-        for place, own in zip(places, logps, strict=True):
-            answers[place] = own
-    return answers
-
-
-def _batches(loaded: Loaded, shard: _Shard, batch_tokens: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     import torch
 
+    answers: list[Any] = [None] * len(shard.ids)
     parts, rotary = halves(loaded.model), Rotary(loaded.model)
     with torch.no_grad():
         lengths = np.array([len(tokens) for tokens in shard.all_tokens])
@@ -120,4 +113,6 @@ def _batches(loaded: Loaded, shard: _Shard, batch_tokens: int) -> Iterator[tuple
             head: dict[str, Any] = {"bias": bias, "logit_scale": parts.scale, "softcap": parts.softcap}
             logp, _, entropy = target_logp(x, weight, micro.target, entropy_top_k=TOP_K, **head)
             both = torch.stack([logp, entropy]).float().cpu().numpy()  # type: ignore[list-item]
-            yield places, np.split(both, np.cumsum(micro.lengths)[:-1], axis=1)
+            for place, own in zip(places, np.split(both, np.cumsum(micro.lengths)[:-1], axis=1), strict=True):
+                answers[place] = own
+    return answers

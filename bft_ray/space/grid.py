@@ -7,18 +7,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from bft_ray.errors import BadInput
 from bft_ray.space.assign import active
 from bft_ray.space.definition import LEARNING_RATE, SearchSpace
 
 
 def grid(space: SearchSpace) -> Iterator[dict[str, Any]]:
-    """Every assignment of a finite space, in the order of its parameters and their values; conditions are applied.
-
-    Raises:
-        BadInput: a parameter with endless values.
-    """
-    _require_finite(space)
+    """Every assignment of a finite space, in the order of its parameters and their values; conditions are applied."""
+    assert all(one.finite() is not None for one in space.parameters.values()), "SearchSpace refuses such a grid"
     yield from _assignments(space)
 
 
@@ -106,9 +101,3 @@ def _assignments(space: SearchSpace, only: set[str] | None = None) -> Iterator[d
             yield from extend(place + 1, chosen | {name: value})
 
     yield from extend(0, {})
-
-
-def _require_finite(space: SearchSpace) -> None:
-    for name, parameter in space.parameters.items():
-        if parameter.finite() is None:
-            raise BadInput(f"parameters.{name}", "continuous", "finite for a grid", "Give `values`, or a `step`.")

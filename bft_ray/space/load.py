@@ -130,7 +130,7 @@ def _problems(space: SearchSpace, base: Config) -> Iterator[str]:
         try:
             trials.append(config_of(base, space, assignment))
         except (BadConfig, BadInput) as error:
-            for problem in error.problems if isinstance(error, BadConfig) else [str(error)]:
+            for problem in _each(error):
                 found.setdefault(problem, shown(assignment))
     yield from (f"{problem} (Under {where}.)" for problem, where in found.items())
     for baseline in space.baselines:
@@ -138,13 +138,17 @@ def _problems(space: SearchSpace, base: Config) -> Iterator[str]:
             try:
                 baseline_config(base, space, baseline, assignment)
             except (BadConfig, BadInput) as error:
-                whose = f"(Of baseline {baseline.name}.)"
-                yield from (f"{each} {whose}" for each in (error.problems if isinstance(error, BadConfig) else [error]))
+                yield from (f"{problem} (Of baseline {baseline.name}.)" for problem in _each(error))
                 break
     if trials:
         yield from _metric_problems(space, trials[0])
         yield from _rung_problems(space, trials)
         yield from _split_problems(space, trials[0])
+
+
+def _each(error: BadConfig | BadInput) -> list[str]:
+    """The problems of an error, one by one."""
+    return error.problems if isinstance(error, BadConfig) else [str(error)]
 
 
 def _metric_problems(space: SearchSpace, trial: Config) -> Iterator[str]:
@@ -197,11 +201,8 @@ def _split_problems(space: SearchSpace, trial: Config) -> Iterator[str]:
             continue
         try:
             moved = with_overrides(trial, overrides, field)
-        except BadConfig as error:
-            yield from (f"{problem} (Under {field}.)" for problem in error.problems)
-            continue
-        except BadInput as error:
-            yield f"{error} (Under {field}.)"
+        except (BadConfig, BadInput) as error:
+            yield from (f"{problem} (Under {field}.)" for problem in _each(error))
             continue
         where = source_of(moved, metric)
         if where in seen:

@@ -571,8 +571,6 @@ def test_large_grids_are_counted_without_going_through_them():
     assert len(representatives(space, 100)) == 1 + 4
     endless = make_space(parameters=WITH_FORMS | {"loss.gamma": floats(low=0.5, high=2.0)})
     assert num_combinations(endless) is None
-    with pytest.raises(BadInput, match="finite for a grid"):
-        list(grid(endless))
 
 
 @settings(max_examples=50)

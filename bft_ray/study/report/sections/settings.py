@@ -134,7 +134,8 @@ def _effects_figure(
             texts=[f"{names[place]}: {_mean_text(metric, level)}" for level, place in means],
         ),
     ]
-    default = _default_value(known)
+    published = tuned(known.parts[BASELINES], metric).get(DEFAULT)
+    default = None if published is None else published.value
     if any(level.low < level.mean for level, _ in means):
         text = (
             "A diamond is a mean with the other settings averaged out, its line the 95 % interval; settings "
@@ -170,11 +171,6 @@ def _mean_text(metric: str, level: Level) -> str:
     if not math.isfinite(level.low):
         return text
     return f"{text} [{format_value(metric, level.low)}, {format_value(metric, level.high)}]"
-
-
-def _default_value(known: Known) -> float | None:
-    record = tuned(known.parts[BASELINES], known.study.space.objective.metric).get(DEFAULT)
-    return None if record is None else record.value
 
 
 def _effects_table(found: Mapping[str, Effect], space: SearchSpace) -> Table:
