@@ -1,4 +1,4 @@
-"""The profile as one HTML page that needs nothing beside it, and as text for a terminal."""
+"""The profile as one page, and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bft_ray.page.html import to_html as render
 from bft_ray.page.model import (
     Axis,
     Cell,
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
     from bft_ray.profile.result import Profile  # which needs torch
 
 _NEAREST = 20  # pairs on the page; the JSON has all
-
-
-def to_html(profile: Mapping[str, Any], proposal: str) -> str:
-    """The page as one HTML file (arguments: see `page_of`)."""
-    return render(page_of(profile, proposal))
 
 
 def page_of(profile: Mapping[str, Any], proposal: str) -> Page:

@@ -16,6 +16,7 @@ from bft_ray.data.passing import tokens_pass
 from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
+from bft_ray.page.html import to_html
 from bft_ray.places.addresses import redact_tree
 from bft_ray.places.cache import check_out
 from bft_ray.places.kept import write_kept
@@ -23,7 +24,7 @@ from bft_ray.places.modes import kept_for
 from bft_ray.places.scratch import scratch
 from bft_ray.profile import tokens as files
 from bft_ray.profile.analyse import analyse
-from bft_ray.profile.page import to_html
+from bft_ray.profile.page import page_of
 from bft_ray.profile.result import Profile
 from bft_ray.profile.rewrite import replaced, rewrite
 from bft_ray.profile.weights import TokenLogps
@@ -118,7 +119,7 @@ def write(profile: Profile, out: Path) -> None:
     tree = profile.to_dict()
     write_kept(out / "profile.json", tree, indent=1)
     (out / "search_space.yaml").write_text(profile.proposal)
-    (out / "profile.html").write_text(to_html(tree, profile.proposal))
+    (out / "profile.html").write_text(to_html(page_of(tree, profile.proposal)))
     files.write(out / TOKENS_FILE, profile.tokens)
 
 

@@ -22,8 +22,9 @@ import numpy as np
 
 from bft_ray.config import load_config
 from bft_ray.config.profile import ProfileConfig
+from bft_ray.page.html import to_html
 from bft_ray.profile.analyse import analyse
-from bft_ray.profile.page import to_html
+from bft_ray.profile.page import page_of
 from bft_ray.profile.weights import TokenLogps
 
 TARGET_S = 2.0
@@ -53,7 +54,7 @@ def measure(num_samples: int) -> dict[str, float]:
     tokens, config = draw_tokens(num_samples), load_config("starter")
     looked = ProfileConfig(windows=WINDOWS)
     profile = timed("whole analysis", lambda: analyse(tokens, looked, "drawn", config, "starter"))
-    timed("page", lambda: to_html(profile.to_dict(), profile.proposal))
+    timed("page", lambda: to_html(page_of(profile.to_dict(), profile.proposal)))
     return taken
 
 

@@ -20,9 +20,10 @@ from bft_ray.data.pack import collate
 from bft_ray.errors import BadConfig, BadInput
 from bft_ray.loss import loss_sums, window_confidence
 from bft_ray.model.causal_lm import load_model, load_tokenizer
+from bft_ray.page.html import to_html
 from bft_ray.page.model import Table
 from bft_ray.profile.analyse import analyse
-from bft_ray.profile.page import parts_of, to_html
+from bft_ray.profile.page import page_of, parts_of
 from bft_ray.profile.run import SHOWN_FILES, profile_data
 from bft_ray.profile.stretches import stretches
 from bft_ray.profile.token_weights import token_settings, weigh_tokens
@@ -305,7 +306,7 @@ def test_the_page_shows_the_nearest_pairs(config):
     for row in told["near"]:
         assert row["rank_correlation"] == matrix[names.index(row["a"])][names.index(row["b"])]
     (table,) = [part for part in parts_of(told) if isinstance(part, Table) and "nearest first" in part.title]
-    assert len(table.rows) == 20 and f"20 of {len(profile.near)} pairs" in to_html(told, profile.proposal)
+    assert len(table.rows) == 20 and f"20 of {len(profile.near)} pairs" in to_html(page_of(told, profile.proposal))
     for row, pair in zip(table.texts()[1:], told["near"], strict=False):
         cells = [pair["a"], pair["b"], f"{pair['moved']:.2%}", f"{pair['rank_correlation']:.4f}"]
         assert row == cells

@@ -20,7 +20,8 @@ def arms_table(choice: Choice, search: Mapping[str, float] | None = None, test: 
         search: arm -> the objective in the search, or when the baseline was tuned; None: no such column.
         test: on the test split; None: no such column.
     """
-    second, sides = choice.plan.second, _tested(test)
+    second = choice.plan.second
+    sides = {} if test is None else {test.default: test.default_value, test.champion: test.champion_value}
     head = ["arm", "kind", *(["search"] if search is not None else []), "mean", "gain", "interval", "p", "best"]
     head += ["detectable", *(["test"] if test is not None else []), *([second.metric, "front"] if second else [])]
     rows: list[list[Cell]] = []
@@ -36,12 +37,6 @@ def arms_table(choice: Choice, search: Mapping[str, float] | None = None, test: 
         rows.append(cells)
     strong = [place for place, arm in enumerate(choice.arms) if arm.name == choice.champion]
     return Table(head, rows, strong=strong)
-
-
-def _tested(test: TestResult | None) -> dict[str, float]:
-    if test is None:
-        return {}
-    return {test.default: test.default_value, test.champion: test.champion_value}
 
 
 def _cells(gain: Comparison | None, best: float | None) -> list[Cell]:

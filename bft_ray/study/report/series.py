@@ -209,18 +209,13 @@ def claims_table(found: Told) -> Table:
 
 def values_table(found: Told) -> Table:
     """A row for each condition and metric of a claim that is not the objective: the mean over seeds and items of each arm."""
+    arms = list(dict.fromkeys(record.name for own in found.runs.values() for record in own.records))
     rows: list[list[Cell]] = []
-    names: dict[str, None] = {}
     for name, own in found.runs.items():
-        arms: dict[str, list[Record]] = {}
-        for record in own.records:
-            arms.setdefault(record.name, []).append(record)
-        names |= dict.fromkeys(arms)
         for metric in dict.fromkeys(one.claim.metric for one in found.judged[name] if one.claim.metric):
-            means = {arm: _mean_of(metric, records) for arm, records in arms.items()}
-            rows.append([name, metric, *[metric_cell(metric, means.get(arm)) for arm in names]])
-    width = 2 + len(names)
-    return Table(["condition", "metric", *names], [row + [""] * (width - len(row)) for row in rows])
+            means = [_mean_of(metric, [record for record in own.records if record.name == arm]) for arm in arms]
+            rows.append([name, metric, *(metric_cell(metric, mean) for mean in means)])
+    return Table(["condition", "metric", *arms], rows)
 
 
 def _mean_of(metric: str, records: Sequence[Record]) -> float | None:
