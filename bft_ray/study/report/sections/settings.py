@@ -41,7 +41,8 @@ def settings(known: Known) -> Section | None:
     parts: list[Part] = [_caveat(search, own)]
     if found:
         parts += present(_effects_figure(found, own, space, known), _effects_table(found, space), _shares(found, space))
-    return Section("settings", "What each setting does", [*parts, *present(_map(own, space), _parallel(own, space))])
+    parts += present(_map(own, space), _parallel(own, space))
+    return Section("settings", "What each setting does", parts)
 
 
 def ran(search: Sequence[TrialRecord]) -> list[TrialRecord]:
