@@ -88,6 +88,13 @@ def test_trials_without_a_number(reason):
     assert titles([*sound(), *lost]) == ["Unstable: trials ended without a number"]
 
 
+@pytest.mark.parametrize("reason", ["the node is down for maintenance", "the tenant has no quota", "see info.log"])
+def test_a_word_that_holds_nan_or_inf_is_no_sign(reason):
+    lost = [trial(n, state="failed", reason=reason) for n in (90, 91, 92)]
+    assert failures.not_finite({SEARCH: [*sound(), *lost]}, space(), None) is None
+    assert failures.failures({SEARCH: [*sound(), *lost]}, space(), None) is not None
+
+
 def test_many_failures_name_the_most_frequent_reason():
     lost = [
         trial(10 + n, state="failed", reason=reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from bft_ray.page.model import Finding
@@ -11,7 +12,7 @@ from bft_ray.study.records.leaderboard import value_text
 from bft_ray.study.records.record import Records, TrialRecord, all_of
 
 _MANY_FAILED = 0.1  # share of the trials
-_NO_NUMBER = ("not finite", "non-finite", "nan", " inf")
+_NO_NUMBER = re.compile(r"not finite|non-finite|\bnan\b|\binf\b", re.IGNORECASE)  # words: maintenance has one within it
 _LONGEST = 300  # letters of a reason
 
 
@@ -53,4 +54,4 @@ def _own(parts: Records) -> list[TrialRecord]:
 
 
 def _is_no_number(record: TrialRecord) -> bool:
-    return any(word in record.reason.lower() for word in _NO_NUMBER)
+    return _NO_NUMBER.search(record.reason) is not None
