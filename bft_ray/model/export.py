@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,11 +119,3 @@ def _untie(loaded: Any) -> None:
 def exported_kind(folder: Path) -> str:
     """`adapter` or `model`: what a folder holds."""
     return "adapter" if (folder / "adapter_config.json").is_file() else "model"
-
-
-def describe_weights(folder: Path) -> dict[str, Any]:
-    """Format and size of the weights in an exported folder."""
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    shards = len(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else len(files)
-    return {"kind": exported_kind(folder), "num_files": shards, "num_bytes": sum(file.stat().st_size for file in files)}

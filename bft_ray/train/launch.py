@@ -19,7 +19,7 @@ from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
 from bft_ray.model.checksums import require_unchanged
-from bft_ray.model.export import describe_weights
+from bft_ray.model.export import exported_kind
 from bft_ray.page.html import to_html
 from bft_ray.places import storage
 from bft_ray.places.addresses import redact, redact_tree
@@ -278,7 +278,7 @@ def _finish(
         tracker.log_metrics(final, step=step)
     text = model_card(
         config,
-        kind=describe_weights(local)["kind"],
+        kind=exported_kind(local),
         folder=exported,
         fingerprints=fingerprints,
         before=before,
