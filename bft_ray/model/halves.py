@@ -84,13 +84,18 @@ class Halves:
         return name
 
 
+def causal_of(model: Any) -> Any:
+    """The causal LM itself, below an adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def halves(model: Any) -> Halves:
     """The halves of a causal LM of transformers, with or without peft's adapters.
 
     Raises:
         BadInput: a model without a decoder and a linear head.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     decoder, head = causal.get_decoder(), causal.get_output_embeddings()
     weight = getattr(head.get_base_layer() if hasattr(head, "get_base_layer") else head, "weight", None)
     if decoder is None or decoder is causal or weight is None:
@@ -116,7 +121,7 @@ def check_halves(model: Any, device: torch.device | str) -> None:
     """
     parts = halves(model)
     parts.adapter()  # raises where the head has one that `operands` cannot compute
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     ids = torch.arange(1, 1 + _TRIAL_TOKENS, device=device)[None]
     positions = torch.arange(_TRIAL_TOKENS, device=device)[None]
     was_training = model.training

@@ -23,7 +23,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from bft_ray.model.halves import halves
+from bft_ray.model.halves import causal_of, halves
 
 #: Largest value and gradient that are rounding. The flow has none.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -223,8 +223,3 @@ def _words(*configs: Any) -> Tensor:
     """Token ids without those of a meaning of their own (ends, padding, images)."""
     special = {value for config in configs for name, value in vars(config).items() if name.endswith("_token_id")}
     return torch.tensor([token for token in range(min(configs[-1].vocab_size, 4096)) if token not in special] or [0])
-
-
-def causal_of(model: Any) -> Any:
-    """The causal LM itself, below an adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -11,6 +11,7 @@ The same in exact arithmetic, with fewer roundings. docs/benchmarks.md has the t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,11 +23,9 @@ from torch.nn import functional as F
 
 def join_adapters(model: torch.nn.Module) -> None:
     """Make plain adapted linear modules of a peft model compute as above. Their parameters and names stay."""
-    from bft_ray.model.quantized import joined_class
-
     for module in model.modules():
         if type(module).__name__ == "Linear4bit" and hasattr(module, "lora_A"):
-            module.__class__ = joined_class()
+            module.__class__ = _joined_4bit()
         if type(module) is Linear and type(module.base_layer) is torch.nn.Linear:
             module.__class__ = JoinedLinear
 
@@ -45,26 +44,50 @@ class JoinedLinear(Linear):
         return _Joined.apply(x, base.weight, base.bias, a, b, self.scaling[name])
 
     def _plain_adapter(self, x: Tensor) -> str | None:
-        if (
-            self.disable_adapters
-            or self.merged
-            or len(self.active_adapters) != 1
-            or torch.is_autocast_enabled(x.device.type)
-        ):
-            return None
-        (name,) = self.active_adapters
-        if name not in self.lora_A or name in self.lora_variant:
-            return None
-        dropout, a, b, base = self.lora_dropout[name], self.lora_A[name], self.lora_B[name], self.base_layer
-        if isinstance(dropout, torch.nn.Dropout) and dropout.training and dropout.p:
-            return None
-        if a.bias is not None or b.bias is not None or type(base) is not torch.nn.Linear:
+        name, base = _plain_adapter(self, x), self.base_layer
+        if name is None or type(base) is not torch.nn.Linear:
             return None
         frozen = [base.weight, *([] if base.bias is None else [base.bias])]
-        weights = [*frozen, a.weight, b.weight]
-        if any(weight.requires_grad for weight in frozen) or any(hasattr(weight, "ds_id") for weight in weights):
+        if any(weight.requires_grad or weight.dtype != x.dtype for weight in frozen):
             return None
-        return name if all(weight.dtype == x.dtype for weight in weights) else None
+        weights = [*frozen, self.lora_A[name].weight, self.lora_B[name].weight]
+        return None if any(hasattr(weight, "ds_id") for weight in weights) else name
+
+
+@cache
+def _joined_4bit() -> type:
+    """peft's adapted 4-bit module (`bft_ray.model.quantized`), with the adapter added to its product within the matmul."""
+    from peft.tuners.lora.bnb import Linear4bit
+
+    class Joined4bit(Linear4bit):
+        def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+            """[..., in] -> [..., out]; peft's own where it is not plain."""
+            name = None if args or kwargs else _plain_adapter(self, x)
+            if name is None:
+                return super().forward(x, *args, **kwargs)
+            own: list[Any] = [self.lora_A[name].weight, self.lora_B[name].weight]
+            a, b = own
+            rows = x.reshape(-1, x.shape[-1])
+            base: Any = self.base_layer
+            y = torch.addmm(base(rows), rows @ a.t(), b.t(), alpha=self.scaling[name])
+            return y.view(*x.shape[:-1], y.shape[-1])
+
+    return Joined4bit
+
+
+def _plain_adapter(module: Any, x: Tensor) -> str | None:
+    """The adapter of a module where it is the only active one, and nothing but W x + s B A x in the dtype of x."""
+    is_off = module.disable_adapters or module.merged or len(module.active_adapters) != 1
+    if is_off or torch.is_autocast_enabled(x.device.type):
+        return None
+    (name,) = module.active_adapters
+    if name not in module.lora_A or name in module.lora_variant:
+        return None
+    dropout, a, b = module.lora_dropout[name], module.lora_A[name], module.lora_B[name]
+    if isinstance(dropout, torch.nn.Dropout) and dropout.training and dropout.p:
+        return None
+    is_plain = a.bias is None and b.bias is None and a.weight.dtype == b.weight.dtype == x.dtype
+    return name if is_plain else None
 
 
 class _Joined(torch.autograd.Function):

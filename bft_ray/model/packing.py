@@ -10,7 +10,8 @@ import torch
 
 from bft_ray.config import Config
 from bft_ray.errors import BadInput
-from bft_ray.model.layouts import Layouts, causal_of
+from bft_ray.model.halves import causal_of
+from bft_ray.model.layouts import Layouts
 from bft_ray.model.rotary import stretched
 
 

@@ -9,12 +9,15 @@ All else stays in `model.dtype`, and so do adapters. A product takes W as it is 
 from __future__ import annotations
 
 import logging
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+from torch import nn
+
 from bft_ray.config import ModelConfig
 from bft_ray.errors import BadInput
+from bft_ray.model.halves import causal_of
 
 # it warns that a faster product, whose code it would fetch from a hub, is not here: `keep_layout` has no use for that one
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -38,10 +41,9 @@ def packed_weights(model: Any) -> list[Any]:
 
 def _linear(model: Any) -> list[tuple[str, Any, bool]]:
     """(name, module, whether its weight is to be in 4 bits) of the linear modules of the causal LM, without adapters."""
-    from torch import nn
     from transformers.pytorch_utils import Conv1D  # a linear layer with its weight transposed: GPT-2
 
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     head = causal.get_output_embeddings()
     whole = {id(own) for part in causal.modules() if isinstance(part, nn.Embedding) for own in part.parameters()}
     whole |= {id(own) for own in head.parameters()} if head is not None else set()
@@ -97,7 +99,6 @@ def loading(config: ModelConfig, described: Any) -> dict[str, Any]:
     if config.quantization is None:
         return {}
     require_bitsandbytes(config)
-    import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     with torch.device("meta"):
@@ -127,38 +128,3 @@ def keep_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-@cache
-def joined_class() -> type:
-    """peft's adapted 4-bit module, with the adapter added to its product within the matmul (see `lora_linear`)."""
-    import torch
-    from peft.tuners.lora.bnb import Linear4bit
-
-    class Joined4bit(Linear4bit):
-        def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-            """[..., in] -> [..., out]; peft's own where it is not plain."""
-            name = None if args or kwargs else self._plain_adapter(x)
-            if name is None:
-                return super().forward(x, *args, **kwargs)
-            own: list[Any] = [self.lora_A[name].weight, self.lora_B[name].weight]
-            a, b = own
-            rows = x.reshape(-1, x.shape[-1])
-            base: Any = self.base_layer
-            y = torch.addmm(base(rows), rows @ a.t(), b.t(), alpha=self.scaling[name])
-            return y.view(*x.shape[:-1], y.shape[-1])
-
-        def _plain_adapter(self, x: Any) -> str | None:
-            is_off = self.disable_adapters or self.merged or len(self.active_adapters) != 1
-            if is_off or torch.is_autocast_enabled(x.device.type):
-                return None
-            (name,) = self.active_adapters
-            if name not in self.lora_A or name in self.lora_variant:
-                return None
-            dropout, a, b = self.lora_dropout[name], self.lora_A[name], self.lora_B[name]
-            if isinstance(dropout, torch.nn.Dropout) and dropout.training and dropout.p:
-                return None
-            is_plain = a.bias is None and b.bias is None and a.weight.dtype == b.weight.dtype == x.dtype
-            return name if is_plain else None
-
-    return Joined4bit

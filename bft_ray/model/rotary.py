@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bft_ray.model.layouts import causal_of
+from bft_ray.model.halves import causal_of
 
 
 def stretched(text: Any) -> list[tuple[str, int]]:

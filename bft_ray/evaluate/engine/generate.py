@@ -29,6 +29,7 @@ from bft_ray.errors import BadInput, BftError
 from bft_ray.evaluate.engine.answers import answer_key, until_end
 from bft_ray.evaluate.engine.likelihood import cut_batches
 from bft_ray.evaluate.engine.request import Generate
+from bft_ray.model.halves import causal_of
 from bft_ray.model.rotary import Rotary
 
 _CLOSE = 1e-3  # logits: nearer than this is a close call; rounding in fp32 is 1e-5 or so
@@ -58,7 +59,7 @@ def run_generate(
         BftError: logits that are not numbers; names the items.
     """
     check_engine(request.decoding, "decoding.engine")
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     room = _room(causal, request)
     if request.decoding.engine == "vllm":
         from bft_ray.evaluate.engine.vllm_engine import generate_vllm

@@ -30,8 +30,8 @@ from bft_ray.errors import BftError
 from bft_ray.evaluate.engine.likelihood import cut_batches
 from bft_ray.evaluate.engine.request import Score, Scores
 from bft_ray.loss.fused import target_logp
-from bft_ray.model.halves import Halves, halves
-from bft_ray.model.layouts import causal_of, is_of_machine
+from bft_ray.model.halves import Halves, causal_of, halves
+from bft_ray.model.layouts import is_of_machine
 from bft_ray.model.rotary import Rotary
 
 #: Implementations of attention that take a mask [B, 1, T, T] as it is.
