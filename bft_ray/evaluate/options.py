@@ -33,20 +33,9 @@ class Question:
     options: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class EncodedOptions:
-    """All options of all questions: `request` has one continuation an option, in order.
-
-    Args:
-        num_truncated: questions whose prompt was shortened.
-    """
-
-    request: Score
-    num_truncated: int
-
-
-def encode_options(questions: Sequence[Question], tokenizer: Any, config: DataConfig) -> EncodedOptions:
-    """The options as token sequences of at most `config.max_length` with their prompt.
+def encode_options(questions: Sequence[Question], tokenizer: Any, config: DataConfig) -> tuple[Score, int]:
+    """The options as token sequences of at most `config.max_length` with their prompt, one continuation an option in order;
+    and the number of questions whose prompt was shortened.
 
     A prompt that is too long loses its beginning (the same for all options of a question), never the option.
 
@@ -81,7 +70,7 @@ def encode_options(questions: Sequence[Question], tokenizer: Any, config: DataCo
                 request.continuations.append([])
                 last = prompt
             request.continuations[-1].append(np.array(option, dtype=np.int32))
-    return EncodedOptions(request, num_truncated)
+    return request, num_truncated
 
 
 def closing_tokens(tokenizer: Any) -> set[int]:

@@ -55,7 +55,7 @@ def measure(model: Any, tokenizer: Any, path: str, args: argparse.Namespace) -> 
     """Items a second of each way, on one set."""
     items = read_items(ChoiceTask(path=path, limit=args.limit))
     data = DataConfig(train=[SourceConfig(path="-")], max_length=args.max_length, micro_batch_tokens=args.max_length)
-    request = encode_items(items, tokenizer, data).request
+    request = encode_items(items, tokenizer, data)[0]
     pad_id = tokenizer.pad_token_id or 0
 
     def score(share: bool) -> Scores:
@@ -66,7 +66,9 @@ def measure(model: Any, tokenizer: Any, path: str, args: argparse.Namespace) -> 
         "apart": lambda: score(False),
         "shared": lambda: score(True),
     }
-    predicted = {name: [r.predicted for r in make_records(items, way())] for name, way in ways.items()}  # and warm up
+    predicted = {
+        name: [r["predicted"] for r in make_records(items, way())] for name, way in ways.items()
+    }  # and warm up
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.repeats):
         for name, way in ways.items():

@@ -19,7 +19,6 @@ from bft_ray.evaluate.engine.likelihood import LikelihoodSums, cut_batches
 from bft_ray.evaluate.engine.request import Context, Scores
 from bft_ray.evaluate.engine.score import run_score
 from bft_ray.evaluate.tasks.choice import (
-    ChoiceRecord,
     ChoiceRow,
     calibration_error,
     choice_metrics,
@@ -134,16 +133,17 @@ def test_choice_by_hand():
         num_correct=np.zeros(5, dtype=int),
     )
     first, second = make_records(items, scores)
-    assert first.scores == (-2.0, -1.0) and first.predicted == 1  # by sums, option 0 would win
-    assert first.probability == pytest.approx(math.exp(-1) / (math.exp(-1) + math.exp(-2)))
-    assert first.confidence == first.probability
-    assert second.predicted == 0  # a tie within rounding goes to the first
-    assert second.probability == pytest.approx(math.exp(-1) / (2 * math.exp(-1) + math.exp(-2)), rel=1e-6)
+    assert first["scores"] == [-2.0, -1.0] and first["predicted"] == 1  # by sums, option 0 would win
+    assert first["probability"] == pytest.approx(math.exp(-1) / (math.exp(-1) + math.exp(-2)))
+    assert first["confidence"] == first["probability"] and first["correct"] == 1
+    assert second["predicted"] == 0  # a tie within rounding goes to the first
+    assert second["probability"] == pytest.approx(math.exp(-1) / (2 * math.exp(-1) + math.exp(-2)), rel=1e-6)
 
 
 def test_choice_metrics_by_hand():
     def record(number, predicted, probability, subject=None):
-        return ChoiceRecord(f"i{number}", "0000", 0, predicted, probability, 0.9, (0.0, 0.0), subject)
+        own = {"id": f"i{number}", "correct": int(predicted == 0), "probability": probability, "confidence": 0.9}
+        return own | ({"subject": subject} if subject else {})
 
     metrics = choice_metrics([record(0, 0, 0.8), record(1, 1, 0.4), record(2, 0, 0.6), record(3, 0, 0.6)], "mmlu", 1)
     assert metrics["mmlu/accuracy"] == 0.75 and metrics["mmlu/probability"] == pytest.approx(0.6)
@@ -157,7 +157,9 @@ def test_choice_metrics_by_hand():
     )
     subjects = [record(0, 0, 0.8, "law"), record(1, 1, 0.4, "art"), record(2, 0, 0.6, "law"), record(3, 0, 0.6, "law")]
     assert choice_metrics(subjects, "mmlu")["mmlu/macro_accuracy"] == 0.5
-    assert subjects[0].to_dict()["subject"] == "law" and "subject" not in record(0, 0, 0.8).to_dict()
+    scores = Scores(nll=np.ones(4), num_tokens=np.ones(4, dtype=int), num_correct=np.zeros(4, dtype=int))
+    law, other = make_records([item(0, ["a", "b"], 0, subject="law"), item(1, ["a", "b"], 0)], scores)
+    assert law["subject"] == "law" and "subject" not in other
 
 
 def test_calibration_error_by_hand():
@@ -174,7 +176,7 @@ def data_config(**settings) -> DataConfig:
 
 def test_options_stand_where_completions_do(tiny):
     _, tokenizer = tiny
-    request = encode_items([item(0, ["w3 w4", "w5"], 0)], tokenizer, data_config()).request
+    request = encode_items([item(0, ["w3 w4", "w5"], 0)], tokenizer, data_config())[0]
     w = tokenizer.convert_tokens_to_ids
     assert request.ids == ["i0"] and request.prompts[0].tolist() == [tokenizer.bos_token_id, w("w1"), w("w2"), w("\n")]
     assert [own.tolist() for own in request.continuations[0]] == [[w("w3"), w("w4")], [w("w5")]]  # no eos
@@ -183,9 +185,9 @@ def test_options_stand_where_completions_do(tiny):
 def test_a_long_prompt_loses_its_beginning_and_an_option_nothing(tiny):
     _, tokenizer = tiny
     long = item(0, ["w1 w2 w3", "w4"], 0, question=" ".join(f"w{i}" for i in range(20, 60)))
-    encoded = encode_items([long, item(1, ["w1", "w2"], 0)], tokenizer, data_config(max_length=12))
-    prompts, options = encoded.request.prompts, encoded.request.continuations
-    assert [len(prompt) for prompt in prompts] == [9, 4] and encoded.num_truncated == 1
+    request, num_truncated = encode_items([long, item(1, ["w1", "w2"], 0)], tokenizer, data_config(max_length=12))
+    prompts, options = request.prompts, request.continuations
+    assert [len(prompt) for prompt in prompts] == [9, 4] and num_truncated == 1
     assert prompts[0][0] == tokenizer.bos_token_id and prompts[0][-2] == tokenizer.convert_tokens_to_ids("w59")
     assert options[0][0].tolist() == tokenizer.convert_tokens_to_ids(["w1", "w2", "w3"])
 
@@ -197,7 +199,7 @@ def test_prompts_that_differ_by_option_are_apart(tiny):
     template += "{% else %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endif %}{% endfor %}"
     odd = copy.deepcopy(tokenizer)
     odd.chat_template = template
-    request = encode_items([item(0, ["w3", "w3", "w5"], 0)], odd, data_config()).request
+    request = encode_items([item(0, ["w3", "w3", "w5"], 0)], odd, data_config())[0]
     assert request.ids == ["i0", "i0"] and [len(own) for own in request.continuations] == [2, 1]
 
 

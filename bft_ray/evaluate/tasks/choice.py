@@ -18,7 +18,6 @@ Cooper and Hauskrecht (2015), as Guo et al. (2017) use it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -28,39 +27,11 @@ from bft_ray.config import DataConfig
 from bft_ray.config.tasks import ChoiceTask
 from bft_ray.data.rows import ChoiceRow, read_choices, row_key, source_of
 from bft_ray.errors import BadInput
-from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Scores
+from bft_ray.evaluate.engine.request import Context, Measured, Prepared, Score, Scores
 from bft_ray.evaluate.means import content_of, summarise
-from bft_ray.evaluate.options import EncodedOptions, Question, encode_options
+from bft_ray.evaluate.options import Question, encode_options
 
 _TIE = 1e-5  # nats a token: scores this near are equal, and the first option wins, whatever the batching
-
-
-@dataclass(frozen=True)
-class ChoiceRecord:
-    """What a model made of one item; no text.
-
-    Args:
-        scores: mean log-probability a token of each option, in nats.
-        probability: of the right option.
-        confidence: probability of the predicted option.
-        content, group: see `bft_ray.evaluate.means.of_item`.
-        subject: of the item, where given.
-    """
-
-    id: str
-    content: str
-    answer: int
-    predicted: int
-    probability: float
-    confidence: float
-    scores: tuple[float, ...]
-    subject: str | None = None
-    group: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For a line of JSON."""
-        record = asdict(self) | {"scores": list(self.scores), "correct": int(self.predicted == self.answer)}
-        return {name: value for name, value in record.items() if value is not None}
 
 
 def prepare(task: ChoiceTask, context: Context) -> Prepared:
@@ -70,14 +41,14 @@ def prepare(task: ChoiceTask, context: Context) -> Prepared:
         BadInput: see `read_items` and `encode_options`.
     """
     items = read_items(task)
-    encoded = encode_items(items, context.tokenizer, context.data)
+    request, num_truncated = encode_items(items, context.tokenizer, context.data)
 
-    return Prepared([encoded.request], partial(_finish, task, items, encoded.num_truncated))
+    return Prepared([request], partial(_finish, task, items, num_truncated))
 
 
 def _finish(task: ChoiceTask, items: Sequence[ChoiceRow], num_truncated: int, answers: Sequence[Scores]) -> Measured:
     records = make_records(items, answers[0])
-    return Measured(choice_metrics(records, task.name, num_truncated), [record.to_dict() for record in records])
+    return Measured(choice_metrics(records, task.name, num_truncated), records)
 
 
 def read_items(task: ChoiceTask) -> list[ChoiceRow]:
@@ -93,14 +64,20 @@ def read_items(task: ChoiceTask) -> list[ChoiceRow]:
     return items
 
 
-def encode_items(items: Sequence[ChoiceRow], tokenizer: Any, config: DataConfig) -> EncodedOptions:
+def encode_items(items: Sequence[ChoiceRow], tokenizer: Any, config: DataConfig) -> tuple[Score, int]:
     """The options after their questions, one continuation an option, in order; see `encode_options`."""
     questions = [Question(item.id, item.where, prompt_of(item), item.choices) for item in items]
     return encode_options(questions, tokenizer, config)
 
 
-def make_records(items: Sequence[ChoiceRow], scores: Scores) -> list[ChoiceRecord]:
-    """The scores of all options, in order, as one record an item."""
+def make_records(items: Sequence[ChoiceRow], scores: Scores) -> list[dict[str, Any]]:
+    """The scores of all options, in order, as one record an item: what a model made of it; no text.
+
+    answer, predicted: indices of options; correct: 1 where they are the same.
+    probability: of the right option; confidence: of the predicted one.
+    scores: mean log-probability a token of each option, in nats.
+    content, group: see `bft_ray.evaluate.means.of_item`; subject: of the item, where given.
+    """
     means = -scores.nll / scores.num_tokens
     records = []
     end = 0
@@ -109,23 +86,32 @@ def make_records(items: Sequence[ChoiceRow], scores: Scores) -> list[ChoiceRecor
         own = means[start:end]
         odds = np.exp(own - own.max())
         predicted = int(np.argmax(own >= own.max() - _TIE))
-        probability = float(odds[item.answer] / odds.sum())
-        confidence = float(odds[predicted] / odds.sum())
-        figures = (item.answer, predicted, probability, confidence, tuple(own.tolist()))
-        records.append(ChoiceRecord(item.id, content_of(row_key(item)), *figures, item.subject, item.group))
+        record = {
+            "id": item.id,
+            "content": content_of(row_key(item)),
+            "answer": item.answer,
+            "predicted": predicted,
+            "probability": float(odds[item.answer] / odds.sum()),
+            "confidence": float(odds[predicted] / odds.sum()),
+            "scores": own.tolist(),
+            "subject": item.subject,
+            "group": item.group,
+            "correct": int(predicted == item.answer),
+        }
+        records.append({name: value for name, value in record.items() if value is not None})
     return records
 
 
-def choice_metrics(records: Sequence[ChoiceRecord], prefix: str, num_truncated: int = 0) -> dict[str, float]:
+def choice_metrics(records: Sequence[dict[str, Any]], prefix: str, num_truncated: int = 0) -> dict[str, float]:
     """`<prefix>/accuracy`, `/probability`, each with its error (see `summarise`), `/calibration_error`, and
     `/macro_accuracy`, the mean over subjects of their accuracies, where all items have a subject.
     """
-    right = np.array([record.predicted == record.answer for record in records], dtype=np.float64)
-    probability = np.array([record.probability for record in records])
+    right = np.array([record["correct"] for record in records], dtype=np.float64)
+    probability = np.array([record["probability"] for record in records])
     metrics = summarise(prefix, {"accuracy": right, "probability": probability})  # type: ignore[dict-item]
-    confidence = np.array([record.confidence for record in records])
+    confidence = np.array([record["confidence"] for record in records])
     metrics[f"{prefix}/calibration_error"] = calibration_error(confidence, right)
-    subjects = np.array([record.subject or "" for record in records])
+    subjects = np.array([record.get("subject", "") for record in records])
     if all(subjects):
         metrics[f"{prefix}/macro_accuracy"] = float(np.mean([right[subjects == s].mean() for s in np.unique(subjects)]))
     return metrics | {f"{prefix}/num_items": float(len(records)), f"{prefix}/num_truncated": float(num_truncated)}

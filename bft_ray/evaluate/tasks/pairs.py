@@ -67,9 +67,9 @@ def prepare(task: PairsTask, context: Context) -> Prepared:
         Question(p.id, p.where, fill(task.question, gene_a=p.gene_a, gene_b=p.gene_b), (task.yes, task.no))
         for p in pairs
     ]
-    encoded = encode_options(questions, context.tokenizer, context.data)
+    request, num_truncated = encode_options(questions, context.tokenizer, context.data)
 
-    return Prepared([encoded.request], partial(_finish, task, pairs, encoded.num_truncated))
+    return Prepared([request], partial(_finish, task, pairs, num_truncated))
 
 
 def _finish(task: PairsTask, pairs: Sequence[Pair], num_truncated: int, answers: Sequence[Scores]) -> Measured:
