@@ -115,7 +115,7 @@ def test_every_form_is_taught_as_it_should_be_and_learned_in_one_warm_process(tm
         config = make_config(tree_of(path, tmp_path))
         tokenizer = tokenizer or load_tokenizer(config.model)
         data = prepare(config.data.train, tokenizer, config.data)
-        assert data.report.rows_kept == 8, form
+        assert data.report.sources[0].rows_kept == 8, form
         shown = tokenizer.decode([token for token in data.labels(0) if token != -100])
         assert shown == f"{taught}<|im_end|>", form
         assert tokenizer.decode(data.tokens(0)).startswith("<|im_start|>system\n"), form

@@ -220,6 +220,4 @@ def _shown(answer: Any) -> Any:
 
 def _kind(value: Any) -> str:
     """What a value is, without quoting it."""
-    if value is None:
-        return "missing"
     return "empty" if isinstance(value, str) and not value.strip() else kind_of(value)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bft_ray.data.form_table import CONTENT, METADATA, MISSING_WORDS
-from bft_ray.data.values import is_missing
+from bft_ray.data.values import is_missing, texts_in
 
 _NUM_WORDS, _NUM_CHARACTERS = 6, 60  # of a text: more is content
 _NUM_WORDS_OF_METADATA = 20  # of one whose column has a name of metadata
@@ -17,7 +17,7 @@ _NUM_WORDS_OF_METADATA = 20  # of one whose column has a name of metadata
 
 def looks_like_content(name: str, value: Any) -> bool:
     """Whether a value is more than an id, a number, an address, a date or a short category."""
-    if value is None or is_missing(value) or isinstance(value, bool | int | float):
+    if is_missing(value) or isinstance(value, bool | int | float):
         return False
     if isinstance(value, str):
         words = value.split()
@@ -30,21 +30,13 @@ def looks_like_content(name: str, value: Any) -> bool:
             return num_words > _NUM_WORDS_OF_METADATA
         return num_words > _NUM_WORDS or (len(value) > _NUM_CHARACTERS and "://" not in value)
     if bare(name) in METADATA:
-        return _most_words(value) > _NUM_WORDS_OF_METADATA
+        return any(len(text.split()) > _NUM_WORDS_OF_METADATA for text in texts_in(value))
     if isinstance(value, Mapping):
         return bool(value)
     if isinstance(value, list | tuple):
         nested = any(isinstance(each, list | tuple | Mapping) or looks_like_content("", each) for each in value)
         return bool(value) and (nested or bare(name) in CONTENT)
     return False
-
-
-def _most_words(value: Any) -> int:
-    """Words of the longest text in a value, however deep."""
-    if isinstance(value, str):
-        return len(value.split())
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return max(map(_most_words, inner), default=0)
 
 
 @functools.lru_cache(maxsize=4096)

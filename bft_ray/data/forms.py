@@ -34,7 +34,7 @@ from bft_ray.data.use import (
     value_of,
     wanted_parts,
 )
-from bft_ray.data.values import is_missing
+from bft_ray.data.values import is_missing, texts_in
 from bft_ray.errors import BadInput, did_you_mean
 
 
@@ -122,7 +122,7 @@ def apply(use: Use, record: Mapping[str, Any], where: str) -> dict[str, Any]:
         ) from None
     row = {**marks_of(use, record, names, where), **made}
     for part, value in row.items():
-        if _has_nul(value):
+        if any("\0" in text for text in texts_in(value)):
             remedy = "Damaged files hold it, and UTF-16 that was read as another encoding: remove it from the text."
             raise BadInput(
                 f"{where} {own.get(part, part)}", "text with a NUL character (U+0000)", "without one", remedy
@@ -192,10 +192,3 @@ def _fits(form: Form, rows: Sequence[Mapping[str, Any]], is_named: bool) -> bool
     if is_named:
         return True
     return form.fits([{part: row.get(column) for part, column in parts.items()} for row in rows])
-
-
-def _has_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return any(map(_has_nul, inner))

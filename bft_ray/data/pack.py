@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -49,21 +49,20 @@ class MicroBatch:
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same micro-batch with its tensors on a device."""
-        moved: dict[str, Any] = {
-            item.name: value.to(device, non_blocking=True)
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), torch.Tensor)
-        }
-        return replace(self, **moved)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> MicroBatch:
         """The same micro-batch in pinned memory, from which a copy to a GPU runs beside its work."""
-        pinned: dict[str, Any] = {
-            item.name: value.pin_memory()
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> MicroBatch:
+        """The same micro-batch with each of its tensors changed."""
+        changed: dict[str, Any] = {
+            item.name: change(value)
             for item in fields(self)
             if isinstance(value := getattr(self, item.name), torch.Tensor)
         }
-        return replace(self, **pinned)
+        return replace(self, **changed)
 
 
 def collate(dataset: TokenDataset, indices: Sequence[int], packing: bool, pad_id: int) -> MicroBatch:

@@ -39,21 +39,6 @@ class DataReport:
     supervised_tokens: dict[str, float]
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def rows_read(self) -> int:
-        """Over all sources."""
-        return sum(source.rows_read for source in self.sources)
-
-    @property
-    def rows_kept(self) -> int:
-        """Over all sources."""
-        return sum(source.rows_kept for source in self.sources)
-
-    @property
-    def truncated(self) -> int:
-        """Over all sources."""
-        return sum(source.truncated for source in self.sources)
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bft_ray.data.canonical import as_text
+from bft_ray.data.content import bare
 from bft_ray.data.form_table import MISSING_WORDS
 from bft_ray.data.values import is_missing, kind_of
 from bft_ray.errors import BadInput, enumerate_names
@@ -43,7 +44,7 @@ def check_braces(text: str, where: str) -> None:
         raise BadInput(where, text, f"a column, or a template whose braces match: {error}", remedy) from None
 
 
-def column_of(name: str, names: tuple[str, ...], bare: Callable[[str], str]) -> str | None:
+def column_of(name: str, names: tuple[str, ...]) -> str | None:
     """The column of this name, or else the only one that differs just in case, white space, `-` or `_`."""
     if name in names:
         return name
@@ -51,9 +52,7 @@ def column_of(name: str, names: tuple[str, ...], bare: Callable[[str], str]) -> 
     return alike[0] if len(alike) == 1 else None
 
 
-def fill(
-    template: str, record: Mapping[str, Any], names: tuple[str, ...], bare: Callable[[str], str], where: str
-) -> str:
+def fill(template: str, record: Mapping[str, Any], names: tuple[str, ...], where: str) -> str:
     """The text of a row. `\\n` and `\\t` in a template are a line end and a tab, since a shell has no other way to write
     them; doubled braces are braces. Where no column holds anything the text is that: "", or the word for a missing
     value, as of a column without a template. The words around nothing are no question, no answer and no group.
@@ -66,7 +65,7 @@ def fill(
         text.append(before)
         if not name:
             continue
-        column = column_of(name, names, bare)
+        column = column_of(name, names)
         if column is None or is_missing(record[column]):
             remedy = "Fill it or remove the row." if column else f"The row has {enumerate_names(names)}."
             raise BadInput(f"{where} {name}", "missing", "given in every row", remedy)

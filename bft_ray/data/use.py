@@ -52,17 +52,16 @@ class Use:
             parts = parts_of(self.form, names)
             known = set(map(bare, self.form.known))
             own = {part: column for part, column in parts.items() if part not in ("id", "group")}
-            unused = unused_columns(self, names)
-            self._plans[names] = Plan(own, unused, tuple(name for name in unused if bare(name) not in known))
+            unknown = tuple(name for name in unused_columns(self, names) if bare(name) not in known)
+            self._plans[names] = Plan(own, unknown)
         return self._plans[names]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Part -> column; columns that are not used; those of them that no form knows."""
+    """Part -> column; columns that are not used, and that the form does not know."""
 
     parts: dict[str, str]
-    unused: tuple[str, ...]
     unknown: tuple[str, ...]
 
 
@@ -95,12 +94,12 @@ def value_of(column: str, record: Mapping[str, Any], names: tuple[str, ...], whe
     Raises:
         BadInput: no such column, or an empty cell in a template.
     """
-    if (found := column_of(column, names, bare)) is not None:
+    if (found := column_of(column, names)) is not None:
         return record[found]
     if not names_in(column):
         check_braces(column, where)
         raise BadInput(f"{where} {column}", "missing", "given in every row", did_you_mean(column, names) or FILL)
-    return fill(column, record, names, bare, where)
+    return fill(column, record, names, where)
 
 
 def marks_of(use: Use, record: Mapping[str, Any], names: tuple[str, ...], where: str) -> dict[str, Any]:
@@ -112,9 +111,9 @@ def marks_of(use: Use, record: Mapping[str, Any], names: tuple[str, ...], where:
     marks = {}
     for name in ("id", "group"):
         chosen = use.columns.get(name)
-        column = column_of(chosen or name, names, bare)
+        column = column_of(chosen or name, names)
         if column is None and chosen is not None and names_in(chosen):
-            marks[name] = as_name(fill(chosen, record, names, bare, where), f"{where} {name}")
+            marks[name] = as_name(fill(chosen, record, names, where), f"{where} {name}")
             if marks[name] in ("", *MISSING_WORDS):
                 raise BadInput(f"{where} {chosen}", "missing", "given in every row", FILL)
         elif column is not None and not is_missing(record[column]) and str(record[column]).strip():
@@ -160,7 +159,7 @@ def unused_columns(use: Use, names: tuple[str, ...]) -> tuple[str, ...]:
     """Columns that nothing is made of."""
     taken = set()
     for shown in use.columns.values():
-        taken |= {column_of(name, names, bare) for name in names_in(shown) or [shown]}
+        taken |= {column_of(name, names) for name in names_in(shown) or [shown]}
     if use.form.name == CHOSEN:
         taken |= {part for part in (*use.form.needs, *use.form.may, "id", "group") if part not in use.columns}
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -29,6 +30,15 @@ def is_missing(value: Any) -> bool:
 def kind_of(value: Any) -> str:
     """What a value is, in words: errors name it in place of the value."""
     return "missing" if is_missing(value) else _KINDS.get(type(value), type(value).__name__)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts in a value, however deep; names within it are none."""
+    if isinstance(value, str):
+        yield value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for each in inner:
+        yield from texts_in(each)
 
 
 def as_name(value: Any, where: str) -> str:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from bft_ray.config import SourceConfig
 from bft_ray.data.choices import marks_of
-from bft_ray.data.content import bare
 from bft_ray.data.nested import dotted_in, with_nested
 from bft_ray.data.rows import NOT_TAUGHT, BadRow, Row, choice_rows, look, question_key, read_rows
 from bft_ray.data.tables import read_table
@@ -123,10 +122,10 @@ def _check_columns(source: SourceConfig, field: str) -> None:
     there: tuple[str, ...] = ()
     for _, row in rows:  # no further than to the row that has the last of them
         there = tuple(dict.fromkeys((*there, *map(str, row))))
-        if all(column_of(name, there, bare) is not None for _, name in wanted):
+        if all(column_of(name, there) is not None for _, name in wanted):
             return
     for option, name in wanted:
-        if there and column_of(name, there, bare) is None:
+        if there and column_of(name, there) is None:
             check_braces(name, f"--{option}")
             hint = did_you_mean(name, there) or f"There are: {enumerate_names(there)}."
             raise BadInput(f"--{option}", name, f"a column of {Path(source.path).name}", hint)
