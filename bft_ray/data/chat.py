@@ -7,12 +7,13 @@ end-of-sequence token is added. A template that asks for today's date gets that 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,16 +170,13 @@ class Chat:
     def _render(
         self, turns: Sequence[dict], tools: list[dict] | None = None, where: str = "chat template", asks: bool = False
     ) -> str:
-        def render() -> str:
+        if not turns:
+            return ""
+        template = self._template(tools)
+        with _guarded(where, template):
             return self.tokenizer.apply_chat_template(
-                list(turns),
-                tools=tools,
-                chat_template=self._template(tools),
-                tokenize=False,
-                add_generation_prompt=asks,
+                list(turns), tools=tools, chat_template=template, tokenize=False, add_generation_prompt=asks
             )
-
-        return _guarded(render, where, self._template(tools)) if turns else ""
 
     def _marked(
         self, turns: list[dict], is_taught: Sequence[bool], tools: list[dict] | None, where: str
@@ -186,16 +184,15 @@ class Chat:
         """By the template's own `{% generation %}` blocks."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        def render() -> Any:
-            return render_jinja_template(
+        template = self._template(tools)
+        with _guarded(where, template):
+            [text], [spans] = render_jinja_template(
                 conversations=[turns],
                 tools=list(tools) if tools else None,
-                chat_template=self._template(tools),
+                chat_template=template,
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
             )
-
-        [text], [spans] = _guarded(render, where, self._template(tools))
         taught = [flag for flag, turn in zip(is_taught, turns, strict=True) if turn["role"] == "assistant"]
         if all(taught):
             return text, spans
@@ -271,12 +268,13 @@ def _squeeze(text: str) -> str:
     return "".join(text.split())
 
 
-def _guarded(render: Callable[[], Any], where: str, template: str) -> Any:
-    """What it renders, or BadInput. Of the error only what cannot hold text of the row is told."""
+@contextlib.contextmanager
+def _guarded(where: str, template: str) -> Iterator[None]:
+    """What rendering raises here, as BadInput. Of the error only what cannot hold text of the row is told."""
     import jinja2
 
     try:
-        return render()
+        yield
     except BadInput:
         raise
     except jinja2.TemplateSyntaxError as error:  # no row could be rendered

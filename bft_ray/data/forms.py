@@ -26,7 +26,7 @@ from bft_ray.data.use import (
     CHOSEN,
     FILL,
     Use,
-    chosen_use,
+    chosen_form,
     marks_of,
     parts_of,
     shown_of,
@@ -67,17 +67,16 @@ def recognise(
     Raises:
         BadInput: an unknown form, columns that fit none, or a column that looks like content and is not used.
     """
-    columns = dict(columns or {})
+    columns, names = dict(columns or {}), tuple(map(str, record))
     for target in columns:
         if target not in FIELDS:
             raise BadInput(f"{field}.columns", target, f"among {', '.join(FIELDS)}", did_you_mean(target, FIELDS))
     if any(name in columns for names in KINDS.values() for name in names if name not in ("tools", "context")):
-        use = chosen_use(record, columns, field)
+        found, used = chosen_form(record, columns, field)
     else:
         found = _find(record, where, form, [each for _, each in more], field)
-        use = Use(found, shown_of(found, tuple(map(str, record))), (), columns, field)
-    names = tuple(map(str, record))
-    use = Use(use.form, {**use.used, **columns}, unused_columns(use, names), columns, field)
+        used = shown_of(found, names)
+    use = Use(found, {**used, **columns}, unused_columns(found, columns, names), columns, field)
     if form == "auto" and use.form.kind == "text" and use.form.name != CHOSEN:
         _check_labels(use, where)
     for place, each in [(where, record), *more]:

@@ -44,3 +44,8 @@ class BadRow:
 
     where: str
     reason: str
+
+
+def turns_of(said: str | list[dict] | None, role: str) -> list[dict]:
+    """A prompt or completion as turns: of a text the one turn of this role."""
+    return [{"role": role, "content": said}] if isinstance(said, str) else said or []

@@ -27,7 +27,7 @@ from bft_ray.data.choices import BY_INDEX
 from bft_ray.data.form_table import FIELDS
 from bft_ray.data.forms import MissingCell, apply, recognise
 from bft_ray.data.nested import dotted_in, with_nested
-from bft_ray.data.record import BadRow, ChoiceRow, Row
+from bft_ray.data.record import BadRow, ChoiceRow, Row, turns_of
 from bft_ray.data.tables import read_table, resolve_path
 from bft_ray.data.use import Use
 from bft_ray.data.values import Ids, row_id
@@ -172,7 +172,7 @@ def asks_nothing(row: Row) -> bool:
     """Whether a row of prompt and completion has nothing but white space to ask, as where the cells of its template are empty."""
     if row.prompt is None:
         return False
-    return not any(str(turn.get("content") or "").strip() for turn in _turns(row.prompt, "user"))
+    return not any(str(turn.get("content") or "").strip() for turn in turns_of(row.prompt, "user"))
 
 
 def row_key(row: Row | ChoiceRow) -> str:
@@ -181,7 +181,7 @@ def row_key(row: Row | ChoiceRow) -> str:
         return text_key([row.context, row.question, sorted(map(text_key, row.choices))])
     if row.text is not None:
         return text_key(row.text)
-    turns = row.messages or [*_turns(row.prompt, "user"), *_turns(row.completion, "assistant")]
+    turns = row.messages or [*turns_of(row.prompt, "user"), *turns_of(row.completion, "assistant")]
     return text_key([{name: value for name, value in turn.items() if name != "weight" and value} for turn in turns])
 
 
@@ -198,10 +198,6 @@ def _normal(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _normal(each) for name, each in value.items()}
     return [_normal(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _turns(said: str | list[dict] | None, role: str) -> list[dict]:
-    return [{"role": role, "content": said}] if isinstance(said, str) else said or []
 
 
 def _asked(turns: list[dict]) -> list[dict]:

@@ -25,7 +25,7 @@ from typing import Any
 
 from bft_ray.config import DataConfig
 from bft_ray.data.chat import Chat, uses_date, with_thoughts, without_end
-from bft_ray.data.rows import Row
+from bft_ray.data.record import Row, turns_of
 from bft_ray.errors import BadInput
 
 _NEWLINE = "\n"
@@ -198,10 +198,8 @@ def _turns(row: Row) -> tuple[list[dict], list[bool]]:
     """The conversation, and which of its turns carry loss: the assistant's, but none within a prompt and none of weight
     0.
     """
-    prompt = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt or []
-    completion = row.messages if row.messages is not None else row.completion or []
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
+    prompt = turns_of(row.prompt, "user")
+    completion = row.messages if row.messages is not None else turns_of(row.completion, "assistant")
     taught = [turn["role"] == "assistant" and bool(turn.get("weight", 1)) for turn in completion]
     return prompt + completion, [False] * len(prompt) + taught
 

@@ -52,7 +52,7 @@ class Use:
             parts = parts_of(self.form, names)
             known = set(map(bare, self.form.known))
             own = {part: column for part, column in parts.items() if part not in ("id", "group")}
-            unknown = tuple(name for name in unused_columns(self, names) if bare(name) not in known)
+            unknown = tuple(name for name in unused_columns(self.form, self.columns, names) if bare(name) not in known)
             self._plans[names] = Plan(own, unknown)
         return self._plans[names]
 
@@ -65,8 +65,8 @@ class Plan:
     unknown: tuple[str, ...]
 
 
-def chosen_use(record: Mapping[str, Any], columns: dict[str, str], field: str) -> Use:
-    """What the user's own columns make; a field that they do not name has its own name.
+def chosen_form(record: Mapping[str, Any], columns: Mapping[str, str], field: str) -> tuple[Form, dict[str, str]]:
+    """What the user's own columns make, and which column is used for which field; one that they do not name has its own name.
 
     Raises:
         BadInput: they name fields of several forms.
@@ -80,7 +80,7 @@ def chosen_use(record: Mapping[str, Any], columns: dict[str, str], field: str) -
     form = Form(CHOSEN, kind, needs, {name: f"{{{name}}}" for name in needs}, _MAKE[kind], may=may)
     used = {name: columns.get(name, name) for name in needs}
     used |= {name: columns.get(name, name) for name in may if name in columns or name in record}
-    return Use(form, used, (), columns, field)
+    return form, used
 
 
 def wanted_parts(use: Use, names: tuple[str, ...]) -> list[str]:
@@ -155,14 +155,14 @@ def shown_of(form: Form, names: tuple[str, ...]) -> dict[str, str]:
     return shown | extra | {name: parts[name] for name in ("id", "group") if name in parts}
 
 
-def unused_columns(use: Use, names: tuple[str, ...]) -> tuple[str, ...]:
+def unused_columns(form: Form, columns: Mapping[str, str], names: tuple[str, ...]) -> tuple[str, ...]:
     """Columns that nothing is made of."""
     taken = set()
-    for shown in use.columns.values():
+    for shown in columns.values():
         taken |= {column_of(name, names) for name in names_in(shown) or [shown]}
-    if use.form.name == CHOSEN:
-        taken |= {part for part in (*use.form.needs, *use.form.may, "id", "group") if part not in use.columns}
+    if form.name == CHOSEN:
+        taken |= {part for part in (*form.needs, *form.may, "id", "group") if part not in columns}
     else:
-        taken |= set(parts_of(use.form, names).values())
+        taken |= set(parts_of(form, names).values())
     taken |= {column.partition(".")[0] for column in taken if column}  # a part of it is used
     return tuple(name for name in names if name not in taken)

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bft_ray.config.tasks import RubricTask
+from bft_ray.data.record import turns_of
 from bft_ray.data.rows import Row, read_table, row_key, text_key
 from bft_ray.data.values import Ids, as_name, is_missing, kind_of, row_id
 from bft_ray.errors import BadInput, BftError
@@ -246,8 +247,7 @@ def question(prompt: str | list[dict], answer: str, criterion: str) -> Messages:
 
 def _said(prompt: str | list[dict]) -> str:
     """A conversation as text."""
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns_of(prompt, "user"))
 
 
 def _finish(task: RubricTask, ask: _Ask, items: list[RubricItem], tokenizer: Any, answers: Sequence) -> Measured:
