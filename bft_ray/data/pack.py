@@ -18,17 +18,15 @@ class MicroBatch:
 
     Attributes:
         input_ids: tokens; `pad_id` at padding.
-        labels: not shifted; -100 where masked, at padding and at the first position of every sample.
         position_ids: restart at 0 with every sample of a pack, which is how transformers tells them apart (it does so
             with `use_cache=False` only). None when padded: rows are padded at their end, where a causal model does not
             look back from, so that it needs no mask either, and attention may take its causal kernel.
-        sample_index: 0 .. num_samples-1 within this micro-batch, -1 at padding.
         position: [N] place in the flattened [B, T] of each supervised token, by sample: known here, so that the
             device need not be asked.
-        sample: [N] sample of each supervised token.
+        sample: [N] sample of each supervised token, 0 .. num_samples-1 within this micro-batch.
         target: [N] the supervised tokens.
         lengths: supervised tokens of each sample.
-        sample_ids: ids of the samples, by sample_index.
+        sample_ids: ids of the samples, by their number.
         num_samples: samples with a supervised token, which are all of them; 0 for the stand-in of an empty
             micro-batch.
         start_logp: [N] float32 log-probability of each supervised token under the weights that training starts from; None
@@ -36,9 +34,7 @@ class MicroBatch:
     """
 
     input_ids: torch.Tensor
-    labels: torch.Tensor
     position_ids: torch.Tensor | None
-    sample_index: torch.Tensor
     position: torch.Tensor
     sample: torch.Tensor
     target: torch.Tensor
@@ -75,25 +71,20 @@ def collate(dataset: TokenDataset, indices: Sequence[int], packing: bool, pad_id
     labels = [torch.from_numpy(dataset.labels(i).astype("int64")) for i in indices]
     if not samples:
         samples, labels = [torch.full((2,), pad_id)], [torch.full((2,), IGNORED)]
-    positions = [torch.arange(len(sample)) for sample in samples]
-    numbers = [torch.full_like(sample, n if len(indices) else -1) for n, sample in enumerate(samples)]
-
-    def lay(parts: list[torch.Tensor], padding: int) -> torch.Tensor:
-        if packing:
-            return torch.cat(parts)[None]
-        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=padding)
-
-    laid = lay(labels, IGNORED)
-    # where each sample begins in the flattened batch: end to end, or a row each
-    width = laid.shape[1]
-    starts = np.cumsum([0, *map(len, samples)]).tolist() if packing else [row * width for row in range(len(samples))]
+    # `starts`: where each sample begins in the flattened batch, end to end or a row each
+    if packing:
+        input_ids = torch.cat(samples)[None]
+        position_ids = torch.cat([torch.arange(len(sample)) for sample in samples])[None]
+        starts = np.cumsum([0, *map(len, samples[:-1])]).tolist()
+    else:
+        input_ids = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True, padding_value=pad_id)
+        position_ids = None
+        starts = [row * input_ids.shape[1] for row in range(len(samples))]
     own = [(label != IGNORED).nonzero().squeeze(1) for label in labels]
     return MicroBatch(
-        input_ids=lay(samples, pad_id),
-        labels=laid,
-        position_ids=lay(positions, 0) if packing else None,
-        sample_index=lay(numbers, -1),
-        position=torch.cat([start + places for start, places in zip(starts, own, strict=False)]),
+        input_ids=input_ids,
+        position_ids=position_ids,
+        position=torch.cat([start + places for start, places in zip(starts, own, strict=True)]),
         sample=torch.cat([torch.full_like(places, number) for number, places in enumerate(own)]),
         target=torch.cat([label[places] for label, places in zip(labels, own, strict=True)]),
         lengths=[len(places) for places in own][: len(indices)],

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bft_ray.config import DataConfig, SourceConfig
 from bft_ray.data.dataset import prepare
 from bft_ray.data.pack import collate
+from tests.support.laid import laid_out
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 PAD = 0
@@ -29,12 +30,17 @@ def test_packed(dataset):
     batch = collate(dataset, [4, 1], packing=True, pad_id=PAD)
     long, short = int(dataset.lengths[4]), int(dataset.lengths[1])
     assert batch.input_ids.tolist() == [dataset.tokens(4).tolist() + dataset.tokens(1).tolist()]
-    assert batch.labels.tolist() == [dataset.labels(4).tolist() + dataset.labels(1).tolist()]
-    assert batch.labels[0, 0] == batch.labels[0, long] == -100  # nothing predicts across the border
+    labels, sample = laid_out(batch)
+    assert labels.tolist() == [dataset.labels(4).tolist() + dataset.labels(1).tolist()]
+    assert labels[0, 0] == labels[0, long] == -100  # nothing predicts across the border
     assert batch.position_ids.tolist() == [[*range(long), *range(short)]]
-    assert batch.sample_index.tolist() == [[0] * long + [1] * short]
+    assert sample[labels != -100].tolist() == [0] * batch.lengths[0] + [1] * batch.lengths[1]
+    assert batch.lengths == dataset.num_supervised[[4, 1]].tolist()
     assert (batch.sample_ids, batch.num_samples) == (["r4", "r1"], 2)
-    assert all(t.dtype == torch.int64 for t in (batch.input_ids, batch.labels, batch.position_ids, batch.sample_index))
+    assert all(
+        t.dtype == torch.int64
+        for t in (batch.input_ids, batch.position_ids, batch.position, batch.sample, batch.target)
+    )
 
 
 def test_padded(dataset):
@@ -42,8 +48,9 @@ def test_padded(dataset):
     long, short = int(dataset.lengths[4]), int(dataset.lengths[1])
     rest = long - short
     assert batch.input_ids.tolist() == [dataset.tokens(4).tolist(), dataset.tokens(1).tolist() + [PAD] * rest]
-    assert batch.labels[1].tolist() == dataset.labels(1).tolist() + [-100] * rest
-    assert batch.sample_index.tolist() == [[0] * long, [1] * short + [-1] * rest]
+    labels, sample = laid_out(batch)
+    assert labels.tolist() == [dataset.labels(4).tolist(), dataset.labels(1).tolist() + [-100] * rest]
+    assert [row[row >= 0].unique().tolist() for row in sample] == [[0], [1]]
     assert batch.position_ids is None
 
 
@@ -51,14 +58,14 @@ def test_padded(dataset):
 def test_stand_in_of_an_empty_micro_batch(dataset, packing):
     batch = collate(dataset, [], packing, PAD)
     assert (batch.num_samples, batch.sample_ids) == (0, [])
-    assert batch.labels.tolist() == [[-100, -100]] and batch.sample_index.tolist() == [[-1, -1]]
+    assert batch.position.tolist() == batch.sample.tolist() == batch.target.tolist() == batch.lengths == []
     assert batch.input_ids.shape == (1, 2)
     assert torch.isfinite(logits_of(tiny_llama("eager"), batch)).all()
 
 
 def test_to_moves_every_tensor(dataset):
     batch = collate(dataset, [0, 1], packing=True, pad_id=PAD).to("meta")
-    tensors = (batch.input_ids, batch.labels, batch.position_ids, batch.sample_index, batch.position, batch.target)
+    tensors = (batch.input_ids, batch.position_ids, batch.position, batch.sample, batch.target)
     assert all(tensor is not None and tensor.device.type == "meta" for tensor in tensors)
     assert batch.sample_ids == ["r0", "r1"]
 
@@ -94,7 +101,9 @@ def test_a_neighbour_changes_nothing(dataset, attention):
 
     def logits_of_sample_2(indices: list[int], packing: bool) -> torch.Tensor:
         batch = collate(dataset, indices, packing, pad_id=7)  # a token like any other: it must not be seen
-        return logits_of(model, batch)[batch.sample_index == indices.index(2)]
+        logits, number, length = logits_of(model, batch), indices.index(2), int(dataset.lengths[2])
+        start = int(dataset.lengths[indices[:number]].sum())
+        return logits[0, start : start + length] if packing else logits[number, :length]
 
     alone = logits_of_sample_2([2], packing=True)
     for neighbours in ([2, 5], [5, 2], [0, 2, 4], [3, 1, 2]):
@@ -106,4 +115,4 @@ def test_a_neighbour_changes_nothing(dataset, attention):
     running = torch.arange(batch.input_ids.shape[1])[None]
     with torch.no_grad():
         leaking = model(input_ids=batch.input_ids, position_ids=running, use_cache=False).logits
-    assert (leaking[batch.sample_index == 1] - alone).abs().max() > 1e-2 * alone.abs().max()
+    assert (leaking[0, int(dataset.lengths[5]) :] - alone).abs().max() > 1e-2 * alone.abs().max()

@@ -11,6 +11,7 @@ import torch
 
 from bft_ray.config import make_config
 from bft_ray.errors import BadInput
+from tests.support.laid import laid_out
 from tests.support.ranks import run_ranks
 
 RATE = 1000.0
@@ -92,10 +93,10 @@ def gradients(tree: dict, cases: list[tuple[str, str, str]], folders: dict[str, 
 
         model = change(load_model(config.model, config.lora, config.seed))
         micro = collate(data.train, plan.batch(0).tolist(), packing=False, pad_id=0)
-        logits = model(
-            input_ids=micro.input_ids, attention_mask=(micro.sample_index >= 0).long(), use_cache=False
-        ).logits
-        sums = loss_sums(logits, micro.labels, micro.sample_index, micro.num_samples, config.loss)
+        lengths = torch.from_numpy(data.train.lengths[plan.batch(0)])
+        mask = torch.arange(micro.input_ids.shape[1]) < lengths[:, None]
+        logits = model(input_ids=micro.input_ids, attention_mask=mask.long(), use_cache=False).logits
+        sums = loss_sums(logits, *laid_out(micro), micro.num_samples, config.loss)
         expected_loss = combine(sums.loss_sum, sums.weight_sum, sums.num_samples, sums.num_tokens, config.loss)
         expected_loss.backward()
         expected_loss = float(expected_loss.detach())

@@ -43,6 +43,7 @@ from bft_ray.space.definition import SearchSpace
 from bft_ray.space.grid import representatives
 from bft_ray.space.load import check_space, load_study
 from jobs.bench import profile as bench_profile
+from tests.support.laid import laid_out
 
 
 @pytest.fixture
@@ -68,16 +69,15 @@ def test_weights_are_those_of_the_loss_at_step_0(config):
     model = load_model(config.model, seed=0).eval()
     micro = collate(dataset, range(len(dataset)), packing=False, pad_id=0)
     with torch.no_grad():
-        logits = model(
-            input_ids=micro.input_ids, attention_mask=(micro.sample_index >= 0).long(), use_cache=False
-        ).logits
+        mask = torch.arange(micro.input_ids.shape[1]) < torch.from_numpy(dataset.lengths)[:, None]
+        logits = model(input_ids=micro.input_ids, attention_mask=mask.long(), use_cache=False).logits
     losses = [
         LossConfig(method="bft", window=8),
         LossConfig(method="bft_inverse", window=4, epsilon=0.01, weight_cap=None),
         LossConfig(method="bft_inverse", window=16, epsilon=0.05, weight_cap=6.0, confidence="arithmetic"),
     ]
     for setting in weigh_settings(tokens, losses):
-        sums = loss_sums(logits, micro.labels, micro.sample_index, micro.num_samples, setting.loss)
+        sums = loss_sums(logits, *laid_out(micro), micro.num_samples, setting.loss)
         expected = (sums.sample_weight / sums.sample_weight.mean()).numpy()
         assert np.abs(setting.weight - expected).max() <= 1e-6 * np.abs(expected).max()
         assert np.abs(setting.confidence - sums.confidence.numpy()).max() <= 1e-6

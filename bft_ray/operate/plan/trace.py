@@ -141,9 +141,7 @@ def _micro_batch(shape: Shape) -> MicroBatch:
     position = place[:, 1:].flatten()
     return MicroBatch(
         input_ids=torch.zeros(laid, dtype=torch.int64),
-        labels=torch.zeros(laid, dtype=torch.int64),
         position_ids=(place % tokens).view(laid) if shape.packing else None,
-        sample_index=torch.zeros(laid, dtype=torch.int64),
         position=position,
         sample=position // tokens,
         target=torch.zeros(len(position), dtype=torch.int64),
