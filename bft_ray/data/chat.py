@@ -186,13 +186,14 @@ class Chat:
 
         template = self._template(tools)
         with _guarded(where, template):
-            [text], [spans] = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[turns],
                 tools=list(tools) if tools else None,
                 chat_template=template,
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
             )
+        [text], [spans] = rendered
         taught = [flag for flag, turn in zip(is_taught, turns, strict=True) if turn["role"] == "assistant"]
         if all(taught):
             return text, spans
