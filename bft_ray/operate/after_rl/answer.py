@@ -153,7 +153,7 @@ def sentences(found: Told) -> list[str]:
         f"**Of {total}, {listed(holds) or 'none'} {'are' if len(holds) > 1 else 'is'} shown to improve by GRPO.**"
     )
     if found.guessing and found.constant >= _GUESSABLE:
-        arms = _list([f"`{arm}`" for arm in found.guessing])
+        arms = listed([f"`{arm}`" for arm in found.guessing])
         lines.append(
             f"Always giving the most common answer would earn {found.constant:.3f} on the held-out items, and {arms} "
             f"{'are' if len(found.guessing) > 1 else 'is'} not shown to start above that: what GRPO does to a model that "
