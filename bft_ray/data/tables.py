@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -15,6 +16,15 @@ from bft_ray.data.values import STARTER
 from bft_ray.errors import BadInput, did_you_mean
 
 _SAVE_AS = {suffix: "Save the sheet as CSV (UTF-8), one file for each sheet." for suffix in (".xlsx", ".xls", ".ods")}
+
+
+@contextlib.contextmanager
+def naming(field: str) -> Iterator[str]:
+    """Errors of a table within name `field` itself, where that is its path; of a source they name its `.path`."""
+    try:
+        yield field
+    except BadInput as error:
+        raise BadInput(error.field.replace(f"{field}.path", field), error.value, error.rule, error.remedy) from None
 
 
 def read_table(

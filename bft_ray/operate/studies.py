@@ -90,9 +90,19 @@ def dry_run(
         found = measured_on(facts.first, line)
         lines += requirements(space, facts.first, cost, found, local_slots(facts.first.cluster))
         seconds = study_s(cost, found)
-        if price is not None and seconds is not None and (text := spent(facts.first, seconds, price)):
-            lines.append(f"price   {text.removeprefix('; ')}")
+        if price is not None and seconds is not None:
+            lines.append(f"price   {_price(facts.first, seconds, price)}")
     return "\n".join([describe(space, base, facts.longest, facts.samples_per_source), "", *lines])
+
+
+def _price(first: Config, seconds: float, price: float) -> str:
+    """GPU-hours and their price, from a speed that was measured on this machine."""
+    import torch
+
+    gpus = first.cluster.gpus_per_worker
+    if not (torch.cuda.is_available() if gpus is None else gpus):
+        return "not known: the speed was measured without a GPU"
+    return spent(first, seconds, price).removeprefix("; ")
 
 
 def _fit(first: Config) -> list[str]:

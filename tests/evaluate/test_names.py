@@ -97,6 +97,8 @@ def test_candidates_from_a_file(context, tmp_path):
     path.write_text('{"name": "w30"}\n{"name": null}\n')
     with pytest.raises(BadInput, match=r"candidates.jsonl:2 name"):
         prepare(write_task(tmp_path, candidates=str(path)), context)
+    with pytest.raises(BadInput, match=r"^`evaluation.tasks.\w+.candidates` is .*none.jsonl"):
+        prepare(write_task(tmp_path, candidates=str(tmp_path / "none.jsonl")), context)
 
 
 # --- requests -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from bft_ray.cli import main
@@ -162,8 +163,15 @@ def test_the_tracking_server_of_the_environment(space, tmp_path, monkeypatch):
         with pytest.raises(BadInput, match="stop"):
             run_study(str(space), own, overrides, "sqlite:///none.db")
     assert seen == [f"sqlite:///{tmp_path}/environment.db", "sqlite:///own.db", "sqlite:///given.db"]
-    dry_run(str(space), None, [])
-    assert (tmp_path / "environment.db").parent.is_dir()
+    assert not list(tmp_path.glob("*.db"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, whose speed has a price")
+def test_a_dry_run_without_a_gpu_prices_no_gpu_hours_and_makes_no_database(space, tmp_path):
+    text = dry_run(str(space), None, [], price=2.0)
+    assert "\nprice   not known: the speed was measured without a GPU" in text and "GPU-hours" not in text
+    assert not list(tmp_path.glob("*.db"))
 
 
 # ---- Ctrl-C ----------------------------------------------------------------------------------------------------------

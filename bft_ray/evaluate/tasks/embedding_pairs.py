@@ -24,6 +24,7 @@ import numpy as np
 
 from bft_ray.config.tasks import EmbeddingPairsTask
 from bft_ray.data.rows import Row, read_table
+from bft_ray.data.tables import naming
 from bft_ray.data.values import Ids, kind_of
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.classify import fit_classifiers, keyed_order, pair_features, ranking_metrics
@@ -79,8 +80,10 @@ def prepare(task: EmbeddingPairsTask, context: Context) -> Prepared:
             engine that is not there.
     """
     field = f"evaluation.tasks.{task.name}"
-    described = _named(f"{field}.descriptions", lambda name: read_descriptions(task.descriptions, name))
-    train = _named(f"{field}.train", lambda name: read_pairs(task.train, None, name))
+    with naming(f"{field}.descriptions") as name:
+        described = read_descriptions(task.descriptions, name)
+    with naming(f"{field}.train") as name:
+        train = read_pairs(task.train, None, name)
     test = read_pairs(task.path, task.limit, field)
     for path, pairs in ((task.train, train), (task.path, test)):
         _require_described(path, pairs, set(described), f"{field}.descriptions")
@@ -113,14 +116,6 @@ def read_descriptions(path: str, field: str) -> dict[str, tuple[str, str]]:
         genes.add(gene, where)
         described[gene] = (where, _text(where, record, "description"))
     return described
-
-
-def _named(field: str, read: Callable[[str], Any]) -> Any:
-    """`read(field)`, whose errors name `field`: a table calls its path `<field>.path`."""
-    try:
-        return read(field)
-    except BadInput as error:
-        raise BadInput(error.field.replace(f"{field}.path", field), error.value, error.rule, error.remedy) from None
 
 
 def _text(where: str, record: dict, column: str) -> str:

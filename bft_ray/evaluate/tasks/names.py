@@ -24,6 +24,7 @@ import numpy as np
 
 from bft_ray.config.tasks import NamesTask
 from bft_ray.data.rows import Row, read_table, row_key, source_of, text_key
+from bft_ray.data.tables import naming
 from bft_ray.data.tokenise import encode_batch
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.clients.encoder import check_encoder, encode_texts
@@ -92,11 +93,12 @@ def _candidates(task: NamesTask, rows: Sequence[Row], field: str) -> list[str]:
         names = [_gold(row) for row in rows]
     else:
         names = []
-        for where, record in read_table(task.candidates, field=f"{field}.candidates"):
-            name = record.get("name")
-            if not isinstance(name, str) or not name.strip():
-                raise BadInput(f"{where} name", "missing or empty", "the text of a name")
-            names.append(name.strip())
+        with naming(f"{field}.candidates") as own:
+            for where, record in read_table(task.candidates, field=own):
+                name = record.get("name")
+                if not isinstance(name, str) or not name.strip():
+                    raise BadInput(f"{where} name", "missing or empty", "the text of a name")
+                names.append(name.strip())
     return sorted({name.casefold(): name for name in sorted(names)}.values())
 
 
