@@ -203,14 +203,14 @@ class SearchSpace(Section):
             )
 
     def _seeds_are_fresh(self) -> None:
-        must_be = f"different seeds, none below 0 or above {MAX_SEED - 1}"
         if any(not 0 <= seed < MAX_SEED for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
-            raise rule("seeds", self.seeds, must_be)
+            raise rule("seeds", self.seeds, f"different seeds, none below 0 or above {MAX_SEED - 1}")
         if self.confirmation and (again := sorted({*self.seeds} & {*self.confirmation.seeds})):
             raise rule(
                 "confirmation.seeds", again, "fresh: the search has used these seeds", "Use others, such as 101 to 105."
             )
         if self.confirmation and any(not 0 <= seed < MAX_SEED for seed in self.confirmation.seeds):
+            must_be = f"different seeds, none below 0 or above {MAX_SEED - 1}"
             raise rule("confirmation.seeds", self.confirmation.seeds, must_be)
 
     def _baselines_are_fair(self) -> None:
