@@ -77,6 +77,10 @@ class Series(Section):
         for name in self.conditions:
             if not re.match(_NAME, name):
                 raise rule(f"conditions.{name}", name, "made of small letters, digits, - and _")
+        for kind, asked in (("trends", self.trends), ("contrasts", self.contrasts)):
+            for index, one in enumerate(asked):
+                if one.better == one.than:
+                    raise rule(f"{kind}.{index}.than", one.than, "another baseline than `better`")
         for index, trend in enumerate(self.trends):
             self._axis(f"trends.{index}.over", trend.over, 2)
             if not blocks({name: one.at for name, one in self.conditions.items()}, trend.over, self.caps):
@@ -102,6 +106,8 @@ class Series(Section):
     def _contrasts(self) -> Series:
         for index, contrast in enumerate(self.contrasts):
             for field, names in (("of", contrast.of), ("against", contrast.against)):
+                if len(set(names)) < len(names):
+                    raise rule(f"contrasts.{index}.{field}", names, "conditions, each once")
                 for name in names:
                     if name not in self.conditions:
                         known = ", ".join(self.conditions)

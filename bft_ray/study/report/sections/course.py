@@ -78,7 +78,7 @@ def _history(known: Known) -> Figure | None:
     return Figure(
         "history",
         "Best value against compute",
-        f"The best {metric} of the search rises to {last} over {factor * spent:.3g} {unit}.",
+        f"The best {metric} of the search comes to {last} over {factor * spent:.3g} {unit}.",
         Axis(unit),
         Axis(metric),
         [one for one in marks if one.x],
