@@ -77,7 +77,8 @@ class Series(Section):
         for name in self.conditions:
             if not re.match(_NAME, name):
                 raise rule(f"conditions.{name}", name, "made of small letters, digits, - and _")
-        for kind, asked in (("trends", self.trends), ("contrasts", self.contrasts)):
+        kinds: dict[str, Sequence[Trend | Contrast]] = {"trends": self.trends, "contrasts": self.contrasts}
+        for kind, asked in kinds.items():
             for index, one in enumerate(asked):
                 if one.better == one.than:
                     raise rule(f"{kind}.{index}.than", one.than, "another baseline than `better`")
