@@ -77,12 +77,9 @@ class Series(Section):
         for name in self.conditions:
             if not re.match(_NAME, name):
                 raise rule(f"conditions.{name}", name, "made of small letters, digits, - and _")
-        kinds: dict[str, Sequence[Trend | Contrast]] = {"trends": self.trends, "contrasts": self.contrasts}
-        for kind, asked in kinds.items():
-            for index, one in enumerate(asked):
-                if one.better == one.than:
-                    raise rule(f"{kind}.{index}.than", one.than, "another baseline than `better`")
         for index, trend in enumerate(self.trends):
+            if trend.better == trend.than:
+                raise rule(f"trends.{index}.than", trend.than, "another baseline than `better`")
             self._axis(f"trends.{index}.over", trend.over, 2)
             if not blocks({name: one.at for name, one in self.conditions.items()}, trend.over, self.caps):
                 rule_text = "an axis on which conditions differ that agree on every other axis"
@@ -106,6 +103,8 @@ class Series(Section):
     @model_validator(mode="after")
     def _contrasts(self) -> Series:
         for index, contrast in enumerate(self.contrasts):
+            if contrast.better == contrast.than:
+                raise rule(f"contrasts.{index}.than", contrast.than, "another baseline than `better`")
             for field, names in (("of", contrast.of), ("against", contrast.against)):
                 if len(set(names)) < len(names):
                     raise rule(f"contrasts.{index}.{field}", names, "conditions, each once")
