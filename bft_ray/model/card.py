@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from bft_ray.config import Config, to_yaml
+from bft_ray.config import Config
 from bft_ray.config.metrics import format_value, is_judged
 from bft_ray.model.gguf import is_gguf
 from bft_ray.model.named import BUNDLED, MODELS
+from bft_ray.places.addresses import redacted_yaml
 
 _LOAD = {
     "adapter": """from peft import AutoPeftModelForCausalLM
@@ -115,7 +116,7 @@ def model_card(
             "## Configuration",
             "",
             "```yaml",
-            to_yaml(config).rstrip(),
+            redacted_yaml(config).rstrip(),
             "```",
             "",
         ]

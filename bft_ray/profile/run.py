@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bft_ray.config import Config, to_yaml
+from bft_ray.config import Config
 from bft_ray.config.load import parse_yaml, read_yaml, validate
 from bft_ray.data.dataset import prepare
 from bft_ray.data.passing import tokens_pass
@@ -17,7 +17,7 @@ from bft_ray.errors import BadInput
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.model.check import check_model
 from bft_ray.page.html import to_html
-from bft_ray.places.addresses import redact_tree
+from bft_ray.places.addresses import redacted_yaml
 from bft_ray.places.cache import check_out
 from bft_ray.places.kept import write_kept
 from bft_ray.places.modes import kept_for
@@ -153,7 +153,7 @@ def _record(config: Config, profile: Profile, out: Path) -> None:
         tags={"bft.domain": config.domain, "bft.kind": "profile", "mlflow.note.content": "\n\n".join(profile.findings)},
     ) as tracker:
         tracker.log_metrics(numbers, step=0)
-        tracker.log_text(to_yaml(redact_tree(config.model_dump(mode="json"))), "config.yaml")
+        tracker.log_text(redacted_yaml(config), "config.yaml")
         log_files(tracker, out)
 
 

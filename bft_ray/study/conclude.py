@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bft_ray.config import Config, TrackingConfig, to_yaml
+from bft_ray.config import Config, TrackingConfig
 from bft_ray.errors import BadInput, BftError, first_line
 from bft_ray.places import storage
-from bft_ray.places.addresses import redact
+from bft_ray.places.addresses import redact, redacted_yaml
 from bft_ray.stats.comparison import Comparison
 from bft_ray.study.answer import Answer, as_json
 from bft_ray.study.confirm.choice import Choice
@@ -176,7 +176,7 @@ def _register(study: Study, store: Store, found: Answer, tracker: Tracker) -> st
             model_id=model_id,
             source=found.weights,
             tags=champion_tags(found.choice, config) | about,
-            config_yaml=redact(to_yaml(config)),
+            config_yaml=redacted_yaml(config),
             description=f"{found.choice.verdict}: {found.choice.reason}",
         )
     except Exception as error:  # MLflow's own, of many types

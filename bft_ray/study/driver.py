@@ -8,14 +8,14 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bft_ray.config import Config, to_yaml
+from bft_ray.config import Config
 from bft_ray.config.metrics import higher_is_better
 from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
 from bft_ray.errors import BadInput, BftError, DiskFull
 from bft_ray.model.causal_lm import load_tokenizer
 from bft_ray.places import storage
-from bft_ray.places.addresses import redact
+from bft_ray.places.addresses import redacted_yaml
 from bft_ray.places.kept import read_kept
 from bft_ray.places.modes import kept_for, settle
 from bft_ray.places.scratch import scratch
@@ -270,8 +270,8 @@ def _looks(store: Store, controller: Controller, shown: Live, slots: Callable[[]
 
 
 def _log_inputs(tracker: Tracker, study: Study, first: Config, fingerprint: str) -> None:
-    tracker.log_text(redact(to_yaml(study.base)), "config.yaml")
-    tracker.log_text(redact(to_yaml(study.space)), "search_space.yaml")
+    tracker.log_text(redacted_yaml(study.base), "config.yaml")
+    tracker.log_text(redacted_yaml(study.space), "search_space.yaml")
     paths = ", ".join(source.path for source in first.data.train)
     if study.num_samples is not None:
         tracker.log_dataset("train", paths, fingerprint, study.num_samples, "train")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bft_ray.config import Config, LossConfig, SourceConfig, flatten, to_yaml
+from bft_ray.config import Config, LossConfig, SourceConfig, flatten
 from bft_ray.data.dataset import TokenDataset, prepare
 from bft_ray.data.passing import tokens_pass
 from bft_ray.data.tokenise import with_date
@@ -22,7 +22,7 @@ from bft_ray.model.checksums import require_unchanged
 from bft_ray.model.export import exported_kind
 from bft_ray.page.html import to_html
 from bft_ray.places import storage
-from bft_ray.places.addresses import redact, redact_tree
+from bft_ray.places.addresses import redact, redacted_yaml
 from bft_ray.places.modes import kept_for, settle
 from bft_ray.places.remote import is_remote
 from bft_ray.tracking.artifacts import check_artifacts
@@ -217,7 +217,7 @@ def _params(config: Config) -> dict[str, Any]:
 
 
 def _log_inputs(tracker: Tracker, config: Config, datasets: dict[str, TokenDataset]) -> None:
-    tracker.log_text(to_yaml(redact_tree(config.model_dump(mode="json"))), "config.yaml")
+    tracker.log_text(redacted_yaml(config), "config.yaml")
     for use, dataset in datasets.items():
         paths = ", ".join(source.path for source in getattr(config.data, use))
         tracker.log_dataset(use, source=paths, fingerprint=dataset.fingerprint, num_rows=len(dataset), context=use)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from bft_ray.places.addresses import absolute_uri, redact_tree, sqlite_path, sqlite_uri
+from bft_ray.config import config_from_yaml, make_config
+from bft_ray.places.addresses import absolute_uri, redact, redact_tree, redacted_yaml, sqlite_path, sqlite_uri
 from bft_ray.tracking.server import connect
 
 
@@ -53,3 +54,13 @@ def test_strings_of_a_tree_are_redacted_one_by_one():
         "c": [True, "plain"],
     }
     assert redact_tree(tree) == kept
+
+
+def test_what_is_redacted_stays_as_it_is(make_tree):
+    """A card holds the YAML of a config, and is redacted as a whole."""
+    config = make_config(make_tree(tracking={"uri": "postgresql://user:secret@h/db?password=secret"}))
+    text = redacted_yaml(config)
+    assert "secret" not in text and redact(text) == text == redact(redact(text))
+    uri = config_from_yaml(text, "the text").tracking.uri
+    assert uri == "postgresql://user:***@h/db?password=***"
+    assert redact("MLFLOW_TRACKING_TOKEN=*** and a") == "MLFLOW_TRACKING_TOKEN=*** and a"

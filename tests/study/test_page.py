@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from bft_ray.page.html import to_html
+from bft_ray.page.model import Code
 from bft_ray.places.kept import write_kept
 from bft_ray.study.kept import Known, known
 from bft_ray.study.records.database import Database
@@ -22,6 +24,7 @@ from bft_ray.study.records.store import BASELINES, CONFIRMATION, SEARCH, Store
 from bft_ray.study.report.page import page_of
 from bft_ray.study.report.sections.cost import lanes
 from bft_ray.study.report.sections.course import survival
+from bft_ray.study.report.sections.use import use
 from tests.support.executor import METRIC, make_study
 from tests.support.written import write_study
 
@@ -439,6 +442,23 @@ def test_a_study_without_a_confirmation(tmp_path):
     found = page_of(read(url))
     assert found.answer.startswith("**No winner is named**: the best trial is")
     assert "evidence" in [section.name for section in found.sections]
+
+
+def test_configs_on_the_page_load_and_hold_no_password(golden):
+    """One at the end of an address, where the text of YAML may have a quote behind it."""
+    uri = "postgresql://h/db?password=secret"
+    base = golden.study.base
+    base = base.model_copy(
+        update={"tracking": base.tracking.model_copy(update={"uri": uri, "tags": {"a": f"{uri}: "}})}
+    )
+    section = use(replace(golden, study=replace(golden.study, base=base)))
+    texts = [part.text for part in section.parts if isinstance(part, Code) and part.title.endswith("varies")]
+    texts += [
+        part.text for part in section.parts if isinstance(part, Code) and part.title.startswith("The exact config")
+    ]
+    assert len(texts) == 2 and not any("secret" in text for text in texts)
+    for text in texts:
+        assert yaml.safe_load(text)["tracking"]["uri"] == "postgresql://h/db?password=***"
 
 
 def test_lanes_hold_trials_that_follow_each_other():

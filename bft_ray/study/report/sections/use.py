@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bft_ray.config import to_yaml
 from bft_ray.page.model import Cell, Code, Number, Part, Section, Table
-from bft_ray.places.addresses import redact
+from bft_ray.places.addresses import redacted_yaml
 from bft_ray.study.confirm.candidates import sources
 from bft_ray.study.kept import Known
 from bft_ray.study.propose.sampler import rung_metric
@@ -26,8 +25,8 @@ def use(known: Known) -> Section:
         found.append(Code(config, "The exact config of the champion", is_open=False))
     resumes = f"bft-ray search {study.space.name}   # as you gave it: the same command resumes the study"
     found.append(Code(f"{resumes}\nbft-ray report {study.name}", "This study, and this page, again", is_open=False))
-    found.append(Code(redact(to_yaml(study.space)), "The search space", is_open=False))
-    found.append(Code(redact(to_yaml(study.base)), "The config that it varies", is_open=False))
+    found.append(Code(redacted_yaml(study.space), "The search space", is_open=False))
+    found.append(Code(redacted_yaml(study.base), "The config that it varies", is_open=False))
     return Section("use", "How to use it", found)
 
 
@@ -36,7 +35,7 @@ def _config(known: Known) -> str | None:
     if choice is None or choice.champion is None or study.space.confirmation is None:
         return None
     trial = sources(known.parts)[choice.champion]
-    return redact(to_yaml(study.config(trial, study.space.confirmation.seeds[0])))
+    return redacted_yaml(study.config(trial, study.kept_seed))
 
 
 def trials(known: Known) -> Section | None:

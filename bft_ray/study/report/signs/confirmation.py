@@ -89,8 +89,8 @@ def sft_wins(parts: Records, space: SearchSpace, choice: Choice | None) -> Findi
         "Ordinary fine-tuning wins",
         "`sft` beats the default beyond noise. BFT trusts what the model already gives some probability; where a base "
         "model lacks the knowledge, or has much to learn and little to overfit, that holds it back.",
-        "Train with `sft`. BFT may win with a base model that knows the field: that is another study. That fewer rows or more "
-        "passes help it is not what was measured so far (docs/what-we-measured.md).",
+        "Train with `sft`. BFT may win with a base model that knows the field: that is another study. Neither fewer rows "
+        "nor more passes are shown to help it (docs/what-we-measured.md).",
     )
 
 
