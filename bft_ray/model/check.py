@@ -19,7 +19,7 @@ from bft_ray.model.cpu import SLOW, bf16_slowdown
 from bft_ray.model.export import require_same_base
 from bft_ray.model.fitting import check_adapter_weights, check_layers, stored_names
 from bft_ray.model.lora import check_targets
-from bft_ray.model.noise import noise_of
+from bft_ray.model.noise import noise_text
 from bft_ray.model.quantized import require_bitsandbytes, require_plain
 from bft_ray.model.safe import check_adapter, damaged, read_adapter_config, whole_files
 from bft_ray.model.unreadable import reading, unbuildable, unreadable_model
@@ -63,30 +63,22 @@ def check_model(config: Config, tokenizer: Any) -> list[str]:
         check_layers(stored_names(Path(base)), model, "model.path", config.model.path)
     if config.lora:
         check_targets(model, config.lora)
-    surprises = [
-        *_unused_revision(config.model, base),
-        *check_length(config, described, model),
-        *_slow_dtype(config),
-        *_noise(described),
-    ]
+    surprises = [*_unused_revision(config.model, base), *check_length(config, described, model), *_slow_dtype(config)]
     if adapter:
         check_adapter_weights(model, Path(adapter), field)
     return surprises
+
+
+def check_for_training(config: Config, tokenizer: Any) -> list[str]:
+    """`check_model`, and a sentence on what of the model's own config is off while it trains."""
+    notes, silenced = check_model(config, tokenizer), noise_text(describe(config))
+    return [*notes, silenced] if silenced else notes
 
 
 def _unused_revision(model: ModelConfig, base: str) -> list[str]:
     if model.revision is None or not os.path.isdir(base):
         return []
     return [f"model.revision is {model.revision}, which has no effect: {base} is a folder, which has no revisions"]
-
-
-def _noise(described: Any) -> list[str]:
-    found = ", ".join(f"{name} {value:g}" for name, value in noise_of(described).items())
-    return (
-        [f"the model's own {found} are 0 while it trains: else the loss would depend on the layout of rows"]
-        if found
-        else []
-    )
 
 
 def check_anchor(config: Config) -> None:

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from bft_ray.errors import enumerate_names
+
 _SIGNS = ("drop", "jitter")  # in names of fields, such as attn_pdrop, layerdrop, router_jitter_noise
+_OTHER_HEADS = ("classifier", "summary")
 _KEPT = "_bft_noise"  # attribute of a model: the fields that were set to 0, with their values
 
 
@@ -23,6 +26,13 @@ def noise_of(described: Any) -> dict[str, float]:
         elif isinstance(value, float) and value > 0 and any(sign in name for sign in _SIGNS):
             found[name] = value
     return found
+
+
+def noise_text(described: Any) -> str:
+    """A sentence for whoever trains it; "" where there is nothing to say. Heads that a causal LM lacks have shares too."""
+    found = {name: value for name, value in noise_of(described).items() if not name.startswith(_OTHER_HEADS)}
+    shown = enumerate_names(f"{name} {value:g}" for name, value in found.items())
+    return f"0 while it trains, or the loss would depend on the layout of rows: its own {shown}" if found else ""
 
 
 def silence(described: Any) -> dict[str, float]:

@@ -87,14 +87,17 @@ def check_model(config: Config) -> Iterable[Finding]:
     """Tokenizer, configuration, headers of the weights, length and LoRA targets: as a run checks them."""
     from bft_ray.model import check
     from bft_ray.model.causal_lm import adapter_of, load_tokenizer
+    from bft_ray.model.noise import noise_text
     from bft_ray.operate.tried import require_tried
 
     tokenizer = load_tokenizer(config.model)
     notes, described = check.check_model(config, tokenizer), check.describe(config)
-    detail = f"{config.model.path}: {described.model_type}, {len(tokenizer)} tokens"
+    detail = f"{config.model.path}: {described.model_type}, a vocabulary of {len(tokenizer):,} tokens"
     require_tried(config, described)
     if not os.path.isdir(adapter_of(config.model)[0]):
         detail += "; the weights come from the hub when a run starts"
+    if silenced := noise_text(described):
+        detail += f"; {silenced}"
     yield Finding("model", "ok", detail)
     for note in notes:
         yield Finding("model", "warn", note, "Change it, unless that is what you want.")

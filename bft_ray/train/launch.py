@@ -17,7 +17,7 @@ from bft_ray.errors import BadInput, first_line
 from bft_ray.evaluate.run import evaluate_model, prepare_all, prepare_context
 from bft_ray.model.card import measured_table, model_card
 from bft_ray.model.causal_lm import load_tokenizer
-from bft_ray.model.check import check_model
+from bft_ray.model.check import check_for_training
 from bft_ray.model.checksums import require_unchanged
 from bft_ray.model.export import exported_kind
 from bft_ray.page.html import to_html
@@ -147,7 +147,7 @@ def _inputs(
     """What the run reads, with its fingerprints; the config with the date of the chat template."""
     tokenizer = load_tokenizer(config.model)
     config = config.model_copy(update={"data": with_date(config.data, tokenizer, date)})
-    for note in check_model(config, tokenizer):
+    for note in check_for_training(config, tokenizer):
         display.line(f"note: {note}")
     datasets = load_datasets(config, tokenizer, display)
     return config, datasets, identity_of(config, datasets)

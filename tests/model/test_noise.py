@@ -23,9 +23,9 @@ from transformers import (
 
 from bft_ray.config import ModelConfig, make_config
 from bft_ray.model.causal_lm import load_model, load_tokenizer
-from bft_ray.model.check import check_model
 from bft_ray.model.export import export_model
-from bft_ray.model.noise import noise_of
+from bft_ray.model.noise import noise_of, noise_text
+from bft_ray.operate import configured
 
 HEADS = dict(vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
 MODELS = {
@@ -73,6 +73,10 @@ def test_what_is_off_is_told(make_tree, tiny_model, tmp_path):
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
     load_tokenizer(ModelConfig(path=str(tiny_model))).save_pretrained(tmp_path / "base")
     config = make_config(make_tree() | {"model": {"path": str(tmp_path / "base"), "dtype": "fp32"}})
-    told = [note for note in check_model(config, load_tokenizer(config.model)) if "while it trains" in note]
-    assert len(told) == 1 and "attn_pdrop 0.1" in told[0]
-    assert noise_of(LlamaConfig()) == {}
+    told = noise_text(AutoConfig.from_pretrained(tmp_path / "base"))
+    assert told == (
+        "0 while it trains, or the loss would depend on the layout of rows: its own resid_pdrop 0.1, embd_pdrop 0.1, attn_pdrop 0.1"
+    )
+    [found] = configured.check_model(config)  # nothing that one could mend: no warning
+    assert (found.status, found.detail.partition("; ")[2]) == ("ok", told)
+    assert noise_of(LlamaConfig()) == {} and noise_text(LlamaConfig()) == ""

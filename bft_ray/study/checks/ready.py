@@ -12,7 +12,7 @@ from bft_ray.errors import BadInput
 from bft_ray.evaluate import overlap
 from bft_ray.model.base_weights import weights_fingerprint
 from bft_ray.model.causal_lm import load_tokenizer
-from bft_ray.model.check import check_anchor, check_model
+from bft_ray.model.check import check_anchor, check_for_training
 from bft_ray.places import storage
 from bft_ray.space.assign import baseline_config, config_of, with_overrides
 from bft_ray.space.definition import SearchSpace
@@ -70,7 +70,7 @@ def inspect_study(space: SearchSpace, base: Config, line: Callable[[str], None] 
         if space.confirmation.test:
             splits["test"] = pin_paths(with_overrides(first, space.confirmation.test, "confirmation.test"))
     tokenizer = load_tokenizer(first.model)
-    for note in check_model(first, tokenizer):
+    for note in check_for_training(first, tokenizer):
         line(f"note: {note}")
     _tell_anchor(space, base, line)
     train = prepare(first.data.train, tokenizer, first.data, "data.train")
