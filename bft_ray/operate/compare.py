@@ -17,6 +17,7 @@ import numpy as np
 from bft_ray.config import Config, SourceConfig, TrackingConfig, config_from_yaml, make_config
 from bft_ray.config.tasks import Decoding
 from bft_ray.data.rows import BadRow, Row, look, question_key, read_choices, read_rows
+from bft_ray.data.tables import naming
 from bft_ray.errors import BadInput
 from bft_ray.evaluate.engine.generate import run_generate
 from bft_ray.evaluate.engine.request import Context, Generate
@@ -109,13 +110,14 @@ def compare_models(
 
 def _rows(source: SourceConfig) -> Sequence[Row]:
     """Prompts with a gold answer; of a choice, the text of the right option."""
-    use = look(source, _FIELD)
-    if use is None or use.form.kind != "choice":
-        return read_prompts(source, _FIELD)
-    return [
-        Row(item.id, item.where, prompt=prompt_of(item), completion=item.choices[item.answer], group=item.group)
-        for item in read_choices(source, _FIELD)
-    ]
+    with naming(_FIELD):
+        use = look(source, _FIELD)
+        if use is None or use.form.kind != "choice":
+            return read_prompts(source, _FIELD)
+        return [
+            Row(item.id, item.where, prompt=prompt_of(item), completion=item.choices[item.answer], group=item.group)
+            for item in read_choices(source, _FIELD)
+        ]
 
 
 def _champion(domain: str | None, uri: str | None, line: Line) -> tuple[Config | None, list[Candidate]]:

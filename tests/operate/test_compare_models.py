@@ -119,7 +119,8 @@ def test_questions_with_options_are_asked_as_they_are_measured(models, tmp_path)
     ("words", "says"),
     [
         (["--prompts", "test.jsonl"], "one model at least, or --champion DOMAIN"),
-        (["starter", "--prompts", "none.jsonl"], "none.jsonl"),
+        (["starter", "--prompts", "none.jsonl"], "`--prompts` is 'none.jsonl'"),
+        (["starter", "--prompts", "empty.jsonl"], "`--prompts` is 'empty.jsonl'"),
         (["starter", "--prompts", "test.jsonl", "--limit", "0"], "`--limit` is 0, but must be at least 1"),
         (
             ["starter", "--prompts", "test.jsonl", "--max-new-tokens", "-1"],
@@ -130,6 +131,7 @@ def test_questions_with_options_are_asked_as_they_are_measured(models, tmp_path)
 )
 def test_what_cannot_be_compared(models, tmp_path, capsys, monkeypatch, words, says):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "empty.jsonl").touch()
     assert main(["compare", *words]) == 2
     assert says in capsys.readouterr().err and not list(tmp_path.glob("*.html"))
 
